@@ -1,0 +1,221 @@
+"""Streaming scores: a confusion matrix that speaks `evaluate`'s `mean_iou`, and ROC curves from score histograms."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+
+# Class scores are binned by their log-odds: networks put most probabilities within 0.001 of 0 or 1, where bins of
+# equal width in probability would hold nearly all pixels and flatten the curve.
+ROC_BINS = 256
+ROC_MAX_LOG_ODDS = 12.0
+
+
+def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
+    """Count the pixels of each (true class, predicted class) pair.
+
+    Args:
+        predictions (`torch.Tensor`, integer, any shape): predicted class ids in `[0, num_labels)`.
+        references (`torch.Tensor`, integer, same shape): true class ids in `[0, num_labels)`, or `ignore_index`.
+        num_labels (`int`): number of classes C.
+        ignore_index (`int`): pixels with this *reference* are left out, whatever was predicted there.
+
+    Returns:
+        `torch.LongTensor` of shape `(C, C)` on the device of `references`; rows are true classes, columns predicted.
+
+    Raises:
+        ValueError: when the shapes differ, or an id lies outside `[0, num_labels)`.
+    """
+    if predictions.shape != references.shape:
+        raise ValueError(
+            f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: "
+            "resize the predictions to the size of the reference masks first"
+        )
+    keep = references != ignore_index
+    true, predicted = references[keep].long(), predictions[keep].long()
+    if true.numel() == 0:
+        return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=references.device)
+    for name, ids in (("references", true), ("predictions", predicted)):
+        low, high = (int(value) for value in torch.aminmax(ids))
+        if low < 0 or high >= num_labels:
+            raise ValueError(
+                f"{name} hold ids from {low} to {high}, but there are {num_labels} classes (0 to {num_labels - 1}; "
+                f"{ignore_index} is ignored in references): map the mask values to class ids first"
+            )
+    pairs = torch.bincount(true * num_labels + predicted, minlength=num_labels**2)
+    return pairs.reshape(num_labels, num_labels)
+
+
+class SegMetric(evaluate.Metric):
+    """Mean IoU of a whole set as `evaluate`'s `mean_iou` defines it, in memory that does not grow with the set.
+
+    Per class, intersection and union are summed over all pixels of all images whose reference is not `ignore_index`;
+    IoU = intersection / union, accuracy = intersection / reference area, and the means leave out classes that are
+    absent (0 / 0, `nan`). Only a C×C int64 matrix is kept, on the device of the tensors that come in.
+
+    Args:
+        num_labels (`int`): number of classes C.
+        ignore_index (`int`, *optional*, defaults to 255): reference value of the pixels that do not count.
+
+    Source: the definition in `evaluate-metric/mean_iou`; Everingham et al., "The Pascal Visual Object Classes
+    Challenge", IJCV 2010 (IoU summed over the set).
+    """
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        self.reset()
+        super().__init__(**kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        id_map = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        return evaluate.MetricInfo(
+            description="Mean IoU over a streaming confusion matrix.",
+            citation="",
+            inputs_description="predictions, references: integer id maps of shape (height, width), or batches.",
+            features=datasets.Features({"predictions": id_map, "references": id_map}),
+        )
+
+    def reset(self) -> None:
+        """Forget all pixels seen so far."""
+        self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.int64)
+
+    def add_batch(self, *, predictions: Iterable, references: Iterable) -> None:
+        """Count a batch.
+
+        Args:
+            predictions (integer tensor or array of shape `(batch, height, width)`, or a list of `(height, width)` maps
+                of differing sizes): class ids in `[0, num_labels)`.
+            references (the same form): class ids in `[0, num_labels)`, or `ignore_index`.
+
+        Raises:
+            ValueError: when shapes or lengths differ, or an id is out of range.
+        """
+        if not isinstance(predictions, (Tensor, np.ndarray)) or not isinstance(references, (Tensor, np.ndarray)):
+            for prediction, reference in zip(predictions, references, strict=True):
+                self.add(prediction=prediction, reference=reference)
+            return
+        counts = confusion_matrix(
+            torch.as_tensor(predictions), torch.as_tensor(references), self.num_labels, self.ignore_index
+        )
+        self.confusion = self.confusion.to(counts.device) + counts
+
+    def add(self, *, prediction, reference) -> None:
+        """Count one pair of `(height, width)` id maps; see [`~SegMetric.add_batch`]."""
+        prediction, reference = (
+            values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values).astype(np.int64))
+            for values in (prediction, reference)
+        )
+        self.add_batch(predictions=prediction, references=reference)
+
+    def compute(self, *, predictions=None, references=None) -> dict[str, float | np.ndarray]:
+        """Score all that was added (and `predictions`, `references` if given), then start afresh.
+
+        Returns:
+            `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy` (floats in [0, 1]), `per_category_iou` and
+            `per_category_accuracy` (float64 arrays of shape `(num_labels,)`, `nan` for absent classes).
+        """
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        scores = scores_from_confusion(self.confusion.cpu().numpy())
+        self.reset()
+        return scores
+
+
+def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
+    """The keys of `mean_iou` from a `(C, C)` matrix with rows of true and columns of predicted classes."""
+    intersection = np.diag(confusion).astype(np.float64)
+    reference_area, predicted_area = confusion.sum(axis=1), confusion.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = intersection / (reference_area + predicted_area - intersection)
+        accuracy = intersection / reference_area
+        overall = intersection.sum() / reference_area.sum()
+    return {
+        "mean_iou": float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
+        "mean_accuracy": float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
+        "overall_accuracy": float(overall),
+        "per_category_iou": iou,
+        "per_category_accuracy": accuracy,
+    }
+
+
+def score_histograms(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Histogram each class's softmax score, separately for the pixels of that class and for all others.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch, C, height, width)`): at the size of `labels`.
+        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
+
+    Returns:
+        `torch.IntTensor` of shape `(batch, C, 2, ROC_BINS)`: pixel counts; index 1 of the third axis holds the pixels
+        of the class, 0 the others; bins run from the lowest to the highest log-odds.
+    """
+    batch, num_labels = logits.shape[:2]
+    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed
+    row = ROC_BINS + 1
+    ignored = labels == ignore_index
+    image = torch.arange(batch, device=logits.device)[:, None, None]
+    histograms = torch.empty(batch, num_labels, 2, ROC_BINS, dtype=torch.int32, device=logits.device)
+    for class_id, probability in enumerate(logits.softmax(dim=1).unbind(dim=1)):
+        log_odds = torch.logit(probability, eps=1e-7).clamp(-ROC_MAX_LOG_ODDS, ROC_MAX_LOG_ODDS)
+        bins = ((log_odds / ROC_MAX_LOG_ODDS + 1) * (ROC_BINS / 2)).long().clamp_(max=ROC_BINS - 1)
+        index = (image * 2 + (labels == class_id)) * row + bins.masked_fill(ignored, ROC_BINS)
+        counts = torch.bincount(index.flatten(), minlength=batch * 2 * row)
+        histograms[:, class_id] = counts.reshape(batch, 2, row)[..., :ROC_BINS]
+    return histograms
+
+
+def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> dict[str, dict]:
+    """One-vs-rest ROC curves from summed score histograms.
+
+    Args:
+        histograms (integer array of shape `(C, 2, ROC_BINS)`): sums over images of [`score_histograms`].
+        class_names (`Iterable[str]`): C names.
+
+    Returns:
+        `dict`: class name → `{"fpr": list, "tpr": list, "auc": float}`, all in [0, 1], thresholds falling. A class
+        with no pixel, or with every pixel, has empty lists and `auc` None.
+
+    Source: Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 2006.
+    """
+    curves = {}
+    for name, (others, own) in zip(class_names, histograms.astype(np.int64), strict=True):
+        if own.sum() == 0 or others.sum() == 0:
+            curves[name] = {"fpr": [], "tpr": [], "auc": None}
+            continue
+        tpr = np.concatenate([[0], np.cumsum(own[::-1]) / own.sum()])
+        fpr = np.concatenate([[0], np.cumsum(others[::-1]) / others.sum()])
+        curves[name] = {"fpr": fpr.tolist(), "tpr": tpr.tolist(), "auc": float(np.trapezoid(tpr, fpr))}
+    return curves
+
+
+def load_mean_iou(script: str | None = None) -> tuple[evaluate.EvaluationModule | None, str | None]:
+    """`evaluate`'s own `mean_iou`, for a second opinion.
+
+    Args:
+        script (`str`, *optional*): path of a local copy; without it the Hub is asked (or `evaluate`'s cache).
+
+    Returns:
+        The metric and None, or None and the reason why it cannot be had.
+
+    Raises:
+        FileNotFoundError: when `script` is given and is no file.
+    """
+    if script is not None:
+        return evaluate.load(script), None
+    try:
+        return evaluate.load("mean_iou"), None
+    except (OSError, ImportError) as error:  # offline, unreachable, or the script's own imports are missing
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def compare_scores(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """How far another implementation's `mean_iou` result lies from ours, over all keys."""
+    differences = [
+        np.nanmax(np.abs(np.asarray(ours[key], dtype=np.float64) - np.asarray(reference[key], dtype=np.float64)))
+        for key in ours
+    ]
+    return {"mean_iou": float(reference["mean_iou"]), "largest_difference": float(max(differences))}

@@ -1,0 +1,46 @@
+"""Configuration of the FCN. This file travels to the Hub: it imports libraries only, nothing of hf_seg."""
+
+from transformers import PreTrainedConfig
+
+
+class FCNConfig(PreTrainedConfig):
+    """What it takes to build an [`FCNForSemanticSegmentation`].
+
+    Args:
+        encoder (`str`, defaults to `"resnet50"`): name of a timm CNN that has `features_only` and `output_stride`.
+        output_stride (`int`, defaults to 8): image pixels per logit along one axis: 8, 16 or 32.
+        dropout (`float` in [0, 1), defaults to 0.1): share of the head's channels dropped in training, as in
+            torchvision's `FCNHead`.
+        semantic_loss_ignore_index (`int`, defaults to 255): label of the pixels that the loss leaves out; the name is
+            SegFormer's.
+        kwargs: everything else that a `PreTrainedConfig` takes: `num_labels`, `id2label`, `label2id`, ...
+
+    Raises:
+        ValueError: when a value has the wrong type or is out of range. Whether timm knows the encoder is checked by
+            the model: a configuration can be read without timm.
+    """
+
+    model_type = "hf_seg_fcn"
+
+    encoder: str = "resnet50"
+    output_stride: int = 8
+    dropout: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+
+        def need(name: str, kinds: tuple[type, ...], holds, what: str) -> None:
+            value = getattr(self, name)
+            # True and False are integers to Python, and never what is meant here.
+            if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+                raise ValueError(f"FCNConfig.{name} must be {what}, not {value!r}.")
+
+        need("encoder", (str,), lambda v: v.strip() != "", 'the name of a timm CNN such as "resnet50"')
+        need("output_stride", (int,), lambda v: v in (8, 16, 32), "8, 16 or 32")
+        need("dropout", (int, float), lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
+        need("semantic_loss_ignore_index", (int,), lambda v: True, "a whole number")
+
+
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+FCNConfig.register_for_auto_class()

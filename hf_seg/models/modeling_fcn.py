@@ -1,0 +1,127 @@
+"""FCN on any timm CNN. This file travels to the Hub: it imports libraries and `configuration_fcn` only."""
+
+import difflib
+
+import timm
+import torch
+from torch import nn
+from torchvision.models.segmentation.fcn import FCNHead
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .configuration_fcn import FCNConfig
+
+
+def build_encoder(name: str, output_stride: int, **timm_arguments) -> nn.Module:
+    """Build a timm CNN that returns its last feature map.
+
+    Args:
+        name (`str`): a timm model name.
+        output_stride (`int`): image pixels per feature along one axis: 8, 16 or 32.
+        timm_arguments: passed on to `timm.create_model`. Without `pretrained=True` the weights are random.
+
+    Returns:
+        `nn.Module`: maps `(batch, 3, height, width)` to a list with one tensor of shape
+        `(batch, channels, height/output_stride, width/output_stride)`.
+
+    Raises:
+        ValueError: when timm does not know the name, or the model is no CNN that can keep this stride.
+    """
+    known = timm.list_models(pretrained="." in name)  # "resnet50.a1_in1k" names weights as well
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`timm.list_models()` lists the names."
+        raise ValueError(f"encoder {name!r} is not a timm model: {hint}")
+    # timm's default are five stages, which fails for the families that have four.
+    arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-1,), **timm_arguments}
+    try:
+        encoder = timm.create_model(name, **arguments)
+        reduction = encoder.feature_info.reduction()[-1]
+    except (TypeError, AssertionError, NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"encoder {name!r} is no CNN with features at output stride {output_stride} in timm"
+            f"{f' ({error})' if str(error) else ''}: take one such as resnet50, regnety_032 or convnext_tiny."
+        ) from error
+    if reduction != output_stride:
+        raise ValueError(f"encoder {name!r} ends at output stride {reduction}, not at the {output_stride} asked for.")
+    return encoder
+
+
+class FCNForSemanticSegmentation(PreTrainedModel):
+    """A fully convolutional network: a dilated timm CNN (`encoder`) under torchvision's `FCNHead` (`classifier`).
+
+    With `encoder="resnet50"` it is torchvision's `fcn_resnet50`: same tensors (`backbone.*` is `encoder.*` here), same
+    logits, same distribution of initial weights.
+
+    Args:
+        config ([`FCNConfig`]): the encoder's name, the stride, the number of labels.
+
+    Raises:
+        ValueError: when timm cannot build the encoder (see [`build_encoder`]).
+
+    Source: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
+    """
+
+    config_class = FCNConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # The loss is a plain mean: Trainer must divide it by the accumulation steps and not multiply it by the ranks.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: FCNConfig):
+        super().__init__(config)
+        self.encoder = build_encoder(config.encoder, config.output_stride)
+        self.classifier = FCNHead(self.encoder.feature_info.channels()[-1], config.num_labels)
+        for module in self.classifier:
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # torchvision's initial weights, so that a run from scratch is that of its fcn_resnet50: transformers' default
+        # is N(0, 0.02) everywhere, and timm's ResNets start each block's last batch norm at 0. The functions of
+        # `init` leave alone what `from_pretrained` has loaded.
+        if isinstance(module, nn.Conv2d) and module in self.classifier:
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        # What timm does not save (blur kernels) is not in a checkpoint either.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple:
+        """Segment a batch of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, 3, height, width)`): RGB, scaled as in training.
+            labels (`torch.LongTensor` of shape `(batch, height, width)`, *optional*): class ids from 0 to
+                `num_labels - 1`; `config.semantic_loss_ignore_index` marks pixels that do not count.
+            return_dict (`bool`, *optional*): False returns a tuple; by default as the configuration says.
+
+        Returns:
+            [`SemanticSegmenterOutput`]: `logits` of shape `(batch, num_labels, height/8, width/8)` at the default
+            stride; with `labels`, `loss` is the mean cross-entropy of the logits enlarged to the labels' size.
+        """
+        logits = self.classifier(self.encoder(pixel_values)[-1])
+        loss = None
+        if labels is not None:
+            enlarged = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            loss = nn.functional.cross_entropy(enlarged, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        output = SemanticSegmenterOutput(loss=loss, logits=logits)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+FCNForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

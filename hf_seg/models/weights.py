@@ -1,0 +1,322 @@
+"""Initial weights of an encoder: finds the file, here or on the Hub, and reads exactly the encoder out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedConfig, SegformerConfig, SegformerModel
+
+from .configuration_fcn import FCNConfig
+from .modeling_fcn import build_encoder
+
+if TYPE_CHECKING:
+    from hf_seg.recipe import ModelRecipe
+
+# What a checkpoint's config.json has to have in common with the recipe for the encoder's weights to mean the same.
+ENCODER_KEYS = {
+    "fcn": ("encoder",),
+    "segformer": (
+        "num_encoder_blocks",
+        "depths",
+        "hidden_sizes",
+        "patch_sizes",
+        "strides",
+        "num_attention_heads",
+        "sr_ratios",
+        "mlp_ratios",
+    ),
+}
+# The second one is all that some repositories have; it is read as data only (`weights_only=True`).
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+REMEDY = (
+    "Where there is network, `hf download` it once (its cache is then used offline too), or name a local file or "
+    "folder in model.encoder_weights."
+)
+
+
+class WeightsError(ValueError):
+    """The model of a recipe cannot be built, or its initial weights cannot be had."""
+
+    @classmethod
+    def of(cls, source: str, problem: str) -> WeightsError:
+        return cls(f"model.encoder_weights: {source} {problem}")
+
+
+def source_of(model: ModelRecipe) -> str:
+    """Name the weights as the recipe does, or the default for its encoder.
+
+    Args:
+        model (`ModelRecipe`): a recipe whose `init` is not "scratch".
+
+    Returns:
+        `str`: a path as written in the recipe, or a Hub id.
+
+    Raises:
+        WeightsError: when the recipe names no weights and timm has none for its encoder.
+    """
+    if model.encoder_weights is not None:
+        return model.encoder_weights
+    if model.arch == "segformer":
+        return "nvidia/mit-b0"
+    encoder = model.encoder or "resnet50"
+    if encoder == "resnet50":
+        return "timm/resnet50.tv2_in1k"  # torchvision's second weights, as in the study that this project reproduces
+    default = timm.get_pretrained_cfg(encoder)
+    if default is None or not default.hf_hub_id:
+        raise WeightsError(
+            f"model.encoder: timm has no weights for {encoder!r}: name a file in model.encoder_weights, or use init "
+            '"scratch".'
+        )
+    return default.hf_hub_id
+
+
+def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
+    """Find the file of weights that a recipe asks for, downloading it once if it is on the Hub.
+
+    Args:
+        model (`ModelRecipe`): a recipe whose `init` is not "scratch".
+        config (`PreTrainedConfig`): the configuration of the recipe's model; a checkpoint's is compared with it.
+
+    Returns:
+        `Path`: an existing .safetensors file or pytorch_model.bin; a checkpoint's has config.json next to it.
+
+    Raises:
+        WeightsError: when there is no such file, it may not be opened, or is a checkpoint of another encoder.
+    """
+    source = source_of(model)
+    local = Path(source).expanduser()
+    is_checkpoint = model.init == "checkpoint"
+    if local.is_dir():
+        weights = _in_folder(local, source, is_checkpoint)
+    elif local.is_file():
+        weights = local
+    else:
+        weights = _download(source, is_checkpoint)
+    if weights.suffix != ".safetensors" and weights.name != WEIGHT_FILES[1]:
+        raise WeightsError.of(
+            source,
+            "is not a .safetensors file: other formats can run code when they are opened. If you trust it, "
+            "convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), new).",
+        )
+    if is_checkpoint:
+        if not (weights.parent / "config.json").is_file():
+            raise WeightsError.of(
+                source,
+                "has no config.json next to it, which would say what model it is of: name the folder of a run, or use "
+                'init "imagenet" for a bare file of weights.',
+            )
+        try:
+            theirs = json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
+            theirs["model_type"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError.of(source, f"has a config.json that is not a model's: {error!r}.") from error
+        compare(model, config, theirs)
+    return weights
+
+
+def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
+    """Refuse a checkpoint whose encoder is built otherwise than the recipe's.
+
+    Args:
+        model (`ModelRecipe`): a recipe whose `init` is "checkpoint".
+        config (`PreTrainedConfig`): the configuration of the recipe's model.
+        theirs (`dict`): the checkpoint's configuration, as in its config.json.
+
+    Raises:
+        WeightsError: naming the first key that differs, and both its values.
+    """
+    source = source_of(model)
+    if theirs["model_type"] != config.model_type:
+        raise WeightsError.of(
+            source,
+            f"is a checkpoint of a model of type {theirs['model_type']!r}, but model.arch {model.arch!r} needs "
+            f"{config.model_type!r}: name a run of the same architecture.",
+        )
+    defaults = type(config)()
+    for key in ENCODER_KEYS[model.arch]:
+        # JSON has lists where the class's defaults are tuples, and may leave out what is default.
+        their, our = theirs.get(key, getattr(defaults, key)), getattr(config, key)
+        their, our = (list(value) if isinstance(value, tuple) else value for value in (their, our))
+        if their != our:
+            where = "model.encoder" if key == "encoder" else f"model.config.{key}"
+            raise WeightsError.of(
+                source,
+                f"has an encoder with {key} {their!r}, but {where} is {our!r}: make them equal, or name another run.",
+            )
+
+
+def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Read an encoder's weights from a file; heads in it are left out.
+
+    Args:
+        model (`ModelRecipe`): the recipe that `path` was located for.
+        path (`Path`): the result of [`locate`].
+        config (`PreTrainedConfig`): the configuration that `encoder` was built with.
+        encoder (`nn.Module`): the module that the weights are for; it is not changed.
+
+    Returns:
+        `dict[str, torch.Tensor]`: a state dict with every tensor of `encoder`, in its shape.
+
+    Raises:
+        WeightsError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
+    """
+    source = source_of(model)
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # each kind of damage raises its own type
+        said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
+        raise WeightsError.of(source, f"cannot be read ({path.name}: {said}): fetch or save it again.") from error
+    if model.arch == "segformer":
+        loaded, problems = _from_segformer(tensors, config)
+    elif model.init == "checkpoint":
+        loaded, problems = _from_fcn(tensors, encoder)
+    else:
+        loaded, problems = _from_timm(tensors, config)
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise WeightsError.of(
+            source,
+            f"holds weights of another architecture or size than the recipe's encoder ({shown}). Name weights that "
+            "fit, or change the encoder"
+            + ('; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."),
+        )
+    return loaded
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    hint = "a run has one when it has finished: finish it, or name another source" if is_checkpoint else REMEDY[:-1]
+    raise WeightsError.of(source, f"is a folder without {WEIGHT_FILES[0]}: {hint}.")
+
+
+def _download(source: str, is_checkpoint: bool) -> Path:
+    """Fetch the file of weights from the Hub, and for a checkpoint config.json into the same folder."""
+    is_file = Path(source).suffix in (".safetensors", ".bin", ".pth", ".pt")
+    if is_file or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        raise WeightsError.of(source, f"does not exist, and is not a Hub id such as nvidia/mit-b0 either. {REMEDY}")
+    try:
+        if is_checkpoint:
+            hf_hub_download(source, "config.json")
+        try:
+            return Path(hf_hub_download(source, WEIGHT_FILES[0]))
+        except RemoteEntryNotFoundError:
+            return Path(hf_hub_download(source, WEIGHT_FILES[1]))
+        except LocalEntryNotFoundError:  # no connection: a second attempt would only wait as long again
+            if isinstance(cached := try_to_load_from_cache(source, WEIGHT_FILES[1]), str):
+                return Path(cached)
+            raise
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        # The order matters: a gated repository is a kind of missing one, a missing cache entry a kind of missing file.
+        reasons = (
+            (
+                LocalEntryNotFoundError,
+                f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})",
+            ),
+            (GatedRepoError, "access is gated: accept its terms on its page and log in with `hf auth login`"),
+            (RepositoryNotFoundError, "no such repository, or a private one (then log in with `hf auth login`)"),
+            (EntryNotFoundError, f"it has no {WEIGHT_FILES[0]}{' or no config.json' if is_checkpoint else ''}"),
+            (Exception, " ".join(str(error).split())),
+        )
+        reason = next(text for kind, text in reasons if isinstance(error, kind))
+        raise WeightsError.of(
+            source, f"is not a file or folder here, and could not be fetched from the Hub: {reason}. {REMEDY}"
+        ) from error
+
+
+def _from_fcn(tensors: dict, encoder: nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:
+    loaded = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+    wanted = encoder.state_dict()
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - loaded.keys())]
+    problems += [f"{name} is unknown" for name in sorted(loaded.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {tuple(loaded[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in loaded and loaded[name].shape != tensor.shape
+    ]
+    return loaded, problems
+
+
+def _from_segformer(tensors: dict, config: SegformerConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Let transformers rename the tensors of the Hub's format into those that the model has today."""
+    heads = ("decode_head.", "classifier.")
+    with _quiet("transformers"):
+        loaded, report = SegformerModel.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: tensor for name, tensor in tensors.items() if not name.startswith(heads)},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
+            output_loading_info=True,
+        )
+    problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    problems += [f"{name} is unknown" for name in sorted(report["unexpected_keys"])]
+    problems += [f"{name} is {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
+    return loaded.state_dict(), problems
+
+
+def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Let timm rename the tensors of its format, and prove that each one of the encoder came from them.
+
+    timm fills a feature extractor without strictness: from a file of something else, it would stay random without a
+    word. So it is filled once more, with NaN for every value: what is not NaN then did not come from the file.
+    """
+
+    def fill(values: dict) -> dict[str, torch.Tensor]:
+        overlay = {"state_dict": values}
+        stride = config.output_stride
+        return build_encoder(config.encoder, stride, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+
+    with _quiet("timm"):
+        try:
+            probe = fill(
+                {n: torch.full_like(t, torch.nan) if t.is_floating_point() else t for n, t in tensors.items()}
+            )
+            loaded = fill(dict(tensors))
+        except (RuntimeError, KeyError, ValueError) as error:
+            lines = [line.strip(" \t.") for line in str(error).splitlines()]
+            return {}, lines[1:] or lines or [repr(error)]
+    return loaded, [f"{n} is missing" for n, t in probe.items() if t.is_floating_point() and not t.isnan().all()]
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back a library's warnings about tensors that do not fit: they become one error of ours."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,256 @@
+"""Recipes: one complete JSON file a run, all of them checked at once before anything is loaded.
+
+A recipe says the science: model, data, training. The machine is the launcher's business. Each key's meaning, type,
+range and default stand here once, on the dataclass fields; the checks, the JSON Schema and docs/recipes.md follow.
+Standard library only: reading a recipe is instant and needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_seg.recipe_arguments import training_arguments
+from hf_seg.recipe_files import read_files
+from hf_seg.recipe_types import fragment
+
+
+def _key(description: str, default: Any = MISSING, **limits: float) -> Any:
+    """A recipe key: `limits` are JSON Schema keywords such as `minimum` or `multipleOf`."""
+    metadata = {"description": description, "limits": limits}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class ModelRecipe:
+    """The `model` section: the architecture and where its first weights come from."""
+
+    arch: Literal["fcn", "segformer"] = _key("The architecture: FCN (a CNN) or SegFormer (a transformer).")
+    encoder: str | None = _key(
+        "FCN only: name of any timm CNN that can give feature maps. null: resnet50. "
+        "SegFormer's sizes are set in config instead.",
+        None,
+        minLength=1,
+    )
+    init: Literal["scratch", "imagenet", "checkpoint"] = _key(
+        "Where the first weights come from: random; an ImageNet encoder; the encoder of another run. "
+        "The head is always fresh.",
+        "scratch",
+    )
+    encoder_weights: str | None = _key(
+        "With imagenet: a Hub id or a local file or folder (null: timm/resnet50.tv2_in1k for FCN, nvidia/mit-b0 for "
+        "SegFormer). With checkpoint: a run's folder, a Hub id, or the name of another recipe, which is then trained "
+        "first. With scratch: none.",
+        None,
+    )
+    freeze_encoder: bool = _key(
+        "Train the head only. The encoder's batch-norm statistics are frozen with its weights.", False
+    )
+    config: dict[str, Any] = _key(
+        'Keys of the model\'s configuration class that differ from its defaults, e.g. {"strides": [2, 2, 2, 2]}.', {}
+    )
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """The `data` section: the data set and how its pairs of image and mask are prepared."""
+
+    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes"] = _key("The data set.")
+    root: str | None = _key(
+        "Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. "
+        "Synthetic data is generated and has none.",
+        None,
+        minLength=1,
+    )
+    image_size: int = _key(
+        "Side, in pixels, of the square that image and mask are resized to.",
+        64,
+        minimum=32,
+        maximum=2048,
+        multipleOf=32,
+    )
+    normalize: Literal["none", "imagenet"] = _key(
+        "After scaling to [0, 1]: nothing more, or ImageNet's mean and standard deviation.", "none"
+    )
+    augment: Literal["none", "flip", "standard"] = _key(
+        "Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes.", "none"
+    )
+    max_train_samples: int | None = _key("Only the first n pairs of the training split.", None, minimum=1)
+    max_validation_samples: int | None = _key("Only the first n pairs of the validation split.", None, minimum=1)
+    max_test_samples: int | None = _key("Only the first n pairs of the test split.", None, minimum=1)
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """The `training` section: the study's protocol by default, and any other argument of transformers' Trainer."""
+
+    num_train_epochs: int = _key("Passes over the training split.", 30, minimum=1, maximum=100_000)
+    global_train_batch_size: int = _key(
+        "Images per optimiser step, over all ranks and accumulation steps together.", 64, minimum=1, maximum=65_536
+    )
+    gradient_accumulation_steps: int = _key(
+        "Parts that each rank's share of a batch is worked off in, to save memory. Batch norm sees the single parts.",
+        1,
+        minimum=1,
+        maximum=65_536,
+    )
+    learning_rate: float = _key("Learning rate of the first epoch.", 1e-3, exclusiveMinimum=0, maximum=10)
+    weight_decay: float = _key("AdamW's weight decay.", 0.01, minimum=0, maximum=10)
+    amsgrad: bool = _key("AdamW's AMSGrad variant.", True)
+    max_grad_norm: float = _key(
+        "Gradients are clipped to this norm. 0: no clipping.", 1.0, minimum=0, maximum=1_000_000
+    )
+    lr_scheduler_type: str = _key(
+        "exponential (times lr_decay_per_epoch after each epoch) or one of transformers' schedules, e.g. cosine.",
+        "exponential",
+    )
+    lr_decay_per_epoch: float = _key(
+        "Factor on the learning rate after each epoch of the exponential schedule.",
+        0.98,
+        exclusiveMinimum=0,
+        maximum=1,
+    )
+    eval_every_epochs: int = _key(
+        "Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept.",
+        2,
+        minimum=1,
+        maximum=100_000,
+    )
+    seed: int = _key("Seed of initial weights, shuffling and augmentation.", 0, minimum=0, maximum=2**32 - 1)
+    bf16: bool | Literal["auto"] = _key("bfloat16 mixed precision. auto: where the device gains by it.", "auto")
+    channels_last: bool | Literal["auto"] = _key("Memory layout of images. auto: where it is faster.", "auto")
+    report_to: str | list[str] = _key(
+        "Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb.", "auto"
+    )
+    mean_iou_script: str | None = _key(
+        "A local copy of evaluate's mean_iou script, to cross-check the test score with.", None
+    )
+    push_to_hub: bool = _key("Upload the model, its processor and its card to the Hugging Face Hub.", False)
+    # Not a key: what else the section held. Flat in JSON, apart here because transformers owns names and types.
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+SECTIONS: dict[str, type] = {"model": ModelRecipe, "data": DataRecipe, "training": TrainingRecipe}
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One run.
+
+    Args:
+        name (`str`): the file's name without `.json`; also the name of the run's folder.
+        path (`Path`): the file.
+        model ([`ModelRecipe`]), data ([`DataRecipe`]), training ([`TrainingRecipe`]): the three sections.
+        encoder_recipe (`str`, *optional*): name of the recipe whose run gives the encoder.
+    """
+
+    name: str
+    path: Path
+    model: ModelRecipe
+    data: DataRecipe
+    training: TrainingRecipe
+    encoder_recipe: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""
+        sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
+        sections["training"] |= sections["training"].pop("arguments")
+        return sections
+
+
+class RecipeError(ValueError):
+    """All problems of all recipes of a launch, a line each: `file: section.key: what is wrong; remedy`."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        problems = [problems] if isinstance(problems, str) else problems
+        # Keys and values come from the file: a line break in one must not look like the next problem.
+        lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem) for problem in problems)
+        self.problems = list(dict.fromkeys(lines))
+        super().__init__("\n".join(self.problems))
+
+
+def all_keys() -> dict[str, dict[str, dict[str, Any]]]:
+    """JSON Schema of hf_seg's own keys, by section and name, with `description` and, unless required, `default`."""
+    return {section: _section_keys(recipe) for section, recipe in SECTIONS.items()}
+
+
+def _section_keys(recipe: type) -> dict[str, dict[str, Any]]:
+    keys = {}
+    for field in dataclasses.fields(recipe):
+        if field.metadata:
+            schema = fragment(field.type) | field.metadata["limits"] | {"description": field.metadata["description"]}
+            if field.default_factory is not MISSING:
+                schema["default"] = field.default_factory()
+            elif field.default is not MISSING:
+                schema["default"] = field.default
+            keys[field.name] = schema
+    return keys
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a recipe file, for editors; arguments are those of the installed Trainer."""
+    properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is, for editors."}}
+    for section, keys in all_keys().items():
+        passed_on = training_arguments() if section == "training" else {}
+        note = {"description": "Passed on to transformers' TrainingArguments."}
+        properties[section] = {
+            "type": "object",
+            "description": inspect.getdoc(SECTIONS[section]),
+            "properties": keys | {key: schema | note for key, schema in passed_on.items() if key not in keys},
+            "required": [key for key, schema in keys.items() if "default" not in schema],
+            "additionalProperties": False,
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hf_seg recipe",
+        "description": inspect.getdoc(Recipe).splitlines()[0],
+        "type": "object",
+        "properties": properties,
+        "required": list(SECTIONS),
+        "additionalProperties": False,
+    }
+
+
+def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Read and check recipes, and put them in training order.
+
+    Args:
+        paths (`Sequence[str | Path]`): recipe files; one may name another one's encoder.
+        overrides (`Sequence[str]`): `--section.key value` pairs (also `--section.key=value`), as on the command line;
+            they hold for each of `paths`, not for a recipe that is loaded only because one of them needs its encoder.
+            A value is read as JSON where it is JSON, else as text.
+
+    Returns:
+        `list[Recipe]`: in the order given, except that a recipe comes after the one whose encoder it starts from,
+        which is added when it was not given.
+
+    Raises:
+        RecipeError: with every problem of every file.
+    """
+    problems: list[str] = []
+    drafts = read_files([Path(path) for path in paths], overrides, all_keys(), problems)
+    if problems:
+        raise RecipeError(problems)
+    return [
+        Recipe(
+            name=name,
+            path=draft.path,
+            model=ModelRecipe(**draft.model),
+            data=DataRecipe(**draft.data),
+            training=_training(draft.training),
+            encoder_recipe=draft.encoder_recipe,
+        )
+        for name, draft in drafts.items()
+    ]
+
+
+def _training(values: dict[str, Any]) -> TrainingRecipe:
+    own = {field.name for field in dataclasses.fields(TrainingRecipe) if field.metadata}
+    arguments = {key: value for key, value in values.items() if key not in own}
+    return TrainingRecipe(**{key: value for key, value in values.items() if key in own}, arguments=arguments)

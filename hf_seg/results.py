@@ -1,0 +1,161 @@
+"""Run folders: whose they are, how far they got, what they hold at the end, and the table of a launch."""
+
+import json
+import math
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_seg.recipe import Recipe, RecipeError
+
+# Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
+MACHINE_KEYS = {
+    "data": {"root"},
+    "training": {"report_to", "gradient_accumulation_steps", "dataloader_num_workers", "disable_tqdm"},
+}
+
+
+def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
+    """Find out what a run folder holds, and refuse one that belongs to something else.
+
+    Args:
+        recipe ([`Recipe`]): the effective recipe of this launch.
+        run_dir (`Path`): `<output_dir>/<recipe name>`, which may not exist yet.
+        overwrite (`bool`): the user wants this run made anew.
+
+    Returns:
+        `str`: `"new"`, `"interrupted"` (made by the same recipe, no results yet) or `"finished"`.
+
+    Raises:
+        RecipeError: when the folder holds another recipe's run, or something that is not a run.
+    """
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return "new"
+    saved = run_dir / "recipe.json"
+    if not saved.exists():
+        raise RecipeError(
+            f"{run_dir}: the folder is not empty and holds no recipe.json, so it is not a run of hf_seg; move "
+            "it away or choose another --output_dir"
+        )
+    if overwrite:
+        return "new"
+    try:
+        other = json.loads(saved.read_text())
+    except ValueError as error:
+        raise RecipeError(f"{saved}: not valid JSON ({error}); pass --overwrite to make the run anew") from error
+    changed = _changed_keys(recipe.to_dict(), other)
+    if changed:
+        raise RecipeError(
+            f"{run_dir}: holds a run of another recipe ({'; '.join(changed)}); give the recipe file another name, "
+            "choose another --output_dir, or pass --overwrite to replace that run"
+        )
+    return "finished" if (run_dir / "results.json").exists() else "interrupted"
+
+
+def _changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    changes = []
+    for section in ours:
+        mine, theirs = ours[section], other.get(section, {})
+        for key in sorted((mine.keys() | theirs.keys()) - MACHINE_KEYS.get(section, set())):
+            if mine.get(key) != theirs.get(key):
+                changes.append(f"{section}.{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here")
+    return changes
+
+
+def start_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> None:
+    """Make the run folder with the effective recipe in it; with `overwrite`, clear an old run away first.
+
+    Every rank calls this; the main process does it, between two barriers: none may still be looking at the old run.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if overwrite and (run_dir / "recipe.json").exists():
+            shutil.rmtree(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(recipe.to_dict(), run_dir / "recipe.json")
+    state.wait_for_everyone()
+
+
+def last_checkpoint(run_dir: Path) -> str | None:
+    """The newest complete checkpoint; Trainer writes `trainer_state.json` last, so one without it was cut short."""
+    steps = []
+    for folder in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        state = folder / "trainer_state.json"
+        try:
+            steps.append((json.loads(state.read_text())["global_step"], str(folder)))
+        except (OSError, ValueError, KeyError):
+            print(f"{folder}: incomplete checkpoint, left aside")
+    return max(steps)[1] if steps else None
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware that a reader needs to repeat a run."""
+    packages = ("hf_seg", "torch", "torchvision", "transformers", "datasets", "evaluate", "accelerate", "timm")
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    )
+    return {name: version(name) for name in packages} | {
+        "python": platform.python_version(),
+        "device": device.type,
+        "hardware": str(hardware),
+        "cpu_count": str(os.cpu_count()),
+    }
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write strict JSON (a number that is not finite becomes null), whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def load_results(run_dir: Path) -> dict[str, Any]:
+    """A finished run's `results.json`.
+
+    Raises:
+        RecipeError: when the file cannot be read.
+    """
+    path = run_dir / "results.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
+
+
+def format_table(results: list[dict[str, Any]]) -> str:
+    """The runs of a launch, a line each, as a Markdown table."""
+    rows = [("run", "test mIoU", "test pixel acc.", "validation mIoU", "parameters", "epochs", "minutes")]
+    for result in results:
+        rows.append(
+            (
+                result["recipe"]["name"],
+                f"{result['test']['mean_iou']:.4f}",
+                f"{result['test']['overall_accuracy']:.4f}",
+                f"{result['validation']['mean_iou']:.4f}",
+                f"{result['model']['parameters'] / 1e6:.2f} M",
+                f"{result['train']['epochs']:g}",
+                f"{result['train']['seconds'] / 60:.1f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

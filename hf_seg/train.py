@@ -1,0 +1,149 @@
+"""Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`."""
+
+import argparse
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from transformers import set_seed
+
+from hf_seg.arguments import per_device_batch_size, start_processes
+from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
+from hf_seg.data.spec import DataError
+from hf_seg.models.build import (
+    WeightsError,
+    build_image_processor,
+    build_model,
+    describe_provenance,
+    locate_encoder_weights,
+)
+from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
+from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.results import environment, format_table, last_checkpoint, load_results, open_run, start_run, write_json
+from hf_seg.trainer import SegTrainer
+from hf_seg.transforms import SegTransform
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load all recipes, refuse what cannot work, then run them one after the other."""
+    options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        start_processes()
+        recipes = load_recipes(options.recipes, overrides)
+        for recipe in recipes:
+            check(recipe, options.output_dir, options.overwrite)
+        results = [run(recipe, options.output_dir, options.overwrite) for recipe in recipes]
+    except (RecipeError, DataError, WeightsError) as error:
+        say(f"error: {error}", file=sys.stderr)
+        return 2
+    say("\n" + format_table(results))
+    return 0
+
+
+def check(recipe: Recipe, output_dir: Path, overwrite: bool) -> None:
+    """Refuse what a run would stumble over, before the first step of the first run of the launch."""
+    state = open_run(recipe, output_dir / recipe.name, overwrite)
+    if state == "finished":
+        return
+    per_device_batch_size(recipe.training, PartialState().num_processes)
+    with PartialState().local_main_process_first():  # the others find the check done and remembered
+        check_splits(load_splits(recipe.data), load_spec(recipe.data))
+    if recipe.encoder_recipe is None:
+        locate_encoder_weights(recipe.model)
+
+
+def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, Any]:
+    """One recipe, from data to results. Returns the content of `results.json`."""
+    run_dir = output_dir / recipe.name
+    state = open_run(recipe, run_dir, overwrite)
+    if state == "finished":
+        say(f"{recipe.name}: finished before, in {run_dir} (--overwrite makes it anew)")
+        return load_results(run_dir)
+
+    spec, splits = load_spec(recipe.data), load_splits(recipe.data)
+    look = {"image_size": recipe.data.image_size, "spec": spec, "normalize": recipe.data.normalize}
+    train_set = splits["train"].with_transform(SegTransform(augment=recipe.data.augment, **look))
+    validation_set, test_set = (splits[name].with_transform(SegTransform(**look)) for name in ("validation", "test"))
+
+    set_seed(recipe.training.seed)  # before the model draws its weights
+    source = recipe.model
+    if recipe.encoder_recipe:
+        source = replace(source, encoder_weights=str(output_dir / recipe.encoder_recipe))
+    model, provenance = build_model(source, spec)
+    image_processor = build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize)
+    say(f"{recipe.name}: {describe_provenance(provenance)}")
+
+    start_run(recipe, run_dir, overwrite)
+    trainer = SegTrainer(
+        recipe=recipe,
+        run_dir=run_dir,
+        model=model,
+        image_processor=image_processor,
+        train_dataset=train_set,
+        eval_dataset=validation_set,
+        class_names=spec.class_names,
+        ignore_index=spec.ignore_index,
+    )
+    trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
+    # both of the best checkpoint by validation mIoU, which training ends with
+    validation, test = trainer.validate(), trainer.test(test_set, recipe.training.mean_iou_script)
+    trainer.save_model()
+
+    roc = test.pop("roc")
+    results = {
+        "recipe": {"name": recipe.name, **recipe.to_dict()},
+        "status": "finished",
+        "model": {"arch": recipe.model.arch, "parameters": model.num_parameters(), "init": provenance},
+        "data": {
+            "name": recipe.data.name,
+            "fingerprint": fingerprint(splits),
+            "counts": {name: len(split) for name, split in splits.items()},
+        },
+        "train": trainer.summary(trained),
+        "validation": validation,
+        "test": test | {"roc_auc": {name: curve["auc"] for name, curve in roc.items()}},
+        "environment": environment(trainer.args.device),
+    }
+    if trainer.is_world_process_zero():
+        plots = run_dir / "plots"
+        plots.mkdir(exist_ok=True)
+        plot_curves(trainer.state.log_history, plots / "curves.png")
+        plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots / "confusion.png")
+        plot_roc(roc, plots / "roc.png")
+        plot_samples(
+            *trainer.sample(test_set), spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png"
+        )
+        write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
+    trainer.release()
+    return results
+
+
+def say(message: str, file=None) -> None:
+    """Print from the main process only."""
+    PartialState().print(message, file=file or sys.stdout, flush=True)
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into our options and the `--section.key value` overrides."""
+    overrides, rest = [], []
+    tokens = iter(argv)
+    for token in tokens:
+        if token.startswith("--") and "." in token.partition("=")[0]:
+            overrides += [token] if "=" in token else [token, *itertools.islice(tokens, 1)]
+        else:
+            rest.append(token)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, epilog="--section.key VALUE overrides a key of every recipe named."
+    )
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    parser.add_argument("--overwrite", action="store_true", help="make finished or differing runs anew")
+    return parser.parse_args(rest), overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

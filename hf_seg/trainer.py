@@ -1,0 +1,299 @@
+"""`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_seg.arguments import build_training_arguments, use_channels_last
+from hf_seg.metrics import SegMetric, compare_scores, load_mean_iou, roc_from_histograms, score_histograms
+from hf_seg.recipe import Recipe
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def segmentation_loss(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
+
+    Both models are trained on this one function. A mean of the means of micro-batches or ranks would weight a pixel by
+    how many ignored pixels happen to lie in its micro-batch; dividing the sum by the count over all of them does not,
+    so the loss and its gradient do not depend on accumulation steps or on the number of ranks.
+
+    Args:
+        outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`.
+        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
+        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; counted in `labels` if
+            not given.
+
+    Returns:
+        `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum()
+    logits = upsample(outputs.logits, labels.shape[-2:])
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+
+def load_weights(model: PreTrainedModel, folder: str) -> None:
+    """Load a saved model's weights into a model of the same class and configuration, every tensor of them.
+
+    Raises:
+        RuntimeError: when a tensor is missing, left over, or of another shape.
+    """
+    saved, report = type(model).from_pretrained(folder, output_loading_info=True)
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        raise RuntimeError(f"{folder}: the weights are not those of this model: {wrong}")
+    model.load_state_dict(saved.state_dict())
+
+
+class _EvaluateEvery(TrainerCallback):
+    """Evaluate and save after every n-th epoch and the last one; Trainer itself only knows every epoch."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        done = round(state.epoch)
+        if done % self.epochs and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_save = False
+        return control
+
+
+class SegTrainer(Trainer):
+    """Trains and evaluates one recipe.
+
+    What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
+    over the global batch, validation every `eval_every_epochs`, channels_last, and evaluation batch by batch into a
+    [`SegMetric`], so that memory does not grow with the set.
+
+    Args:
+        recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
+        run_dir (`Path`): checkpoints and logs go here.
+        model (`PreTrainedModel`), image_processor: what is trained and saved.
+        train_dataset, eval_dataset (`datasets.Dataset`): with a [`SegTransform`] set.
+        class_names (`Sequence[str]`), ignore_index (`int`): of the data set.
+
+    Raises:
+        RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        run_dir: Path,
+        model: PreTrainedModel,
+        image_processor: BaseImageProcessor,
+        train_dataset,
+        eval_dataset,
+        class_names,
+        ignore_index: int = 255,
+    ):
+        self.recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
+        self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
+        self.evaluation: dict[str, Any] = {}
+        self.with_roc, self.cross_check = False, None
+        self._reset_sums()
+        args = build_training_arguments(recipe, run_dir)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=image_processor,
+            compute_loss_func=self._loss,
+            compute_metrics=self._add_batch,
+            preprocess_logits_for_metrics=self._reduce_logits,
+            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs)],
+            optimizer_cls_and_kwargs=(
+                torch.optim.AdamW,
+                {
+                    "lr": args.learning_rate,
+                    "betas": (args.adam_beta1, args.adam_beta2),
+                    "eps": args.adam_epsilon,
+                    "amsgrad": recipe.training.amsgrad,
+                    "fused": args.device.type in ("cuda", "cpu"),
+                },
+            ),
+        )
+        if use_channels_last(recipe.training, args.device):
+            # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
+            model.to(memory_format=torch.channels_last)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
+        if self.recipe.lr_scheduler_type != "exponential":
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            steps_per_epoch = math.ceil(len(self.train_dataset) / self.recipe.global_train_batch_size)
+            gamma = self.recipe.lr_decay_per_epoch
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: gamma ** (step // steps_per_epoch)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _loss(self, outputs, labels, num_items_in_batch=None):
+        return segmentation_loss(outputs, labels, num_items_in_batch, self.ignore_index)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
+        if not batch_samples:
+            return None
+        count = sum((batch["labels"] != self.ignore_index).sum() for batch in batch_samples).to(device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+
+    # Trainer reads model.safetensors by tensor name, not strictly. transformers 5 saves SegFormer under the names of
+    # its Hub checkpoints, which its modules no longer have, so nothing at all would be loaded: a resumed run would go
+    # on from random weights, and the last model would pass for the best. `from_pretrained` knows both sets of names.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        load_weights(self.model, self.state.best_model_checkpoint)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, Any]:
+        """Score the validation set with the model as it is now; returns what [`~SegTrainer.test`] does, less `roc`."""
+        self.evaluate(metric_key_prefix="validation")
+        return self.evaluation
+
+    def test(self, dataset, mean_iou_script: str | None = None) -> dict[str, Any]:
+        """Score a held-out set once: `evaluate` with ROC curves, and `evaluate`'s own `mean_iou` as second opinion.
+
+        Args:
+            dataset (`datasets.Dataset`): with a [`SegTransform`] set.
+            mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`; else the Hub's is tried.
+
+        Returns:
+            `dict`: `loss`, `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` and
+            `per_category_accuracy` by class name, `confusion_matrix` (rows of true classes), `roc` (see
+            [`roc_from_histograms`]) and `cross_check`.
+        """
+        self.with_roc = True
+        unavailable = None
+        if self.is_world_process_zero():
+            self.cross_check, unavailable = load_mean_iou(mean_iou_script)
+        try:
+            self.evaluate(dataset, metric_key_prefix="test")
+        finally:
+            self.with_roc, self.cross_check = False, None
+        if unavailable:
+            self.evaluation["cross_check"] = {"available": False, "reason": unavailable}
+        return self.evaluation
+
+    def sample(self, dataset, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+        """Evenly spaced images of a set with what the model makes of them, for looking at.
+
+        Returns:
+            `pixel_values` in [0, 1] (whatever the model's normalisation) of shape `(count, 3, height, width)`, and
+            `labels` and predictions of shape `(count, height, width)`, on the CPU.
+        """
+        count = min(count, len(dataset))
+        batch = dataset[[index * len(dataset) // count for index in range(count)]]
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = self.model.eval()(pixel_values=batch["pixel_values"].to(self.args.device)).logits
+        predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
+        processor = self.processing_class
+        pixel_values = batch["pixel_values"]
+        if processor.do_normalize:
+            mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+            pixel_values = (pixel_values * std + mean).clamp(0, 1)
+        return pixel_values, batch["labels"], predictions
+
+    def summary(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What `results.json` says of the training, from the metrics that `train` returned."""
+        return {
+            "epochs": self.state.epoch,
+            "steps": self.state.global_step,
+            "best_step": self.state.best_global_step,
+            "seconds": metrics["train_runtime"],  # of this launch, validation included
+            "images_per_second": metrics["train_samples_per_second"],
+            "world_size": self.args.world_size,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "precision": "bf16" if self.args.bf16 else "fp32",
+            "channels_last": use_channels_last(self.recipe, self.args.device),
+            "seed": self.args.seed,
+            "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],
+        }
+
+    def release(self) -> None:
+        """Give the device's memory back, so that the next run of the launch starts as if it were the first."""
+        self.accelerator.free_memory()
+        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = None
+        self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _reset_sums(self) -> None:
+        self._loss_sum, self._pixels = 0.0, 0
+        self._roc = None
+
+    def _reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """On each rank, before gathering: logits to predicted ids, per-image loss sums and score histograms."""
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        logits = upsample(logits, labels.shape[-2:])
+        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
+        reduced = (logits.argmax(dim=1).to(torch.uint8), loss)
+        return (*reduced, score_histograms(logits, labels, self.ignore_index)) if self.with_roc else reduced
+
+    def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
+        (predictions, loss, *histograms), labels = batch.predictions, batch.label_ids
+        self.metric.add_batch(predictions=predictions, references=labels)
+        self._loss_sum += float(loss.sum())
+        self._pixels += int((labels != self.ignore_index).sum())
+        if histograms:
+            self._roc = histograms[0].sum(dim=0, dtype=torch.int64) + (0 if self._roc is None else self._roc)
+        if self.cross_check is not None:
+            self.cross_check.add_batch(predictions=predictions.cpu().numpy(), references=labels.cpu().numpy())
+        return self._finish_evaluation() if compute_result else {}
+
+    def _finish_evaluation(self) -> dict[str, float]:
+        confusion = self.metric.confusion.cpu().numpy()
+        scores = self.metric.compute()
+        # Exact over the set. Trainer's own eval_loss is a mean of batch means; this key takes its place.
+        scalars = {"loss": self._loss_sum / self._pixels if self._pixels else float("nan")}
+        scalars |= {key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        self.evaluation = {
+            **scalars,
+            "per_category_iou": by_class(self.class_names, scores["per_category_iou"]),
+            "per_category_accuracy": by_class(self.class_names, scores["per_category_accuracy"]),
+            "confusion_matrix": confusion.tolist(),
+        }
+        if self._roc is not None:
+            self.evaluation["roc"] = roc_from_histograms(self._roc.cpu().numpy(), self.class_names)
+        if self.cross_check is not None:
+            reference = self.cross_check.compute(num_labels=len(self.class_names), ignore_index=self.ignore_index)
+            self.evaluation["cross_check"] = compare_scores(scores, reference)
+        self._reset_sums()
+        return scalars
+
+
+def by_class(class_names, values: np.ndarray) -> dict[str, float]:
+    """Class name → value, absent classes (`nan`, which JSON has no word for) left out."""
+    return {name: float(value) for name, value in zip(class_names, values, strict=True) if not np.isnan(value)}

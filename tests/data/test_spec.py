@@ -1,0 +1,43 @@
+import pytest
+
+from hf_seg.data import load_spec
+from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table, listing
+
+CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
+CITYSCAPES |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+
+
+@pytest.mark.parametrize("name", ["oxford_pet", "synthetic_pet"])
+def test_pet_trimap_values(recipe, name):
+    spec = load_spec(recipe(name))
+    assert spec.name == name
+    assert spec.class_names == ("foreground", "background", "boundary")
+    assert spec.label_table == (INVALID, 0, 1, 2, *[INVALID] * 252)
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "synthetic_cityscapes"])
+def test_cityscapes_label_ids(recipe, name):
+    spec = load_spec(recipe(name))
+    assert spec.num_labels == 19
+    for value, label in enumerate(spec.label_table):
+        if value in CITYSCAPES:
+            assert label == CITYSCAPES[value]
+        else:
+            assert label == (IGNORE_INDEX if value < 34 or value == 255 else INVALID)
+    assert spec.id2label[0] == "road" and spec.id2label[18] == "bicycle" and spec.label2id["sky"] == 10
+
+
+def test_a_contradictory_spec_is_refused():
+    table = build_label_table({1: 0, 2: 1})
+    colours = ((0, 0, 0), (1, 1, 1))
+    with pytest.raises(ValueError, match="2 classes need as many different names and colours"):
+        DatasetSpec(name="x", class_names=("a", "a"), palette=colours, label_table=table)
+    with pytest.raises(ValueError, match="255 entries instead of 256"):
+        DatasetSpec(name="x", class_names=("a", "b"), palette=colours, label_table=table[:-1])
+    with pytest.raises(ValueError, match=r"maps to \[7\]"):
+        DatasetSpec(name="x", class_names=("a", "b"), palette=colours, label_table=build_label_table({1: 7}))
+
+
+def test_listing_names_ten_and_counts_the_rest():
+    assert listing(["a", "b"]) == "  a\n  b"
+    assert listing([f"n{i}" for i in range(12)]).endswith("  n9\n  … and 2 more")

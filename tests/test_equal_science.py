@@ -1,0 +1,59 @@
+"""The loss and its gradient do not depend on accumulation steps or on the number of ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+IN_EVAL_MODE = Path(__file__).parent / "train_in_eval_mode.py"
+WAYS = {
+    "one process": ((), 1),
+    "two accumulation steps": (("--training.gradient_accumulation_steps", "2"), 1),
+    "two processes": ((), 2),
+}
+# 255 is in these masks, unevenly: a mean of means over micro-batches would show.
+DATA = {"name": "synthetic_cityscapes", "max_train_samples": 160, "max_validation_samples": 11, "max_test_samples": 7}
+TWENTY_STEPS = {"num_train_epochs": 1, "logging_strategy": "steps", "logging_steps": 1}
+
+
+def train_each_way(write_recipe, launch, tmp_path, arch, **options):
+    recipe = write_recipe("steps", arch=arch, data=DATA, training=TWENTY_STEPS)
+    results = {}
+    for way, (overrides, processes) in WAYS.items():
+        runs = tmp_path / way.replace(" ", "-")
+        launch(recipe, "--output_dir", runs, *overrides, processes=processes, **options)
+        results[way] = json.loads((runs / "steps" / "results.json").read_text())
+    assert results["two processes"]["train"]["world_size"] == 2
+    return results
+
+
+def trace(result, key):
+    return np.array([entry[key] for entry in result["train"]["history"] if key in entry])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_same_trace_of_loss_and_gradient_norm(write_recipe, launch, tmp_path, arch):
+    results = train_each_way(write_recipe, launch, tmp_path, arch, script=IN_EVAL_MODE)
+    reference = results.pop("one process")
+    assert len(trace(reference, "loss")) == 20
+    for way, result in results.items():
+        for key in ("loss", "grad_norm"):
+            np.testing.assert_allclose(trace(result, key), trace(reference, key), rtol=1e-4, err_msg=f"{way}: {key}")
+        # an uneven last batch: 11 and 7 images over two ranks
+        for split in ("validation", "test"):
+            assert (
+                np.array(result[split]["confusion_matrix"]).sum()
+                == np.array(reference[split]["confusion_matrix"]).sum()
+            )
+            assert result[split]["loss"] == pytest.approx(reference[split]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_in_training_mode_the_first_loss_differs_by_batch_statistics_only(write_recipe, launch, tmp_path, arch):
+    results = train_each_way(write_recipe, launch, tmp_path, arch)
+    first = {way: trace(result, "loss")[0] for way, result in results.items()}
+    for way, loss in first.items():
+        assert loss == pytest.approx(first["one process"], rel=0.05), first | {"differs": way}

@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_seg.metrics import (
+    SegMetric,
+    compare_scores,
+    confusion_matrix,
+    roc_from_histograms,
+    score_histograms,
+    scores_from_confusion,
+)
+
+
+def reference_mean_iou(predictions, references, num_labels, ignore_index):
+    """`mean_iou` from its definition, by sets of pixels: nothing shared with the code under test."""
+    intersection, union, area = (np.zeros(num_labels) for _ in range(3))
+    for prediction, reference in zip(predictions, references, strict=True):
+        valid = reference != ignore_index
+        for c in range(num_labels):
+            p, r = (prediction == c) & valid, (reference == c) & valid
+            intersection[c] += (p & r).sum()
+            union[c] += (p | r).sum()
+            area[c] += r.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou, accuracy = intersection / union, intersection / area
+    return {
+        "mean_iou": np.nanmean(iou),
+        "mean_accuracy": np.nanmean(accuracy),
+        "overall_accuracy": intersection.sum() / area.sum(),
+        "per_category_iou": iou,
+        "per_category_accuracy": accuracy,
+    }
+
+
+def assert_same_scores(ours, reference):
+    assert ours.keys() == reference.keys()
+    for key in ours:
+        np.testing.assert_allclose(ours[key], reference[key], atol=1e-9, rtol=0, equal_nan=True, err_msg=key)
+
+
+def random_maps(seed=0, images=7, num_labels=6, size=(13, 17)):
+    rng = np.random.default_rng(seed)
+    references = rng.integers(0, num_labels - 1, (images, *size))  # the last class never occurs
+    predictions = np.where(rng.random(references.shape) < 0.6, references, rng.integers(0, num_labels - 1, (1,)))
+    references[rng.random(references.shape) < 0.1] = 255
+    predictions[predictions == 255] = 0
+    return predictions, references
+
+
+def test_documented_example_of_mean_iou():
+    # the example in the documentation of evaluate's mean_iou, and the numbers that it prints there
+    predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
+    references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
+    scores = SegMetric(num_labels=10).compute(predictions=predictions, references=references)
+    assert scores["mean_iou"] == pytest.approx(0.4775, abs=1e-9)
+    assert scores["mean_accuracy"] == pytest.approx(0.5916666666666666, abs=1e-9)
+    assert scores["overall_accuracy"] == pytest.approx(0.5263157894736842, abs=1e-9)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 0])
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_definition(seed, ignore_index):
+    predictions, references = random_maps(seed)
+    if ignore_index == 0:
+        references[references == 255] = 0
+    metric = SegMetric(num_labels=6, ignore_index=ignore_index)
+    for start in range(0, 7, 3):  # 3, 3, 1: an uneven last batch
+        metric.add_batch(predictions=predictions[start : start + 3], references=references[start : start + 3])
+    assert_same_scores(metric.compute(), reference_mean_iou(predictions, references, 6, ignore_index))
+
+
+def test_perfect_and_worst():
+    maps = np.array([[[0, 1], [1, 2]]])
+    assert SegMetric(num_labels=3).compute(predictions=maps, references=maps)["mean_iou"] == 1.0
+    assert SegMetric(num_labels=3).compute(predictions=(maps + 1) % 3, references=maps)["mean_iou"] == 0.0
+
+
+def test_absent_class_is_nan_and_left_out_of_the_mean():
+    maps = np.zeros((1, 4, 4), dtype=np.int64)
+    scores = SegMetric(num_labels=3).compute(predictions=maps, references=maps)
+    assert np.isnan(scores["per_category_iou"][1:]).all() and scores["mean_iou"] == 1.0
+
+
+def test_predictions_under_ignored_pixels_do_not_count():
+    references = np.array([[[0, 255]]])
+    same = SegMetric(num_labels=2)
+    for wrong in (0, 1):
+        assert same.compute(predictions=np.array([[[0, wrong]]]), references=references)["mean_iou"] == 1.0
+
+
+def test_memory_does_not_grow_and_compute_starts_afresh():
+    metric = SegMetric(num_labels=6)
+    predictions, references = random_maps()
+    for _ in range(5):
+        metric.add_batch(predictions=predictions, references=references)
+    assert metric.confusion.shape == (6, 6) and metric.confusion.dtype == torch.int64
+    assert int(metric.confusion.sum()) == 5 * (references != 255).sum()
+    metric.compute()
+    assert int(metric.confusion.sum()) == 0
+
+
+def test_tensors_arrays_and_lists_of_differing_sizes_agree():
+    predictions, references = random_maps()
+    expected = SegMetric(num_labels=6).compute(predictions=predictions, references=references)
+    tensors = SegMetric(num_labels=6)
+    tensors.add_batch(
+        predictions=torch.from_numpy(predictions).to(torch.uint8), references=torch.from_numpy(references)
+    )
+    assert_same_scores(tensors.compute(), expected)
+    lists = SegMetric(num_labels=6)
+    lists.add_batch(
+        predictions=[predictions[0], *predictions[1:, :5].tolist(), *predictions[1:, 5:].tolist()],
+        references=[references[0], *references[1:, :5].tolist(), *references[1:, 5:].tolist()],
+    )
+    assert_same_scores(lists.compute(), expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "message"),
+    [
+        ([[0, 3]], [[0, 1]], "predictions hold ids from 0 to 3, but there are 3 classes"),
+        ([[0, 1]], [[0, 7]], "references hold ids from 0 to 7, but there are 3 classes"),
+        ([[0, -1]], [[0, 1]], "predictions hold ids from -1 to 0"),
+        ([[0, 1]], [[0, 1, 1]], r"predictions have shape \(1, 2\) and references \(1, 3\)"),
+    ],
+)
+def test_bad_ids_and_shapes_are_refused(prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        SegMetric(num_labels=3).add(prediction=prediction, reference=reference)
+
+
+def test_confusion_rows_are_true_classes():
+    counts = confusion_matrix(torch.tensor([[1, 1, 0]]), torch.tensor([[0, 0, 255]]), 2)
+    assert counts.tolist() == [[0, 2], [0, 0]]
+
+
+def test_scores_of_nothing_are_nan():
+    scores = scores_from_confusion(np.zeros((2, 2), dtype=np.int64))
+    assert all(np.isnan(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+
+
+def exact_auc(scores, positive):
+    order = np.argsort(scores)
+    ranks = np.empty(len(scores))
+    ranks[order] = np.arange(1, len(scores) + 1)
+    n = positive.sum()
+    return (ranks[positive].sum() - n * (n + 1) / 2) / (n * (~positive).sum())
+
+
+def test_roc_matches_the_rank_statistic_and_ignores_void():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (4, 32, 32), generator=generator)
+    logits = 3 * torch.randn(4, 3, 32, 32, generator=generator)
+    logits += 2 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
+    void = torch.rand(labels.shape, generator=generator) < 0.2
+    marked = labels.masked_fill(void, 255)
+    histograms = score_histograms(logits, marked)
+    assert histograms.shape == (4, 3, 2, 256)
+    assert int(histograms[:, 0].sum()) == int((~void).sum())
+    curves = roc_from_histograms(histograms.sum(dim=0).numpy(), ["a", "b", "c"])
+    probabilities = logits.softmax(dim=1)
+    for class_id, name in enumerate("abc"):
+        auc = exact_auc(probabilities[:, class_id][~void].numpy(), (labels[~void] == class_id).numpy())
+        assert curves[name]["auc"] == pytest.approx(auc, abs=2e-3)
+        assert curves[name]["fpr"][0] == curves[name]["tpr"][0] == 0
+        assert curves[name]["fpr"][-1] == curves[name]["tpr"][-1] == 1
+        assert (np.diff(curves[name]["tpr"]) >= 0).all()
+    json.dumps(curves, allow_nan=False)
+
+
+def test_roc_of_an_absent_class_is_none():
+    logits = torch.randn(1, 2, 4, 4)
+    curves = roc_from_histograms(score_histograms(logits, torch.zeros(1, 4, 4, dtype=torch.long))[0].numpy(), "ab")
+    assert curves["a"]["auc"] is None and curves["b"] == {"fpr": [], "tpr": [], "auc": None}
+
+
+def test_compare_scores_finds_the_largest_difference():
+    predictions, references = random_maps()
+    scores = SegMetric(num_labels=6).compute(predictions=predictions, references=references)
+    other = reference_mean_iou(predictions, references, 6, 255)
+    assert compare_scores(scores, other)["largest_difference"] < 1e-12
+    other["per_category_iou"] = other["per_category_iou"] + np.array([0, 0, 0.25, 0, 0, 0])
+    assert compare_scores(scores, other)["largest_difference"] == pytest.approx(0.25)
