@@ -18,6 +18,7 @@ from hf_seg.models.build import (
     WeightsError,
     build_image_processor,
     build_model,
+    check_model,
     describe_provenance,
     locate_encoder_weights,
 )
@@ -29,14 +30,18 @@ from hf_seg.transforms import SegTransform
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Load all recipes, refuse what cannot work, then run them one after the other."""
+    """Load all recipes, refuse what cannot work, then run them one after the other.
+
+    Returns:
+        `int`: exit status; 2 when a recipe, its data or its initial weights were refused.
+    """
     options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+    named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
     try:
         start_processes()
         recipes = load_recipes(options.recipes, overrides)
-        for recipe in recipes:
-            check(recipe, options.output_dir, options.overwrite)
-        results = [run(recipe, options.output_dir, options.overwrite) for recipe in recipes]
+        check(recipes, options.output_dir, named if options.overwrite else set())
+        results = [run(recipe, options.output_dir, options.overwrite and recipe.name in named) for recipe in recipes]
     except (RecipeError, DataError, WeightsError) as error:
         say(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,16 +49,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def check(recipe: Recipe, output_dir: Path, overwrite: bool) -> None:
-    """Refuse what a run would stumble over, before the first step of the first run of the launch."""
-    state = open_run(recipe, output_dir / recipe.name, overwrite)
-    if state == "finished":
-        return
-    per_device_batch_size(recipe.training, PartialState().num_processes)
-    with PartialState().local_main_process_first():  # the others find the check done and remembered
-        check_splits(load_splits(recipe.data), load_spec(recipe.data))
-    if recipe.encoder_recipe is None:
-        locate_encoder_weights(recipe.model)
+def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> None:
+    """Refuse, before the first step of the first run, what any run of the launch would stumble over."""
+    models = {recipe.name: recipe.model for recipe in recipes}
+    for recipe in recipes:
+        if open_run(recipe, output_dir / recipe.name, recipe.name in overwrite) == "finished":
+            continue
+        per_device_batch_size(recipe.training, PartialState().num_processes)
+        if recipe.encoder_recipe:
+            check_model(recipe.model, models[recipe.encoder_recipe])
+        else:
+            locate_encoder_weights(recipe.model)
+        with PartialState().local_main_process_first():  # the others find the check done and remembered
+            check_splits(load_splits(recipe.data), load_spec(recipe.data))
 
 
 def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, Any]:
@@ -74,6 +82,7 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
     if recipe.encoder_recipe:
         source = replace(source, encoder_weights=str(output_dir / recipe.encoder_recipe))
     model, provenance = build_model(source, spec)
+    provenance["encoder"]["source"] = recipe.encoder_recipe or provenance["encoder"]["source"]
     image_processor = build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize)
     say(f"{recipe.name}: {describe_provenance(provenance)}")
 

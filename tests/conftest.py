@@ -22,6 +22,12 @@ TINY_MODELS = {
 
 
 @pytest.fixture
+def tiny_models():
+    """The `model` sections that [`write_recipe`] uses, by architecture."""
+    return TINY_MODELS
+
+
+@pytest.fixture
 def write_recipe(tmp_path):
     """Write `<name>.json` with a tiny recipe: `write_recipe("a", arch="fcn", training={...}, data={...})`."""
 
