@@ -192,30 +192,53 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
     return curves
 
 
-def load_mean_iou(script: str | None = None) -> tuple[evaluate.EvaluationModule | None, str | None]:
-    """`evaluate`'s own `mean_iou`, for a second opinion.
+class SecondOpinion:
+    """`evaluate`'s own `mean_iou`, fed with the same masks, to check a [`SegMetric`] with.
+
+    It is for the record: where it cannot be had or fails, the record says why, and the run it was to check goes on.
 
     Args:
-        script (`str`, *optional*): path of a local copy; without it the Hub is asked (or `evaluate`'s cache).
-
-    Returns:
-        The metric and None, or None and the reason why it cannot be had.
-
-    Raises:
-        FileNotFoundError: when `script` is given and is no file.
+        num_labels (`int`), ignore_index (`int`): as for [`SegMetric`].
+        script (`str`, *optional*): path of a local copy of `mean_iou`; without it, the Hub or `evaluate`'s cache.
     """
-    if script is not None:
-        return evaluate.load(script), None
-    try:
-        return evaluate.load("mean_iou"), None
-    except (OSError, ImportError) as error:  # offline, unreachable, or the script's own imports are missing
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
+    def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
+        self.num_labels, self.ignore_index, self.failure = num_labels, ignore_index, None
+        try:
+            self.metric = evaluate.load(script or "mean_iou")
+        except Exception as error:  # the network, the cache, or the script itself
+            self.failure = f"mean_iou could not be loaded ({type(error).__name__})"
 
-def compare_scores(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """How far another implementation's `mean_iou` result lies from ours, over all keys."""
-    differences = [
-        np.nanmax(np.abs(np.asarray(ours[key], dtype=np.float64) - np.asarray(reference[key], dtype=np.float64)))
-        for key in ours
-    ]
-    return {"mean_iou": float(reference["mean_iou"]), "largest_difference": float(max(differences))}
+    def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
+        """Hand over a batch of `(batch, height, width)` class ids, at most 255."""
+        if self.failure is None:
+            try:
+                # its features are images, which are stored as PNG: 8 bits each
+                maps = (values.to(torch.uint8).cpu().numpy() for values in (predictions, references))
+                self.metric.add_batch(predictions=next(maps), references=next(maps))
+            except Exception as error:
+                self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
+
+    def compare(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Compare with the scores of a [`SegMetric`].
+
+        Returns:
+            `dict`: `available`, and with it `mean_iou` (the other one's) and `largest_difference` over all keys and
+            classes; or the `reason` why it is not available.
+        """
+        if self.failure is None:
+            try:
+                theirs = self.metric.compute(num_labels=self.num_labels, ignore_index=self.ignore_index)
+                pairs = [(np.asarray(scores[key], float), np.asarray(theirs[key], float)) for key in scores]
+                if any((np.isnan(a) != np.isnan(b)).any() for a, b in pairs):
+                    difference = float("inf")
+                else:
+                    difference = max(float(np.nan_to_num(np.abs(a - b)).max()) for a, b in pairs)
+                return {
+                    "available": True,
+                    "mean_iou": float(theirs["mean_iou"]),
+                    "largest_difference": difference,
+                }
+            except Exception as error:
+                self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
+        return {"available": False, "reason": self.failure}

@@ -13,7 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_seg.arguments import build_training_arguments, use_channels_last
-from hf_seg.metrics import SegMetric, compare_scores, load_mean_iou, roc_from_histograms, score_histograms
+from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
 from hf_seg.recipe import Recipe
 
 
@@ -106,7 +106,7 @@ class SegTrainer(Trainer):
         self.recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
         self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.evaluation: dict[str, Any] = {}
-        self.with_roc, self.cross_check = False, None
+        self.with_roc, self.second_opinion = False, None
         self._reset_sums()
         args = build_training_arguments(recipe, run_dir)
         super().__init__(
@@ -193,18 +193,15 @@ class SegTrainer(Trainer):
             [`roc_from_histograms`]) and `cross_check`.
         """
         self.with_roc = True
-        unavailable = None
         if self.is_world_process_zero():
-            self.cross_check, unavailable = load_mean_iou(mean_iou_script)
+            self.second_opinion = SecondOpinion(len(self.class_names), self.ignore_index, mean_iou_script)
         try:
             self.evaluate(dataset, metric_key_prefix="test")
         finally:
-            self.with_roc, self.cross_check = False, None
-        if unavailable:
-            self.evaluation["cross_check"] = {"available": False, "reason": unavailable}
+            self.with_roc, self.second_opinion = False, None
         return self.evaluation
 
-    def sample(self, dataset, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, dataset, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
         """Evenly spaced images of a set with what the model makes of them, for looking at.
 
         Returns:
@@ -269,8 +266,8 @@ class SegTrainer(Trainer):
         self._pixels += int((labels != self.ignore_index).sum())
         if histograms:
             self._roc = histograms[0].sum(dim=0, dtype=torch.int64) + (0 if self._roc is None else self._roc)
-        if self.cross_check is not None:
-            self.cross_check.add_batch(predictions=predictions.cpu().numpy(), references=labels.cpu().numpy())
+        if self.second_opinion is not None:
+            self.second_opinion.add_batch(predictions=predictions, references=labels)
         return self._finish_evaluation() if compute_result else {}
 
     def _finish_evaluation(self) -> dict[str, float]:
@@ -287,9 +284,8 @@ class SegTrainer(Trainer):
         }
         if self._roc is not None:
             self.evaluation["roc"] = roc_from_histograms(self._roc.cpu().numpy(), self.class_names)
-        if self.cross_check is not None:
-            reference = self.cross_check.compute(num_labels=len(self.class_names), ignore_index=self.ignore_index)
-            self.evaluation["cross_check"] = compare_scores(scores, reference)
+        if self.second_opinion is not None:
+            self.evaluation["cross_check"] = self.second_opinion.compare(scores)
         self._reset_sums()
         return scalars
 

@@ -80,3 +80,37 @@ def launch(tmp_path):
         return process
 
     return start
+
+
+MEAN_IOU = """
+import datasets
+import evaluate
+import numpy as np
+
+
+class MeanIou(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    @np.errstate(invalid="ignore")
+    def _compute(self, predictions, references, num_labels, ignore_index):
+        p, r = (np.concatenate([np.asarray(x).ravel() for x in maps]) for maps in (predictions, references))
+        p, r = p[r != ignore_index], r[r != ignore_index]
+        i, pa, ra = (np.bincount(x, minlength=num_labels) for x in (r[p == r], p, r))
+        iou, acc = i / (pa + ra - i), i / ra
+        CHANGE
+        return dict(mean_iou=np.nanmean(iou), mean_accuracy=np.nanmean(acc), overall_accuracy=i.sum() / ra.sum(),
+                    per_category_iou=iou, per_category_accuracy=acc)
+"""
+
+
+@pytest.fixture
+def write_mean_iou():
+    """Write a metric script as `evaluate.load` takes it, with images as features like the real `mean_iou`."""
+
+    def write(path: Path, change: str = "") -> str:
+        path.write_text(MEAN_IOU.replace("CHANGE", change))
+        return str(path)
+
+    return write

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hf_seg.metrics import (
+    SecondOpinion,
     SegMetric,
-    compare_scores,
     confusion_matrix,
     roc_from_histograms,
     score_histograms,
@@ -177,10 +177,39 @@ def test_roc_of_an_absent_class_is_none():
     assert curves["a"]["auc"] is None and curves["b"] == {"fpr": [], "tpr": [], "auc": None}
 
 
-def test_compare_scores_finds_the_largest_difference():
-    predictions, references = random_maps()
-    scores = SegMetric(num_labels=6).compute(predictions=predictions, references=references)
-    other = reference_mean_iou(predictions, references, 6, 255)
-    assert compare_scores(scores, other)["largest_difference"] < 1e-12
-    other["per_category_iou"] = other["per_category_iou"] + np.array([0, 0, 0.25, 0, 0, 0])
-    assert compare_scores(scores, other)["largest_difference"] == pytest.approx(0.25)
+def second_opinion(script):
+    predictions, references = (torch.from_numpy(maps) for maps in random_maps())
+    opinion, metric = SecondOpinion(6, script=script), SegMetric(num_labels=6)
+    for start in range(0, 7, 3):
+        batch = {"predictions": predictions[start : start + 3], "references": references[start : start + 3]}
+        opinion.add_batch(**batch)
+        metric.add_batch(**batch)
+    scores = metric.compute()
+    return opinion.compare(scores), scores
+
+
+def test_second_opinion_of_a_local_script(tmp_path, write_mean_iou):
+    verdict, scores = second_opinion(write_mean_iou(tmp_path / "mean_iou.py"))
+    assert verdict["available"] is True and verdict["largest_difference"] < 1e-9
+    assert verdict["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-9)
+
+
+def test_second_opinion_finds_a_difference(tmp_path, write_mean_iou):
+    verdict, _ = second_opinion(write_mean_iou(tmp_path / "mean_iou.py", "iou[2] += 0.25"))
+    assert 0.25 - 1e-9 <= verdict["largest_difference"] < 0.26
+    verdict, _ = second_opinion(write_mean_iou(tmp_path / "mean_iou_nan.py", "iou[5] = 0"))
+    assert verdict["largest_difference"] == float("inf")  # an absent class must be nan, not 0
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [(None, "could not be loaded"), ("1 / 0", "could not be loaded"), ("late", "mean_iou failed")],
+)
+def test_second_opinion_that_fails_says_why(tmp_path, write_mean_iou, script, reason):
+    if script is not None:
+        path = tmp_path / "mean_iou.py"
+        script = write_mean_iou(path, "1 / 0") if script == "late" else str(path)
+        if not path.exists():
+            path.write_text("1 / 0")
+    verdict, _ = second_opinion(script)
+    assert verdict["available"] is False and reason in verdict["reason"]

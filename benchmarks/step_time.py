@@ -1,0 +1,71 @@
+"""Seconds per training step of 64 images at 64×64, by precision and memory layout: `python benchmarks/step_time.py`.
+
+Prints a Markdown table of medians; in brackets the ratio to fp32 in torch's default layout, measured in the same run.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.trainer import segmentation_loss
+
+MODELS = {
+    "FCN ResNet-50": lambda: FCNForSemanticSegmentation(FCNConfig(num_labels=3)),
+    "SegFormer-B0": lambda: SegformerForSemanticSegmentation(SegformerConfig(num_labels=3)),
+    "SegFormer-B0, strides 2": lambda: SegformerForSemanticSegmentation(
+        SegformerConfig(num_labels=3, strides=[2, 2, 2, 2])
+    ),
+}
+COLUMNS = {
+    "fp32": (False, False),
+    "fp32, channels_last": (False, True),
+    "bf16": (True, False),
+    "bf16, channels_last": (True, True),
+}
+
+
+def step_time(build, device: torch.device, bf16: bool, channels_last: bool, repeats: int) -> float:
+    """Median seconds of a step: forward, loss, backward, optimiser."""
+    torch.manual_seed(0)
+    model = build().to(device).train()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=True)
+    pixel_values = torch.rand(64, 3, 64, 64, device=device)
+    labels = torch.randint(0, 3, (64, 64, 64), device=device)
+    times = []
+    for _ in range(repeats + 2):  # the first two choose kernels and fill caches
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs = model(pixel_values=pixel_values)
+        segmentation_loss(outputs, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{torch.__version__}, {options.device}, {torch.get_num_threads()} threads\n")
+    print("| | " + " | ".join(COLUMNS) + " |")
+    print("|---|" + "---|" * len(COLUMNS))
+    for name, build in MODELS.items():
+        seconds = [
+            step_time(build, torch.device(options.device), *flags, options.repeats) for flags in COLUMNS.values()
+        ]
+        cells = [f"{value:.2f} s ({value / seconds[0]:.2f})" for value in seconds]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The layers: who may import whom. What is imported for types only does not count."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "hf_seg"
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__"): path for path in ROOT.rglob("*.py")
+}
+STANDARD = sys.stdlib_module_names
+
+RECIPE = ["recipe", "recipe_arguments", "recipe_checks", "recipe_files", "recipe_types"]
+FLAT = ["models/configuration_fcn", "models/modeling_fcn"]
+# module → the modules of hf_seg that it may import; whatever is not named here may import none
+ALLOWED = {
+    **dict.fromkeys(RECIPE, RECIPE),
+    "models": FLAT,
+    "models/modeling_fcn": ["models/configuration_fcn"],
+    "models/weights": FLAT,
+    "models/build": [*FLAT, "models/weights"],
+    "data": ["data", "data/*"],
+    "data/*": ["data", "data/*"],
+    "transforms": ["data/spec"],
+    "arguments": ["recipe"],
+    "trainer": ["arguments", "metrics", "recipe"],
+    "results": ["recipe"],
+    "train": ["arguments", "data", "data/spec", "models/build", "plots", "recipe", "results", "trainer", "transforms"],
+    "cli": ["recipe"],
+}
+# the libraries that a layer may import besides the standard one; whatever is not named here may import any
+LIBRARIES = {
+    **dict.fromkeys(RECIPE, set()),
+    "cli": set(),
+    "__init__": set(),
+    **dict.fromkeys(FLAT, {"torch", "torchvision", "timm", "transformers"}),
+    "models/build": {"torch", "transformers"},
+    "metrics": {"datasets", "evaluate", "numpy", "torch"},
+    "plots": {"matplotlib", "numpy", "torch"},
+    "data/*": {"PIL", "datasets", "filelock", "huggingface_hub", "numpy", "torchvision"},
+}
+
+
+def entry(table, module, default):
+    if module in table:
+        return table[module]
+    return table.get(f"{module.partition('/')[0]}/*", default) if "/" in module else default
+
+
+def runtime_imports(module):
+    """Absolute names of what a file imports, at its top or in functions; `if TYPE_CHECKING` is left out."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    package = "hf_seg" if module == "__init__" else f"hf_seg/{module}".replace("/", ".")
+    if FILES[module].name != "__init__.py":
+        package = package.rpartition(".")[0]
+
+    class Visitor(ast.NodeVisitor):
+        found = set()
+
+        def visit_If(self, node):
+            if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+                self.generic_visit(node)
+
+        def visit_Import(self, node):
+            self.found |= {alias.name for alias in node.names}
+
+        def visit_ImportFrom(self, node):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(filter(None, [*package.split(".")[: len(package.split(".")) - node.level + 1], base]))
+            self.found |= {f"{base}.{alias.name}" for alias in node.names}
+
+    visitor = Visitor()
+    visitor.found = set()
+    visitor.visit(tree)
+    return visitor.found
+
+
+def own_modules(names):
+    found = set()
+    for name in names:
+        if name.partition(".")[0] == "hf_seg":
+            parts = name.split(".")[1:]
+            while parts and "/".join(parts) not in FILES:  # the last part may be a class or a function
+                parts.pop()
+            found.add("/".join(parts) or "__init__")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_module_imports_only_what_its_layer_may(module):
+    names = runtime_imports(module)
+    allowed = entry(ALLOWED, module, [])
+    for other in own_modules(names):
+        fits = other in allowed or f"{other.partition('/')[0]}/*" in allowed
+        assert fits, f"{module} imports {other}, but may import only {allowed}"
+    libraries = {name.partition(".")[0] for name in names} - STANDARD - {"hf_seg", "__future__"}
+    may = entry(LIBRARIES, module, libraries)
+    assert libraries <= may, f"{module} imports {sorted(libraries - may)}"
+
+
+def test_the_table_names_modules_that_exist():
+    for table in (ALLOWED, LIBRARIES):
+        assert {module for module in table if not module.endswith("/*")} <= FILES.keys()
+
+
+def test_no_module_is_named_like_a_library():
+    # `accelerate launch hf_seg/train.py` puts hf_seg/ first on sys.path: such a module would shadow the library
+    taken = {"accelerate", "datasets", "evaluate", "huggingface_hub", "matplotlib", "numpy", "timm", "torch"}
+    top = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    assert not top & (taken | {"torchvision", "transformers"} | STANDARD - {"__init__"})
