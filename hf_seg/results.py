@@ -36,6 +36,8 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     Raises:
         RecipeError: when the folder holds another recipe's run, or something that is not a run.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RecipeError(f"{run_dir}: is a file, and a run needs a folder of this name; move the file away")
     if not run_dir.exists() or not any(run_dir.iterdir()):
         return "new"
     saved = run_dir / "recipe.json"
@@ -47,10 +49,9 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     if overwrite:
         return "new"
     try:
-        other = json.loads(saved.read_text())
-    except ValueError as error:
-        raise RecipeError(f"{saved}: not valid JSON ({error}); pass --overwrite to make the run anew") from error
-    changed = _changed_keys(recipe.to_dict(), other)
+        changed = _changed_keys(recipe.to_dict(), json.loads(saved.read_text()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RecipeError(f"{saved}: is not a recipe ({error}); pass --overwrite to make the run anew") from error
     if changed:
         raise RecipeError(
             f"{run_dir}: holds a run of another recipe ({'; '.join(changed)}); give the recipe file another name, "
@@ -92,7 +93,7 @@ def last_checkpoint(run_dir: Path) -> str | None:
         try:
             steps.append((json.loads(state.read_text())["global_step"], str(folder)))
         except (OSError, ValueError, KeyError):
-            print(f"{folder}: incomplete checkpoint, left aside")
+            PartialState().print(f"{folder}: incomplete checkpoint, left aside")
     return max(steps)[1] if steps else None
 
 
@@ -140,14 +141,18 @@ def load_results(run_dir: Path) -> dict[str, Any]:
 
 def format_table(results: list[dict[str, Any]]) -> str:
     """The runs of a launch, a line each, as a Markdown table."""
+
+    def score(value: float | None) -> str:
+        return "–" if value is None or math.isnan(value) else f"{value:.4f}"
+
     rows = [("run", "test mIoU", "test pixel acc.", "validation mIoU", "parameters", "epochs", "minutes")]
     for result in results:
         rows.append(
             (
                 result["recipe"]["name"],
-                f"{result['test']['mean_iou']:.4f}",
-                f"{result['test']['overall_accuracy']:.4f}",
-                f"{result['validation']['mean_iou']:.4f}",
+                score(result["test"]["mean_iou"]),
+                score(result["test"]["overall_accuracy"]),
+                score(result["validation"]["mean_iou"]),
                 f"{result['model']['parameters'] / 1e6:.2f} M",
                 f"{result['train']['epochs']:g}",
                 f"{result['train']['seconds'] / 60:.1f}",

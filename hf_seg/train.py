@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"error: {error}", file=sys.stderr)
         return 2
     say("\n" + format_table(results))
+    PartialState().destroy_process_group()
     return 0
 
 
@@ -128,6 +129,7 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
         )
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
     trainer.release()
+    PartialState().wait_for_everyone()  # the next recipe may start from this one's encoder
     return results
 
 

@@ -85,6 +85,16 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     # validation after every second epoch, and after the last
     validated = [entry["epoch"] for entry in results["train"]["history"] if "eval_loss" in entry]
     assert validated == [2, 3]
+    # the exponential schedule, a step an epoch
+    rates = [entry["learning_rate"] for entry in results["train"]["history"] if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-3, 1e-3 * 0.98, 1e-3 * 0.98**2])
+    # what is saved and scored is the best checkpoint by validation mIoU, and its optimiser was AMSGrad
+    best = Path(f"runs/whole/checkpoint-{results['train']['best_step']}")
+    assert Path("runs/whole/model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+    on_validation = [entry["eval_mean_iou"] for entry in results["train"]["history"] if "eval_mean_iou" in entry]
+    assert results["validation"]["mean_iou"] == max(on_validation)
+    optimizer = torch.load(best / "optimizer.pt", weights_only=True)
+    assert optimizer["param_groups"][0]["amsgrad"] is True and "max_exp_avg_sq" in optimizer["state"][0]
     for split in ("validation", "test"):
         scores = results[split]
         matrix = np.array(scores["confusion_matrix"])

@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, RecipeError, TrainingRecipe
+from hf_seg.results import format_table, last_checkpoint, load_results, open_run, start_run, write_json
+
+
+@pytest.fixture
+def recipe():
+    return Recipe(
+        name="mine",
+        path=Path("mine.json"),
+        model=ModelRecipe(arch="segformer"),
+        data=DataRecipe(name="synthetic_pet"),
+        training=TrainingRecipe(arguments={"logging_steps": 5}),
+    )
+
+
+def test_a_run_folder_through_its_life(recipe, tmp_path):
+    run_dir = tmp_path / "runs" / "mine"
+    assert open_run(recipe, run_dir) == "new"
+    start_run(recipe, run_dir)
+    assert json.loads((run_dir / "recipe.json").read_text()) == recipe.to_dict()
+    assert open_run(recipe, run_dir) == "interrupted"
+    write_json({"status": "finished"}, run_dir / "results.json")
+    assert open_run(recipe, run_dir) == "finished"
+    assert load_results(run_dir) == {"status": "finished"}
+    assert open_run(recipe, run_dir, overwrite=True) == "new"
+    start_run(recipe, run_dir, overwrite=True)
+    assert not (run_dir / "results.json").exists()
+
+
+def test_keys_of_the_machine_do_not_make_another_recipe(recipe, tmp_path):
+    start_run(recipe, tmp_path / "mine")
+    recipe.training.gradient_accumulation_steps = 4
+    recipe.training.report_to = "none"
+    recipe.data.root = "elsewhere"
+    recipe.training.arguments["dataloader_num_workers"] = 2
+    assert open_run(recipe, tmp_path / "mine") == "interrupted"
+    recipe.training.arguments["logging_steps"] = 6
+    with pytest.raises(RecipeError, match="training.logging_steps: 5 there, 6 here"):
+        open_run(recipe, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model": 3}', '{"model": '])
+def test_a_damaged_recipe_in_a_run_folder(recipe, tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(RecipeError, match="--overwrite"):
+        open_run(recipe, tmp_path)
+
+
+def test_a_file_where_the_folder_belongs(recipe, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(RecipeError, match="is a file"):
+        open_run(recipe, tmp_path / "mine")
+
+
+def test_damaged_results(tmp_path):
+    (tmp_path / "results.json").write_text('{"status"')
+    with pytest.raises(RecipeError, match="results.json: cannot be read .* --overwrite"):
+        load_results(tmp_path)
+
+
+def test_last_checkpoint_is_the_newest_whole_one(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((8, '{"global_step": 8}'), (12, '{"global_step": 12}'), (16, '{"glob'), (100, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_json_is_strict_and_whole(tmp_path):
+    write_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, "x", None)}, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": [1, "x", None]}
+    with pytest.raises(TypeError):
+        write_json({"a": object()}, tmp_path / "x.json")
+    assert (tmp_path / "x.json").read_text() == text
+
+
+def test_table_of_a_launch():
+    result = {
+        "recipe": {"name": "mine"},
+        "model": {"parameters": 3_714_915},
+        "train": {"epochs": 30.0, "seconds": 630.0},
+        "validation": {"mean_iou": None},
+        "test": {"mean_iou": 0.55574, "overall_accuracy": 0.79452},
+    }
+    lines = format_table([result, result | {"recipe": {"name": "a longer name"}}]).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "mine", "0.5557", "0.7945", "–", "3.71 M", "30", "10.5"
+    ]  # fmt: skip

@@ -1,0 +1,81 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from hf_seg.arguments import use_bf16, use_channels_last
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.recipe import TrainingRecipe
+from hf_seg.trainer import load_weights, segmentation_loss
+
+
+def batch(seed=0, images=4, classes=5):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, classes, 4, 4, generator=generator)
+    labels = torch.randint(0, classes, (images, 16, 16), generator=generator)
+    # ignored pixels, more of them in later images: the parts of a batch differ in weight
+    ignored = torch.rand(labels.shape, generator=generator) < torch.linspace(0, 0.8, images)[:, None, None]
+    return logits.requires_grad_(), labels.masked_fill(ignored, 255)
+
+
+def test_loss_is_the_mean_over_labelled_pixels():
+    logits, labels = batch()
+    enlarged = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(enlarged, labels, ignore_index=255)
+    torch.testing.assert_close(segmentation_loss(SimpleNamespace(logits=logits), labels), expected)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    logits, labels = batch()
+    (whole,) = torch.autograd.grad(segmentation_loss(SimpleNamespace(logits=logits), labels), logits)
+    count = (labels != 255).sum()
+    parts = [segmentation_loss(SimpleNamespace(logits=logits[i : i + 1]), labels[i : i + 1], count) for i in range(4)]
+    (summed,) = torch.autograd.grad(sum(parts), logits)
+    torch.testing.assert_close(summed, whole)
+
+
+def test_a_batch_without_labels_has_no_loss():
+    logits, labels = batch()
+    loss = segmentation_loss(SimpleNamespace(logits=logits), torch.full_like(labels, 255))
+    assert loss.item() == 0
+
+
+def tiny(arch, seed):
+    torch.manual_seed(seed)
+    if arch == "fcn":
+        return FCNForSemanticSegmentation(FCNConfig(encoder="resnet10t", num_labels=3))
+    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
+    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes))
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_loads_every_tensor(arch, tmp_path):
+    saved, model = tiny(arch, 0), tiny(arch, 1)
+    saved.save_pretrained(tmp_path)
+    load_weights(model, str(tmp_path))
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
+    saved = tiny(arch, 0)
+    state = saved.state_dict()
+    missing = next(name for name in state if name.endswith("classifier.weight") or name == "classifier.4.weight")
+    saved.save_pretrained(tmp_path, state_dict={name: t for name, t in state.items() if name != missing})
+    with pytest.raises(RuntimeError, match=f"missing_keys.*{missing}"):
+        load_weights(tiny(arch, 1), str(tmp_path))
+
+
+def test_precision_follows_the_recipe_and_the_device():
+    cpu = torch.device("cpu")
+    for wanted in (True, False):
+        assert use_bf16(TrainingRecipe(bf16=wanted), cpu) is wanted
+        assert use_channels_last(TrainingRecipe(channels_last=wanted), cpu) is wanted
+    flags = torch.cpu.get_capabilities()
+    assert use_bf16(TrainingRecipe(), cpu) is bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    assert use_bf16(TrainingRecipe(), torch.device("mps")) is False
+    assert use_channels_last(TrainingRecipe(), cpu) is True
+    assert use_channels_last(TrainingRecipe(), torch.device("mps")) is False
