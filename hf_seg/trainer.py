@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import AutoConfig, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_seg.arguments import build_training_arguments, use_channels_last
 from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
-from hf_seg.recipe import Recipe
+from hf_seg.recipe import Recipe, RecipeError
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -51,12 +51,20 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
     """Load a saved model's weights into a model of the same class and configuration, every tensor of them.
 
     Raises:
-        RuntimeError: when a tensor is missing, left over, or of another shape.
+        RecipeError: when the folder holds another architecture or class count, or a tensor is missing or left over.
     """
+    saved_config = AutoConfig.from_pretrained(folder)
+    for key in ("model_type", "num_labels"):
+        theirs, ours = getattr(saved_config, key), getattr(model.config, key)
+        if theirs != ours:
+            raise RecipeError(
+                f"{folder}: is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}; delete that "
+                "folder, or pass --overwrite to make the run anew"
+            )
     saved, report = type(model).from_pretrained(folder, output_loading_info=True)
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
-        raise RuntimeError(f"{folder}: the weights are not those of this model: {wrong}")
+        raise RecipeError(f"{folder}: its weights are not whole ({wrong}); delete that folder and start again")
     model.load_state_dict(saved.state_dict())
 
 

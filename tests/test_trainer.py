@@ -7,7 +7,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_seg.arguments import use_bf16, use_channels_last
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
-from hf_seg.recipe import TrainingRecipe
+from hf_seg.recipe import RecipeError, TrainingRecipe
 from hf_seg.trainer import load_weights, segmentation_loss
 
 
@@ -65,8 +65,20 @@ def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
     state = saved.state_dict()
     missing = next(name for name in state if name.endswith("classifier.weight") or name == "classifier.4.weight")
     saved.save_pretrained(tmp_path, state_dict={name: t for name, t in state.items() if name != missing})
-    with pytest.raises(RuntimeError, match=f"missing_keys.*{missing}"):
+    with pytest.raises(RecipeError, match=f"not whole .*missing_keys.*{missing}"):
         load_weights(tiny(arch, 1), str(tmp_path))
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_refuses_another_model(arch, tmp_path):
+    tiny(arch, 0).save_pretrained(tmp_path)
+    other = tiny("segformer" if arch == "fcn" else "fcn", 1)
+    with pytest.raises(RecipeError, match="is a checkpoint with model_type .* --overwrite"):
+        load_weights(other, str(tmp_path))
+    model = tiny(arch, 1)
+    model.config.num_labels = 19
+    with pytest.raises(RecipeError, match="is a checkpoint with num_labels 3, but the recipe's model has 19"):
+        load_weights(model, str(tmp_path))
 
 
 def test_precision_follows_the_recipe_and_the_device():
