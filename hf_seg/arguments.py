@@ -52,7 +52,7 @@ def start_processes() -> PartialState:
     # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
     # core. So does torchrun. Any other value is the user's and stays.
     if on_cpu and environment.get("OMP_NUM_THREADS", "1") == "1":
-        cores = torch.cpu.get_capabilities()["num_physical_cores"]
+        cores = torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
             cores = min(cores, len(os.sched_getaffinity(0)))
         torch.set_num_threads(max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", 1))))

@@ -100,13 +100,12 @@ def last_checkpoint(run_dir: Path) -> str | None:
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a reader needs to repeat a run."""
     packages = ("hf_seg", "torch", "torchvision", "transformers", "datasets", "evaluate", "accelerate", "timm")
-    hardware = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    )
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu)
     return {name: version(name) for name in packages} | {
         "python": platform.python_version(),
         "device": device.type,
-        "hardware": str(hardware),
+        "hardware": hardware,
         "cpu_count": str(os.cpu_count()),
     }
 

@@ -111,7 +111,7 @@ class SegTrainer(Trainer):
         class_names,
         ignore_index: int = 255,
     ):
-        self.recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
+        self.training_recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
         self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.evaluation: dict[str, Any] = {}
         self.with_roc, self.second_opinion = False, None
@@ -146,11 +146,11 @@ class SegTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        if self.recipe.lr_scheduler_type != "exponential":
+        if self.training_recipe.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = math.ceil(len(self.train_dataset) / self.recipe.global_train_batch_size)
-            gamma = self.recipe.lr_decay_per_epoch
+            steps_per_epoch = math.ceil(len(self.train_dataset) / self.training_recipe.global_train_batch_size)
+            gamma = self.training_recipe.lr_decay_per_epoch
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: gamma ** (step // steps_per_epoch)
             )
@@ -239,7 +239,7 @@ class SegTrainer(Trainer):
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": "bf16" if self.args.bf16 else "fp32",
-            "channels_last": use_channels_last(self.recipe, self.args.device),
+            "channels_last": use_channels_last(self.training_recipe, self.args.device),
             "seed": self.args.seed,
             "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],
         }

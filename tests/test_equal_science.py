@@ -57,3 +57,22 @@ def test_in_training_mode_the_first_loss_differs_by_batch_statistics_only(write_
     first = {way: trace(result, "loss")[0] for way, result in results.items()}
     for way, loss in first.items():
         assert loss == pytest.approx(first["one process"], rel=0.05), first | {"differs": way}
+
+
+@pytest.mark.slow
+def test_same_scores_on_two_ranks_with_an_uneven_last_batch(write_recipe, launch, tmp_path):
+    # a step so small that the weights stay as they are: what is left is the evaluation, of 11 and of 7 images
+    still = {"num_train_epochs": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "per_device_eval_batch_size": 4}
+    recipe = write_recipe("still", data=DATA | {"max_train_samples": 8}, training=still)
+    scores = {}
+    for processes in (1, 2):
+        runs = tmp_path / str(processes)
+        launch(recipe, "--output_dir", runs, script=IN_EVAL_MODE, processes=processes)
+        results = json.loads((runs / "still" / "results.json").read_text())
+        scores[processes] = {split: results[split] for split in ("validation", "test")}
+    for split in ("validation", "test"):
+        one, two = scores[1][split], scores[2][split]
+        assert one["confusion_matrix"] == two["confusion_matrix"] and np.sum(one["confusion_matrix"]) > 20_000
+        assert one["per_category_iou"] == two["per_category_iou"] and one["mean_iou"] == two["mean_iou"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert scores[1]["test"]["roc_auc"] == scores[2]["test"]["roc_auc"]
