@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments; the process's own when None.
 
     Returns:
-        `int`: exit status; 1 when a recipe is not in order.
+        `int`: exit status; 1 when a recipe is not in order or a photograph could not be read, 2 when nothing could be
+        predicted at all.
     """
     # Neither parser abbreviates: `--help` is the only option here, and a recipe's overrides must be spelt out.
     parser = argparse.ArgumentParser(prog="hf-seg", description="Semantic segmentation recipes.", allow_abbrev=False)
@@ -31,11 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # All that follows: argparse would otherwise take an override's value for a recipe, or the other way round.
     check.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE", help="recipe files, then overrides")
+    predict = commands.add_parser("predict", help="segment photographs", allow_abbrev=False)
+    predict.add_argument("model", metavar="MODEL", help="a run's folder or a Hub id")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders of them, patterns")
+    predict.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for masks, overlays and predictions.jsonl"
+    )
+    predict.add_argument("--size", choices=("native", "model"), default="native", help="size of the masks")
+    predict.add_argument("--tta", choices=("flip",), help="average with the mirror image")
+    predict.add_argument("--tile", type=int, metavar="PIXELS", help="slide a window of this side over large images")
+    predict.add_argument("--batch_size", type=int, default=32)
+    predict.add_argument("--device", help="such as cpu or cuda:1; by default the accelerator if there is one")
+    predict.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     arguments = parser.parse_args(argv)
     if arguments.command == "schema":
         print(json.dumps(json_schema(), indent=2))
         return 0
-    return _check(arguments.rest)
+    return _check(arguments.rest) if arguments.command == "check" else _predict(arguments)
 
 
 def _check(rest: Sequence[str]) -> int:
@@ -49,6 +62,24 @@ def _check(rest: Sequence[str]) -> int:
         encoder = f", encoder of {recipe.encoder_recipe}" if recipe.encoder_recipe else ""
         print(f"{number}. {recipe.name} ({recipe.path}{encoder})")
     return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    # these take seconds to import, which the other commands need not
+    from hf_seg.predict import PredictError
+    from hf_seg.predict_files import predict_to_folder
+
+    options = {key: getattr(arguments, key) for key in ("size", "tile", "batch_size", "device", "dtype")}
+    try:
+        unreadable = predict_to_folder(
+            arguments.model, arguments.paths, arguments.out, flip=arguments.tta == "flip", **options
+        )
+    except PredictError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for file in unreadable:
+        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 if __name__ == "__main__":

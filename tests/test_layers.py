@@ -28,7 +28,9 @@ ALLOWED = {
     "trainer": ["arguments", "metrics", "recipe"],
     "results": ["recipe"],
     "train": ["arguments", "data", "data/spec", "models/build", "plots", "recipe", "results", "trainer", "transforms"],
-    "cli": ["recipe"],
+    "predict": ["models"],
+    "predict_files": ["predict"],
+    "cli": ["recipe", "predict", "predict_files"],
 }
 # the libraries that a layer may import besides the standard one; whatever is not named here may import any
 LIBRARIES = {

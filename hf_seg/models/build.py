@@ -217,6 +217,8 @@ def _build_config(model: ModelRecipe, spec: DatasetSpec | None = None) -> PreTra
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
         raise WeightsError(f"{where}: no {model.arch} can be built: {said}") from error
+    if spec is not None:
+        config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
     return config
 
 

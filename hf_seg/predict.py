@@ -1,0 +1,258 @@
+"""Batched inference: photographs in, masks out. `predict_files` writes them to a folder."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
+
+import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
+
+
+class PredictError(ValueError):
+    """The model or the paths cannot be used; nothing has been predicted yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model made of one photograph.
+
+    Args:
+        path (`Path`): the photograph's file.
+        image (`PIL.Image.Image`): the photograph, RGB and upright, at its own size.
+        mask (`np.ndarray` of shape `(height, width)`, uint8, or uint16 above 256 classes): class ids.
+        class_shares (`dict[str, float]`): share of the mask's pixels in [0, 1], of each class that occurs.
+        mean_confidence (`float`): mean over the pixels of the winning class's softmax score, in [0, 1].
+    """
+
+    path: Path
+    image: Image.Image
+    mask: np.ndarray
+    class_shares: dict[str, float]
+    mean_confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A file that is no readable image, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenter:
+    """A semantic segmentation model with its image processor, on a device; made by [`load_segmenter`]."""
+
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+
+    @property
+    def class_names(self) -> list[str]:
+        id2label = self.model.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
+
+    @torch.inference_mode()
+    def logits(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
+        """float32 logits `(batch, C, h, w)` of `pixel_values` `(batch, 3, H, W)`, on the model's device.
+
+        With `flip`, the mean of those of the images and of their mirror images.
+        """
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        logits = self.model(pixel_values=pixel_values).logits.float()
+        if flip:
+            logits = (logits + self.model(pixel_values=pixel_values.flip(-1)).logits.float().flip(-1)) / 2
+        return logits
+
+
+def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str = "float32") -> Segmenter:
+    """Load a model for inference.
+
+    Args:
+        model (`str` or `Path`): a run's folder or a Hub id; any semantic segmentation model of transformers that puts
+            out logits a pixel.
+        device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; by default the accelerator if there is one.
+        dtype (`str`, *optional*, defaults to `"float32"`): precision to compute in, or `"bfloat16"`, `"float16"`.
+
+    Raises:
+        PredictError: when there is no such model, or it is no semantic segmentation model.
+    """
+    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(model)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())
+        raise PredictError(
+            f"{model}: no semantic segmentation model with its image processor could be loaded ({said}); name the "
+            "folder of a finished run, or a Hub id (offline, one that is in the cache)"
+        ) from error
+    return Segmenter(model=loaded.eval().to(device), image_processor=image_processor)
+
+
+def predict(
+    model: Segmenter | str | Path,
+    paths: Sequence[str | Path],
+    *,
+    size: str = "native",
+    flip: bool = False,
+    tile: int | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> Iterator[Prediction | Unreadable]:
+    """Segment photographs; files are decoded in the background while the model computes.
+
+    Args:
+        model ([`Segmenter`], `str` or `Path`): a loaded model, or what [`load_segmenter`] takes.
+        paths (`Sequence[str | Path]`): files, folders (searched with their subfolders) and glob patterns.
+        size (`str`, *optional*, defaults to `"native"`): of the masks: that of each photograph, or with `"model"` that
+            which the model saw.
+        flip (`bool`, *optional*): average with the mirror image's logits (twice the time).
+        tile (`int`, *optional*): side in pixels of windows that slide over the photograph with 25 % overlap, each of
+            which is segmented by itself; for photographs with far more detail than the model's input size keeps.
+        batch_size (`int`, *optional*, defaults to 32): images or tiles a forward pass.
+        device, dtype: see [`load_segmenter`].
+
+    Yields:
+        [`Prediction`] or [`Unreadable`], one for each file, in the order of [`expand_paths`].
+
+    Raises:
+        PredictError: before anything is predicted: when the model or a path cannot be used.
+    """
+    if size not in ("native", "model"):
+        raise PredictError(f'size: {size!r} is neither "native" nor "model"')
+    if tile is not None and (tile < 32 or size != "native"):
+        raise PredictError("tile: takes at least 32 pixels, and masks of native size")
+    files = expand_paths(paths)
+    segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
+    return _predict(segmenter, files, size, flip, tile, batch_size)
+
+
+def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
+    """Files, the image files in folders (by suffix, sorted, `._*` left out) and the matches of patterns, each once.
+
+    Raises:
+        PredictError: when a path does not exist, a pattern matches nothing, or a folder holds no image.
+    """
+    found: dict[Path, None] = {}
+    for given in map(Path, paths):
+        if given.is_file():
+            matches = [given]
+        elif given.is_dir():
+            matches = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            matches = [path for path in matches if path.is_file() and not path.name.startswith(".")]
+        else:
+            matches = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
+        if not matches:
+            what = "holds no image" if given.is_dir() else "there is no such file, folder or match"
+            raise PredictError(f"{given}: {what}; name image files, folders of them, or a pattern such as 'in/*.jpg'")
+        found |= dict.fromkeys(matches)
+    if not found:
+        raise PredictError("no path given; name image files, folders of them, or a pattern such as 'in/*.jpg'")
+    return list(found)
+
+
+def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:
+    def read(path: Path):
+        return _read(path, None if tile else segmenter.image_processor)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        # a batch ahead is decoded while this one is computed; more would only fill the memory
+        waiting = [pool.submit(read, path) for path in files[: 2 * batch_size]]
+        for start in range(0, len(files), batch_size):
+            batch = [future.result() for future in waiting[:batch_size]]
+            ahead = files[start + 2 * batch_size : start + 3 * batch_size]
+            waiting = waiting[batch_size:] + [pool.submit(read, path) for path in ahead]
+            if tile:
+                for item in batch:
+                    yield (
+                        item if isinstance(item, Unreadable) else _tiled(segmenter, *item[:2], flip, tile, batch_size)
+                    )
+            else:
+                yield from _whole(segmenter, batch, size, flip)
+
+
+def _read(path: Path, image_processor: BaseImageProcessor | None = None):
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
+        return Unreadable(path=path, reason=f"{type(error).__name__}: {error}")
+    pixel_values = None if image_processor is None else image_processor(image, return_tensors="pt")["pixel_values"][0]
+    return path, image, pixel_values
+
+
+def _whole(segmenter: Segmenter, batch: list, size: str, flip: bool) -> Iterator[Prediction | Unreadable]:
+    """Each image resized as a whole by the image processor; those that end up of one shape go together."""
+    predicted: dict[Path, Prediction] = {}
+    readable = sorted((item for item in batch if not isinstance(item, Unreadable)), key=lambda item: item[2].shape)
+    for _, group in itertools.groupby(readable, key=lambda item: item[2].shape):
+        group = list(group)
+        logits = segmenter.logits(torch.stack([pixel_values for *_, pixel_values in group]), flip)
+        for (path, image, pixel_values), own in zip(group, logits, strict=True):
+            target = (image.height, image.width) if size == "native" else tuple(pixel_values.shape[-2:])
+            # straight to the size asked for, as `post_process_semantic_segmentation` does
+            enlarged = F.interpolate(own[None], size=target, mode="bilinear", align_corners=False)[0]
+            predicted[path] = _prediction(segmenter, path, image, enlarged.softmax(dim=0))
+    for item in batch:
+        yield item if isinstance(item, Unreadable) else predicted[item[0]]
+
+
+def _tiled(segmenter: Segmenter, path: Path, image: Image.Image, flip: bool, tile: int, batch_size: int):
+    """Class scores of overlapping windows, blended with weights that fall towards a window's border."""
+    boxes = [
+        (left, top, min(left + tile, image.width), min(top + tile, image.height))
+        for top in _starts(image.height, tile)
+        for left in _starts(image.width, tile)
+    ]
+    scores = torch.zeros(len(segmenter.class_names), image.height, image.width, device=segmenter.model.device)
+    for start in range(0, len(boxes), batch_size):
+        part = boxes[start : start + batch_size]
+        crops = [image.crop(box) for box in part]
+        pixel_values = segmenter.image_processor(crops, return_tensors="pt")["pixel_values"]
+        for (left, top, right, bottom), own in zip(part, segmenter.logits(pixel_values, flip), strict=True):
+            target = (bottom - top, right - left)
+            enlarged = F.interpolate(own[None], size=target, mode="bilinear", align_corners=False)[0]
+            weight = _ramp(target[0])[:, None] * _ramp(target[1])
+            scores[:, top:bottom, left:right] += enlarged.softmax(dim=0) * weight.to(enlarged.device)
+    return _prediction(segmenter, path, image, scores / scores.sum(dim=0))
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where windows begin: evenly spread, the last one ending at the border, neighbours overlapping by a quarter."""
+    if length <= tile:
+        return [0]
+    count = 1 + int(np.ceil((length - tile) / (tile * (1 - OVERLAP))))
+    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def _ramp(length: int) -> Tensor:
+    position = torch.arange(length)
+    return torch.minimum(position, length - 1 - position) + 1.0
+
+
+def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction:
+    confidence, ids = scores.max(dim=0)
+    names = segmenter.class_names
+    shares = (torch.bincount(ids.flatten(), minlength=len(names)).double() / ids.numel()).tolist()
+    return Prediction(
+        path=path,
+        image=image,
+        mask=ids.cpu().numpy().astype(np.uint8 if len(names) <= 256 else np.uint16),
+        class_shares={name: share for name, share in zip(names, shares, strict=True) if share},
+        mean_confidence=float(confidence.mean()),
+    )
