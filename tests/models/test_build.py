@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     SegformerConfig,
     SegformerForImageClassification,
@@ -633,3 +634,11 @@ def test_saved_models_segment_a_photograph_without_hf_seg(tmp_path):
     assert done.returncode == 0, done.stderr
     fcn, segformer = done.stdout.split()
     assert fcn.startswith("transformers_modules.") and segformer.startswith("transformers.models.segformer")
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_the_colours_of_the_classes_are_saved_with_the_model(arch, tmp_path):
+    recipe = ModelRecipe(arch=arch, encoder="resnet10t" if arch == "fcn" else None)
+    model, _ = build_model(recipe, SPEC)
+    model.config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).palette == [list(colour) for colour in SPEC.palette]
