@@ -1,10 +1,11 @@
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_seg import cli
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
@@ -193,3 +194,11 @@ def test_what_cannot_work_is_refused_at_once(folder, tmp_path, monkeypatch, mode
 def test_each_file_once(photographs):
     files = expand_paths([photographs / "a.jpg", photographs, photographs / "more"])
     assert [path.name for path in files] == ["a.jpg", "b.gif", "b.png", "d.jpg", "c.webp"]
+
+
+def test_pipeline_takes_both_models_without_a_complaint(folder, photographs, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # it keeps its records to itself
+    segment = pipeline("image-segmentation", model=str(folder), device="cpu")
+    masks = segment(str(photographs / "a.jpg"))
+    assert masks and all(mask["mask"].size == (90, 70) for mask in masks)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
