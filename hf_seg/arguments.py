@@ -2,14 +2,20 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from hf_seg.recipe import Recipe, RecipeError, TrainingRecipe
+
+# Arguments of the Trainer that hf_seg.push does the work of: the Trainer's own pushes can end a training.
+PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
+T = TypeVar("T")
 
 
 def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
@@ -59,6 +65,24 @@ def start_processes() -> PartialState:
     return state
 
 
+def on_main_process(action: Callable[[], T]) -> T | None:
+    """Let the main process do what is to be done once. Returns what it made there, None on the others.
+
+    Raises:
+        ValueError: on every rank, when the action raised one on the main process: none waits for another in vain.
+    """
+    state, result, error = PartialState(), None, None
+    if state.is_main_process:
+        try:
+            result = action()
+        except ValueError as raised:
+            error = raised
+    (error,) = broadcast_object_list([error])
+    if error is not None:
+        raise error
+    return result
+
+
 def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
     """`training.bf16`; `"auto"`: where the device computes bf16 in hardware (elsewhere it would be slower)."""
     if training.bf16 != "auto":
@@ -89,7 +113,7 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         "dataloader_num_workers": 0 if state.device.type == "cpu" else min(8, (os.cpu_count() or 1) // 2),
         "ddp_find_unused_parameters": False,  # every trainable parameter of both models takes part in every step
         "dataloader_pin_memory": state.device.type == "cuda",
-    } | training.arguments
+    } | {key: value for key, value in training.arguments.items() if key not in PUSH}
     report_to = training.report_to
     if report_to == "auto":
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
@@ -106,7 +130,6 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         bf16=use_bf16(training, state.device),
         use_cpu=arguments.pop("use_cpu", False) or state.device.type == "cpu",
         report_to=report_to,
-        push_to_hub=training.push_to_hub,
         eval_strategy="epoch",
         save_strategy="epoch",
         load_best_model_at_end=True,

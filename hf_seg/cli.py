@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_seg.recipe import RecipeError, json_schema, load_recipes
 
@@ -17,13 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments; the process's own when None.
 
     Returns:
-        `int`: exit status; 1 when a recipe is not in order or a photograph could not be read, 2 when nothing could be
-        predicted at all.
+        `int`: exit status; 1 when a recipe is not in order, a photograph could not be read, or an exported model does
+        not compute what PyTorch computes; 2 when nothing could be done at all.
     """
     # Neither parser abbreviates: `--help` is the only option here, and a recipe's overrides must be spelt out.
     parser = argparse.ArgumentParser(prog="hf-seg", description="Semantic segmentation recipes.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("schema", help="print the JSON Schema of recipes, for editors", allow_abbrev=False)
+    schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors", allow_abbrev=False)
+    schema.set_defaults(run=_schema)
     check = commands.add_parser(
         "check",
         help="check recipes and print the order in which they would be trained",
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # All that follows: argparse would otherwise take an override's value for a recipe, or the other way round.
     check.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE", help="recipe files, then overrides")
+    check.set_defaults(run=_check)
     predict = commands.add_parser("predict", help="segment photographs", allow_abbrev=False)
     predict.add_argument("model", metavar="MODEL", help="a run's folder or a Hub id")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders of them, patterns")
@@ -44,14 +47,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.add_argument("--batch_size", type=int, default=32)
     predict.add_argument("--device", help="such as cpu or cuda:1; by default the accelerator if there is one")
     predict.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    predict.set_defaults(run=_predict)
+    _add_push(commands)
+    _add_export(commands)
+    _add_demo(commands)
     arguments = parser.parse_args(argv)
-    if arguments.command == "schema":
-        print(json.dumps(json_schema(), indent=2))
-        return 0
-    return _check(arguments.rest) if arguments.command == "check" else _predict(arguments)
+    return arguments.run(arguments)
 
 
-def _check(rest: Sequence[str]) -> int:
+def _add_push(commands) -> None:
+    push = commands.add_parser("push", help="upload a finished run to the Hugging Face Hub", allow_abbrev=False)
+    push.add_argument("run_dir", type=Path, metavar="RUN", help="a run's folder, such as runs/quickstart-fcn")
+    push.add_argument("--repo", metavar="ORG/NAME", help="by default as in the recipe, else the run's name")
+    push.add_argument("--private", action="store_true", help="make the repository private when it is created")
+    push.add_argument("--revision", help="branch to push to; main by default")
+    push.set_defaults(run=_push)
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser("export", help="write a model for other runtimes, and compare", allow_abbrev=False)
+    export.add_argument("model", metavar="MODEL", help="a run's folder or a Hub id")
+    export.add_argument("--format", choices=("onnx",), default="onnx")
+    export.add_argument("--out", type=Path, metavar="FILE", help="by default model.onnx in the run's folder")
+    export.add_argument(
+        "--images", nargs="+", metavar="PATH", help="photographs to compare on; generated ones if none"
+    )
+    export.set_defaults(run=_export)
+
+
+def _add_demo(commands) -> None:
+    demo = commands.add_parser("demo", help="serve a page to try models on, or push it as a Space", allow_abbrev=False)
+    demo.add_argument("models", nargs="+", metavar="MODEL", help="a run's folder or a Hub id; two stand side by side")
+    demo.add_argument("--host", default="127.0.0.1")
+    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument("--space", metavar="ORG/NAME", help="push the page as this Space instead of serving it")
+    demo.add_argument("--private", action="store_true", help="make the Space private when it is created")
+    demo.set_defaults(run=_demo)
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    rest = arguments.rest
     first_flag = next((number for number, word in enumerate(rest) if word.startswith("-")), len(rest))
     try:
         recipes = load_recipes(rest[:first_flag], rest[first_flag:])
@@ -80,6 +120,55 @@ def _predict(arguments: argparse.Namespace) -> int:
     for file in unreadable:
         print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from hf_seg.hub import HubError
+    from hf_seg.push import push_run
+
+    try:
+        url = push_run(
+            arguments.run_dir, repo=arguments.repo, private=arguments.private or None, revision=arguments.revision
+        )
+    except (HubError, RecipeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(url)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from hf_seg.demo import DemoError, push_space, serve
+    from hf_seg.hub import HubError
+    from hf_seg.predict import PredictError
+
+    try:
+        if arguments.space:
+            print(push_space(arguments.models, arguments.space, private=arguments.private))
+        else:
+            serve(arguments.models, host=arguments.host, port=arguments.port)
+    except (DemoError, HubError, PredictError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hf_seg.export import OPSET, DisagreementError, ExportError, export_onnx
+
+    out = arguments.out or Path(arguments.model) / "model.onnx"
+    try:
+        if arguments.out is None and not Path(arguments.model).is_dir():
+            raise ExportError(f"{arguments.model}: is no folder here, so say by --out where the file goes")
+        comparison = export_onnx(arguments.model, out, images=arguments.images)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, DisagreementError) else 2
+    for file in comparison.unreadable:
+        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
+    print(f"agrees with PyTorch on {comparison}")
+    return 1 if comparison.unreadable else 0
 
 
 if __name__ == "__main__":

@@ -11,19 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
-import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+from hf_seg.segmenter import PredictError, Segmenter, load_segmenter
+
+__all__ = [
+    "PredictError",
+    "Prediction",
+    "Segmenter",
+    "Unreadable",
+    "expand_paths",
+    "load_segmenter",
+    "predict",
+    "read_image",
+]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
-
-
-class PredictError(ValueError):
-    """The model or the paths cannot be used; nothing has been predicted yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,8 @@ class Prediction:
         image (`PIL.Image.Image`): the photograph, RGB and upright, at its own size.
         mask (`np.ndarray` of shape `(height, width)`, uint8, or uint16 above 256 classes): class ids.
         class_shares (`dict[str, float]`): share of the mask's pixels in [0, 1], of each class that occurs.
-        mean_confidence (`float`): mean over the pixels of the winning class's softmax score, in [0, 1].
+        mean_confidence (`float`): mean over the pixels of the winning class's softmax score, in [0, 1]; for
+            Mask2Former and MaskFormer of its share of the pixel's scores.
     """
 
     path: Path
@@ -51,56 +57,6 @@ class Unreadable:
 
     path: Path
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segmenter:
-    """A semantic segmentation model with its image processor, on a device; made by [`load_segmenter`]."""
-
-    model: PreTrainedModel
-    image_processor: BaseImageProcessor
-
-    @property
-    def class_names(self) -> list[str]:
-        id2label = self.model.config.id2label
-        return [id2label[index] for index in range(len(id2label))]
-
-    @torch.inference_mode()
-    def logits(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
-        """float32 logits `(batch, C, h, w)` of `pixel_values` `(batch, 3, H, W)`, on the model's device.
-
-        With `flip`, the mean of those of the images and of their mirror images.
-        """
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        logits = self.model(pixel_values=pixel_values).logits.float()
-        if flip:
-            logits = (logits + self.model(pixel_values=pixel_values.flip(-1)).logits.float().flip(-1)) / 2
-        return logits
-
-
-def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str = "float32") -> Segmenter:
-    """Load a model for inference.
-
-    Args:
-        model (`str` or `Path`): a run's folder or a Hub id; any semantic segmentation model of transformers that puts
-            out logits a pixel.
-        device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; by default the accelerator if there is one.
-        dtype (`str`, *optional*, defaults to `"float32"`): precision to compute in, or `"bfloat16"`, `"float16"`.
-
-    Raises:
-        PredictError: when there is no such model, or it is no semantic segmentation model.
-    """
-    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(model)
-        loaded = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())
-        raise PredictError(
-            f"{model}: no semantic segmentation model with its image processor could be loaded ({said}); name the "
-            "folder of a finished run, or a Hub id (offline, one that is in the cache)"
-        ) from error
-    return Segmenter(model=loaded.eval().to(device), image_processor=image_processor)
 
 
 def predict(
@@ -121,7 +77,7 @@ def predict(
         paths (`Sequence[str | Path]`): files, folders (searched with their subfolders) and glob patterns.
         size (`str`, *optional*, defaults to `"native"`): of the masks: that of each photograph, or with `"model"` that
             which the model saw.
-        flip (`bool`, *optional*): average with the mirror image's logits (twice the time).
+        flip (`bool`, *optional*): average with the mirror image's scores (twice the time).
         tile (`int`, *optional*): side in pixels of windows that slide over the photograph with 25 % overlap, each of
             which is segmented by itself; for photographs with far more detail than the model's input size keeps.
         batch_size (`int`, *optional*, defaults to 32): images or tiles a forward pass.
@@ -166,9 +122,22 @@ def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
+def read_image(path: Path) -> Image.Image | Unreadable:
+    """Read an image file of any kind: RGB, turned upright, the first frame of several."""
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
+        return Unreadable(path=path, reason=f"{type(error).__name__}: {error}")
+
+
 def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:
     def read(path: Path):
-        return _read(path, None if tile else segmenter.image_processor)
+        image = read_image(path)
+        if isinstance(image, Unreadable):
+            return image
+        processor = None if tile else segmenter.image_processor  # a tile gets its pixel_values when it is cut
+        return path, image, processor and processor(image, return_tensors="pt")["pixel_values"][0]
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         # a batch ahead is decoded while this one is computed; more would only fill the memory
@@ -186,28 +155,16 @@ def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Predict
                 yield from _whole(segmenter, batch, size, flip)
 
 
-def _read(path: Path, image_processor: BaseImageProcessor | None = None):
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-        return Unreadable(path=path, reason=f"{type(error).__name__}: {error}")
-    pixel_values = None if image_processor is None else image_processor(image, return_tensors="pt")["pixel_values"][0]
-    return path, image, pixel_values
-
-
 def _whole(segmenter: Segmenter, batch: list, size: str, flip: bool) -> Iterator[Prediction | Unreadable]:
     """Each image resized as a whole by the image processor; those that end up of one shape go together."""
     predicted: dict[Path, Prediction] = {}
     readable = sorted((item for item in batch if not isinstance(item, Unreadable)), key=lambda item: item[2].shape)
     for _, group in itertools.groupby(readable, key=lambda item: item[2].shape):
         group = list(group)
-        logits = segmenter.logits(torch.stack([pixel_values for *_, pixel_values in group]), flip)
-        for (path, image, pixel_values), own in zip(group, logits, strict=True):
+        scores = segmenter.scores(torch.stack([pixel_values for *_, pixel_values in group]), flip)
+        for (path, image, pixel_values), own in zip(group, scores, strict=True):
             target = (image.height, image.width) if size == "native" else tuple(pixel_values.shape[-2:])
-            # straight to the size asked for, as `post_process_semantic_segmentation` does
-            enlarged = F.interpolate(own[None], size=target, mode="bilinear", align_corners=False)[0]
-            predicted[path] = _prediction(segmenter, path, image, enlarged.softmax(dim=0))
+            predicted[path] = _prediction(segmenter, path, image, segmenter.probabilities(own, target))
     for item in batch:
         yield item if isinstance(item, Unreadable) else predicted[item[0]]
 
@@ -224,11 +181,10 @@ def _tiled(segmenter: Segmenter, path: Path, image: Image.Image, flip: bool, til
         part = boxes[start : start + batch_size]
         crops = [image.crop(box) for box in part]
         pixel_values = segmenter.image_processor(crops, return_tensors="pt")["pixel_values"]
-        for (left, top, right, bottom), own in zip(part, segmenter.logits(pixel_values, flip), strict=True):
+        for (left, top, right, bottom), own in zip(part, segmenter.scores(pixel_values, flip), strict=True):
             target = (bottom - top, right - left)
-            enlarged = F.interpolate(own[None], size=target, mode="bilinear", align_corners=False)[0]
             weight = _ramp(target[0])[:, None] * _ramp(target[1])
-            scores[:, top:bottom, left:right] += enlarged.softmax(dim=0) * weight.to(enlarged.device)
+            scores[:, top:bottom, left:right] += segmenter.probabilities(own, target) * weight.to(scores.device)
     return _prediction(segmenter, path, image, scores / scores.sum(dim=0))
 
 

@@ -13,12 +13,23 @@ import torch
 from accelerate import PartialState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe import Recipe, RecipeError, all_keys
 
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
     "data": {"root"},
-    "training": {"report_to", "gradient_accumulation_steps", "dataloader_num_workers", "disable_tqdm"},
+    "training": {
+        "report_to",
+        "gradient_accumulation_steps",
+        "dataloader_num_workers",
+        "disable_tqdm",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_private_repo",
+        "hub_always_push",
+        "hub_revision",
+    },
 }
 
 
@@ -49,7 +60,7 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     if overwrite:
         return "new"
     try:
-        changed = _changed_keys(recipe.to_dict(), json.loads(saved.read_text()))
+        changed = changed_keys(recipe.to_dict(), json.loads(saved.read_text()))
     except (ValueError, AttributeError, TypeError) as error:
         raise RecipeError(f"{saved}: is not a recipe ({error}); pass --overwrite to make the run anew") from error
     if changed:
@@ -60,13 +71,20 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     return "finished" if (run_dir / "results.json").exists() else "interrupted"
 
 
-def _changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    changes = []
+def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What tells two effective recipes apart, in words; where and how they are computed does not count.
+
+    A key that the other one lacks, since it is of an older version of hf_seg, has its default there.
+    """
+    changes, keys = [], all_keys()
+    machine = MACHINE_KEYS | ({"data": set()} if ours["data"]["name"] == "folder" else {})  # whose root is the data
     for section in ours:
         mine, theirs = ours[section], other.get(section, {})
-        for key in sorted((mine.keys() | theirs.keys()) - MACHINE_KEYS.get(section, set())):
-            if mine.get(key) != theirs.get(key):
-                changes.append(f"{section}.{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here")
+        for key in sorted((mine.keys() | theirs.keys()) - machine.get(section, set())):
+            default = keys.get(section, {}).get(key, {}).get("default")
+            here, there = mine.get(key, default), theirs.get(key, default)
+            if here != there:
+                changes.append(f"{section}.{key}: {there!r} there, {here!r} here")
     return changes
 
 
@@ -136,6 +154,28 @@ def load_results(run_dir: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
+
+
+def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
+    """What a run's record says of the run that its encoder was taken from: a model inherits the terms of both.
+
+    Args:
+        encoder_weights (`str`, *optional*): the folder of a run or the weights in it; others have no record.
+
+    Returns:
+        `dict` with `name`, `data` and `init` (which may hold a `run` of its own), or None.
+
+    Raises:
+        RecipeError: when the other run's `results.json` cannot be read.
+    """
+    if encoder_weights is None:
+        return None
+    path = Path(encoder_weights).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / "results.json").exists():
+        return None
+    results = load_results(folder)
+    return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}
 
 
 def format_table(results: list[dict[str, Any]]) -> str:

@@ -11,9 +11,11 @@ import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
-from hf_seg.arguments import per_device_batch_size, start_processes
+from hf_seg.arguments import on_main_process, per_device_batch_size, start_processes
 from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
 from hf_seg.data.spec import DataError
+from hf_seg.hub import Destination, HubError, destinations
+from hf_seg.model_card import build_card
 from hf_seg.models.build import (
     WeightsError,
     build_image_processor,
@@ -21,10 +23,21 @@ from hf_seg.models.build import (
     check_model,
     describe_provenance,
     locate_encoder_weights,
+    measure_forward,
 )
 from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
+from hf_seg.push import Uploads, is_unpushed
 from hf_seg.recipe import Recipe, RecipeError, load_recipes
-from hf_seg.results import environment, format_table, last_checkpoint, load_results, open_run, start_run, write_json
+from hf_seg.results import (
+    describe_encoder_run,
+    environment,
+    format_table,
+    last_checkpoint,
+    load_results,
+    open_run,
+    start_run,
+    write_json,
+)
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import SegTransform
 
@@ -33,29 +46,36 @@ def main(argv: list[str] | None = None) -> int:
     """Load all recipes, refuse what cannot work, then run them one after the other.
 
     Returns:
-        `int`: exit status; 2 when a recipe, its data or its initial weights were refused.
+        `int`: exit status; 2 when a recipe, its data, its initial weights or its place on the Hub were refused, 1 when
+        all runs are finished and one could not be pushed.
     """
     options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
     named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
     try:
         start_processes()
         recipes = load_recipes(options.recipes, overrides)
-        check(recipes, options.output_dir, named if options.overwrite else set())
-        results = [run(recipe, options.output_dir, options.overwrite and recipe.name in named) for recipe in recipes]
-    except (RecipeError, DataError, WeightsError) as error:
+        overwrite = named if options.overwrite else set()
+        with Uploads(check(recipes, options.output_dir, overwrite), say) as uploads:
+            results = [run(recipe, options.output_dir, uploads, recipe.name in overwrite) for recipe in recipes]
+            say("\n" + format_table(results))
+    except (RecipeError, DataError, WeightsError, HubError) as error:
         say(f"error: {error}", file=sys.stderr)
         return 2
-    say("\n" + format_table(results))
     PartialState().destroy_process_group()
-    return 0
+    return 1 if uploads.unpushed else 0
 
 
-def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> None:
-    """Refuse, before the first step of the first run, what any run of the launch would stumble over."""
+def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[str, Destination]:
+    """Refuse, before the first step of the first run, what any run of the launch would stumble over.
+
+    Returns:
+        `dict[str, Destination]`: where on the Hub the runs go that are to be pushed; empty but in the main process.
+    """
     models = {recipe.name: recipe.model for recipe in recipes}
+    states = {recipe.name: open_run(recipe, output_dir / recipe.name, recipe.name in overwrite) for recipe in recipes}
+    recipes = [recipe for recipe in recipes if states[recipe.name] != "finished"]
+    where = on_main_process(lambda: destinations(recipes, overwrite)) or {}
     for recipe in recipes:
-        if open_run(recipe, output_dir / recipe.name, recipe.name in overwrite) == "finished":
-            continue
         per_device_batch_size(recipe.training, PartialState().num_processes)
         if recipe.encoder_recipe:
             check_model(recipe.model, models[recipe.encoder_recipe])
@@ -63,14 +83,17 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> None:
             locate_encoder_weights(recipe.model)
         with PartialState().local_main_process_first():  # the others find the check done and remembered
             check_splits(load_splits(recipe.data), load_spec(recipe.data))
+    return where
 
 
-def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = False) -> dict[str, Any]:
     """One recipe, from data to results. Returns the content of `results.json`."""
     run_dir = output_dir / recipe.name
     state = open_run(recipe, run_dir, overwrite)
     if state == "finished":
         say(f"{recipe.name}: finished before, in {run_dir} (--overwrite makes it anew)")
+        if is_unpushed(run_dir):
+            say(f"{recipe.name}: is not on the Hub yet; `hf-seg push {run_dir}` does it")
         return load_results(run_dir)
 
     spec, splits = load_spec(recipe.data), load_splits(recipe.data)
@@ -84,9 +107,28 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
         source = replace(source, encoder_weights=str(output_dir / recipe.encoder_recipe))
     model, provenance = build_model(source, spec)
     provenance["encoder"]["source"] = recipe.encoder_recipe or provenance["encoder"]["source"]
+    provenance["encoder"]["run"] = describe_encoder_run(source.encoder_weights)
     image_processor = build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize)
     say(f"{recipe.name}: {describe_provenance(provenance)}")
 
+    record = {
+        "recipe": {"name": recipe.name, **recipe.to_dict()},
+        "status": "training",
+        "model": {
+            "arch": recipe.model.arch,
+            "parameters": model.num_parameters(),
+            **measure_forward(model, recipe.data.image_size),
+            "init": provenance,
+        },
+        "data": {
+            "name": recipe.data.name,
+            **spec.describe(),
+            "fingerprint": fingerprint(splits),
+            "counts": {name: len(split) for name, split in splits.items()},
+            "stored_size": {name: list(split[0]["image"].size) for name, split in splits.items()},
+        },
+        "environment": environment(PartialState().device),
+    }
     start_run(recipe, run_dir, overwrite)
     trainer = SegTrainer(
         recipe=recipe,
@@ -97,6 +139,7 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
         eval_dataset=validation_set,
         class_names=spec.class_names,
         ignore_index=spec.ignore_index,
+        callbacks=on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or [],
     )
     trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
     # both of the best checkpoint by validation mIoU, which training ends with
@@ -104,19 +147,11 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
     trainer.save_model()
 
     roc = test.pop("roc")
-    results = {
-        "recipe": {"name": recipe.name, **recipe.to_dict()},
+    results = record | {
         "status": "finished",
-        "model": {"arch": recipe.model.arch, "parameters": model.num_parameters(), "init": provenance},
-        "data": {
-            "name": recipe.data.name,
-            "fingerprint": fingerprint(splits),
-            "counts": {name: len(split) for name, split in splits.items()},
-        },
         "train": trainer.summary(trained),
         "validation": validation,
         "test": test | {"roc_auc": {name: curve["auc"] for name, curve in roc.items()}},
-        "environment": environment(trainer.args.device),
     }
     if trainer.is_world_process_zero():
         plots = run_dir / "plots"
@@ -127,7 +162,9 @@ def run(recipe: Recipe, output_dir: Path, overwrite: bool = False) -> dict[str, 
         plot_samples(
             *trainer.sample(test_set), spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png"
         )
+        (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
+        uploads.finish(run_dir)
     trainer.release()
     PartialState().wait_for_everyone()  # the next recipe may start from this one's encoder
     return results

@@ -2,6 +2,7 @@
 
 import gc
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ class SegTrainer(Trainer):
         model (`PreTrainedModel`), image_processor: what is trained and saved.
         train_dataset, eval_dataset (`datasets.Dataset`): with a [`SegTransform`] set.
         class_names (`Sequence[str]`), ignore_index (`int`): of the data set.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
 
     Raises:
         RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
@@ -110,6 +112,7 @@ class SegTrainer(Trainer):
         eval_dataset,
         class_names,
         ignore_index: int = 255,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
         self.training_recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
         self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
@@ -126,7 +129,7 @@ class SegTrainer(Trainer):
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=self._reduce_logits,
-            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs)],
+            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs), *callbacks],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
                 {

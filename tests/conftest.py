@@ -2,14 +2,27 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hub_server import WRITER, Hub
 
 ROOT = Path(__file__).parent.parent
-os.environ["HF_HUB_OFFLINE"] = "1"
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    HUB_PORT = free.getsockname()[1]
+# Read when huggingface_hub is imported. No test goes beyond this machine: the Hub is one on loopback, and only there
+# while a test asks for the fixture `hub`.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT}",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+os.environ.pop("HF_TOKEN", None)
 
 # Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
 TINY_MODELS = {
@@ -114,3 +127,19 @@ def write_mean_iou():
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub on loopback; this process and those that it starts are online, and logged in as alice."""
+    import huggingface_hub
+
+    server = Hub(HUB_PORT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf_home" / "hub"))
+    huggingface_hub.close_session()  # connections to the server of the test before
+    yield server
+    server.close()

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, RecipeError, TrainingRecipe
-from hf_seg.results import format_table, last_checkpoint, load_results, open_run, start_run, write_json
+from hf_seg.results import (
+    describe_encoder_run,
+    format_table,
+    last_checkpoint,
+    load_results,
+    open_run,
+    start_run,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -44,6 +52,27 @@ def test_keys_of_the_machine_do_not_make_another_recipe(recipe, tmp_path):
         open_run(recipe, tmp_path / "mine")
 
 
+def test_a_folder_of_ones_own_is_not_any_folder(recipe, tmp_path):
+    recipe.data = DataRecipe(name="folder", root="pets")
+    start_run(recipe, tmp_path / "mine")
+    assert open_run(recipe, tmp_path / "mine") == "interrupted"
+    recipe.data.root = "streets"
+    with pytest.raises(RecipeError, match="data.root: 'pets' there, 'streets' here"):
+        open_run(recipe, tmp_path / "mine")
+
+
+def test_a_key_that_an_older_version_did_not_have(recipe, tmp_path):
+    start_run(recipe, tmp_path / "mine")
+    saved = tmp_path / "mine" / "recipe.json"
+    older = json.loads(saved.read_text())
+    del older["training"]["channels_last"]
+    saved.write_text(json.dumps(older))
+    assert open_run(recipe, tmp_path / "mine") == "interrupted"
+    recipe.training.channels_last = False
+    with pytest.raises(RecipeError, match="training.channels_last: 'auto' there, False here"):
+        open_run(recipe, tmp_path / "mine")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"model": 3}', '{"model": '])
 def test_a_damaged_recipe_in_a_run_folder(recipe, tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)
@@ -70,6 +99,17 @@ def test_last_checkpoint_is_the_newest_whole_one(tmp_path):
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_what_is_said_of_the_run_that_gave_the_encoder(tmp_path):
+    results = {"recipe": {"name": "city"}, "data": {"name": "cityscapes"}, "model": {"init": {"init": "scratch"}}}
+    write_json(results | {"test": {}}, tmp_path / "results.json")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    expected = {"name": "city", "data": results["data"], "init": results["model"]["init"]}
+    assert describe_encoder_run(str(tmp_path)) == expected
+    assert describe_encoder_run(str(tmp_path / "model.safetensors")) == expected
+    for other in (None, "nvidia/mit-b0", str(tmp_path / "gone.safetensors"), str(Path(__file__).parent)):
+        assert describe_encoder_run(other) is None
 
 
 def test_json_is_strict_and_whole(tmp_path):

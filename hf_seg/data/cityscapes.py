@@ -39,11 +39,34 @@ LABEL_TABLE = build_label_table(
     | {label_id: train_id for train_id, (label_id, _, _) in enumerate(CLASSES)}
 )
 
+VALIDATION_CITIES = 3
+SPLIT_RULE = (
+    "validation is the last three city folders of leftImg8bit/train, train the cities before them (so it needs four), "
+    "test the cities of leftImg8bit/val."
+)
+
 SPEC = DatasetSpec(
     name="cityscapes",
     class_names=tuple(name for _, name, _ in CLASSES),
     palette=tuple(colour for _, _, colour in CLASSES),
     label_table=LABEL_TABLE,
+    title="Cityscapes",
+    homepage="https://www.cityscapes-dataset.com",
+    terms=(
+        "Non-commercial purposes such as research only. The data must not be passed on, in whole or in part, and that "
+        "goes for pictures that show it."
+    ),
+    license_name="cityscapes-terms",
+    split_rule=SPLIT_RULE,
+    official_size="2048×1024 pixels",
+    limits=(
+        "Test is the official validation set, since the labels of the official test set are not public: the scores "
+        "are not those of the benchmark's server.",
+        "The data set shows streets from a car's view, by day and in fair weather. A model trained on it is a subject "
+        "of research and no part for a vehicle.",
+        "Where a reduced copy of the data was used: label maps that were shrunk by interpolation have wrong ids at "
+        "the borders of objects, which limits the scores.",
+    ),
 )
 
 FOLDER_NAME = "cityscapes"
@@ -51,11 +74,6 @@ PARTS = ("leftImg8bit", "gtFine")
 ZIPS = {"leftImg8bit": "leftImg8bit_trainvaltest.zip", "gtFine": "gtFine_trainvaltest.zip"}
 IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
 MASK_SUFFIXES = ("_gtFine_labelIds.png",)
-VALIDATION_CITIES = 3
-SPLIT_RULE = (
-    "validation is the last three city folders of leftImg8bit/train, train the cities before them (so it needs four), "
-    "test the cities of leftImg8bit/val."
-)
 
 HOW_TO_GET = (
     "Cityscapes cannot be downloaded without an account: log in at https://www.cityscapes-dataset.com, download the "

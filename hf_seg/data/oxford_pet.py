@@ -11,11 +11,30 @@ from pathlib import Path
 from hf_seg.data.download import Archive, fetch_archives
 from hf_seg.data.spec import DataError, DatasetSpec, build_label_table, listing
 
+VALIDATION_EVERY = 10
+SPLIT_RULE = (
+    "train and validation are the names in annotations/trainval.txt (every tenth is validation, so it needs ten), "
+    "test those in annotations/test.txt."
+)
+
 SPEC = DatasetSpec(
     name="oxford_pet",
     class_names=("foreground", "background", "boundary"),
     palette=((230, 97, 1), (58, 76, 110), (253, 219, 120)),
     label_table=build_label_table({1: 0, 2: 1, 3: 2}),
+    title="Oxford-IIIT Pet",
+    homepage="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+    terms=(
+        "The README of the annotations says that they are for research purposes only and that each photograph stays "
+        "under the terms of the web site it came from; third parties state CC BY-SA 4.0 for the data set."
+    ),
+    license_name="oxford-iiit-pet-terms",
+    split_rule=SPLIT_RULE,
+    official_size="various sizes, mostly about 500 pixels on the longer side",
+    limits=(
+        "The data set shows cats and dogs, mostly one a picture. Foreground is the animal, of whatever species and "
+        "breed; boundary is a band around its outline.",
+    ),
 )
 
 ARCHIVES = (
@@ -33,11 +52,6 @@ ARCHIVES = (
 
 FOLDER_NAME = "oxford-iiit-pet"
 PARTS = ("images", "annotations")
-VALIDATION_EVERY = 10
-SPLIT_RULE = (
-    "train and validation are the names in annotations/trainval.txt (every tenth is validation, so it needs ten), "
-    "test those in annotations/test.txt."
-)
 
 
 def prepare(folder: Path, *, may_download: bool) -> None:

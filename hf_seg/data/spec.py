@@ -1,4 +1,4 @@
-"""What a data set's masks mean: class names, colours, and the table from raw mask values to class ids."""
+"""What a data set's masks mean (class names, colours, the table from raw mask values to class ids), and its terms."""
 
 from __future__ import annotations
 
@@ -13,9 +13,33 @@ class DataError(ValueError):
     """Something is wrong with the data itself: missing, unreadable, or not what the data set promises."""
 
 
+class PairError(DataError):
+    """What is wrong with one image or its mask.
+
+    Args:
+        file (`str`): the file.
+        reason (`str`): what is wrong with it.
+        remedy (`str`): what to do about it; the same words for all files with the same trouble.
+    """
+
+    def __init__(self, file: str, reason: str, remedy: str):
+        super().__init__(f"{file}: {reason}. {remedy}")
+        self.file, self.reason, self.remedy = file, reason, remedy
+
+    def __reduce__(self):  # a data loader's worker sends it to the main process
+        return PairError, (self.file, self.reason, self.remedy)
+
+
+def report_pairs(name: str, errors: list[PairError], total: int) -> DataError:
+    """One error for many pairs: names up to ten, counts them all, says each remedy once."""
+    lines = listing([f"{error.file}: {error.reason}" for error in errors])
+    remedies = "\n".join(dict.fromkeys(error.remedy for error in errors))
+    return DataError(f"{name}: {len(errors)} of {total} image and mask pairs cannot be used:\n{lines}\n{remedies}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """The classes of a data set and how its mask files encode them.
+    """The classes of a data set, how its mask files encode them, and what has to be said of it elsewhere.
 
     Args:
         name (`str`): name of the data set, as in a recipe's `data.name`.
@@ -23,6 +47,16 @@ class DatasetSpec:
         palette (`tuple[tuple[int, int, int], ...]`): one RGB colour a class, components in [0, 255].
         label_table (`tuple[int, ...]` of length 256): raw mask value → class id, `ignore_index`, or `INVALID` (-1).
         ignore_index (`int`, *optional*, defaults to 255): label of pixels that are not counted.
+        title (`str`, *optional*): name for readers; by default `name`.
+        homepage (`str`, *optional*): where the data set and its terms are published.
+        terms (`str`, *optional*): what one may do with the data, in a sentence or two; None when it is not known.
+        license_name (`str`, *optional*): identifier of the terms that bind a model trained on the data, lower case
+            with hyphens, as the Hub's metadata wants it; None when there are none.
+        split_rule (`str`, *optional*): which pictures are train, validation and test.
+        publish_images (`bool`, *optional*, defaults to False): whether the terms let pictures of the data set be
+            shown in public.
+        official_size (`str`, *optional*): size of the pictures as published; a run on others used a reduced copy.
+        limits (`tuple[str, ...]`, *optional*): what a model trained on the data cannot know, a sentence or two each.
 
     Raises:
         ValueError: when the parts contradict each other (a mistake in the data set's definition, not in its files).
@@ -33,6 +67,14 @@ class DatasetSpec:
     palette: tuple[tuple[int, int, int], ...]
     label_table: tuple[int, ...]
     ignore_index: int = IGNORE_INDEX
+    title: str | None = None
+    homepage: str | None = None
+    terms: str | None = None
+    license_name: str | None = None
+    split_rule: str | None = None
+    publish_images: bool = False
+    official_size: str | None = None
+    limits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.palette) != self.num_labels or len(set(self.class_names)) != self.num_labels:
@@ -54,6 +96,20 @@ class DatasetSpec:
     @property
     def label2id(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.class_names)}
+
+    def describe(self) -> dict[str, str | bool | list[str] | None]:
+        """What a run records of its data set, for whoever writes about the run; ready for JSON."""
+        return {
+            "title": self.title or self.name,
+            "homepage": self.homepage,
+            "terms": self.terms,
+            "license_name": self.license_name,
+            "split_rule": self.split_rule,
+            "publish_images": self.publish_images,
+            "official_size": self.official_size,
+            "limits": list(self.limits),
+            "class_names": list(self.class_names),
+        }
 
 
 def build_label_table(mapping: Mapping[int, int]) -> tuple[int, ...]:

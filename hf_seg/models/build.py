@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -37,6 +39,7 @@ __all__ = [
     "describe_provenance",
     "encoder_of",
     "locate_encoder_weights",
+    "measure_forward",
 ]
 
 MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
@@ -64,8 +67,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec) -> tuple[PreTrainedModel,
 
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
-        JSON: `init`, `frozen`, `encoder` (`source` as in the recipe, `sha256` of the file or None, `tensors_loaded`,
-        `tensors_fresh`) and `head` (`source`, `tensors_fresh`).
+        JSON: `init`, `frozen`, `encoder` (`source` as in the recipe, `from_hub`, `sha256` of the file or None,
+        `tensors_loaded`, `tensors_fresh`) and `head` (`source`, `tensors_fresh`).
 
     Raises:
         WeightsError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
@@ -79,11 +82,13 @@ def build_model(model: ModelRecipe, spec: DatasetSpec) -> tuple[PreTrainedModel,
     encoder = encoder_of(built)
     count = len(encoder.state_dict())
     if path is None:
-        origin = {"source": RANDOM, "sha256": None, "tensors_loaded": 0, "tensors_fresh": count}
+        origin = {"source": RANDOM, "from_hub": False, "sha256": None, "tensors_loaded": 0, "tensors_fresh": count}
     else:
         encoder.load_state_dict(weights.read(model, path, config, encoder))
+        source = weights.source_of(model)
         origin = {
-            "source": weights.source_of(model),
+            "source": source,
+            "from_hub": not Path(source).expanduser().exists(),
             "sha256": weights.sha256(path),
             "tensors_loaded": count,
             "tensors_fresh": 0,
@@ -142,6 +147,24 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
         image_std=list(IMAGENET_DEFAULT_STD),
         do_reduce_labels=False,
     )
+
+
+def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | list[int]]:
+    """Count what one forward pass of one image costs, on a twin without memory: `model` itself is not touched.
+
+    Args:
+        model (`PreTrainedModel`): as [`build_model`] returns it; only its class and configuration are used.
+        image_size (`int`): height and width of the image in pixels.
+
+    Returns:
+        `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each), and
+        `logits_size`, the height and width of the logits.
+    """
+    with torch.device("meta"), meta_device_safe_creation_ops(), torch.no_grad():
+        twin = type(model)(copy.deepcopy(model.config)).eval()
+        with FlopCounterMode(display=False) as counter:
+            logits = twin(torch.empty(1, 3, image_size, image_size)).logits
+    return {"multiply_adds": counter.get_total_flops() // 2, "logits_size": list(logits.shape[-2:])}
 
 
 def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None) -> None:

@@ -1,37 +1,28 @@
-"""Initial weights of an encoder: finds the file, here or on the Hub, and reads exactly the encoder out of it."""
+"""Initial weights of an encoder: locates the file and reads exactly the encoder out of it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig, SegformerConfig, SegformerModel
 
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import build_encoder
+from .weight_files import WEIGHT_FILES, WeightsError, download, find_in_folder, sha256, verify_download
 
 if TYPE_CHECKING:
     from hf_seg.recipe import ModelRecipe
+
+__all__ = ["WeightsError", "compare", "locate", "read", "sha256", "source_of", "verify_download"]
 
 # What a checkpoint's config.json has to have in common with the recipe for the encoder's weights to mean the same.
 ENCODER_KEYS = {
@@ -47,20 +38,6 @@ ENCODER_KEYS = {
         "mlp_ratios",
     ),
 }
-# The second one is all that some repositories have; it is read as data only (`weights_only=True`).
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-REMEDY = (
-    "Where there is network, `hf download` it once (its cache is then used offline too), or name a local file or "
-    "folder in model.encoder_weights."
-)
-
-
-class WeightsError(ValueError):
-    """The model of a recipe cannot be built, or its initial weights cannot be had."""
-
-    @classmethod
-    def of(cls, source: str, problem: str) -> WeightsError:
-        return cls(f"model.encoder_weights: {source} {problem}")
 
 
 def source_of(model: ModelRecipe) -> str:
@@ -108,11 +85,12 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
     local = Path(source).expanduser()
     is_checkpoint = model.init == "checkpoint"
     if local.is_dir():
-        weights = _in_folder(local, source, is_checkpoint)
+        weights = find_in_folder(local, source, is_checkpoint)
     elif local.is_file():
         weights = local
     else:
-        weights = _download(source, is_checkpoint)
+        weights = download(source, is_checkpoint)
+        verify_download(weights)
     if weights.suffix != ".safetensors" and weights.name != WEIGHT_FILES[1]:
         raise WeightsError.of(
             source,
@@ -202,57 +180,6 @@ def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, encoder: nn.M
             + ('; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."),
         )
     return loaded
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    hint = "a run has one when it has finished: finish it, or name another source" if is_checkpoint else REMEDY[:-1]
-    raise WeightsError.of(source, f"is a folder without {WEIGHT_FILES[0]}: {hint}.")
-
-
-def _download(source: str, is_checkpoint: bool) -> Path:
-    """Fetch the file of weights from the Hub, and for a checkpoint config.json into the same folder."""
-    is_file = Path(source).suffix in (".safetensors", ".bin", ".pth", ".pt")
-    if is_file or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
-        raise WeightsError.of(source, f"does not exist, and is not a Hub id such as nvidia/mit-b0 either. {REMEDY}")
-    try:
-        if is_checkpoint:
-            hf_hub_download(source, "config.json")
-        try:
-            return Path(hf_hub_download(source, WEIGHT_FILES[0]))
-        except RemoteEntryNotFoundError:
-            return Path(hf_hub_download(source, WEIGHT_FILES[1]))
-        except LocalEntryNotFoundError:  # no connection: a second attempt would only wait as long again
-            if isinstance(cached := try_to_load_from_cache(source, WEIGHT_FILES[1]), str):
-                return Path(cached)
-            raise
-    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
-        # The order matters: a gated repository is a kind of missing one, a missing cache entry a kind of missing file.
-        reasons = (
-            (
-                LocalEntryNotFoundError,
-                f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})",
-            ),
-            (GatedRepoError, "access is gated: accept its terms on its page and log in with `hf auth login`"),
-            (RepositoryNotFoundError, "no such repository, or a private one (then log in with `hf auth login`)"),
-            (EntryNotFoundError, f"it has no {WEIGHT_FILES[0]}{' or no config.json' if is_checkpoint else ''}"),
-            (Exception, " ".join(str(error).split())),
-        )
-        reason = next(text for kind, text in reasons if isinstance(error, kind))
-        raise WeightsError.of(
-            source, f"is not a file or folder here, and could not be fetched from the Hub: {reason}. {REMEDY}"
-        ) from error
 
 
 def _from_fcn(tensors: dict, encoder: nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -1,6 +1,9 @@
+import json
+import re
+
 import pytest
 
-from hf_seg.data import load_spec
+from hf_seg.data import cityscapes, load_spec, oxford_pet
 from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table, listing
 
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
@@ -25,6 +28,46 @@ def test_cityscapes_label_ids(recipe, name):
         else:
             assert label == (IGNORE_INDEX if value < 34 or value == 255 else INVALID)
     assert spec.id2label[0] == "road" and spec.id2label[18] == "bicycle" and spec.label2id["sky"] == 10
+
+
+TITLES = {
+    "oxford_pet": "Oxford-IIIT Pet",
+    "cityscapes": "Cityscapes",
+    "synthetic_pet": "Generated pets",
+    "synthetic_cityscapes": "Generated streets",
+}
+
+
+@pytest.mark.parametrize("name", list(TITLES))
+def test_what_is_said_of_a_data_set(recipe, name):
+    said = load_spec(recipe(name)).describe()
+    assert json.loads(json.dumps(said)) == said
+    assert said["title"] == TITLES[name] and said["class_names"] == list(load_spec(recipe(name)).class_names)
+    assert said["terms"] and said["split_rule"] and said["limits"]
+    generated = name.startswith("synthetic_")
+    # only what we drew ourselves may be shown, and binds nobody
+    assert said["publish_images"] is generated
+    for key in ("homepage", "license_name", "official_size"):
+        assert (said[key] is None) == generated
+    if not generated:
+        module = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}[name]
+        assert said["split_rule"] == module.SPLIT_RULE and said["homepage"].rstrip("/") in module.__doc__
+        assert re.fullmatch(r"[a-z0-9-]+", said["license_name"])
+
+
+def test_of_other_data_nothing_is_claimed():
+    said = DatasetSpec(name="mine", class_names=("a",), palette=((0, 0, 0),), label_table=(0,) * 256).describe()
+    assert said == {
+        "title": "mine",
+        "homepage": None,
+        "terms": None,
+        "license_name": None,
+        "split_rule": None,
+        "publish_images": False,
+        "official_size": None,
+        "limits": [],
+        "class_names": ["a"],
+    }
 
 
 def test_a_contradictory_spec_is_refused():

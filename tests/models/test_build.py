@@ -18,6 +18,7 @@ from huggingface_hub import errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2 import functional as tvf
 from transformers import (
     AutoConfig,
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from hf_seg.data.spec import DatasetSpec, build_label_table
-from hf_seg.models import FCNForSemanticSegmentation, weights
+from hf_seg.models import FCNForSemanticSegmentation, weight_files
 from hf_seg.models.build import (
     WeightsError,
     build_image_processor,
@@ -40,6 +41,7 @@ from hf_seg.models.build import (
     describe_provenance,
     encoder_of,
     locate_encoder_weights,
+    measure_forward,
 )
 from hf_seg.recipe import ModelRecipe
 
@@ -116,7 +118,13 @@ def test_scratch_fcn_is_scratch():
     assert provenance == {
         "init": "scratch",
         "frozen": False,
-        "encoder": {"source": "random initialisation", "sha256": None, "tensors_loaded": 0, "tensors_fresh": 318},
+        "encoder": {
+            "source": "random initialisation",
+            "from_hub": False,
+            "sha256": None,
+            "tensors_loaded": 0,
+            "tensors_fresh": 318,
+        },
         "head": {"source": "fresh", "tensors_fresh": 8},
     }
     assert describe_provenance(provenance) == (
@@ -185,6 +193,7 @@ def test_imagenet_weights_from_a_local_file(model, files):
     file = source.folder / "model.safetensors" if source.folder.is_dir() else source.folder
     assert provenance["encoder"] == {
         "source": str(source.folder),
+        "from_hub": False,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "tensors_loaded": len(encoder),
         "tensors_fresh": 0,
@@ -503,7 +512,7 @@ def test_an_encoder_without_weights_of_its_own_is_told_so():
     "source", ["weights/missing.safetensors", "/no/such/folder", "missing", "a/b/c", "./run", "a b/c"]
 )
 def test_a_missing_path_is_not_asked_of_the_hub(source, files, monkeypatch):
-    monkeypatch.setattr(weights, "hf_hub_download", None)
+    monkeypatch.setattr(weight_files, "hf_hub_download", None)
     message = refused(**imagenet(TINY_FCN, files, encoder_weights=source))
     assert message.startswith(f"model.encoder_weights: {source} does not exist")
     assert "name a local file or folder" in message
@@ -527,7 +536,7 @@ def test_what_the_hub_answers_is_told(error, said, monkeypatch, files):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(weights, "hf_hub_download", fail)
+    monkeypatch.setattr(weight_files, "hf_hub_download", fail)
     message = refused(**imagenet(TINY_FCN, files, encoder_weights="owner/name"))
     assert f"owner/name is not a file or folder here, and could not be fetched from the Hub: {said}" in message
 
@@ -541,7 +550,7 @@ def test_the_older_file_format_is_fetched_where_there_is_no_other(monkeypatch, f
             raise errors.RemoteEntryNotFoundError("404", response=RESPONSE)
         return str(tmp_path / name)
 
-    monkeypatch.setattr(weights, "hf_hub_download", download)
+    monkeypatch.setattr(weight_files, "hf_hub_download", download)
     recipe = ModelRecipe(**imagenet(TINY_FCN, files, encoder_weights="owner/name"))
     assert locate_encoder_weights(recipe) == tmp_path / "pytorch_model.bin"
     assert asked == [("owner/name", "model.safetensors"), ("owner/name", "pytorch_model.bin")]
@@ -642,3 +651,32 @@ def test_the_colours_of_the_classes_are_saved_with_the_model(arch, tmp_path):
     model, _ = build_model(recipe, SPEC)
     model.config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).palette == [list(colour) for colour in SPEC.palette]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "multiply_adds", "logits_size"),
+    [({"arch": "fcn"}, 2.16e9, 8), ({"arch": "segformer"}, 0.1054e9, 16)],
+    ids=["fcn", "segformer"],
+)
+def test_the_cost_of_a_forward_pass(recipe, multiply_adds, logits_size):
+    model, _ = build(**recipe)
+    weights, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    config, mode = model.config.to_json_string(), [module.training for module in model.modules()]
+    cost = measure_forward(model, 64)
+    assert cost["multiply_adds"] == pytest.approx(multiply_adds, rel=0.02) and cost["logits_size"] == [logits_size] * 2
+    assert json.loads(json.dumps(cost)) == cost
+    larger = measure_forward(model, 128)  # four times the pixels; attention costs more than that
+    assert larger["multiply_adds"] >= 4 * cost["multiply_adds"] and larger["logits_size"] == [2 * logits_size] * 2
+    # the model is as it was, and so is the random state
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert model.config.to_json_string() == config and torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == mode
+
+
+@TINY
+def test_the_cost_is_what_torch_counts_for_the_model_itself(model):
+    built, _ = build(**model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = built.eval()(torch.rand(1, 3, 96, 96)).logits
+    expected = {"multiply_adds": counter.get_total_flops() / 2, "logits_size": list(logits.shape[-2:])}
+    assert measure_forward(built, 96) == expected

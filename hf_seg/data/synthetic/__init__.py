@@ -18,8 +18,20 @@ from hf_seg.data.synthetic.street import draw_street
 SEED = 20261123
 SPLIT_SIZES = {"train": 1024, "validation": 128, "test": 128}
 
-PET_SPEC = replace(oxford_pet.SPEC, name="synthetic_pet")
-CITYSCAPES_SPEC = replace(cityscapes.SPEC, name="synthetic_cityscapes")
+GENERATED = {
+    "homepage": None,
+    "terms": "Drawn by hf_seg itself, from no photograph: no third party has a say in it.",
+    "license_name": None,
+    "split_rule": "a picture depends on its split and its number only, and no picture is in two splits.",
+    "publish_images": True,
+    "official_size": None,
+    "limits": (
+        "The data set was drawn by a program. A model trained on it knows nothing of real photographs, and its scores "
+        "say nothing about them.",
+    ),
+}
+PET_SPEC = replace(oxford_pet.SPEC, name="synthetic_pet", title="Generated pets", **GENERATED)
+CITYSCAPES_SPEC = replace(cityscapes.SPEC, name="synthetic_cityscapes", title="Generated streets", **GENERATED)
 DRAW = {"synthetic_pet": draw_pet, "synthetic_cityscapes": draw_street}
 
 

@@ -1,0 +1,214 @@
+"""What of a run goes to the Hub, and when: checkpoints during training, the finished run, and what was left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
+
+from hf_seg.hub import Destination, HubError, check_free, create, full_name, upload
+from hf_seg.model_card import build_card, without_private_parts
+from hf_seg.recipe import Recipe
+from hf_seg.results import load_results, write_json
+
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+# What else of a checkpoint the strategies "checkpoint" and "all_checkpoints" push; pickled arguments stay here.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+
+
+def stage(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Link files into a folder (copy them where links cannot be made): they stay as they are while they are uploaded,
+    though training goes on and clears old checkpoints away."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
+
+
+def stage_record(run_dir: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy a run's JSON files without the paths of this machine."""
+    for name in names:
+        value = json.loads((run_dir / name).read_text(encoding="utf-8"))
+        write_json(without_private_parts(value), target / name)
+
+
+def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
+    """Everything of a finished run that is published: model, processor, code, recipe, results, pictures and card."""
+    results = load_results(run_dir)
+    try:
+        card = build_card(results, repo_id=repo_id)
+    except ValueError as error:  # of an older version of hf_seg
+        raise HubError(f"{run_dir / 'results.json'}: cannot be made a card of: {error}") from error
+    stage(run_dir, target, MODEL_FILES)
+    stage_record(run_dir, target, ("recipe.json", "results.json"))
+    stage(run_dir / "plots", target / "plots", ("*.png",))
+    if not results["data"]["publish_images"]:
+        (target / "plots" / "samples.png").unlink(missing_ok=True)
+    (target / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def push_run(
+    run_dir: Path, *, repo: str | None = None, private: bool | None = None, revision: str | None = None
+) -> str:
+    """Upload a finished run: what `hf-seg push` does, and the end of training with `push_to_hub`.
+
+    Args:
+        run_dir (`Path`): the run's folder, with results.json.
+        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else its name.
+        private (`bool`, *optional*), revision (`str`, *optional*): as in [`Destination`].
+
+    Returns:
+        `str`: URL of the commit.
+
+    Raises:
+        HubError: when there is nothing to push or it did not work; the run's folder is as it was.
+    """
+    if not (run_dir / "results.json").is_file():
+        raise HubError(f"{run_dir}: is no finished run (no results.json); launch its recipe again to finish it")
+    results, earlier = load_results(run_dir), _earlier(run_dir)
+    arguments = results["recipe"]["training"]
+    where = Destination(
+        repo_id=full_name(repo or earlier.get("repo_id") or arguments.get("hub_model_id") or run_dir.resolve().name),
+        revision=revision or earlier.get("revision") or arguments.get("hub_revision"),
+        private=private or earlier.get("private") or arguments.get("hub_private_repo"),
+    )
+    check_free(where, json.loads((run_dir / "recipe.json").read_text(encoding="utf-8")))
+    create(where)
+    return upload_run(run_dir, where)
+
+
+def upload_run(run_dir: Path, where: Destination) -> str:
+    """[`stage_run`] and [`upload`], with a note in `hub.json` of what came of it."""
+    note(run_dir, where)
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".push-") as folder:
+        stage_run(run_dir, Path(folder), where.repo_id)
+        url = upload(Path(folder), where, f"{run_dir.resolve().name}: finished run")
+    note(run_dir, where, url)
+    return url
+
+
+def note(run_dir: Path, where: Destination, commit: str | None = None) -> None:
+    """Write `hub.json`: where the run goes, and the commit with all of it, None as long as there is none."""
+    write_json(asdict(where) | {"commit": commit}, run_dir / "hub.json")
+
+
+def _earlier(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "hub.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise HubError(f"{run_dir / 'hub.json'}: cannot be read ({error}); delete it and name --repo") from error
+
+
+def is_unpushed(run_dir: Path) -> bool:
+    """Whether a finished run was to be on the Hub and is not, or not all of it."""
+    return "repo_id" in _earlier(run_dir) and _earlier(run_dir)["commit"] is None
+
+
+class Uploads:
+    """What a launch pushes: in the background while training goes on, one upload after the other.
+
+    As a context manager it waits at the end for what is under way, or drops it when the launch fails.
+
+    Args:
+        where (`dict[str, Destination]`): by run name, from [`hub.destinations`]; empty in all but the main process.
+        say (`Callable[[str], None]`): where messages go.
+    """
+
+    def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
+        self.where, self.say = where, say
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub")
+        self.unpushed: list[Path] = []
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
+        """Make the repository of a run; the callbacks, one or none, push its checkpoints.
+
+        Args:
+            recipe ([`Recipe`]): its `hub_strategy` says what is pushed and when.
+            run_dir (`Path`): the run's folder.
+            record (`dict`): what `results.json` will say, as far as it is known before training; for the card.
+
+        Raises:
+            HubError: when the Hub does not let it be made.
+        """
+        if recipe.name not in self.where:
+            return []
+        for left_over in run_dir.glob(".push-*"):  # of a launch that was killed
+            shutil.rmtree(left_over)
+        create(self.where[recipe.name])
+        note(run_dir, self.where[recipe.name])
+        return [_PushCheckpoints(self, run_dir, self.where[recipe.name], recipe, record)]
+
+    def finish(self, run_dir: Path) -> None:
+        """Push a finished run, after its checkpoints that are under way."""
+        if run_dir.name in self.where:
+            self.pool.submit(self._push_run, run_dir)
+
+    def push(self, folder: Path, where: Destination, run: str, message: str) -> None:
+        """Upload a folder of a run in training, then delete it. Whatever goes wrong, training is worth more."""
+        try:
+            with suppress_progress_bars():
+                upload(folder, where, f"Training in progress, {message}")
+        except HubError as error:
+            self.say(f"{run}: {message} was not pushed ({error}); training goes on")
+        finally:
+            shutil.rmtree(folder)
+
+    def _push_run(self, run_dir: Path) -> None:
+        try:
+            with suppress_progress_bars():
+                self.say(f"{run_dir.name}: pushed, {upload_run(run_dir, self.where[run_dir.name])}")
+        except Exception as error:  # in a thread nobody would see it; the run itself is finished and safe
+            self.unpushed.append(run_dir)
+            self.say(
+                f"{run_dir.name}: finished, and whole in {run_dir}, but not pushed ({error}); "
+                f"`hf-seg push {run_dir}` does it later"
+            )
+
+
+class _PushCheckpoints(TrainerCallback):
+    """Hands each checkpoint to [`Uploads`] as soon as it is written."""
+
+    def __init__(self, uploads: Uploads, run_dir: Path, where: Destination, recipe: Recipe, record: dict[str, Any]):
+        self.uploads, self.run_dir, self.where, self.record = uploads, run_dir, where, record
+        self.strategy = recipe.training.arguments.get("hub_strategy", "every_save")
+        self.always = recipe.training.arguments.get("hub_always_push", False)
+        self.running: Future | None = None
+
+    def on_save(self, args, state, control, **kwargs):
+        busy = self.running is not None and not self.running.done()
+        if self.strategy == "end" or (busy and not self.always):
+            return
+        checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
+        stage(checkpoint, folder, MODEL_FILES)
+        stage_record(self.run_dir, folder, ("recipe.json",))
+        if self.strategy != "every_save":
+            name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
+            stage(checkpoint, folder / name, (*MODEL_FILES, *STATE_FILES))
+        scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
+        validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
+        train = {"epochs": state.epoch, "steps": state.global_step}
+        record = self.record | {"train": train, "validation": validation}
+        (folder / "README.md").write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
+        self.running = self.uploads.pool.submit(
+            self.uploads.push, folder, self.where, self.run_dir.name, f"epoch {state.epoch:g}"
+        )

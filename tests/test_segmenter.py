@@ -1,0 +1,246 @@
+"""Models that are not of hf_seg: queries instead of logits a pixel, sizes that vary, and what is no such model."""
+
+import hashlib
+import json
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    DetrConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    MaskFormerImageProcessor,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from hf_seg import cli, segmenter
+from hf_seg.models.build import build_image_processor
+from hf_seg.predict import PredictError, load_segmenter, predict
+
+NAMES = {0: "cat", 1: "dog", 2: "ground"}
+TINY_SEGFORMER = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [8, 4],
+    "hidden_sizes": [16, 32],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [1, 2],
+    "mlp_ratios": [4, 4],
+    "decoder_hidden_size": 32,
+}
+
+
+def tiny_query_model(kind):
+    backbone = SwinConfig(
+        image_size=32,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    if kind == "mask2former":
+        return Mask2FormerForUniversalSegmentation(
+            Mask2FormerConfig(
+                backbone_config=backbone,
+                id2label=NAMES,
+                feature_size=32,
+                mask_feature_size=32,
+                hidden_dim=32,
+                encoder_feedforward_dim=16,
+                dim_feedforward=16,
+                encoder_layers=1,
+                decoder_layers=2,
+                num_attention_heads=2,
+                num_queries=7,
+            )
+        )
+    decoder = DetrConfig(
+        encoder_layers=1,
+        decoder_layers=1,
+        d_model=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=7,
+    )
+    return MaskFormerForInstanceSegmentation(
+        MaskFormerConfig(
+            backbone_config=backbone,
+            id2label=NAMES,
+            fpn_feature_size=32,
+            mask_feature_size=32,
+            decoder_config=decoder,
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=["mask2former", "maskformer"])
+def folder(request, tmp_path_factory):
+    """A query model with random weights, whose image processor keeps the sides' ratio."""
+    torch.manual_seed(0)
+    model = tiny_query_model(request.param)
+    # random queries are all alike: spread their classes and masks, so that several classes win
+    torch.nn.init.normal_(model.class_predictor.weight, std=0.3)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and ("queries" in name or "mask_embedder" in name):
+            torch.nn.init.normal_(parameter, std=0.05 if "mask_embedder.2." in name else 1.0)
+    path = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(path)
+    kind = Mask2FormerImageProcessor if request.param == "mask2former" else MaskFormerImageProcessor
+    kind(size={"shortest_edge": 64, "longest_edge": 128}, size_divisor=32).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Wide, tall and square ones, two of each shape."""
+    root = tmp_path_factory.mktemp("in")
+    for number, size in enumerate([(120, 80), (50, 70), (64, 64)] * 2):
+        coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(root / f"{number}.png")
+    return root
+
+
+def expected_scores(folder, path, size=None):
+    """transformers' own mask and scores of one photograph, alone."""
+    loaded = load_segmenter(folder, device="cpu")
+    image = Image.open(path)
+    with torch.inference_mode():
+        outputs = loaded.model(**loaded.image_processor(image, return_tensors="pt"))
+    size = [size or (image.height, image.width)]
+    post_process = loaded.image_processor.post_process_semantic_segmentation
+    (mask,) = post_process(outputs, target_sizes=size)
+    (scored,) = post_process(outputs, target_sizes=size, return_segmentation_scores=True)
+    return mask.numpy(), scored["segmentation_scores"]
+
+
+def test_query_models_give_the_masks_of_their_image_processor(folder, photographs):
+    occurring = set()
+    for result in predict(folder, [photographs], batch_size=4, device="cpu"):
+        mask, scores = expected_scores(folder, result.path)
+        assert result.mask.shape == mask.shape == (result.image.height, result.image.width)
+        assert (result.mask == mask).mean() > 0.999  # a batch rounds otherwise than a single image
+        confidence = (scores.max(dim=0).values / scores.sum(dim=0)).mean()
+        assert result.mean_confidence == pytest.approx(float(confidence), abs=1e-4)
+        assert 1 / 3 < result.mean_confidence < 1
+        occurring |= set(np.unique(mask))
+    assert len(occurring) > 1
+
+
+def test_query_models_flip_tile_and_model_size(folder, photographs, tmp_path):
+    paths = [photographs / "0.png", photographs / "2.png"]
+    plain = list(predict(folder, paths, device="cpu"))
+    small = list(predict(folder, paths, size="model", device="cpu"))
+    assert [result.mask.shape for result in small] == [(64, 96), (64, 64)]
+    mask, _ = expected_scores(folder, paths[0], size=(64, 96))
+    assert (small[0].mask == mask).mean() > 0.999
+
+    Image.open(paths[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    one, other = predict(folder, [paths[0], tmp_path / "mirrored.png"], flip=True, device="cpu")
+    assert (one.mask == other.mask[:, ::-1]).mean() > 0.999
+    assert one.mean_confidence != plain[0].mean_confidence
+
+    whole = list(predict(folder, paths, tile=120, device="cpu"))
+    for tiled, expected in zip(whole, plain, strict=True):
+        assert (tiled.mask == expected.mask).mean() > 0.999
+        assert tiled.mean_confidence == pytest.approx(expected.mean_confidence, abs=1e-4)
+    (tiled,) = predict(folder, paths[:1], tile=64, batch_size=3, device="cpu")
+    assert tiled.mask.shape == (80, 120) and 1 / 3 < tiled.mean_confidence < 1
+
+
+def test_command_takes_query_models(folder, photographs, tmp_path):
+    assert cli.main(["predict", str(folder), str(photographs), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all(set(line["class_shares"]) <= set(NAMES.values()) for line in lines)
+
+
+def test_shapes_that_vary_within_a_batch(photographs, tmp_path):
+    torch.manual_seed(0)
+    SegformerForSemanticSegmentation(SegformerConfig(id2label=NAMES, **TINY_SEGFORMER)).save_pretrained(tmp_path)
+    SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    results = list(predict(tmp_path, [photographs], size="model", device="cpu"))
+    assert [result.mask.shape for result in results] == [(80, 120), (70, 50), (64, 64)] * 2
+    for result in results:
+        mask, _ = expected_scores(tmp_path, result.path)
+        assert (result.mask == mask).mean() > 0.999
+
+
+def save_segformer(path, kind=SegformerForSemanticSegmentation):
+    kind(SegformerConfig(num_labels=3, **TINY_SEGFORMER)).save_pretrained(path)
+    build_image_processor(image_size=64, normalize="none").save_pretrained(path)
+
+
+def test_an_encoder_is_no_segmentation_model(tmp_path):
+    save_segformer(tmp_path, SegformerForImageClassification)
+    with pytest.raises(PredictError, match="has no weights for decode_head, so it is no trained semantic segm"):
+        load_segmenter(tmp_path)
+
+
+def test_other_kinds_of_models_are_refused(tmp_path):
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    DetrConfig().save_pretrained(tmp_path / "detr")
+    for name in ("vit", "detr"):
+        ViTImageProcessor().save_pretrained(tmp_path / name)
+        with pytest.raises(PredictError, match=f"{name}: no semantic segmentation model .* of type {name} is none"):
+            load_segmenter(tmp_path / name)
+
+
+def test_a_damaged_file_of_a_folder_is_refused(tmp_path):
+    save_segformer(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(PredictError, match="no semantic segmentation model .* folder of a finished run"):
+        load_segmenter(tmp_path)
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    save_segformer(tmp_path)
+
+    def load(*_, **__):
+        raise ImportError("\nMask2FormerLoss requires the scipy library:\n`pip install scipy`.")
+
+    monkeypatch.setattr(segmenter.AutoModelForSemanticSegmentation, "from_pretrained", load)
+    with pytest.raises(PredictError, match="requires the scipy library: `pip install scipy`"):
+        load_segmenter(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["none", "bit", "cut"])
+def test_a_damaged_download_is_refused(damage, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    save_segformer(snapshot)
+    weights = (snapshot / "model.safetensors").read_bytes()
+    blob = repository / "blobs" / hashlib.sha256(weights).hexdigest()
+    blob.parent.mkdir()
+    if damage == "bit":  # the last one of a weight: it loads
+        weights = weights[:-1] + bytes([weights[-1] ^ 1])
+    blob.write_bytes(weights[: len(weights) // 2] if damage == "cut" else weights)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(blob)
+    if damage == "none":
+        assert load_segmenter("owner/name", device="cpu").class_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    else:
+        with pytest.raises(PredictError, match=f"model.safetensors is damaged: .* Delete {blob} and try again"):
+            load_segmenter("owner/name", device="cpu")
