@@ -48,11 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.add_argument("--device", help="such as cpu or cuda:1; by default the accelerator if there is one")
     predict.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     predict.set_defaults(run=_predict)
+    _add_init(commands)
     _add_push(commands)
     _add_export(commands)
     _add_demo(commands)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
+
+
+def _add_init(commands) -> None:
+    init = commands.add_parser("init", help="write a recipe for your own photographs and masks", allow_abbrev=False)
+    init.add_argument("root", metavar="DIR", help="folder with images/ and masks/, or train/, validation/ and test/")
+    init.add_argument("--arch", choices=("segformer", "fcn"), default="segformer")
+    init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png anew")
+    init.set_defaults(run=_init)
 
 
 def _add_push(commands) -> None:
@@ -120,6 +129,18 @@ def _predict(arguments: argparse.Namespace) -> int:
     for file in unreadable:
         print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from hf_seg.data.spec import DataError
+    from hf_seg.init import init_folder
+
+    try:
+        complete = init_folder(arguments.root, arch=arguments.arch, overwrite=arguments.overwrite)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if complete else 1
 
 
 def _push(arguments: argparse.Namespace) -> int:

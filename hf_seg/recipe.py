@@ -61,10 +61,12 @@ class ModelRecipe:
 class DataRecipe:
     """The `data` section: the data set and how its pairs of image and mask are prepared."""
 
-    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes"] = _key("The data set.")
+    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes", "folder"] = _key(
+        "The data set; folder: your own pictures and masks."
+    )
     root: str | None = _key(
         "Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. "
-        "Synthetic data is generated and has none.",
+        "Synthetic data is generated and has none; your own folder must be named.",
         None,
         minLength=1,
     )
@@ -84,6 +86,11 @@ class DataRecipe:
     max_train_samples: int | None = _key("Only the first n pairs of the training split.", None, minimum=1)
     max_validation_samples: int | None = _key("Only the first n pairs of the validation split.", None, minimum=1)
     max_test_samples: int | None = _key("Only the first n pairs of the test split.", None, minimum=1)
+    on_bad_pair: Literal["stop", "drop"] = _key(
+        "Your own folder only. What a pair that cannot be used does: stop the run before it trains; or be left out, "
+        "which results.json lists, and the scores are then not comparable.",
+        "stop",
+    )
 
 
 @dataclass(kw_only=True)

@@ -116,6 +116,10 @@ def check_data(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between the keys of `data`."""
     if str(data.get("name")).startswith("synthetic_") and data.get("root") is not None:
         yield "data.root", "generated data has no folder; leave it out"
+    if data.get("name") == "folder" and "root" in data and data["root"] is None:
+        yield "data.root", 'is missing, and "folder" needs it; name the folder that holds images and masks'
+    if data.get("name") not in ("folder", None) and data.get("on_bad_pair") == "drop":
+        yield "data.on_bad_pair", 'is for your own "folder" only; leave it out'
 
 
 def check_training(training: Mapping[str, Any], keys: Keys) -> Iterator[Problem]:

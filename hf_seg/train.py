@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from hf_seg.arguments import on_main_process, per_device_batch_size, start_processes
-from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
+from hf_seg.data import check_splits, describe_dropped, fingerprint, load_spec, load_splits
 from hf_seg.data.spec import DataError
 from hf_seg.hub import Destination, HubError, destinations
 from hf_seg.model_card import build_card
@@ -125,6 +125,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
             **spec.describe(),
             "fingerprint": fingerprint(splits),
             "counts": {name: len(split) for name, split in splits.items()},
+            **describe_dropped(recipe.data),
             "stored_size": {name: list(split[0]["image"].size) for name, split in splits.items()},
         },
         "environment": environment(PartialState().device),

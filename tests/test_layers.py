@@ -23,6 +23,8 @@ ALLOWED = {
     "models/build": [*FLAT, "models/weights"],
     "data": ["data", "data/*"],
     "data/*": ["data", "data/*"],
+    "data/classes": ["data/*", "recipe_checks", "recipe_files"],
+    "data/split_file": ["data/*", "recipe_files"],
     "transforms": ["data/spec"],
     "arguments": ["recipe"],
     "trainer": ["arguments", "metrics", "recipe"],
@@ -47,9 +49,11 @@ ALLOWED = {
     "segmenter": ["models", "models/weights"],
     "predict": ["segmenter"],
     "predict_files": ["predict"],
+    "preview": ["data/*", "plots"],
+    "init": ["data/*", "preview", "recipe"],
     "export": ["data/synthetic/pet", "predict", "predict_files"],
     "demo": ["data/synthetic", "demo_app", "hub", "models", "predict", "predict_files", "push"],
-    "cli": ["recipe", "demo", "export", "hub", "predict", "predict_files", "push"],
+    "cli": ["recipe", "data/spec", "demo", "export", "hub", "init", "predict", "predict_files", "push"],
 }
 # the libraries that a layer may import besides the standard one; whatever is not named here may import any
 LIBRARIES = {

@@ -72,6 +72,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "max_train_samples": None,
             "max_validation_samples": None,
             "max_test_samples": None,
+            "on_bad_pair": "stop",
         },
         "training": {
             "num_train_epochs": 30,
@@ -178,7 +179,7 @@ training {"image_size": 64}
     image_size: unknown key; it belongs to "data"
 data {"qqq": 1}
     qqq: unknown key; accepted: name, root, image_size, normalize, augment, max_train_samples,
-    max_validation_samples, max_test_samples
+    max_validation_samples, max_test_samples, on_bad_pair
 training {"learning_rate": "1e-4"}
     learning_rate: must be a number, above 0, at most 10, but is "1e-4"; write it without quotes
 training {"learning_rate": true}
@@ -262,6 +263,10 @@ model {"init": "imagenet", "encoder_weights": "weights.pth"}
     encoder_weights: "weights.pth" is no existing path and no Hub id of the form org/name; correct it
 data {"root": "/data"}
     root: generated data has no folder; leave it out
+data {"name": "folder"}
+    root: is missing, and "folder" needs it; name the folder that holds images and masks
+data {"on_bad_pair": "drop"}
+    on_bad_pair: is for your own "folder" only; leave it out
 training {"warmup_steps": 10}
     warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
 training {"lr_scheduler_kwargs": {}}
@@ -330,8 +335,8 @@ def test_number_beyond_all_bounds(tmp_path):
 def test_missing_keys(tmp_path):
     assert problems(save(tmp_path, text='{"model": {}, "data": {}, "training": {}}')) == [
         'run.json: model.arch: is missing; it must be "fcn" or "segformer"',
-        'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet" or '
-        '"synthetic_cityscapes"',
+        'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet", '
+        '"synthetic_cityscapes" or "folder"',
     ]
 
 

@@ -2,67 +2,139 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, Features
 
-from hf_seg.data import cityscapes, oxford_pet, synthetic
-from hf_seg.data.check import check_splits, fingerprint
+from hf_seg.data import cityscapes, folder, oxford_pet, synthetic
+from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
 from hf_seg.data.download import find_folder
-from hf_seg.data.spec import DataError, DatasetSpec
+from hf_seg.data.own_images import UprightImage
+from hf_seg.data.spec import DataError, DatasetSpec, PairError
 from hf_seg.data.stored_image import StoredImage
 
 if TYPE_CHECKING:
     from hf_seg.recipe import DataRecipe
 
-__all__ = ["DataError", "DatasetSpec", "check_splits", "fingerprint", "load_spec", "load_splits"]
+__all__ = ["DataError", "DatasetSpec", "check_splits", "describe_dropped", "fingerprint", "load_spec", "load_splits"]
+
+logger = logging.getLogger(__name__)
 
 SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, synthetic.PET_SPEC, synthetic.CITYSCAPES_SPEC)}
+NOT_COMPARABLE = (
+    "pairs were left out (data.on_bad_pair is drop): the scores are not comparable with those of a run on all pairs."
+)
 
 
 def load_spec(data: DataRecipe) -> DatasetSpec:
-    """Load what the masks of a recipe's data set mean; touches no file.
+    """Load what the masks of a recipe's data set mean; touches no file but the `classes.json` of one's own folder.
 
     Args:
         data (`DataRecipe`): the recipe's data section.
 
     Returns:
         [`DatasetSpec`]: class names, palette, label table.
+
+    Raises:
+        DataError: when a folder of one's own, or its `classes.json`, is not there or not in order.
     """
-    return SPECS[data.name]
+    return folder.build_spec(folder.find_root(data.root)) if data.name == "folder" else SPECS[data.name]
 
 
 def load_splits(data: DataRecipe) -> DatasetDict:
-    """Load the three splits of a recipe's data set; nothing is decoded yet.
+    """Load the three splits of a recipe's data set; nothing is decoded yet, unless bad pairs are to be dropped.
 
     Args:
         data (`DataRecipe`): the recipe's data section; `max_*_samples` keep the first samples of a split.
 
     Returns:
         [`DatasetDict`]: `train`, `validation` and `test`, each with the columns `image` (an RGB PIL image on access)
-        and `mask` (a PIL image with the raw values of the file; the spec's label table says what they mean).
-        Both are given as stored, without EXIF rotation.
+        and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). The data sets
+        that hf_seg knows are given as stored, without EXIF rotation. Of one's own folder, photographs are upright and
+        masks hold class ids. With `on_bad_pair` "drop", pairs that cannot be used are left out.
 
     Raises:
         DataError: when the data set is not there, cannot be had, is incomplete, or has an empty split.
     """
-    limits = {
+    if data.name == "folder":
+        return _load_folder(data)[0]
+    limits = _limits(data)
+    # Paths (or, for generated data, encoded bytes) go into the table as they are; StoredImage decodes on access.
+    features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
+    if data.name in synthetic.DRAW:
+        columns = synthetic.generate(data.name, limits)
+        return DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in columns.items()})
+    source = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}[data.name]
+    place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
+    source.prepare(place, may_download=data.root is None)
+    pairs = source.list_pairs(place)
+    for split, listed in pairs.items():
+        if not listed:
+            raise DataError(f"{place}: the {split} split of {data.name} is empty. {source.SPLIT_RULE}")
+    return _tables(pairs, limits, features)
+
+
+def describe_dropped(data: DataRecipe) -> dict[str, Any]:
+    """What a run records of the pairs that `load_splits` left out; ready for JSON.
+
+    Args:
+        data (`DataRecipe`): the recipe's data section.
+
+    Returns:
+        `dict`: empty unless `on_bad_pair` is "drop"; else `dropped`, a list of `file` (below the data's folder) and
+        `reason`, and, when it is not empty, `note`, which says that the scores are not comparable.
+    """
+    if data.on_bad_pair != "drop":
+        return {}
+    root = folder.find_root(data.root)
+    errors = _load_folder(data)[1]
+    dropped = [{"file": os.path.relpath(error.file, root), "reason": error.reason} for error in errors]
+    return {"dropped": dropped} | ({"note": f"{len(errors)} {NOT_COMPARABLE}"} if errors else {})
+
+
+def _limits(data: DataRecipe) -> dict[str, int | None]:
+    return {
         "train": data.max_train_samples,
         "validation": data.max_validation_samples,
         "test": data.max_test_samples,
     }
-    if data.name in synthetic.DRAW:
-        columns = synthetic.generate(data.name, limits)
-    else:
-        source = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}[data.name]
-        folder = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
-        source.prepare(folder, may_download=data.root is None)
-        columns = {}
-        for split, pairs in source.list_pairs(folder).items():
-            if not pairs:
-                raise DataError(f"{folder}: the {split} split of {data.name} is empty. {source.SPLIT_RULE}")
-            images, masks = zip(*pairs[: limits[split]], strict=True)
-            columns[split] = {"image": [str(path) for path in images], "mask": [str(path) for path in masks]}
-    # Paths (or, for generated data, encoded bytes) go into the table as they are; StoredImage decodes on access.
-    features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
-    return DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in columns.items()})
+
+
+def _load_folder(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
+    """The splits of a person's own folder, and the pairs that were dropped."""
+    root = folder.find_root(data.root)
+    spec, mask = folder.build_spec(root), folder.build_mask_column(root)
+    pairs, errors = folder.list_pairs(root, drop=data.on_bad_pair == "drop")
+    splits = _tables(pairs, _limits(data), Features({"image": UprightImage(), "mask": mask}))
+    if data.on_bad_pair == "drop":
+        splits, more = drop_bad_pairs(splits, spec)
+        errors += more
+        _announce(str(root), tuple(f"{error.file}: left out: {error.reason}" for error in errors))
+    for split, dataset in splits.items():
+        if not len(dataset):
+            raise DataError(f"{root}: the {split} split holds no pair that can be used; each split needs one.")
+    return splits, errors
+
+
+def _tables(
+    pairs: Mapping[str, Sequence[tuple[Path, Path]]], limits: Mapping[str, int | None], features: Features
+) -> DatasetDict:
+    splits = {}
+    for split, listed in pairs.items():
+        kept = listed[: limits[split]]
+        columns = {"image": [str(image) for image, _ in kept], "mask": [str(mask) for _, mask in kept]}
+        splits[split] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(splits)
+
+
+@cache  # once a process, though a launch loads its data several times
+def _announce(root: str, lines: tuple[str, ...]) -> None:
+    for line in lines:
+        logger.warning("%s", line)
+    if lines:
+        logger.warning("%s: %d %s", root, len(lines), NOT_COMPARABLE)

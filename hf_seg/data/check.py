@@ -16,7 +16,8 @@ from datasets import DatasetDict, Image
 from datasets.utils import tqdm
 
 from hf_seg.data.download import cache_folder, one_process
-from hf_seg.data.spec import INVALID, DataError, DatasetSpec, listing
+from hf_seg.data.own_images import UprightImage, open_stored, orientation
+from hf_seg.data.spec import INVALID, DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,11 @@ Stored = dict[str, Any]
 
 DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
 SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
+SAME = "An image and its mask must have the same width and height."
+TURNED = (
+    "A mask must have the size of its photograph as people see it, upright: export the mask again over the upright "
+    "photograph, or take the orientation note out of the photograph's EXIF."
+)
 CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's mode L or P), not colours."
 VALUES = "The masks of {name} may hold {allowed}."
 
@@ -43,16 +49,17 @@ def fingerprint(splits: DatasetDict) -> str:
         `str`: 16 hex digits, the beginning of a SHA-256.
     """
     samples = list(_samples(splits))
-    folders = {os.path.dirname(stored["path"]) for _, *pair in samples for stored in pair if stored["bytes"] is None}
+    files = [stored["path"] for _, _, *pair in samples for stored in pair if stored["bytes"] is None]
+    folders = {os.path.dirname(file) for file in files}
     root = os.path.commonpath(folders) if folders else ""
     digest = hashlib.sha256()
-    for name, *pair in samples:
+    for split, index, *pair in samples:
         for stored in pair:
             if stored["bytes"] is None:
                 content = [Path(stored["path"]).relative_to(root).as_posix(), _stat(stored["path"])[0]]
             else:
                 content = hashlib.sha256(stored["bytes"]).hexdigest()
-            digest.update(json.dumps([name, content]).encode())
+            digest.update(json.dumps([f"{split}[{index}]", content]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -67,30 +74,59 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
         DataError: when a file cannot be decoded, an image and its mask differ in size, a mask has not one 8-bit
             channel, or a mask holds a value outside the label table. Names up to ten pairs and counts them all.
     """
+
+    def check() -> str:
+        errors = _look_at_all(splits, spec)
+        if errors:
+            raise report_pairs(spec.name, [error for _, _, error in errors], sum(map(len, splits.values())))
+        return ""
+
+    _remembered(splits, spec, "", check)
+
+
+def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict, list[PairError]]:
+    """Leave out every pair that `check_splits` would refuse; remembered, so that all processes leave out the same.
+
+    Returns:
+        `tuple`: the splits without these pairs, and what is wrong with each.
+    """
+
+    def look() -> str:
+        errors = _look_at_all(splits, spec)
+        return json.dumps([[split, index, error.file, error.reason, error.remedy] for split, index, error in errors])
+
+    errors = json.loads(_remembered(splits, spec, ".bad", look))
+    bad = {(split, index) for split, index, *_ in errors}
+    good = {
+        split: dataset.select([index for index in range(len(dataset)) if (split, index) not in bad])
+        for split, dataset in splits.items()
+    }
+    return DatasetDict(good), [PairError(*error) for _, _, *error in errors]
+
+
+def _look_at_all(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, PairError]]:
+    """What is wrong with which pair: split, position, error."""
     samples = list(_samples(splits))
     decode_image, decode_mask = (_decoder(splits, column) for column in ("image", "mask"))
+    upright = isinstance(next(iter(splits.values())).features["image"], UprightImage)
 
-    def look(sample: tuple[str, Stored, Stored]) -> tuple[str, str] | None:
-        return _look(*sample, decode_image=decode_image, decode_mask=decode_mask, spec=spec)
+    def look(sample: tuple[str, int, Stored, Stored]) -> PairError | None:
+        split, index, *pair = sample
+        name = f"{split}[{index}]"
+        return _look(name, *pair, decode_image=decode_image, decode_mask=decode_mask, spec=spec, upright=upright)
 
-    in_memory = any(stored["bytes"] is not None for _, *pair in samples for stored in pair)
+    # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(look, samples)
+        bar = tqdm(results, f"Checking {spec.name}", total=len(samples), unit=" pairs", disable=_in_memory(samples))
+        return [(*sample[:2], error) for sample, error in zip(samples, bar, strict=True) if error is not None]
 
-    def check() -> None:
-        # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(look, samples)
-            bar = tqdm(results, f"Checking {spec.name}", total=len(samples), unit=" pairs", disable=in_memory)
-            problems = [problem for problem in bar if problem is not None]
-        if problems:
-            remedies = dict.fromkeys(remedy for _, remedy in problems)
-            raise DataError(
-                f"{spec.name}: {len(problems)} of {len(samples)} image and mask pairs cannot be used:\n"
-                f"{listing([what for what, _ in problems])}\n" + "\n".join(remedies)
-            )
 
-    if in_memory:
-        check()  # generated data has no name and date to be remembered by, and is quick to look at
-        return
+def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], str]) -> str:
+    """The text that `make` gives for a data set of files, made once on this machine unless it raises."""
+    samples = list(_samples(splits))
+    if _in_memory(samples):
+        return make()  # generated data has no name and date to be remembered by, and is quick to look at
     folder = cache_folder() / "checked"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,24 +134,29 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
         logger.debug("%s", error)
     if not os.access(folder, os.W_OK):
         logger.warning("%s is not writable: the next run has to check %s again.", folder, spec.name)
-        check()
-        return
-    passed = folder / _state(samples, spec)
-    if not passed.exists():
-        with one_process(passed.with_suffix(".lock"), f"checking the images and masks of {spec.name}"):
-            if not passed.exists():  # another process was quicker
-                check()
-                passed.touch()
+        return make()
+    memory = folder / f"{_state(splits, samples, spec)}{suffix}"
+    if not memory.exists():
+        with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
+            if not memory.exists():  # another process was quicker
+                partial = memory.with_name(f"{memory.name}.partial")
+                partial.write_text(make(), encoding="utf-8")
+                os.replace(partial, memory)
+    return memory.read_text(encoding="utf-8")
 
 
-def _samples(splits: DatasetDict) -> Iterator[tuple[str, Stored, Stored]]:
-    """Every pair as stored, not decoded, with a name such as `train[12]`."""
+def _in_memory(samples: list[tuple[str, int, Stored, Stored]]) -> bool:
+    return any(stored["bytes"] is not None for _, _, *pair in samples for stored in pair)
+
+
+def _samples(splits: DatasetDict) -> Iterator[tuple[str, int, Stored, Stored]]:
+    """Every pair as stored, not decoded, with its split and its position there."""
     for split, dataset in splits.items():
         stored = dataset.with_format(None)
         for column in ("image", "mask"):
             stored = stored.cast_column(column, Image(decode=False))
         for index, (image, mask) in enumerate(zip(stored["image"], stored["mask"], strict=True)):
-            yield f"{split}[{index}]", image, mask
+            yield split, index, image, mask
 
 
 def _decoder(splits: DatasetDict, column: str) -> Callable[[Stored], PIL.Image.Image]:
@@ -132,10 +173,11 @@ def _stat(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _state(samples: list[tuple[str, Stored, Stored]], spec: DatasetSpec) -> str:
-    """A hash that changes when a file or the label table does."""
-    digest = hashlib.sha256(json.dumps([spec.name, spec.label_table]).encode())
-    for _, *pair in samples:
+def _state(splits: DatasetDict, samples: list[tuple[str, int, Stored, Stored]], spec: DatasetSpec) -> str:
+    """A hash that changes when a file, the way of decoding it or the label table does."""
+    features = str(next(iter(splits.values())).features)
+    digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, features]).encode())
+    for _, _, *pair in samples:
         for stored in pair:
             digest.update(json.dumps([os.path.abspath(stored["path"]), *_stat(stored["path"])]).encode())
     return digest.hexdigest()
@@ -149,24 +191,52 @@ def _look(
     decode_image: Callable[[Stored], PIL.Image.Image],
     decode_mask: Callable[[Stored], PIL.Image.Image],
     spec: DatasetSpec,
-) -> tuple[str, str] | None:
-    """Look at one pair: None, or what is wrong with it and the remedy."""
+    upright: bool,
+) -> PairError | None:
+    """Look at one pair: None, or what is wrong with it."""
     image_name, mask_name = (s["path"] or f"{name}, {k}" for s, k in ((stored_image, "image"), (stored_mask, "mask")))
     decoded = []
     for path, stored, decode in ((image_name, stored_image, decode_image), (mask_name, stored_mask, decode_mask)):
         try:
             decoded.append(decode(stored))
+        except PairError as error:
+            return error
         except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-            return f"{path}: cannot be decoded ({type(error).__name__}: {error})", DAMAGED
+            return PairError(path, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED)
     image, mask = decoded
     if mask.mode not in ("L", "P"):
-        return f"{mask_name}: the mask has the mode {mask.mode}", CHANNELS
+        return PairError(mask_name, f"the mask has the mode {mask.mode}", CHANNELS)
     if image.size != mask.size:
-        sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image.size, mask.size))
-        return f"{image_name}: the image is {sizes} ({mask_name})", SIZES
+        turned = upright and orientation(open_stored(stored_image)) >= 5
+        return size_error(image_name, image.size, mask_name, mask.size, upright=upright, turned=turned)
     counts = {value: count for value, count in enumerate(mask.histogram()) if count}
     strange = [f"{value} ({n} pixels)" for value, n in counts.items() if spec.label_table[value] == INVALID]
     if strange:
-        allowed = [str(value) for value, label in enumerate(spec.label_table) if label != INVALID]
-        return f"{mask_name}: holds {', '.join(strange)}", VALUES.format(name=spec.name, allowed=", ".join(allowed))
+        allowed = ", ".join(str(value) for value, label in enumerate(spec.label_table) if label != INVALID)
+        return PairError(mask_name, f"holds {', '.join(strange)}", VALUES.format(name=spec.name, allowed=allowed))
     return None
+
+
+def size_error(
+    image_name: str,
+    image_size: tuple[int, int],
+    mask_name: str,
+    mask_size: tuple[int, int],
+    *,
+    upright: bool,
+    turned: bool,
+) -> PairError:
+    """What is wrong with an image and a mask whose sizes (width, height) differ.
+
+    Args:
+        image_name, image_size, mask_name, mask_size: the files, and the sizes as decoded.
+        upright (`bool`): images are turned as their EXIF note says.
+        turned (`bool`): this one is, which exchanged its width and height.
+    """
+    sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image_size, mask_size))
+    reason = f"the image is {sizes} ({mask_name})"
+    if not upright:
+        return PairError(image_name, reason, SIZES)
+    if turned and mask_size == image_size[::-1]:
+        return PairError(image_name, f"{reason}: the mask fits the photograph as stored, lying on its side", TURNED)
+    return PairError(image_name, reason, SAME)

@@ -1,0 +1,221 @@
+"""`classes.json`: what the masks of a person's own folder mean, strictly checked."""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_seg.data.own_images import MAX_ID, as_text
+from hf_seg.data.spec import IGNORE_INDEX, DataError
+from hf_seg.recipe_checks import did_you_mean
+from hf_seg.recipe_files import parse_json
+
+FILE_NAME = "classes.json"
+MAX_CLASSES = 255  # class ids are kept in 8 bits, of which 255 stands for what is ignored
+KEYS = ("classes", "ignore", "label_map")
+CLASS_KEYS = ("name", "id", "color")
+ID = f"a whole number from 0 to {MAX_ID}"
+COLOUR = 'a colour, "#rrggbb" or [red, green, blue] from 0 to 255'
+
+Color = tuple[int, int, int]
+Problem = tuple[str, str]  # a key such as "classes[2].id" ("" for the file itself), what is wrong with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a person's own masks.
+
+    Args:
+        names (`tuple[str, ...]`): one name a class; the position is the class id.
+        palette (`tuple[tuple[int, int, int], ...]`): one RGB colour a class.
+        by_color (`bool`): masks hold the classes' colours, not ids.
+        meaning (`dict[int, int]`): what masks may hold, an id or a colour as 0xRRGGBB → class id, or 255 (ignored).
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    by_color: bool
+    meaning: dict[int, int]
+
+
+def load_classes(root: Path) -> Classes:
+    """Read `root/classes.json`.
+
+    Raises:
+        DataError: when it is absent, or with everything that is wrong in it, a line each.
+    """
+    path = root / FILE_NAME
+    try:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: it says what the masks mean. `hf-seg init {root}` writes it from the masks."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; make it a readable file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    classes, problems = read_classes(content)
+    if problems:
+        lines = [f"{path}: {key}: {problem}" if key else f"{path}: {problem}" for key, problem in problems]
+        raise DataError("\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines))
+    return classes
+
+
+def read_classes(content: Any) -> tuple[Classes | None, list[Problem]]:
+    """What `classes.json` says, or everything that is wrong with it.
+
+    Args:
+        content (`Any`): the file's JSON.
+
+    Returns:
+        `tuple`: the [`Classes`] and no problem, or None and the problems.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+        return None, [("", 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color')]
+    entries = content["classes"]
+    given = [entry for entry in entries if isinstance(entry, dict)]
+    by_color = any("color" in entry for entry in given) and not any("id" in entry for entry in given)
+    reader = _Reader(by_color=by_color)
+    reader.problems += [(key, f"unknown key{_known(key, KEYS)}") for key in content if key not in KEYS]
+    if not 2 <= len(entries) <= MAX_CLASSES:
+        remedy = "what is not the object is a class too, mostly named background" if len(entries) < 2 else "fold some"
+        reader.problems.append(("classes", f"must be 2 to {MAX_CLASSES} classes, but are {len(entries)}; {remedy}"))
+    for index, entry in enumerate(entries):
+        reader.read_class(index, entry)
+    reader.read_label_map(content.get("label_map", {}))
+    reader.read_ignore(content.get("ignore", []))
+    if reader.problems:
+        return None, reader.problems
+    generated = distinct_colors(taken=[color for color in reader.palette if color])
+    palette = tuple(color or next(generated) for color in reader.palette)
+    return Classes(names=tuple(reader.names), palette=palette, by_color=by_color, meaning=reader.meaning), []
+
+
+class _Reader:
+    """Reads `classes.json` part by part and collects what is wrong with it."""
+
+    def __init__(self, *, by_color: bool):
+        self.by_color = by_color
+        self.kind = COLOUR if by_color else ID
+        self.problems: list[Problem] = []
+        self.meaning: dict[int, int] = {}
+        self.palette: list[Color | None] = []
+        # what must not be there twice → the key where it is first
+        self.names: dict[str, str] = {}
+        self.values: dict[int, str] = {}
+        self.colors: dict[int, str] = {}
+
+    def read_class(self, index: int, entry: Any) -> None:
+        key = f"classes[{index}]"
+        self.palette.append(None)
+        if not isinstance(entry, dict):
+            self.problems.append((key, "must be an object with name, id or color"))
+            return
+        for unknown in (key for key in entry if key not in CLASS_KEYS):
+            self.problems.append((f"{key}.{unknown}", f"unknown key{_known(unknown, CLASS_KEYS)}"))
+        name = entry.get("name")
+        if not isinstance(name, str) or not name.strip():
+            self.problems.append((f"{key}.name", "is missing or no text; give the class a name"))
+        else:
+            self._once(f"{key}.name", name, _shown(name), self.names)
+        wanted = "color" if self.by_color else "id"
+        if wanted in entry:
+            self._mean(f"{key}.{wanted}", entry[wanted], index)
+        else:
+            self.problems.append((f"{key}.{wanted}", f"is missing; give {self.kind}: all classes have one, or none"))
+        if "color" in entry:
+            color = _color(entry["color"])
+            if color is not None:
+                self.palette[index] = (color >> 16, color >> 8 & 255, color & 255)
+            if not self.by_color:  # otherwise it was looked at above
+                if color is None:
+                    self.problems.append((f"{key}.color", _mismatch(COLOUR, entry["color"])))
+                else:
+                    self._once(f"{key}.color", color, as_text(color, True), self.colors)
+
+    def read_label_map(self, label_map: Any) -> None:
+        names = list(self.names)
+        if not isinstance(label_map, dict):
+            raw = "colour" if self.by_color else "id"
+            self.problems.append(("label_map", f'must be an object {{"{raw}": "name of a class"}}'))
+            return
+        for raw, name in label_map.items():
+            key = f"label_map.{raw}"
+            if name not in names:
+                self.problems.append((key, f"there is no class {_shown(name)}{_known(str(name), names)}"))
+            elif self.by_color:
+                self._mean(key, raw, names.index(name))
+            else:
+                self._mean(key, int(raw) if re.fullmatch("[0-9]{1,5}", raw) else raw, names.index(name))
+
+    def read_ignore(self, ignore: Any) -> None:
+        if not isinstance(ignore, list):
+            kinds = "colours" if self.by_color else "ids"
+            self.problems.append(("ignore", f"must be a list of {kinds}, but is {_shown(ignore)}"))
+            return
+        for index, value in enumerate(ignore):
+            self._mean(f"ignore[{index}]", value, IGNORE_INDEX)
+
+    def _mean(self, key: str, given: Any, label: int) -> None:
+        value = _color(given) if self.by_color else _id(given)
+        if value is None:
+            self.problems.append((key, _mismatch(self.kind, given)))
+        else:
+            self._once(key, value, as_text(value, self.by_color), self.values)
+            self.meaning[value] = label
+
+    def _once(self, key: str, value: Any, text: str, seen: dict) -> None:
+        first = seen.setdefault(value, key)
+        if first != key:
+            self.problems.append((key, f"{text} stands at {first} too; each may be there once"))
+
+
+def _id(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_ID else None
+
+
+def _color(value: Any) -> int | None:
+    """A colour as 0xRRGGBB, or None for what is none."""
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return int(value[1:], 16)
+    if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
+        return value[0] << 16 | value[1] << 8 | value[2]
+    return None
+
+
+def _mismatch(expected: str, value: Any) -> str:
+    return f"must be {expected}, but is {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known(name: str, known: Iterable[str]) -> str:
+    return did_you_mean(name, known, f"; known: {', '.join(list(known)[:10])}")
+
+
+def distinct_colors(taken: Iterable[Color] = ()) -> Iterator[Color]:
+    """Colours without end that are easily told apart, all different and none of them in `taken`.
+
+    Yields:
+        `tuple[int, int, int]`: RGB.
+    """
+    seen = set(taken)
+    for index in itertools.count():
+        # multiples of the golden ratio, modulo 1, never come close to each other
+        hue = colorsys.hsv_to_rgb(index * 0.61803398875 % 1, 0.65, (0.95, 0.6, 0.75)[index % 3])
+        color = tuple(round(255 * part) for part in hue)
+        if color not in seen:
+            seen.add(color)
+            yield color

@@ -1,0 +1,163 @@
+"""The columns of a person's own pictures: photographs upright, masks of any kind decoded to class ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from datasets import Image
+from datasets.features.features import register_feature
+
+from hf_seg.data.spec import INVALID, PairError
+
+MAX_ID = 65_535
+DEEP = (
+    "Save it with 8 bits a channel: what a deeper picture's darkest and brightest values are, its file does not say."
+)
+NO_LABELS = (
+    "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
+)
+COLOURS = (
+    "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or save the "
+    "masks as ids. (A GIF is read by its colours, since programs renumber its palette.)"
+)
+
+
+@dataclass
+class UprightImage(Image):
+    """A photograph as people see it, and as they draw masks over it: RGB, turned as its EXIF note says."""
+
+    _type: str = field(default="UprightImage", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        if isinstance(value, PIL.Image.Image):
+            return value
+        image = open_stored(value)
+        if image.mode.startswith(("I", "F")):  # Pillow would make white of everything above 255
+            raise PairError(_name(value), f"the image has more than 8 bits a channel (mode {image.mode})", DEEP)
+        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+
+
+@dataclass
+class ClassMask(Image):
+    """A mask that decodes to class ids (mode L; 255 is ignored), whatever its file holds.
+
+    Args:
+        by_color (`bool`): the file's colours count, not its ids.
+        values (`list[int]`): what the masks may hold: ids in [0, 65535], or colours as 0xRRGGBB.
+        labels (`list[int]`): of each value, the class id, or 255 for what is ignored.
+    """
+
+    by_color: bool = False
+    values: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    _type: str = field(default="ClassMask", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        if isinstance(value, PIL.Image.Image):
+            return value
+        raw = raw_values(open_stored(value), by_color=self.by_color, name=_name(value))
+        if raw.dtype == bool:
+            raw = raw * np.uint8(white(self.values))
+        table = _table(self.by_color, tuple(self.values), tuple(self.labels))
+        # ids of 32 bits may lie beyond the table: these get its last entry, which is no value's
+        labels = table[raw if raw.dtype.kind == "u" else raw.clip(-1, len(table) - 1)]
+        if (labels == INVALID).any():
+            unknown, counts = np.unique(raw[labels == INVALID], return_counts=True)
+            counted = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
+            raise PairError(_name(value), *unknown_values(counted, self.by_color))
+        return PIL.Image.fromarray(labels.astype(np.uint8))
+
+
+def unknown_values(counts: dict[int, int], by_color: bool) -> tuple[str, str]:
+    """Reason and remedy for values that classes.json does not name: value → number of pixels."""
+    most = sorted(counts, key=lambda value: -counts[value])
+    named = ", ".join(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most[:5])
+    more = f" and {len(counts) - 5:,} more" if len(counts) > 5 else ""
+    remedy = (
+        f"{'Colours' if by_color else 'Ids'} in a mask must each be that of a class, or stand under label_map or "
+        "ignore, in classes.json: add them there, or correct the masks."
+    )
+    if len(counts) > 20:
+        remedy += " So many of them come from JPEG compression or smoothing: save masks as PNG, resized by nearest."
+    return f"the mask holds {named}{more}", remedy
+
+
+def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarray:
+    """What a mask's file holds, pixel by pixel.
+
+    Args:
+        mask (`PIL.Image.Image`): as opened.
+        by_color (`bool`): colours are asked for, not ids.
+        name (`str`): of the file, for messages.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: ids (bool for 1-bit masks, uint8, uint16 or int32), or colours as
+        0xRRGGBB (int32). Transparency is left out.
+
+    Raises:
+        PairError: when the mask holds no such thing.
+    """
+    if mask.mode == "F" or (by_color and mask.mode.startswith("I")):
+        raise PairError(name, f"the mask has the mode {mask.mode}", NO_LABELS)
+    colored = has_colors(mask)
+    if not by_color and not colored:
+        ids = np.asarray(mask)
+        return ids if ids.ndim == 2 else ids[..., 0]  # LA and PA: the second channel is transparency
+    pixels = np.asarray(mask.convert("RGB"))
+    if by_color:
+        red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+        return red << 16 | green << 8 | blue
+    if (pixels != pixels[..., :1]).any():
+        raise PairError(name, "the mask holds colours", COLOURS)
+    return pixels[..., 0]  # grey ids in three equal channels
+
+
+def has_colors(mask: PIL.Image.Image) -> bool:
+    """Whether a mask's file holds colours and no ids; of a GIF, the indices mean nothing."""
+    return mask.format == "GIF" or not (mask.mode in ("1", "L", "LA", "P", "PA") or mask.mode.startswith("I"))
+
+
+def white(values: Collection[int]) -> int:
+    """The id of the white of 1-bit masks: 1, or 255 where that is an id and 1 is none."""
+    return 255 if 255 in values and 1 not in values else 1
+
+
+def as_text(value: int, by_color: bool) -> str:
+    return f"#{value:06x}" if by_color else str(value)
+
+
+def open_stored(value: dict[str, Any]) -> PIL.Image.Image:
+    """Decode an image of a table, its format still known."""
+    with PIL.Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
+        image.load()
+        return image
+
+
+def orientation(image: PIL.Image.Image) -> int:
+    """A photograph's EXIF note: 1 is upright as stored; from 5 on, turning it exchanges width and height."""
+    return image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)
+
+
+def _name(value: dict[str, Any]) -> str:
+    return value["path"] or "a mask of the table"
+
+
+@lru_cache(maxsize=4)  # a table of colours has 32 MB, and looking a pixel up in it is the fastest way
+def _table(by_color: bool, values: tuple[int, ...], labels: tuple[int, ...]) -> np.ndarray:
+    table = np.full((2**24 if by_color else MAX_ID + 1) + 1, INVALID, np.int16)
+    table[list(values)] = labels
+    return table
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # as in stored_image
+    register_feature(UprightImage, "UprightImage")
+    register_feature(ClassMask, "ClassMask")

@@ -1,0 +1,273 @@
+"""`hf-seg init`: what it says, writes and refuses; and from folders to trained models and predictions."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from own_folders import scene, write_folder, write_image
+from PIL import Image
+
+from hf_seg import cli, train
+from hf_seg.predict import predict
+from hf_seg.recipe import load_recipes
+
+TINY = {
+    "model.config.depths": "[1, 1, 1, 1]",
+    "model.config.hidden_sizes": "[16, 32, 64, 96]",
+    "model.config.decoder_hidden_size": "32",
+    "data.image_size": "64",
+    "data.augment": "none",
+    "training.num_train_epochs": "25",
+    "training.eval_every_epochs": "25",
+    "training.learning_rate": "0.003",
+    "training.bf16": "false",
+    "training.report_to": "none",
+    "training.disable_tqdm": "true",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf_home"))
+
+
+@pytest.fixture
+def init(capsys):
+    """`init(root, ...)` runs the command; gives exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = cli.main(["init", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def as_arguments(overrides):
+    return [word for key, value in overrides.items() for word in (f"--{key}", value)]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_what_it_says_and_writes(tmp_path, init):
+    root = write_folder(tmp_path / "my pets", "ids", 12)
+    status, out, _ = init(root)
+    assert status == 0
+    assert out.splitlines() == [
+        f"{root}: 12 pairs",
+        "  images  12 JPEG RGB; 48×32 pixels",
+        "  masks   12 PNG L; ids",
+        *out.splitlines()[3:7],
+        "",
+        f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
+        "classes.json.",
+        "With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.",
+        f"Then: accelerate launch hf_seg/train.py '{root}/recipe.json' --output_dir '{root}/runs'",
+    ]
+    shares = [line.split() for line in out.splitlines()[3:7]]
+    assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
+    assert shares[3][2:] == ["6.25%", "of", "the", "pixels,", "in", "12", "pictures"]  # 2 rows of 32
+    assert sum(float(row[2].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
+
+    assert read(root / "classes.json")["ignore"] == [255]
+    assert len((root / "classes.json").read_text().splitlines()) == 8  # a line a class
+    with Image.open(root / "preview.png") as preview:
+        assert preview.width == 1200
+    assert {path.name for path in root.iterdir()} == {"images", "masks", "classes.json", "recipe.json", "preview.png"}
+
+
+def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
+    write_folder(tmp_path / "own", "palette", 12, size=(400, 300))
+    monkeypatch.chdir(tmp_path)
+    init("own", "--arch", "fcn")
+    [recipe] = load_recipes([tmp_path / "own" / "recipe.json"])
+    assert recipe.to_dict() == read(tmp_path / "own" / "recipe.json")
+    assert recipe.model.arch == "fcn" and recipe.model.init == "scratch"
+    assert recipe.data.root == str(tmp_path / "own")  # absolute: it holds wherever training is started
+    assert (recipe.data.name, recipe.data.image_size, recipe.data.on_bad_pair) == ("folder", 256, "stop")
+    assert (recipe.training.global_train_batch_size, recipe.training.num_train_epochs) == (8, 150)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [((48, 32), 3, (32, 8, 150)), ((200, 130), 500, (128, 16, 60)), ((900, 800), 10_000, (256, 64, 30))],
+)
+def test_size_batch_and_epochs_follow_from_the_folder(tmp_path, size, count, expected):
+    from hf_seg.data.look import Findings, Look
+    from hf_seg.init import build_recipe
+
+    look = Look(size=size, image_kind="JPEG RGB", mask_kind="PNG L", turned=False, counts={0: 1, 1: 1})
+    looks = {(tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"): look for number in range(count)}
+    recipe = build_recipe(tmp_path, "segformer", Findings(by_color=False, looks=looks))
+    training = recipe["training"]
+    found = recipe["data"]["image_size"], training["global_train_batch_size"], training["num_train_epochs"]
+    assert found == expected
+
+
+def test_the_preview_shows_masks_over_photographs(tmp_path, init):
+    root = write_folder(tmp_path, "palette", 3)
+    for path in sorted((root / "images").iterdir()):
+        write_image(path, np.full((32, 48, 3), 128, np.uint8))
+    for path in sorted((root / "masks").iterdir()):
+        mask = np.zeros((32, 48), np.uint8)
+        mask[:, 24:] = 1
+        write_image(path, mask)
+    colors = [{"name": "a", "id": 0, "color": "#ff0000"}, {"name": "b", "id": 1, "color": "#0000ff"}]
+    (root / "classes.json").write_text(json.dumps({"classes": colors}))
+    assert init(root)[0] == 0
+    with Image.open(root / "preview.png") as preview:
+        counts = {color: count for count, color in preview.convert("RGB").getcolors(100_000)}
+    for color in ((191, 64, 64), (64, 64, 191)):  # half of 128, half of the class's colour
+        near = sum(count for other, count in counts.items() if np.abs(np.subtract(color, other)).max() <= 2)
+        assert near > 0.05 * preview.width * preview.height
+
+
+def test_existing_files_are_never_written_over(tmp_path, init, monkeypatch):
+    root = write_folder(tmp_path, "ids", 4)
+    for name in ("recipe.json", "preview.png"):
+        (root / name).write_text("mine")
+    monkeypatch.setattr("hf_seg.init.look_at_pairs", None)  # calling it would raise: refused before the scan
+    status, out, err = init(root)
+    assert (status, out) == (2, "")
+    assert err == f"error: {root}: holds recipe.json and preview.png already; move them away, or add --overwrite.\n"
+    assert (root / "recipe.json").read_text() == (root / "preview.png").read_text() == "mine"
+    assert not (root / "classes.json").exists()
+
+
+def test_overwrite_leaves_the_classes(tmp_path, init):
+    root = write_folder(tmp_path, "ids", 4)
+    init(root)
+    classes = read(root / "classes.json")
+    classes["classes"][1]["name"] = "disc"
+    (root / "classes.json").write_text(json.dumps(classes))
+    (root / "recipe.json").write_text("old")
+    status, out, _ = init(root, "--overwrite")
+    assert status == 0 and "Wrote recipe.json, preview.png in" in out and "  disc " in out
+    assert read(root / "classes.json") == classes and read(root / "recipe.json")["data"]["name"] == "folder"
+
+
+def test_bad_pairs_are_shown_and_the_files_written(tmp_path, init):
+    root = write_folder(tmp_path, "ids", 6)
+    (root / "masks" / "photo_00.png").unlink()
+    (root / "images" / "photo_01.jpg").write_bytes(b"no picture")
+    status, out, _ = init(root)
+    assert status == 1
+    assert f"{root}: 2 of 6 image and mask pairs cannot be used:\n" in out
+    assert "photo_00.jpg: the image has no mask\n" in out and "photo_01.jpg: cannot be decoded" in out
+    assert 'Training stops at these, unless data.on_bad_pair in recipe.json is "drop".' in out
+    assert (root / "recipe.json").exists() and (root / "preview.png").exists()
+
+
+def test_turned_photographs_and_stray_values_are_mentioned(tmp_path, init):
+    root = write_folder(tmp_path, "palette", 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene(0)[0]).transpose(Image.Transpose.ROTATE_90).save(root / "images" / "photo_00.jpg", exif=exif)
+    ids = scene(1)[1]
+    ids[0, :20] = np.arange(100, 120)
+    write_image(root / "masks" / "photo_01.png", ids)
+    status, out, _ = init(root)
+    assert status == 0 and "; turned upright: 1" in out
+    assert "20 of these are on less than 0.1% of the pixels: values of smoothed outlines?" in out
+
+
+def empty_folders(root):
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+
+
+def no_photographs(root):
+    for path in (write_folder(root, "ids", 3) / "images").iterdir():
+        path.write_bytes(b"")
+
+
+def black_masks(root):
+    for path in (write_folder(root, "ids", 3) / "masks").iterdir():
+        write_image(path, Image.new("L", (48, 32)))
+
+
+def wrong_classes(root):
+    (write_folder(root, "ids", 3) / "classes.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "has no images, no masks; it holds no folder."),
+        (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: it"),
+        (empty_folders, "holds no pair."),
+        (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
+        (black_masks, "the masks hold 0 only, and it takes two classes"),
+        (wrong_classes, 'must be an object {"classes": [...]}'),
+    ],
+)
+def test_what_is_refused(tmp_path, init, prepare, message):
+    root = tmp_path / "own"
+    root.mkdir()
+    prepare(root)
+    status, out, err = init(root)
+    assert (status, out) == (2, "")
+    assert f"error: {root}" in err and message in err  # below the progress bar, if it came that far
+    assert not (root / "recipe.json").exists()
+
+
+def test_no_such_folder(tmp_path, init):
+    status, _, err = init(tmp_path / "nowhere")
+    assert status == 2 and err.endswith("nowhere. Correct the path.\n")
+
+
+def name_void(path):
+    """What a person does who knows that white is no class."""
+    content = read(path)
+    content["classes"] = [entry for entry in content["classes"] if entry["color"] != "#ffffff"]
+    path.write_text(json.dumps(content | {"ignore": ["#ffffff"]}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ids", "palette", "rgb"])
+def test_from_a_folder_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, kind, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(tmp_path / "own", kind, 24)
+    status, out, _ = init(root)
+    assert status == 0
+    if kind == "rgb":
+        name_void(root / "classes.json")
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
+
+    run = root / "runs" / "recipe"
+    results = read(run / "results.json")
+    assert results["data"]["counts"] == {"train": 20, "validation": 2, "test": 2}
+    assert results["test"]["mean_iou"] > 0.6
+    names = results["data"]["class_names"]
+    assert len(names) == 3
+
+    image, ids = scene(100)
+    write_image(tmp_path / "new.png", image)
+    [prediction] = predict(run, [tmp_path / "new.png"], device="cpu")
+    assert prediction.mask.shape == ids.shape
+    order = {"ids": [0, 1, 2], "palette": [0, 1, 2], "rgb": [0, 2, 1]}[kind]  # colours sort blue before red
+    assert (prediction.mask == np.array(order)[ids]).mean() > 0.85
+
+
+@pytest.mark.slow
+def test_bad_pairs_stop_a_run_or_are_dropped(tmp_path, init, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(tmp_path / "own", "binary", 12)
+    init(root)
+    write_image(root / "masks" / "photo_05.png", Image.new("L", (48, 32), 7))
+    once = TINY | {"training.num_train_epochs": "1", "training.eval_every_epochs": "1"}
+    assert train.main([str(root / "recipe.json"), *as_arguments(once)]) == 2
+    assert "photo_05.png: the mask holds 7 (1,536 pixels)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert train.main([str(root / "recipe.json"), *as_arguments(once | {"data.on_bad_pair": "drop"})]) == 0
+    results = read(tmp_path / "runs" / "recipe" / "results.json")
+    assert sum(results["data"]["counts"].values()) == 11
+    (dropped,) = results["data"]["dropped"]
+    assert dropped["file"] == "masks/photo_05.png" and "holds 7 (1,536 pixels)" in dropped["reason"]
+    assert "not comparable" in results["data"]["note"]
