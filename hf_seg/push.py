@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
 
 from hf_seg.hub import Destination, HubError, check_free, create, full_name, upload
@@ -23,6 +23,7 @@ from hf_seg.results import load_results, write_json
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 # What else of a checkpoint the strategies "checkpoint" and "all_checkpoints" push; pickled arguments stay here.
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
 
 
 def stage(source: Path, target: Path, patterns: Sequence[str]) -> None:
@@ -65,7 +66,8 @@ def push_run(
 
     Args:
         run_dir (`Path`): the run's folder, with results.json.
-        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else its name.
+        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else where its
+            recipe says, else its name.
         private (`bool`, *optional*), revision (`str`, *optional*): as in [`Destination`].
 
     Returns:
@@ -76,12 +78,14 @@ def push_run(
     """
     if not (run_dir / "results.json").is_file():
         raise HubError(f"{run_dir}: is no finished run (no results.json); launch its recipe again to finish it")
-    results, earlier = load_results(run_dir), _earlier(run_dir)
-    arguments = results["recipe"]["training"]
+    recipe = load_results(run_dir)["recipe"]["training"]
+    before = {key: recipe.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
+    if repo:  # said on the command line, it is not the place that recipe or earlier push meant
+        before = {"repo_id": repo}
     where = Destination(
-        repo_id=full_name(repo or earlier.get("repo_id") or arguments.get("hub_model_id") or run_dir.resolve().name),
-        revision=revision or earlier.get("revision") or arguments.get("hub_revision"),
-        private=private or earlier.get("private") or arguments.get("hub_private_repo"),
+        repo_id=full_name(before.get("repo_id") or run_dir.resolve().name),
+        revision=revision or before.get("revision"),
+        private=private or before.get("private"),
     )
     check_free(where, json.loads((run_dir / "recipe.json").read_text(encoding="utf-8")))
     create(where)
@@ -170,7 +174,7 @@ class Uploads:
         except HubError as error:
             self.say(f"{run}: {message} was not pushed ({error}); training goes on")
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what is left of it, the next launch clears away
 
     def _push_run(self, run_dir: Path) -> None:
         try:
@@ -197,6 +201,16 @@ class _PushCheckpoints(TrainerCallback):
         busy = self.running is not None and not self.running.done()
         if self.strategy == "end" or (busy and not self.always):
             return
+        message = f"epoch {state.epoch:g}"
+        try:
+            folder = self._stage(state)
+        except Exception as error:  # a full disk, say: training is worth more
+            self.uploads.say(f"{self.run_dir.name}: {message} was not pushed ({error}); training goes on")
+            return
+        self.running = self.uploads.pool.submit(self.uploads.push, folder, self.where, self.run_dir.name, message)
+
+    def _stage(self, state: TrainerState) -> Path:
+        """A folder with what is pushed of the newest checkpoint."""
         checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
         stage(checkpoint, folder, MODEL_FILES)
@@ -209,6 +223,4 @@ class _PushCheckpoints(TrainerCallback):
         train = {"epochs": state.epoch, "steps": state.global_step}
         record = self.record | {"train": train, "validation": validation}
         (folder / "README.md").write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
-        self.running = self.uploads.pool.submit(
-            self.uploads.push, folder, self.where, self.run_dir.name, f"epoch {state.epoch:g}"
-        )
+        return folder

@@ -140,10 +140,12 @@ def test_there_and_back(hub, finished, write_recipe, photograph, capsys, arch):
     (remote,) = predict(f"lab/{arch}", [photograph], device="cpu")
     assert np.array_equal(remote.mask, local.mask)
 
-    # pushed again, nothing is sent that is there already
+    # pushed again, it goes where it went before, and nothing is sent that is there already
     uploads = hub.count("PUT", "/storage/")
-    assert cli.main(["push", str(run_dir)]) == 0
-    assert hub.count("PUT", "/storage/") == uploads
+    assert cli.main(["push", str(run_dir), "--revision", "seed-0"]) == 0
+    assert hub.count("PUT", "/storage/") == uploads and "seed-0" in hub.repositories["model", f"lab/{arch}"].branches
+    assert cli.main(["push", str(run_dir), "--repo", "elsewhere"]) == 0
+    assert set(hub.repositories["model", "alice/elsewhere"].branches) == {"main"}
 
 
 @pytest.mark.slow
@@ -231,7 +233,7 @@ def test_training_outlives_the_hub(hub, write_recipe, waits, capsys):
     recipe = write_recipe("pet", training={"push_to_hub": True, "hub_always_push": True})
     hub.fail("POST", "/commit/", status=500, times=1000)
     assert train.main([str(recipe)]) == 1
-    said = capsys.readouterr().out
+    said, shouted = capsys.readouterr()
     reason = "alice/pet: the Hub answered 500 (a fault on purpose); try again later"
     assert f"pet: epoch 1 was not pushed ({reason}); training goes on" in said
     assert f"pet: finished, and whole in runs/pet, but not pushed ({reason}); `hf-seg push runs/pet` does it" in said
@@ -249,9 +251,23 @@ def test_training_outlives_the_hub(hub, write_recipe, waits, capsys):
     assert hub.files("alice/pet").keys() >= PUBLISHED
 
     everything = [path.read_bytes() for path in Path().rglob("*") if path.is_file()] + [*hub.stored.values()]
-    everything += list(hub.files("alice/pet").values()) + [said.encode()]
+    everything += list(hub.files("alice/pet").values()) + [said.encode(), shouted.encode()]
     assert not any(WRITER.encode() in content for content in everything)
     assert os.environ["HF_TOKEN"] == WRITER
+
+
+@pytest.mark.slow
+def test_training_outlives_a_full_disk(hub, write_recipe, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_seg.push.os.link", full)
+    monkeypatch.setattr("hf_seg.push.shutil.copyfile", full)
+    recipe = write_recipe("pet", training={"push_to_hub": True, "num_train_epochs": 1})
+    assert train.main([str(recipe)]) == 1
+    said = capsys.readouterr().out
+    assert "pet: epoch 1 was not pushed ([Errno 28] No space left on device); training goes on" in said
+    assert "pet: finished, and whole in runs/pet, but not pushed ([Errno 28]" in said
 
 
 @pytest.mark.slow
