@@ -5,21 +5,14 @@ is needed, the caller's backend and rcParams stay as they are, and a figure is f
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-DPI = 150
-WIDTH = 8.0  # inches; with DPI: 1200 pixels
-INK, FAINT = "#222222", "#777777"
+from hf_seg.figure import FAINT, INK, MAX_LEGEND_CLASSES, WIDTH, open_figure, shorten
 
 # Okabe and Ito's colours that are dark enough for a line on white: they stay apart for the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -27,56 +20,9 @@ TRAIN, VALIDATION = COLOURS[:2]
 # A class takes a new dash pattern once the colours are used up: 35 classes can be told apart.
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1.5, 1, 1.5)))
 
-STYLE = {
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,  # a class may be named "$5 note"
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-}
-
 MAX_SAMPLES = 8
-MAX_LEGEND_CLASSES = 19
 # Ignored pixels are striped, because some palettes have a class in every plain grey and in black.
 IGNORED_STRIPES = ((48, 48, 48), (120, 120, 120))
-
-
-@contextmanager
-def _figure(path: str | os.PathLike, height: float, layout: str = "compressed") -> Iterator[Figure]:
-    """Give an empty figure in the common style, and save it to `path` in one step when the block ends well."""
-    path = Path(path)
-    with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
-        FigureCanvasAgg(figure)
-        yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _short(name: str, length: int = 24) -> str:
-    """Cut the middle out of a long name: what tells two names apart is mostly at their ends."""
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 
 def plot_curves(history: Sequence[Mapping], path: str | os.PathLike) -> None:
@@ -102,7 +48,7 @@ def plot_curves(history: Sequence[Mapping], path: str | os.PathLike) -> None:
     losses = np.concatenate([train[:, 1], validation[:, 1]])
     highest_loss = losses[np.isfinite(losses)].max(initial=0)
 
-    with _figure(path, height=3.6, layout="constrained") as figure:
+    with open_figure(path, height=3.6, layout="constrained") as figure:
         left, right = figure.subplots(1, 2)
         for axes, series, name, colour in (
             (left, train, "train", TRAIN),
@@ -175,7 +121,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
     if len(absent):
         notes.append("hatched: not in the truth")
 
-    with _figure(path, height=5.6 if few else 7.2) as figure:
+    with open_figure(path, height=5.6 if few else 7.2) as figure:
         axes = figure.add_subplot()
         picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         for row in absent:
@@ -192,7 +138,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
                     ink = "white" if share > 0.6 else INK
                     axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
         ticks = np.arange(0, count, -(-count // 40))  # at most 40 names fit beside each other
-        names = [_short(class_names[tick]) for tick in ticks]
+        names = [shorten(class_names[tick]) for tick in ticks]
         label_size = 9 if few else 8 if count <= 20 else 7
         upright = few and max(map(len, names)) * count <= 60
         axes.set_xticks(ticks, names, fontsize=label_size, rotation=0 if upright else 90)
@@ -245,15 +191,15 @@ def plot_roc(roc: Mapping[str, Mapping], path: str | os.PathLike) -> None:
     curves.sort(key=lambda curve: -curve[0])
 
     handles, labels = [], []
-    with _figure(path, height=max(5.4, 0.19 * len(roc) + 1.2), layout="constrained") as figure:
+    with open_figure(path, height=max(5.4, 0.19 * len(roc) + 1.2), layout="constrained") as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#AAAAAA", linewidth=1, zorder=1)
         for auc, name, fpr, tpr, looks in curves:
             handles += axes.plot(fpr, tpr, linewidth=1.6, **looks)
-            labels.append(f"{auc:.3f}  {_short(name)}")
+            labels.append(f"{auc:.3f}  {shorten(name)}")
         for name in absent:
             handles.append(Line2D([], [], linestyle="none"))
-            labels.append(f"absent  {_short(name)}")
+            labels.append(f"absent  {shorten(name)}")
         handles.append(Line2D([], [], color="#AAAAAA", linewidth=1))
         labels.append("0.500  chance")
         axes.set_aspect("equal")
@@ -308,7 +254,7 @@ def plot_samples(
     areas = np.bincount(labels[~ignored], minlength=classes) + np.bincount(predictions.ravel(), minlength=classes)
     shown = np.sort(np.argsort(-areas, kind="stable")[: min(MAX_LEGEND_CLASSES, np.count_nonzero(areas))])
     handles = [Patch(facecolor=colours[index] / 255, edgecolor=FAINT, linewidth=0.5) for index in shown]
-    names = [_short(class_names[index]) for index in shown]
+    names = [shorten(class_names[index]) for index in shown]
     if ignored.any():
         dark, light = (np.array(stripe) / 255 for stripe in IGNORED_STRIPES)
         handles.append(Patch(facecolor=dark, edgecolor=light, hatch="/////", linewidth=0))
@@ -320,7 +266,7 @@ def plot_samples(
 
     row_height = 0.32 * WIDTH * height / width + 0.26
     legend_height = 0.2 * -(-len(handles) // columns) + 0.2
-    with _figure(path, height=0.1 + samples * row_height + legend_height) as figure:
+    with open_figure(path, height=0.1 + samples * row_height + legend_height) as figure:
         grid = figure.subplots(samples, 3, squeeze=False)
         for index, row in enumerate(grid):
             image = np.moveaxis(images[index], 0, -1).astype(np.float32).clip(0, 1)

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from hf_seg.data.classes import Classes
 from hf_seg.data.own_images import ClassMask, UprightImage
 from hf_seg.data.spec import IGNORE_INDEX
-from hf_seg.plots import FAINT, MAX_LEGEND_CLASSES, WIDTH, _figure, _short
+from hf_seg.figure import FAINT, MAX_LEGEND_CLASSES, WIDTH, open_figure, shorten
 
 COLUMNS = 4
 SIDE = 400  # pixels of the longer side of a picture
@@ -47,7 +47,7 @@ def plot_preview(
     count = len(classes.names)
     shown = np.sort(np.argsort(-areas[:count], kind="stable")[: min(MAX_LEGEND_CLASSES, (areas[:count] > 0).sum())])
     handles = [Patch(facecolor=colours[index] / 255, edgecolor=FAINT, linewidth=0.5) for index in shown]
-    names = [_short(classes.names[index]) for index in shown]
+    names = [shorten(classes.names[index]) for index in shown]
     if areas[IGNORE_INDEX]:
         handles.append(Patch(facecolor="black"))
         names.append("ignored")
@@ -59,12 +59,12 @@ def plot_preview(
     rows = -(-len(pictures) // columns)
     legend_columns = min(len(handles), 5)
     height = rows * (WIDTH / columns + 0.2) + 0.2 * -(-len(handles) // legend_columns) + 0.3
-    with _figure(path, height=height) as figure:
+    with open_figure(path, height=height) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
         for axes, picture, (image_path, _) in zip(grid, pictures, pairs, strict=False):
             axes.imshow(picture, interpolation="nearest")
-            axes.set_title(_short(image_path.name), fontsize=7, fontweight="normal")
+            axes.set_title(shorten(image_path.name), fontsize=7, fontweight="normal")
         legend = {"ncols": legend_columns, "handlelength": 1.2, "handleheight": 1.2}
         figure.legend(handles, names, loc="outside lower center", **legend)

@@ -49,7 +49,8 @@ ALLOWED = {
     "segmenter": ["models", "models/weights"],
     "predict": ["segmenter"],
     "predict_files": ["predict"],
-    "preview": ["data/*", "plots"],
+    "plots": ["figure"],
+    "preview": ["data/*", "figure"],
     "init": ["data/*", "preview", "recipe"],
     "export": ["data/synthetic/pet", "predict", "predict_files"],
     "demo": ["data/synthetic", "demo_app", "hub", "models", "predict", "predict_files", "push"],
@@ -68,7 +69,7 @@ LIBRARIES = {
     "model_card": {"huggingface_hub"},
     "model_card_sections": set(),
     "demo_app": {"PIL", "gradio", "numpy", "torch", "transformers"},
-    "plots": {"matplotlib", "numpy", "torch"},
+    **dict.fromkeys(["figure", "plots"], {"matplotlib", "numpy", "torch"}),
     "data/*": {"PIL", "datasets", "filelock", "huggingface_hub", "numpy", "torchvision"},
 }
 

@@ -81,7 +81,7 @@ def figures(monkeypatch):
         drawn.append(Figure(**options))
         return drawn[-1]
 
-    monkeypatch.setattr(plots, "Figure", build)
+    monkeypatch.setattr("hf_seg.figure.Figure", build)
     return drawn
 
 
@@ -130,7 +130,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(draw, tmp_pat
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.os, "replace", full)
+    monkeypatch.setattr("hf_seg.figure.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         draw(path)
     assert path.read_bytes() == b"old"
