@@ -69,13 +69,13 @@ def on_main_process(action: Callable[[], T]) -> T | None:
     """Let the main process do what is to be done once. Returns what it made there, None on the others.
 
     Raises:
-        ValueError: on every rank, when the action raised one on the main process: none waits for another in vain.
+        Exception: on every rank, what the action raised on the main process: none waits for another in vain.
     """
     state, result, error = PartialState(), None, None
     if state.is_main_process:
         try:
             result = action()
-        except ValueError as raised:
+        except Exception as raised:
             error = raised
     (error,) = broadcast_object_list([error])
     if error is not None:

@@ -118,7 +118,8 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
 
 def is_unpushed(run_dir: Path) -> bool:
     """Whether a finished run was to be on the Hub and is not, or not all of it."""
-    return "repo_id" in _earlier(run_dir) and _earlier(run_dir)["commit"] is None
+    noted = _earlier(run_dir)
+    return bool(noted) and noted["commit"] is None
 
 
 class Uploads:
