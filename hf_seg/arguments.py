@@ -105,12 +105,17 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         RecipeError: when the global batch does not divide, or several GPUs are visible to one process.
     """
     training, state = recipe.training, PartialState()
+    # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
+    # but on a CPU workers would take the cores from the training.
+    decodes = recipe.data.cache is False and state.device.type != "cpu"
+    workers = training.arguments.get("dataloader_num_workers", min(8, (os.cpu_count() or 1) // 2) if decodes else 0)
     arguments: dict[str, Any] = {
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
         "save_total_limit": 2,
         "per_device_eval_batch_size": 64,
-        "dataloader_num_workers": 0 if state.device.type == "cpu" else min(8, (os.cpu_count() or 1) // 2),
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
         "ddp_find_unused_parameters": False,  # every trainable parameter of both models takes part in every step
         "dataloader_pin_memory": state.device.type == "cuda",
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments; the process's own when None.
 
     Returns:
-        `int`: exit status; 1 when a recipe is not in order, a photograph could not be read, or an exported model does
-        not compute what PyTorch computes; 2 when nothing could be done at all.
+        `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, or an exported
+        model does not compute what PyTorch computes; 2 when nothing could be done at all.
     """
     # Neither parser abbreviates: `--help` is the only option here, and a recipe's overrides must be spelt out.
     parser = argparse.ArgumentParser(prog="hf-seg", description="Semantic segmentation recipes.", allow_abbrev=False)
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     predict.set_defaults(run=_predict)
     _add_init(commands)
+    _add_doctor(commands)
     _add_push(commands)
     _add_export(commands)
     _add_demo(commands)
@@ -58,10 +59,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_init(commands) -> None:
     init = commands.add_parser("init", help="write a recipe for your own photographs and masks", allow_abbrev=False)
-    init.add_argument("root", metavar="DIR", help="folder with images/ and masks/, or train/, validation/ and test/")
+    init.add_argument(
+        "source",
+        metavar="DIR",
+        help="folder with images/ and masks/, or train/, validation/ and test/; or with Parquet files; or a Hub id",
+    )
     init.add_argument("--arch", choices=("segformer", "fcn"), default="segformer")
     init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png anew")
+    init.add_argument("--out", metavar="DIR", help="folder to write to; a data set on the Hub needs one")
+    init.add_argument("--revision", help="of a data set on the Hub: commit, tag or branch")
+    init.add_argument("--config_name", help="of a data set with several configurations")
+    init.add_argument("--image_column", help="of a table, when it is not found by itself")
+    init.add_argument("--mask_column", help="of a table, when it is not found by itself")
     init.set_defaults(run=_init)
+
+
+def _add_doctor(commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="find what would hurt a training run, in its data and on this machine",
+        usage="hf-seg doctor [--json] [--all] RECIPE|DIR [RECIPE|DIR ...] [--section.key value ...]",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("--all", action="store_true", help="name all files, not ten of a kind")
+    doctor.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE|DIR", help="and overrides")
+    doctor.set_defaults(run=_doctor, refuse=doctor.error)
 
 
 def _add_push(commands) -> None:
@@ -100,10 +123,8 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    rest = arguments.rest
-    first_flag = next((number for number, word in enumerate(rest) if word.startswith("-")), len(rest))
     try:
-        recipes = load_recipes(rest[:first_flag], rest[first_flag:])
+        recipes = load_recipes(*_split(arguments.rest))
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 1
@@ -111,6 +132,26 @@ def _check(arguments: argparse.Namespace) -> int:
         encoder = f", encoder of {recipe.encoder_recipe}" if recipe.encoder_recipe else ""
         print(f"{number}. {recipe.name} ({recipe.path}{encoder})")
     return 0
+
+
+def _split(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Paths, and the overrides that follow them."""
+    first_flag = next((number for number, word in enumerate(rest) if word.startswith("-")), len(rest))
+    return rest[:first_flag], rest[first_flag:]
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hf_seg.doctor import as_json, as_text, diagnose
+
+    # the options may stand anywhere, and the parser gives all that follows the first path as it is
+    rest = [word for word in arguments.rest if word not in ("--json", "--all")]
+    paths, overrides = _split(rest)
+    if not paths:
+        arguments.refuse("name a recipe or a folder")
+    machine, everything = arguments.json or "--json" in arguments.rest, arguments.all or "--all" in arguments.rest
+    report = diagnose(paths, overrides, disable_bar=None if machine else False)
+    print(as_json(report) if machine else as_text(report, show_all=everything))
+    return 0 if report.would_start else 1
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -133,10 +174,11 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     from hf_seg.data.spec import DataError
-    from hf_seg.init import init_folder
+    from hf_seg.init import init
 
     try:
-        complete = init_folder(arguments.root, arch=arguments.arch, overwrite=arguments.overwrite)
+        options = ("out", "arch", "overwrite", "revision", "config_name", "image_column", "mask_column")
+        complete = init(arguments.source, **{option: getattr(arguments, option) for option in options})
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

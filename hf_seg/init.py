@@ -1,4 +1,4 @@
-"""`hf-seg init`: from a folder of photographs and masks to a recipe that trains on it and a picture of both."""
+"""`hf-seg init`: from photographs and masks to a recipe that trains on them and a picture of both."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import os
 import shlex
 import statistics
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_seg.data import folder
+from datasets import Dataset
+
+from hf_seg.data import folder, hub_dataset, hub_files
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
 from hf_seg.data.look import Findings, guess_classes, look_at_pairs, pixel_shares
+from hf_seg.data.pairs import stored_pairs
 from hf_seg.data.spec import DataError, PairError, report_pairs
 from hf_seg.preview import plot_preview
 from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
@@ -23,51 +29,163 @@ MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford
 RARE = 0.001  # share of the pixels below which a class is probably none
 
 
-def init_folder(root: str | Path, *, arch: str = "segformer", overwrite: bool = False) -> bool:
-    """Look at a folder, print what is in it, and write `classes.json`, `recipe.json` and `preview.png` there.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A person's own data, before anything is decoded.
 
     Args:
-        root (`str` or `Path`): in one of the layouts of docs/data.md. A `classes.json` that is there is used and kept.
+        name (`str`): for messages.
+        keys (`dict[str, Any]`): of the recipe's data section.
+        splits (`Mapping[str, Dataset]`): tables with `image` and `mask`, pictures as stored.
+        errors (`list[PairError]`): files and rows that are no pair.
+        drawn (`bool`): validation, test or both have to be drawn from the other pairs.
+        about (`tuple[str, ...]`): lines for people.
+        find_names (`Callable`, *optional*): from the ids in the masks, the names that the data set has for them, and
+            where they stand.
+    """
+
+    name: str
+    keys: dict[str, Any]
+    splits: Mapping[str, Dataset]
+    errors: list[PairError]
+    drawn: bool
+    about: tuple[str, ...] = ()
+    find_names: Callable[[Collection[int]], tuple[dict[int, str], str]] | None = None
+
+
+def init(
+    source: str | Path,
+    *,
+    out: str | Path | None = None,
+    arch: str = "segformer",
+    overwrite: bool = False,
+    **table: str | None,
+) -> bool:
+    """Look at photographs and masks, print what there is, and write `classes.json`, `recipe.json` and `preview.png`.
+
+    Args:
+        source (`str` or `Path`): a folder in one of the layouts of docs/data.md, a folder of Parquet files or of what
+            `save_to_disk` has written, or a Hub id.
+        out (`str` or `Path`, *optional*): the folder to write to, made if need be; by default `source`. A
+            `classes.json` that is there is used and kept.
         arch (`str`, *optional*, defaults to `"segformer"`): `"segformer"` or `"fcn"`.
         overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist.
+        table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
+            folder of files.
 
     Returns:
         `bool`: whether all pairs can be used.
 
     Raises:
-        DataError: when the folder is not in order, no pair can be used, the masks cannot be classes, or one of the
+        DataError: when the data is not in order, no pair can be used, the masks cannot be classes, or one of the
             files is there already (which is found before anything is looked at).
     """
-    root = folder.find_root(str(root)).resolve()
+    place = Path(source).expanduser()
+    given = {key: value for key, value in table.items() if value is not None}
+    if place.is_dir() and not _is_table(place):
+        for option in [*given, *(["out"] if out else [])]:
+            raise DataError(
+                f"{place.absolute()}: --{option} is for tables and the Hub, and this is a folder of files."
+            )
+        root = place.resolve()
+        _refuse_existing(root, overwrite)
+        return _write_all(root, _look_into_folder(root), arch)
+    if not place.is_dir() and (out is None or not hub_files.is_hub_id(str(source))):
+        hub = " Or, if it is a data set on the Hub, name by --out the folder to write to."
+        remedy = f"Correct the path.{hub if hub_files.is_hub_id(str(source)) else ''}"
+        raise DataError(f"data.root: there is no folder {place.absolute()}. {remedy}")
+    if place.is_dir() and given.get("revision"):
+        raise DataError(f"{place.absolute()}: --revision is for data sets on the Hub, and this is a folder.")
+    root = Path(out or place).expanduser().resolve()
+    _refuse_existing(root, overwrite)
+    path = str(place.resolve()) if place.is_dir() else str(source)
+    return _write_all(root, _look_into_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
+
+
+def _is_table(place: Path) -> bool:
+    parts = [*folder.PARTS, *(f"{split}/{part}" for split in folder.SPLITS for part in folder.PARTS)]
+    return not any((place / part).is_dir() for part in parts) and hub_files.is_table_folder(place)
+
+
+def _refuse_existing(root: Path, overwrite: bool) -> None:
     existing = [name for name in ("recipe.json", "preview.png") if (root / name).exists()]
     if existing and not overwrite:
         raise DataError(f"{root}: holds {' and '.join(existing)} already; move them away, or add --overwrite.")
+
+
+def _look_into_folder(root: Path) -> Source:
+    """All pairs, of whatever split; no split is drawn yet."""
+    pairs, errors = [], []
+    drawn = not folder.has_split_folders(root)
+    for place in [root] if drawn else [root / split for split in folder.SPLITS]:
+        found, wrong = folder.find_pairs(place)
+        pairs += found.values()
+        errors += wrong
+    splits = {"pairs": folder.as_dataset(pairs)}
+    return Source(
+        name=str(root), keys={"name": "folder", "root": str(root)}, splits=splits, errors=errors, drawn=drawn
+    )
+
+
+def _look_into_table(data: DataRecipe) -> Source:
+    """The rows that have an image and a mask; no split is drawn yet."""
+    name = hub_dataset.data_set_name(data.path)
+    tables = hub_files.load_tables(data.path, data.revision, data.config_name)
+    rows, columns = hub_dataset.build_rows(data, tables)
+    usable, errors = hub_dataset.find_usable(rows)
+    splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
+    lacking = [split for split in folder.SPLITS if split not in splits]
+    about = [f"  columns {columns[0]} (images), {columns[1]} (masks)"]
+    about += [f"  splits  {', '.join(f'{len(table)} {split}' for split, table in splits.items())}"]
+    about[1] += f"; {' and '.join(lacking)} will be drawn from train" if lacking else ""
+    keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
+    keys |= {"image_column": columns[0], "mask_column": columns[1]}
+    features = next(iter(tables.values())).features
+    return Source(
+        name=name,
+        keys=keys,
+        splits=splits,
+        errors=errors,
+        drawn=bool(lacking),
+        about=tuple(about),
+        find_names=partial(hub_files.load_class_names, data.path, data.revision, features),
+    )
+
+
+def _write_all(root: Path, source: Source, arch: str) -> bool:
+    """Look at all pairs, write the files, and say so."""
+    name = source.name
     classes = load_classes(root) if (root / FILE_NAME).exists() else None
-    pairs, errors = _find_pairs(root)
-    findings = look_at_pairs(pairs, classes)
-    errors += findings.errors
-    if not findings.looks:
-        raise report_pairs(str(root), errors, len(errors)) if errors else DataError(f"{root}: holds no pair.")
-    if len(findings.looks) < 3 and not folder.has_split_folders(root):
-        raise DataError(
-            f"{root}: {len(findings.looks)} pairs cannot be split into train, validation and test: it takes 3."
-        )
-    written = ["recipe.json", "preview.png"]
+    findings = look_at_pairs(source.splits, classes)
+    errors = source.errors + findings.errors
+    count = len(findings.looks)
+    if not count:
+        raise report_pairs(name, errors, len(errors)) if errors else DataError(f"{name}: holds no pair.")
+    if count < 3 and source.drawn:
+        raise DataError(f"{name}: {count} pairs cannot be split into train, validation and test: it takes 3.")
+    written, about = ["recipe.json", "preview.png"], source.about
     if classes is None:
+        names, where = {}, ""
+        if source.find_names and not findings.by_color:
+            names, where = source.find_names(findings.counts())
         try:
-            guessed = guess_classes(findings)
+            guessed = guess_classes(findings, names)
         except DataError as error:
-            raise DataError(f"{root}: {error}") from None
+            raise DataError(f"{name}: {error}") from None
         _write(root / FILE_NAME, _format_classes(guessed))
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
-    recipe = build_recipe(root, arch, findings)
+        about = (*about, f"  names   from {where}") if names else about
+    recipe = build_recipe(root, arch, findings, source.keys)
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
-    pairs = list(findings.looks)
-    plot_preview(pairs[:: -(-len(pairs) // 8)], folder.build_mask_column(root), classes, root / "preview.png")
-    print(_describe(root, findings, classes))
+    shown = [
+        next(stored_pairs(split, source.splits[split].select([row])))
+        for split, row in list(findings.looks)[:: -(-count // 8)]
+    ]
+    plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
+    print(_describe(name, findings, classes, about))
     if errors:
-        print(f"\n{report_pairs(str(root), errors, len(pairs) + len(errors))}")
+        print(f"\n{report_pairs(name, errors, count + len(errors))}")
         print('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
     print(f"\nWrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     run = f"hf_seg/train.py {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
@@ -76,8 +194,8 @@ def init_folder(root: str | Path, *, arch: str = "segformer", overwrite: bool = 
     return not errors
 
 
-def build_recipe(root: Path, arch: str, findings: Findings) -> dict[str, Any]:
-    """The recipe of a run on a folder of one's own, every key with its value.
+def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run on one's own data, every key with its value; `keys` say in the data section what data.
 
     Image size, batch and epochs follow from the photographs' sizes and number, so that a small data set gets small
     batches, augmentation and many epochs.
@@ -91,7 +209,7 @@ def build_recipe(root: Path, arch: str, findings: Findings) -> dict[str, Any]:
         name="recipe",
         path=root / "recipe.json",
         model=ModelRecipe(arch=arch),
-        data=DataRecipe(name="folder", root=str(root), image_size=image_size, augment="standard"),
+        data=DataRecipe(image_size=image_size, augment="standard", **keys),
         training=TrainingRecipe(
             num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=max(1, epochs // 15)
         ),
@@ -99,32 +217,24 @@ def build_recipe(root: Path, arch: str, findings: Findings) -> dict[str, Any]:
     return recipe.to_dict()
 
 
-def _find_pairs(root: Path) -> tuple[list[folder.Pair], list[PairError]]:
-    """All pairs, of whatever split; no split is drawn yet."""
-    pairs, errors = [], []
-    for place in [root / split for split in folder.SPLITS] if folder.has_split_folders(root) else [root]:
-        found, wrong = folder.find_pairs(place)
-        pairs += found.values()
-        errors += wrong
-    return pairs, errors
-
-
-def _describe(root: Path, findings: Findings, classes: Classes) -> str:
-    """What is in the folder, for people."""
+def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...]) -> str:
+    """What is there, for people."""
     looks = findings.looks.values()
     widths, heights = zip(*(look.size for look in looks), strict=True)
     turned = sum(look.turned for look in looks)
     lines = [
-        f"{root}: {len(looks)} pairs",
+        f"{name}: {len(looks)} pairs",
+        *about[:2],
         f"  images  {_counted(look.image_kind for look in looks)}; {_sizes(widths, heights)}"
         + (f"; turned upright: {turned}" if turned else ""),
         f"  masks   {_counted(look.mask_kind for look in looks)}; {'colours' if findings.by_color else 'ids'}",
+        *about[2:],
     ]
     shares = pixel_shares(findings, classes)
-    width = max(len(name) for _, name, *_ in shares)
-    for value, name, share, pictures in shares:
-        lines.append(f"  {value:>8}  {name:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")
-    rare = sum(share < RARE for *_, share, _ in shares)
+    width = max(len(label) for _, label, *_ in shares)
+    for value, label, share, pictures in shares:
+        lines.append(f"  {value:>8}  {label:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")
+    rare = sum(0 < share < RARE for *_, share, _ in shares)
     if rare > len(shares) / 2 and len(shares) > 8:
         lines.append(f"  {rare} of these are on less than {RARE:.1%} of the pixels: values of smoothed outlines?")
     return "\n".join(lines)
@@ -152,6 +262,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:

@@ -13,6 +13,8 @@ from torch import Tensor
 # equal width in probability would hold nearly all pixels and flatten the curve.
 ROC_BINS = 256
 ROC_MAX_LOG_ODDS = 12.0
+# Pixels that are counted at a time: their pairs, 4 bytes each, stay in a core's cache, and memory stays flat.
+CHUNK = 2**18
 
 
 def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
@@ -35,19 +37,53 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
             f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: "
             "resize the predictions to the size of the reference masks first"
         )
+    in_8_bits = num_labels <= 256 and 0 <= ignore_index < 256
+    if not (in_8_bits and _fit_in_8_bits(references) and _fit_in_8_bits(predictions)):
+        return _confusion_of_wide_ids(predictions, references, num_labels, ignore_index)
+    pairs = _count_pairs(predictions.reshape(-1), references.reshape(-1))
+    pairs[ignore_index] = 0
+    # the ids are checked on 65,536 counts instead of on all pixels
+    for name, counts in (("references", pairs.sum(dim=1)), ("predictions", pairs.sum(dim=0))):
+        found = counts.nonzero()
+        if len(found):
+            _check_range(name, found[0], found[-1], num_labels, ignore_index)
+    return pairs[:num_labels, :num_labels].clone()
+
+
+def _fit_in_8_bits(ids: Tensor) -> bool:
+    if ids.dtype == torch.uint8 or ids.numel() == 0:
+        return True
+    low, high = torch.aminmax(ids)
+    return bool((low >= 0) & (high < 256))
+
+
+def _count_pairs(predictions: Tensor, references: Tensor) -> Tensor:
+    """Count the pairs of ids in [0, 255], whatever they mean: `(256, 256)`, a row per reference."""
+    pairs = torch.zeros(256 * 256, dtype=torch.int64, device=references.device)
+    for predicted, true in zip(predictions.split(CHUNK), references.split(CHUNK), strict=True):
+        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory to go through
+        pairs += torch.bincount(ids, minlength=256 * 256)
+    return pairs.reshape(256, 256)
+
+
+def _confusion_of_wide_ids(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> Tensor:
+    """The same for ids of any width, and for those under ignored pixels that no class has."""
     keep = references != ignore_index
     true, predicted = references[keep].long(), predictions[keep].long()
     if true.numel() == 0:
         return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=references.device)
     for name, ids in (("references", true), ("predictions", predicted)):
-        low, high = (int(value) for value in torch.aminmax(ids))
-        if low < 0 or high >= num_labels:
-            raise ValueError(
-                f"{name} hold ids from {low} to {high}, but there are {num_labels} classes (0 to {num_labels - 1}; "
-                f"{ignore_index} is ignored in references): map the mask values to class ids first"
-            )
+        _check_range(name, *torch.aminmax(ids), num_labels, ignore_index)
     pairs = torch.bincount(true * num_labels + predicted, minlength=num_labels**2)
     return pairs.reshape(num_labels, num_labels)
+
+
+def _check_range(name: str, low: Tensor, high: Tensor, num_labels: int, ignore_index: int) -> None:
+    if low < 0 or high >= num_labels:
+        raise ValueError(
+            f"{name} hold ids from {int(low)} to {int(high)}, but there are {num_labels} classes (0 to "
+            f"{num_labels - 1}; {ignore_index} is ignored in references): map the mask values to class ids first"
+        )
 
 
 class SegMetric(evaluate.Metric):
@@ -154,15 +190,15 @@ def score_histograms(logits: Tensor, labels: Tensor, ignore_index: int = 255) ->
         of the class, 0 the others; bins run from the lowest to the highest log-odds.
     """
     batch, num_labels = logits.shape[:2]
-    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed
+    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed; int32 counts twice as fast
     row = ROC_BINS + 1
     ignored = labels == ignore_index
-    image = torch.arange(batch, device=logits.device)[:, None, None]
+    image = torch.arange(batch, dtype=torch.int32, device=logits.device)[:, None, None]
     histograms = torch.empty(batch, num_labels, 2, ROC_BINS, dtype=torch.int32, device=logits.device)
     for class_id, probability in enumerate(logits.softmax(dim=1).unbind(dim=1)):
-        log_odds = torch.logit(probability, eps=1e-7).clamp(-ROC_MAX_LOG_ODDS, ROC_MAX_LOG_ODDS)
-        bins = ((log_odds / ROC_MAX_LOG_ODDS + 1) * (ROC_BINS / 2)).long().clamp_(max=ROC_BINS - 1)
-        index = (image * 2 + (labels == class_id)) * row + bins.masked_fill(ignored, ROC_BINS)
+        log_odds = torch.logit(probability, eps=1e-7).clamp_(-ROC_MAX_LOG_ODDS, ROC_MAX_LOG_ODDS)
+        bins = ((log_odds / ROC_MAX_LOG_ODDS + 1) * (ROC_BINS / 2)).int().clamp_(max=ROC_BINS - 1)
+        index = (image * 2 + (labels == class_id)) * row + bins.masked_fill_(ignored, ROC_BINS)
         counts = torch.bincount(index.flatten(), minlength=batch * 2 * row)
         histograms[:, class_id] = counts.reshape(batch, 2, row)[..., :ROC_BINS]
     return histograms

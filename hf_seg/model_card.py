@@ -90,6 +90,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
                 )
     record = without_private_parts({key: value for key, value in record.items() if value is not None})
     # where things lie on that machine, which a recipe can do without
+    record["recipe"]["data"].pop("cache", None)
     record["recipe"]["data"]["root"] = record["recipe"]["training"]["mean_iou_script"] = None
     terms = terms_of(record["model"]["init"], record["data"])
     metadata = _metadata(record, repo_id, terms)

@@ -1,10 +1,9 @@
-"""The picture by which a person checks a folder: masks over photographs, with a legend."""
+"""The picture by which a person checks a data set: masks over photographs, with a legend."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,6 +13,7 @@ from matplotlib.patches import Patch
 
 from hf_seg.data.classes import Classes
 from hf_seg.data.own_images import ClassMask, UprightImage
+from hf_seg.data.pairs import StoredPair
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.figure import FAINT, MAX_LEGEND_CLASSES, WIDTH, open_figure, shorten
 
@@ -22,12 +22,12 @@ SIDE = 400  # pixels of the longer side of a picture
 
 
 def plot_preview(
-    pairs: Sequence[tuple[Path, Path]], mask_column: ClassMask, classes: Classes, path: str | os.PathLike
+    pairs: Sequence[StoredPair], mask_column: ClassMask, classes: Classes, path: str | os.PathLike
 ) -> None:
     """Draw the masks over their photographs, half transparent; what is ignored is black.
 
     Args:
-        pairs (`Sequence[tuple[Path, Path]]`): (image, mask) files, 1 to 8 of them, whose masks hold known classes.
+        pairs (`Sequence[StoredPair]`): 1 to 8 of them, whose masks hold known classes.
         mask_column ([`ClassMask`]): decodes the masks.
         classes ([`Classes`]): names and colours.
         path (`str` or `os.PathLike`): the PNG to write.
@@ -35,9 +35,8 @@ def plot_preview(
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(classes.palette)] = classes.palette
     pictures, areas = [], np.zeros(256, dtype=np.int64)
-    for image_path, mask_path in pairs:
-        image = UprightImage().decode_example({"path": str(image_path), "bytes": None})
-        mask = mask_column.decode_example({"path": str(mask_path), "bytes": None})
+    for pair in pairs:
+        image, mask = UprightImage().decode_example(pair.image), mask_column.decode_example(pair.mask)
         areas += mask.histogram()
         image.thumbnail((SIDE, SIDE))
         labels = np.asarray(mask.resize(image.size, PIL.Image.Resampling.NEAREST))
@@ -63,8 +62,10 @@ def plot_preview(
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
-        for axes, picture, (image_path, _) in zip(grid, pictures, pairs, strict=False):
+        for axes, picture, pair in zip(grid, pictures, pairs, strict=False):
             axes.imshow(picture, interpolation="nearest")
-            axes.set_title(shorten(image_path.name), fontsize=7, fontweight="normal")
+            axes.set_title(
+                shorten(os.path.basename(pair.image_name).removesuffix(", image")), fontsize=7, fontweight="normal"
+            )
         legend = {"ncols": legend_columns, "handlelength": 1.2, "handleheight": 1.2}
         figure.legend(handles, names, loc="outside lower center", **legend)

@@ -61,15 +61,28 @@ class ModelRecipe:
 class DataRecipe:
     """The `data` section: the data set and how its pairs of image and mask are prepared."""
 
-    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes", "folder"] = _key(
-        "The data set; folder: your own pictures and masks."
+    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes", "folder", "hub"] = _key(
+        "The data set; folder: your own pictures and masks; hub: a data set with an image and a mask column, on the "
+        "Hugging Face Hub or in Parquet files."
     )
     root: str | None = _key(
         "Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. "
-        "Synthetic data is generated and has none; your own folder must be named.",
+        "Synthetic data is generated and has none; your own folder must be named. With hub: the folder of "
+        "classes.json and split.json (null: path, when that is a folder).",
         None,
         minLength=1,
     )
+    path: str | None = _key(
+        "hub only: a Hub id, org/name, or a folder of Parquet files or of what save_to_disk has written.",
+        None,
+        minLength=1,
+    )
+    revision: str | None = _key("hub only: a commit, tag or branch on the Hub. null: main.", None, minLength=1)
+    config_name: str | None = _key(
+        "hub only: which of the data set's configurations. null: the only one, or its default.", None, minLength=1
+    )
+    image_column: str | None = _key("hub only: the column of images. null: found by name and type.", None, minLength=1)
+    mask_column: str | None = _key("hub only: the column of masks. null: found by name and type.", None, minLength=1)
     image_size: int = _key(
         "Side, in pixels, of the square that image and mask are resized to.",
         64,
@@ -86,8 +99,13 @@ class DataRecipe:
     max_train_samples: int | None = _key("Only the first n pairs of the training split.", None, minimum=1)
     max_validation_samples: int | None = _key("Only the first n pairs of the validation split.", None, minimum=1)
     max_test_samples: int | None = _key("Only the first n pairs of the test split.", None, minimum=1)
+    cache: bool | str = _key(
+        "Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in $HF_HOME/hf_seg; "
+        "or name a folder.",
+        True,
+    )
     on_bad_pair: Literal["stop", "drop"] = _key(
-        "Your own folder only. What a pair that cannot be used does: stop the run before it trains; or be left out, "
+        "folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, "
         "which results.json lists, and the scores are then not comparable.",
         "stop",
     )

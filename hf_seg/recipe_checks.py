@@ -114,12 +114,37 @@ def _check_config(arch: str, config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def check_data(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between the keys of `data`."""
+    if data.get("cache") == "":
+        yield "data.cache", "is empty; it must be true, false, or the name of a folder"
     if str(data.get("name")).startswith("synthetic_") and data.get("root") is not None:
         yield "data.root", "generated data has no folder; leave it out"
     if data.get("name") == "folder" and "root" in data and data["root"] is None:
         yield "data.root", 'is missing, and "folder" needs it; name the folder that holds images and masks'
-    if data.get("name") not in ("folder", None) and data.get("on_bad_pair") == "drop":
-        yield "data.on_bad_pair", 'is for your own "folder" only; leave it out'
+    if data.get("name") not in ("folder", "hub", None) and data.get("on_bad_pair") == "drop":
+        yield "data.on_bad_pair", 'is for "folder" and "hub" only; leave it out'
+    if data.get("name") == "hub":
+        yield from _check_hub(data)
+    elif "name" in data:
+        for key in ("path", "revision", "config_name", "image_column", "mask_column"):
+            if data.get(key) is not None:
+                yield f"data.{key}", 'is for "hub" only; leave it out, or set name to "hub"'
+
+
+def _check_hub(data: Mapping[str, Any]) -> Iterator[Problem]:
+    path, root, image = data.get("path"), data.get("root"), data.get("image_column")
+    if path is None:
+        if "path" in data:
+            yield "data.path", 'is missing, and "hub" needs it; name a Hub id, org/name, or a folder of Parquet files'
+    elif not is_path_or_hub_id(os.path.expanduser(path)):
+        yield "data.path", f'"{path}" is no existing folder and no Hub id of the form org/name; correct it'
+    elif os.path.exists(os.path.expanduser(path)):
+        if data.get("revision") is not None:
+            yield "data.revision", f"is for a data set on the Hub only, and {path} is here; leave it out"
+    elif root is None and "root" in data:
+        remedy = f"`hf-seg init {path} --out DIR` makes it"
+        yield "data.root", f"is missing: a data set on the Hub needs a folder for classes.json; {remedy}"
+    if image is not None and image == data.get("mask_column"):
+        yield "data.mask_column", f'is "{image}", as image_column is; name two columns'
 
 
 def check_training(training: Mapping[str, Any], keys: Keys) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from hf_seg.recipe import Recipe, RecipeError, all_keys
 
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
-    "data": {"root"},
+    "data": {"root", "cache"},
     "training": {
         "report_to",
         "gradient_accumulation_steps",
@@ -77,7 +77,8 @@ def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
     A key that the other one lacks, since it is of an older version of hf_seg, has its default there.
     """
     changes, keys = [], all_keys()
-    machine = MACHINE_KEYS | ({"data": set()} if ours["data"]["name"] == "folder" else {})  # whose root is the data
+    own = ours["data"]["name"] in ("folder", "hub")  # whose root says what the data is
+    machine = MACHINE_KEYS | ({"data": {"cache"}} if own else {})
     for section in ours:
         mine, theirs = ours[section], other.get(section, {})
         for key in sorted((mine.keys() | theirs.keys()) - machine.get(section, set())):

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from hf_seg.arguments import on_main_process, per_device_batch_size, start_processes
-from hf_seg.data import check_splits, describe_dropped, fingerprint, load_spec, load_splits
+from hf_seg.data import describe_dropped, fingerprint, load_spec, load_splits, prepare_splits
 from hf_seg.data.spec import DataError
 from hf_seg.hub import Destination, HubError, destinations
 from hf_seg.model_card import build_card
@@ -39,7 +39,7 @@ from hf_seg.results import (
     write_json,
 )
 from hf_seg.trainer import SegTrainer
-from hf_seg.transforms import SegTransform
+from hf_seg.transforms import build_transforms
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +82,8 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[
         else:
             locate_encoder_weights(recipe.model)
         with PartialState().local_main_process_first():  # the others find the check done and remembered
-            check_splits(load_splits(recipe.data), load_spec(recipe.data))
+            spec = load_spec(recipe.data)
+            prepare_splits(load_splits(recipe.data), spec, build_transforms(recipe.data, spec), recipe.data.cache)
     return where
 
 
@@ -97,9 +98,8 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         return load_results(run_dir)
 
     spec, splits = load_spec(recipe.data), load_splits(recipe.data)
-    look = {"image_size": recipe.data.image_size, "spec": spec, "normalize": recipe.data.normalize}
-    train_set = splits["train"].with_transform(SegTransform(augment=recipe.data.augment, **look))
-    validation_set, test_set = (splits[name].with_transform(SegTransform(**look)) for name in ("validation", "test"))
+    transforms = build_transforms(recipe.data, spec)
+    prepared = prepare_splits(splits, spec, transforms, recipe.data.cache)
 
     set_seed(recipe.training.seed)  # before the model draws its weights
     source = recipe.model
@@ -136,15 +136,17 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         run_dir=run_dir,
         model=model,
         image_processor=image_processor,
-        train_dataset=train_set,
-        eval_dataset=validation_set,
+        train_dataset=prepared["train"],
+        eval_dataset=prepared["validation"],
+        train_transform=transforms["train"],
+        eval_transform=transforms["validation"],
         class_names=spec.class_names,
         ignore_index=spec.ignore_index,
         callbacks=on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or [],
     )
     trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
     # both of the best checkpoint by validation mIoU, which training ends with
-    validation, test = trainer.validate(), trainer.test(test_set, recipe.training.mean_iou_script)
+    validation, test = trainer.validate(), trainer.test(prepared["test"], recipe.training.mean_iou_script)
     trainer.save_model()
 
     roc = test.pop("roc")
@@ -161,7 +163,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots / "confusion.png")
         plot_roc(roc, plots / "roc.png")
         plot_samples(
-            *trainer.sample(test_set), spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png"
+            *trainer.sample(prepared["test"]), spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png"
         )
         (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run

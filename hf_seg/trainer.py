@@ -1,6 +1,7 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
 import gc
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_seg.arguments import build_training_arguments, use_channels_last
 from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
 from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.transforms import SegTransform, collate
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,14 +88,16 @@ class SegTrainer(Trainer):
     """Trains and evaluates one recipe.
 
     What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
-    over the global batch, validation every `eval_every_epochs`, channels_last, and evaluation batch by batch into a
-    [`SegMetric`], so that memory does not grow with the set.
+    over the global batch, validation every `eval_every_epochs`, channels_last, augmentation and conversion to float of
+    whole batches on the device, and evaluation batch by batch into a [`SegMetric`], so that memory does not grow with
+    the set.
 
     Args:
         recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
         run_dir (`Path`): checkpoints and logs go here.
         model (`PreTrainedModel`), image_processor: what is trained and saved.
-        train_dataset, eval_dataset (`datasets.Dataset`): with a [`SegTransform`] set.
+        train_dataset, eval_dataset (`torch.utils.data.Dataset`): of pairs that `SegTransform.prepare` has prepared.
+        train_transform, eval_transform ([`SegTransform`]): whose `finish` makes them the model's input.
         class_names (`Sequence[str]`), ignore_index (`int`): of the data set.
         callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
 
@@ -110,10 +114,13 @@ class SegTrainer(Trainer):
         image_processor: BaseImageProcessor,
         train_dataset,
         eval_dataset,
+        train_transform: SegTransform,
+        eval_transform: SegTransform,
         class_names,
         ignore_index: int = 255,
         callbacks: Sequence[TrainerCallback] = (),
     ):
+        self.train_transform, self.eval_transform = train_transform, eval_transform
         self.training_recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
         self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.evaluation: dict[str, Any] = {}
@@ -125,6 +132,7 @@ class SegTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            data_collator=collate,
             processing_class=image_processor,
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
@@ -163,6 +171,20 @@ class SegTrainer(Trainer):
     def _loss(self, outputs, labels, num_items_in_batch=None):
         return segmentation_loss(outputs, labels, num_items_in_batch, self.ignore_index)
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        # finished before its labels are counted, since a crop changes how many of them there are
+        batches = [
+            self.train_transform.finish(self._prepare_inputs(batch), self._generator(part))
+            for part, batch in enumerate(itertools.islice(epoch_iterator, num_batches))
+        ]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _generator(self, part: int) -> torch.Generator:
+        """Random numbers for the augmentation of one part of a step; a resumed run draws them again."""
+        place = [self.args.seed, self.args.process_index, self.state.global_step, part]
+        (seed,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(seed))
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
         if not batch_samples:
@@ -195,7 +217,7 @@ class SegTrainer(Trainer):
         """Score a held-out set once: `evaluate` with ROC curves, and `evaluate`'s own `mean_iou` as second opinion.
 
         Args:
-            dataset (`datasets.Dataset`): with a [`SegTransform`] set.
+            dataset (`torch.utils.data.Dataset`): of prepared pairs.
             mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`; else the Hub's is tried.
 
         Returns:
@@ -212,6 +234,10 @@ class SegTrainer(Trainer):
             self.with_roc, self.second_opinion = False, None
         return self.evaluation
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def sample(self, dataset, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
         """Evenly spaced images of a set with what the model makes of them, for looking at.
 
@@ -220,7 +246,8 @@ class SegTrainer(Trainer):
             `labels` and predictions of shape `(count, height, width)`, on the CPU.
         """
         count = min(count, len(dataset))
-        batch = dataset[[index * len(dataset) // count for index in range(count)]]
+        indices = [index * len(dataset) // count for index in range(count)]
+        batch = self.eval_transform.finish(collate(dataset.__getitems__(indices)))
         with torch.no_grad(), self.accelerator.autocast():
             logits = self.model.eval()(pixel_values=batch["pixel_values"].to(self.args.device)).logits
         predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
@@ -257,7 +284,7 @@ class SegTrainer(Trainer):
             torch.cuda.empty_cache()
 
     def _reset_sums(self) -> None:
-        self._loss_sum, self._pixels = 0.0, 0
+        self._sums: list[tuple[Tensor, Tensor]] = []  # of each batch, loss and labelled pixels, on its device
         self._roc = None
 
     def _reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -273,8 +300,8 @@ class SegTrainer(Trainer):
         """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
         (predictions, loss, *histograms), labels = batch.predictions, batch.label_ids
         self.metric.add_batch(predictions=predictions, references=labels)
-        self._loss_sum += float(loss.sum())
-        self._pixels += int((labels != self.ignore_index).sum())
+        # read at the end: to read them now would wait for the device at each batch
+        self._sums.append((loss.sum(), (labels != self.ignore_index).sum()))
         if histograms:
             self._roc = histograms[0].sum(dim=0, dtype=torch.int64) + (0 if self._roc is None else self._roc)
         if self.second_opinion is not None:
@@ -285,7 +312,8 @@ class SegTrainer(Trainer):
         confusion = self.metric.confusion.cpu().numpy()
         scores = self.metric.compute()
         # Exact over the set. Trainer's own eval_loss is a mean of batch means; this key takes its place.
-        scalars = {"loss": self._loss_sum / self._pixels if self._pixels else float("nan")}
+        loss, pixels = (sum(map(float, values)) for values in zip(*self._sums, strict=True))
+        scalars = {"loss": loss / pixels if pixels else float("nan")}
         scalars |= {key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
         self.evaluation = {
             **scalars,

@@ -1,18 +1,37 @@
 """`SegTransform`: photographs and masks, transformed as one, from a batch of PIL images to tensors."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torch.utils.data import default_collate
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from hf_seg.augment import crop_and_resize, draw_boxes, jitter_colors
 from hf_seg.data.spec import INVALID, DataError, DatasetSpec
 
+if TYPE_CHECKING:
+    from hf_seg.recipe import DataRecipe
+
 AUGMENTATIONS = ("none", "flip", "standard")
+
+
+def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransform]:
+    """The transform of each split of a recipe's data: only training pairs are augmented."""
+    common = {"image_size": data.image_size, "spec": spec, "normalize": data.normalize}
+    plain = SegTransform(**common)
+    return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
+
+
+def collate(samples: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A loader's batch of prepared pairs: a cache gives it whole, a 🤗 `Dataset` as a list of samples."""
+    return samples if isinstance(samples, dict) else default_collate(samples)
 
 
 class SegTransform:
@@ -24,52 +43,97 @@ class SegTransform:
     are the pixel centres that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then
     scaled by 1/255 to [0, 1], and normalised by ImageNet's mean and standard deviation only if asked.
 
+    It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
+    each time: its results can be kept, see `hf_seg.data.cache`. [`~SegTransform.finish`], from there to the model's
+    input, holds all that is random, and works on whole batches, on the device where they are. Calling the transform
+    does both.
+
     Args:
         image_size (`int`): height and width of the result, in pixels.
         spec ([`DatasetSpec`]): gives the label table and the ignore index.
         augment (`str`, *optional*, defaults to `"none"`): `"none"`; `"flip"`: mirrored left to right with probability
-            0.5; `"standard"`: a random crop of 50–100 % of the area (aspect ratio 3/4 to 4/3), flip, and a change of
-            brightness, contrast, saturation (±40 %) and hue (±10 %) of the image alone. Geometry is drawn once for an
-            image and its mask. Random numbers come from torch's global generator.
+            0.5; `"standard"`: a random crop of 50–100 % of the area (aspect ratio 3/4 to 4/3, both relative to the
+            image's own), flip, and a change of brightness, contrast, saturation (±40 %) and hue (±36°) of the image
+            alone. Geometry is drawn once for an image and its mask. Crops are taken from a copy of 1.5 times
+            `image_size`, so that even the smallest is not enlarged.
         normalize (`str`, *optional*, defaults to `"none"`): `"none"` or `"imagenet"`.
     """
 
     def __init__(self, *, image_size: int, spec: DatasetSpec, augment: str = "none", normalize: str = "none"):
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment: {augment!r} is not one of {', '.join(AUGMENTATIONS)}")
-        self.spec, self.augment, self.normalize = spec, augment, normalize
-        self.size = [image_size, image_size]
+        self.image_size, self.spec, self.augment, self.normalize = image_size, spec, augment, normalize
         self.table = np.asarray(spec.label_table, dtype=np.int16)
-        self.crop = v2.RandomResizedCrop(self.size, scale=(0.5, 1.0))
-        self.color = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+
+    @property
+    def prepared_size(self) -> int:
+        """Height and width, in pixels, of what `prepare` makes."""
+        # the smallest crop, of half the area, has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's
+        return self.image_size * 3 // 2 if self.augment == "standard" else self.image_size
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Transform a batch.
+        """Transform a batch: [`~SegTransform.prepare`], then [`~SegTransform.finish`]."""
+        return self.finish(self.prepare(batch))
+
+    def prepare(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Resize a batch of pairs.
 
         Args:
             batch (`dict`): `image`, a list of PIL images of any mode and size; `mask`, a list of single-channel PIL
                 images, each of its image's size.
 
         Returns:
-            `dict`: `pixel_values`, float32 of shape `(batch, 3, image_size, image_size)`; `labels`, int64 of shape
-            `(batch, image_size, image_size)`: class ids, or `spec.ignore_index`.
+            `dict`: `pixel_values`, uint8 of shape `(batch, 3, prepared_size, prepared_size)`; `labels`, uint8 of shape
+            `(batch, prepared_size, prepared_size)`: class ids, or `spec.ignore_index`.
 
         Raises:
             DataError: when a mask is of another size than its image or holds a value outside the label table.
         """
-        pairs = [self._joint(*self._tensors(*pair)) for pair in zip(batch["image"], batch["mask"], strict=True)]
-        pixel_values = F.to_dtype(torch.stack([image for image, _ in pairs]), torch.float32, scale=True)
+        pairs = [self._resize(*pair) for pair in zip(batch["image"], batch["mask"], strict=True)]
+        images, masks = zip(*pairs, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.stack(masks)}
+
+    def finish(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Augment a prepared batch and make it the model's input.
+
+        Args:
+            batch (`dict`): what [`~SegTransform.prepare`] returns, on any device.
+            generator (`torch.Generator`, *optional*): of the CPU, for augmentation; torch's global one if not given.
+
+        Returns:
+            `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, image_size, image_size)`;
+            `labels`, int64 of shape `(batch, image_size, image_size)`: class ids, or `spec.ignore_index`.
+        """
+        pixel_values, labels = batch["pixel_values"], batch["labels"]
+        pixel_values = F.to_dtype(pixel_values, torch.float32, scale=True)
+        if self.augment != "none":
+            flipped = (torch.rand(len(labels), generator=generator) < 0.5).to(labels.device)
+        if self.augment == "flip":
+            pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
+            labels = torch.where(flipped[:, None, None], labels.flip(-1), labels)
+        elif self.augment == "standard":
+            boxes = draw_boxes(len(labels), generator).to(labels.device)
+            pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.image_size)
+            pixel_values = jitter_colors(pixel_values, generator)
         if self.normalize == "imagenet":
             pixel_values = F.normalize(pixel_values, list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
-        labels = torch.stack([mask for _, mask in pairs]).to(torch.int64)
-        return {"pixel_values": pixel_values, "labels": labels}
+        return {"pixel_values": pixel_values, "labels": labels.to(torch.int64)}
 
-    def _tensors(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+    def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
         if image.size != mask.size:
             raise DataError(
                 f"an image of {image.width}×{image.height} pixels has a mask of {mask.width}×{mask.height}: "
                 "an image and its mask must be of one size"
             )
+        size = [self.prepared_size] * 2
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        pixels = F.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
+        labels = torch.from_numpy(self._labels(mask))[None]
+        # as a plain tensor: torchvision's own mask kernel would use NEAREST, half a pixel away from the image
+        return pixels, F.resize(labels, size, InterpolationMode.NEAREST_EXACT)[0]
+
+    def _labels(self, mask: Image.Image) -> np.ndarray:
+        """Class ids of a mask at its own size, uint8."""
         ids = np.asarray(mask)
         if ids.ndim != 2:
             raise DataError(f"a mask of mode {mask.mode} has several channels: masks hold one class id a pixel")
@@ -78,23 +142,8 @@ class SegTransform:
         if (labels == INVALID).any():
             found = np.unique(ids[labels == INVALID]).tolist()
             raise DataError(f"a mask holds the values {found}, which the classes of {self.spec.name} do not have")
-        pixels = np.array(image.convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels.astype(np.uint8))
+        return labels.astype(np.uint8)
 
     def _wide(self, ids: np.ndarray) -> np.ndarray:
         inside = (ids >= 0) & (ids < len(self.table))
         return np.where(inside, self.table[np.where(inside, ids, 0)], INVALID)
-
-    def _joint(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = mask[None]
-        if self.augment == "standard":
-            window = self.crop.make_params([image])
-            image, mask = F.crop(image, **window), F.crop(mask, **window)
-        if self.augment != "none" and torch.rand(()) < 0.5:
-            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-        image = F.resize(image, self.size, InterpolationMode.BILINEAR, antialias=True)
-        # as a plain tensor: torchvision's own mask kernel would use NEAREST, half a pixel away from the image
-        mask = F.resize(mask, self.size, InterpolationMode.NEAREST_EXACT)
-        if self.augment == "standard":
-            image = self.color(image)
-        return image, mask[0]

@@ -5,7 +5,9 @@ import shlex
 
 import numpy as np
 import pytest
-from own_folders import scene, write_folder, write_image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List
+from datasets import Image as ImageColumn
+from own_folders import KINDS, scene, write_folder, write_image
 from PIL import Image
 
 from hf_seg import cli, train
@@ -29,9 +31,11 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    import datasets
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_home" / "datasets")
 
 
 @pytest.fixture
@@ -102,8 +106,8 @@ def test_size_batch_and_epochs_follow_from_the_folder(tmp_path, size, count, exp
     from hf_seg.init import build_recipe
 
     look = Look(size=size, image_kind="JPEG RGB", mask_kind="PNG L", turned=False, counts={0: 1, 1: 1})
-    looks = {(tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"): look for number in range(count)}
-    recipe = build_recipe(tmp_path, "segformer", Findings(by_color=False, looks=looks))
+    looks = {("pairs", number): look for number in range(count)}
+    recipe = build_recipe(tmp_path, "segformer", Findings(by_color=False, looks=looks), {"name": "folder"})
     training = recipe["training"]
     found = recipe["data"]["image_size"], training["global_train_batch_size"], training["num_train_epochs"]
     assert found == expected
@@ -271,3 +275,142 @@ def test_bad_pairs_stop_a_run_or_are_dropped(tmp_path, init, monkeypatch, capsys
     (dropped,) = results["data"]["dropped"]
     assert dropped["file"] == "masks/photo_05.png" and "holds 7 (1,536 pixels)" in dropped["reason"]
     assert "not comparable" in results["data"]["note"]
+
+
+def make_table(numbers, kind="ids", names=None):
+    """Columns `pixel_values` and `label`, and `parts`, whose type names the classes."""
+    pairs = [scene(number) for number in numbers]
+    columns = {"pixel_values": [image for image, _ in pairs], "label": [KINDS[kind](ids) for _, ids in pairs]}
+    features = Features({"pixel_values": ImageColumn(), "label": ImageColumn()})
+    table = Dataset.from_dict(columns, features=features)
+    return table.add_column("parts", [[0]] * len(pairs), feature=List(ClassLabel(names=names))) if names else table
+
+
+def write_parquet(root, **splits):
+    root.mkdir(parents=True, exist_ok=True)
+    for split, table in splits.items():
+        table.to_parquet(root / f"{split}.parquet")
+    return root
+
+
+class TestTables:
+    def test_what_it_says_and_writes(self, tmp_path, init):
+        table = make_table(range(12), names=["ground", "disc", "bar"])
+        root = write_parquet(tmp_path / "own", train=table, validation=make_table([12], names=["a", "b", "c"]))
+        status, out, _ = init(root)
+        assert status == 0
+        lines = out.splitlines()
+        assert lines[:6] == [
+            f"{root}: 13 pairs",
+            "  columns pixel_values (images), label (masks)",
+            "  splits  12 train, 1 validation; test will be drawn from train",
+            "  images  13 PNG RGB; 48×32 pixels",
+            "  masks   13 PNG L; ids",
+            "  names   from the column parts",
+        ]
+        assert [line.split()[:2] for line in lines[6:9]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
+        assert lines[-1] == (f"Then: accelerate launch hf_seg/train.py {root}/recipe.json --output_dir {root}/runs")
+        assert not (root / "split.json").exists()
+        [recipe] = load_recipes([root / "recipe.json"])
+        assert recipe.to_dict() == read(root / "recipe.json")
+        data = recipe.data
+        assert (data.name, data.path, data.root, data.revision) == ("hub", str(root), str(root), None)
+        assert (data.image_column, data.mask_column) == ("pixel_values", "label")
+        with Image.open(root / "preview.png") as preview:
+            assert preview.width == 1200
+        status, out, _ = init(root, "--overwrite")  # the files that init has written are no data
+        assert status == 0 and out.splitlines()[1:5] == lines[1:5]
+
+    def test_names_of_the_data_set(self, tmp_path, init):
+        root = write_parquet(tmp_path / "own", train=make_table(range(4)))
+        names = {"0": "ground", "1": "disc", "2": "bar", "3": "tree", "4": "bar"}
+        (root / "id2label.json").write_text(json.dumps(names))
+        status, out, _ = init(root)
+        assert status == 0 and "  names   from id2label.json\n" in out
+        content = read(root / "classes.json")
+        assert [entry["name"] for entry in content["classes"]] == ["ground", "disc", "bar (2)", "tree", "bar (4)"]
+        assert content["ignore"] == [255]
+
+    def test_class_label_of_another_number_of_classes_names_nothing(self, tmp_path, init):
+        scenes = [f"place {number}" for number in range(9)]
+        root = write_parquet(tmp_path / "own", train=make_table(range(4), names=scenes))
+        assert "  names " not in init(root)[1]
+        assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == ["class_0", "class_1", "class_2"]
+
+    def test_written_elsewhere_and_saved_to_disk(self, tmp_path, init):
+        tables = {"train": make_table(range(4)), "test": make_table([4]), "dev": make_table([5])}
+        DatasetDict(tables).save_to_disk(tmp_path / "saved")
+        before = {path.name for path in (tmp_path / "saved").iterdir()}
+        status, out, _ = init(tmp_path / "saved", "--out", tmp_path / "place", "--mask_column", "label")
+        assert status == 0 and "  splits  4 train, 1 validation, 1 test\n" in out
+        assert {path.name for path in (tmp_path / "saved").iterdir()} == before
+        data = read(tmp_path / "place" / "recipe.json")["data"]
+        assert (data["path"], data["root"]) == (str(tmp_path / "saved"), str(tmp_path / "place"))
+
+    def test_bad_rows_are_shown_and_the_files_written(self, tmp_path, init):
+        table = make_table(range(6)).cast_column("label", ImageColumn(decode=False)).to_dict()
+        table["label"][2] = None
+        table["label"][4]["bytes"] = b"no picture"
+        features = Features({"pixel_values": ImageColumn(), "label": ImageColumn()})
+        root = write_parquet(tmp_path / "own", train=Dataset.from_dict(table, features=features))
+        status, out, _ = init(root)
+        assert status == 1 and f"{root}: 2 of 6 image and mask pairs cannot be used:\n" in out
+        assert f"  {root} train[2]: the row has no mask\n" in out
+        assert f"  {root} train[4], mask: cannot be decoded (Unid" in out
+        assert (root / "recipe.json").exists() and (root / "preview.png").exists()
+
+    def test_what_is_refused(self, tmp_path, init, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        status, _, err = init("org/name")
+        assert status == 2
+        assert err.endswith(
+            "Correct the path. Or, if it is a data set on the Hub, name by --out the folder to write to.\n"
+        )
+        root = write_folder(tmp_path / "photos", "ids", 3)
+        status, _, err = init(root, "--mask_column", "mask")
+        assert (status, err) == (
+            2,
+            f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files.\n",
+        )
+        root = write_parquet(tmp_path / "own", train=make_table(range(2)))
+        assert "--revision is for data sets on the Hub" in init(root, "--revision", "main")[2]
+        status, _, err = init(root)
+        assert status == 2 and f"error: {root}: 2 pairs cannot be split into train, validation and test" in err
+
+    def test_a_data_set_on_the_hub(self, tmp_path, init, hub, monkeypatch):
+        import datasets
+        from huggingface_hub import HfApi
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        folder = write_parquet(tmp_path / "upload", train=make_table(range(5)))
+        (folder / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "bar"}')
+        HfApi().create_repo("alice/scenes", repo_type="dataset")
+        commit = HfApi().upload_folder(repo_id="alice/scenes", repo_type="dataset", folder_path=folder).oid
+        out_folder = tmp_path / "scenes"
+        status, out, _ = init("alice/scenes", "--out", out_folder, "--revision", commit)
+        assert status == 0 and out.startswith("alice/scenes: 5 pairs\n") and "names   from id2label.json" in out
+        data = read(out_folder / "recipe.json")["data"]
+        assert (data["path"], data["root"], data["revision"]) == ("alice/scenes", str(out_folder), commit)
+        assert not (out_folder / "split.json").exists()
+        status, _, err = init("alice/nothing", "--out", tmp_path / "nothing")
+        assert not (tmp_path / "nothing").exists()
+        assert status == 2 and "error: alice/nothing: Dataset 'alice/nothing' doesn't exist on the Hub" in err
+
+
+@pytest.mark.slow
+def test_from_parquet_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_parquet(tmp_path / "own", train=make_table(range(24)))
+    status, out, _ = init(root)
+    assert status == 0
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
+    run = root / "runs" / "recipe"
+    results = read(run / "results.json")
+    assert results["data"]["counts"] == {"train": 20, "validation": 2, "test": 2}
+    assert results["data"]["title"] == "own" and results["test"]["mean_iou"] > 0.6
+    image, ids = scene(100)
+    write_image(tmp_path / "new.png", image)
+    [prediction] = predict(run, [tmp_path / "new.png"], device="cpu")
+    assert (prediction.mask == ids).mean() > 0.85
+    assert train.main([*command, *as_arguments(TINY)]) == 0  # finished: what the run has written is no data

@@ -132,6 +132,30 @@ def test_bad_ids_and_shapes_are_refused(prediction, reference, message):
         SegMetric(num_labels=3).add(prediction=prediction, reference=reference)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_counting_in_chunks_changes_nothing(monkeypatch, dtype):
+    predictions, references = (torch.from_numpy(maps).to(dtype) for maps in random_maps())
+    expected = confusion_matrix(predictions, references, 6)
+    monkeypatch.setattr("hf_seg.metrics.CHUNK", 100)  # 1,547 pixels: the last chunk is a short one
+    assert torch.equal(confusion_matrix(predictions, references, 6), expected)
+    assert int(expected.sum()) == int((references != 255).sum())
+
+
+@pytest.mark.parametrize(("num_labels", "ignore_index"), [(6, 255), (6, -100), (6, 1000), (300, 255), (300, 1000)])
+def test_ids_beyond_8_bits_count_alike(num_labels, ignore_index):
+    predictions, references = random_maps(num_labels=num_labels)
+    references[references == 255] = ignore_index
+    predictions[references == ignore_index] = -7  # whatever is predicted there
+    scores = SegMetric(num_labels, ignore_index).compute(predictions=predictions, references=references)
+    assert_same_scores(scores, reference_mean_iou(predictions, references, num_labels, ignore_index))
+
+
+def test_scores_of_ids_that_are_views_of_a_batch():
+    predictions, references = (torch.from_numpy(maps) for maps in random_maps())
+    expected = confusion_matrix(predictions[:, ::2].clone(), references[:, ::2].clone(), 6)
+    assert torch.equal(confusion_matrix(predictions[:, ::2], references[:, ::2], 6), expected)
+
+
 def test_confusion_rows_are_true_classes():
     counts = confusion_matrix(torch.tensor([[1, 1, 0]]), torch.tensor([[0, 0, 255]]), 2)
     assert counts.tolist() == [[0, 2], [0, 0]]

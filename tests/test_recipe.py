@@ -66,12 +66,18 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
         "data": {
             "name": "synthetic_pet",
             "root": None,
+            "path": None,
+            "revision": None,
+            "config_name": None,
+            "image_column": None,
+            "mask_column": None,
             "image_size": 64,
             "normalize": "none",
             "augment": "none",
             "max_train_samples": None,
             "max_validation_samples": None,
             "max_test_samples": None,
+            "cache": True,
             "on_bad_pair": "stop",
         },
         "training": {
@@ -178,8 +184,8 @@ training {"dataloader_num_worker": 1}
 training {"image_size": 64}
     image_size: unknown key; it belongs to "data"
 data {"qqq": 1}
-    qqq: unknown key; accepted: name, root, image_size, normalize, augment, max_train_samples,
-    max_validation_samples, max_test_samples, on_bad_pair
+    qqq: unknown key; accepted: name, root, path, revision, config_name, image_column, mask_column, image_size,
+    normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache, on_bad_pair
 training {"learning_rate": "1e-4"}
     learning_rate: must be a number, above 0, at most 10, but is "1e-4"; write it without quotes
 training {"learning_rate": true}
@@ -266,7 +272,19 @@ data {"root": "/data"}
 data {"name": "folder"}
     root: is missing, and "folder" needs it; name the folder that holds images and masks
 data {"on_bad_pair": "drop"}
-    on_bad_pair: is for your own "folder" only; leave it out
+    on_bad_pair: is for "folder" and "hub" only; leave it out
+data {"mask_column": "label"}
+    mask_column: is for "hub" only; leave it out, or set name to "hub"
+data {"name": "hub", "root": "/data"}
+    path: is missing, and "hub" needs it; name a Hub id, org/name, or a folder of Parquet files
+data {"name": "hub", "path": "no such folder"}
+    path: "no such folder" is no existing folder and no Hub id of the form org/name; correct it
+data {"name": "hub", "path": "org/name"}
+    root: is missing: a data set on the Hub needs a folder for classes.json; `hf-seg init org/name --out DIR` makes it
+data {"name": "hub", "path": "/", "revision": "main"}
+    revision: is for a data set on the Hub only, and / is here; leave it out
+data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
+    mask_column: is "image", as image_column is; name two columns
 training {"warmup_steps": 10}
     warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
 training {"lr_scheduler_kwargs": {}}
@@ -336,7 +354,7 @@ def test_missing_keys(tmp_path):
     assert problems(save(tmp_path, text='{"model": {}, "data": {}, "training": {}}')) == [
         'run.json: model.arch: is missing; it must be "fcn" or "segformer"',
         'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet", '
-        '"synthetic_cityscapes" or "folder"',
+        '"synthetic_cityscapes", "folder" or "hub"',
     ]
 
 

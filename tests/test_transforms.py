@@ -86,13 +86,14 @@ def test_palette_mask_is_read_by_index():
 
 
 @pytest.mark.parametrize("augment", ["flip", "standard"])
-def test_image_and_mask_move_as_one(augment):
+def test_image_and_mask_move_as_one(augment, monkeypatch):
     # each pixel of the photograph shows its own class id as a grey level, so any misalignment is visible
     ids = Image.fromarray(np.kron(np.random.default_rng(0).integers(1, 4, (4, 4)), np.ones((32, 32))).astype(np.uint8))
     image = Image.fromarray(np.repeat(np.asarray(ids)[..., None] * 60, 3, axis=2))
     torch.manual_seed(0)
     augmented = transform(augment=augment)
-    augmented.color = torch.nn.Identity()  # grey levels must survive to be compared
+    # grey levels must survive to be compared
+    monkeypatch.setattr("hf_seg.transforms.jitter_colors", lambda images, generator: images)
     for _ in range(20):
         out = augmented({"image": [image], "mask": [ids]})
         seen = (out["pixel_values"][0, 0] * 255 / 60).round().long() - 1
@@ -118,6 +119,25 @@ def test_augmentation_differs_between_images_and_repeats_with_the_seed():
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
     assert not torch.equal(first["pixel_values"][0], first["pixel_values"][1])
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "standard"])
+def test_the_two_steps_are_the_whole(augment):
+    batch = {"image": [photograph(), photograph((64, 40))], "mask": [mask(), mask((64, 40))]}
+    steps = transform(augment=augment)
+    prepared = steps.prepare(batch)
+    size = 96 if augment == "standard" else 64
+    assert steps.prepared_size == size
+    assert prepared["pixel_values"].shape == (2, 3, size, size) and prepared["labels"].shape == (2, size, size)
+    assert all(values.dtype == torch.uint8 for values in prepared.values())
+    torch.manual_seed(0)
+    whole = steps(batch)
+    torch.manual_seed(0)
+    finished = steps.finish(prepared)
+    drawn = steps.finish(prepared, torch.Generator().manual_seed(0))
+    for key in ("pixel_values", "labels"):
+        assert torch.equal(whole[key], finished[key]) and torch.equal(whole[key], drawn[key])
+        assert whole[key].shape[-1] == 64
 
 
 @pytest.mark.parametrize(

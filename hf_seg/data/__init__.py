@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, Features
 
-from hf_seg.data import cityscapes, folder, oxford_pet, synthetic
+from hf_seg.data import cityscapes, folder, hub_dataset, oxford_pet, synthetic
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
 from hf_seg.data.download import find_folder
 from hf_seg.data.own_images import UprightImage
@@ -21,7 +22,16 @@ from hf_seg.data.stored_image import StoredImage
 if TYPE_CHECKING:
     from hf_seg.recipe import DataRecipe
 
-__all__ = ["DataError", "DatasetSpec", "check_splits", "describe_dropped", "fingerprint", "load_spec", "load_splits"]
+__all__ = [
+    "DataError",
+    "DatasetSpec",
+    "check_splits",
+    "describe_dropped",
+    "fingerprint",
+    "load_spec",
+    "load_splits",
+    "prepare_splits",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +42,7 @@ NOT_COMPARABLE = (
 
 
 def load_spec(data: DataRecipe) -> DatasetSpec:
-    """Load what the masks of a recipe's data set mean; touches no file but the `classes.json` of one's own folder.
+    """Load what the masks of a recipe's data set mean; touches no file but the `classes.json` of one's own data.
 
     Args:
         data (`DataRecipe`): the recipe's data section.
@@ -43,7 +53,9 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
     Raises:
         DataError: when a folder of one's own, or its `classes.json`, is not there or not in order.
     """
-    return folder.build_spec(folder.find_root(data.root)) if data.name == "folder" else SPECS[data.name]
+    if data.name == "folder":
+        return folder.build_spec(folder.find_root(data.root))
+    return hub_dataset.build_hub_spec(data) if data.name == "hub" else SPECS[data.name]
 
 
 def load_splits(data: DataRecipe) -> DatasetDict:
@@ -55,14 +67,15 @@ def load_splits(data: DataRecipe) -> DatasetDict:
     Returns:
         [`DatasetDict`]: `train`, `validation` and `test`, each with the columns `image` (an RGB PIL image on access)
         and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). The data sets
-        that hf_seg knows are given as stored, without EXIF rotation. Of one's own folder, photographs are upright and
-        masks hold class ids. With `on_bad_pair` "drop", pairs that cannot be used are left out.
+        that hf_seg knows are given as stored, without EXIF rotation. Of one's own data, photographs are upright and
+        masks hold class ids; rows of a table also have their `origin`, a name for messages. With `on_bad_pair` "drop",
+        pairs that cannot be used are left out.
 
     Raises:
         DataError: when the data set is not there, cannot be had, is incomplete, or has an empty split.
     """
-    if data.name == "folder":
-        return _load_folder(data)[0]
+    if data.name in ("folder", "hub"):
+        return _load_own(data)[0]
     limits = _limits(data)
     # Paths (or, for generated data, encoded bytes) go into the table as they are; StoredImage decodes on access.
     features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
@@ -86,14 +99,19 @@ def describe_dropped(data: DataRecipe) -> dict[str, Any]:
         data (`DataRecipe`): the recipe's data section.
 
     Returns:
-        `dict`: empty unless `on_bad_pair` is "drop"; else `dropped`, a list of `file` (below the data's folder) and
-        `reason`, and, when it is not empty, `note`, which says that the scores are not comparable.
+        `dict`: empty unless `on_bad_pair` is "drop"; else `dropped`, a list of `file` (below the data's folder, or the
+        row of a table) and `reason`, and, when it is not empty, `note`, which says that the scores are not comparable.
     """
     if data.on_bad_pair != "drop":
         return {}
-    root = folder.find_root(data.root)
-    errors = _load_folder(data)[1]
-    dropped = [{"file": os.path.relpath(error.file, root), "reason": error.reason} for error in errors]
+    errors = _load_own(data)[1]
+    dropped = [
+        {
+            "file": os.path.relpath(error.file, folder.find_root(data.root)) if data.name == "folder" else error.file,
+            "reason": error.reason,
+        }
+        for error in errors
+    ]
     return {"dropped": dropped} | ({"note": f"{len(errors)} {NOT_COMPARABLE}"} if errors else {})
 
 
@@ -105,19 +123,26 @@ def _limits(data: DataRecipe) -> dict[str, int | None]:
     }
 
 
-def _load_folder(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
-    """The splits of a person's own folder, and the pairs that were dropped."""
-    root = folder.find_root(data.root)
-    spec, mask = folder.build_spec(root), folder.build_mask_column(root)
-    pairs, errors = folder.list_pairs(root, drop=data.on_bad_pair == "drop")
-    splits = _tables(pairs, _limits(data), Features({"image": UprightImage(), "mask": mask}))
+def _load_own(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
+    """The splits of a person's own data, and the pairs that were dropped."""
+    limits = _limits(data)
+    if data.name == "folder":
+        root = folder.find_root(data.root)
+        name, mask = str(root), folder.build_mask_column(root)
+        pairs, errors = folder.list_pairs(root, drop=data.on_bad_pair == "drop")
+        splits = _tables(pairs, limits, Features({"image": UprightImage(), "mask": mask}))
+    else:
+        name = hub_dataset.data_set_name(data.path)
+        rows, errors = hub_dataset.load_hub_splits(data)
+        counts = {split: min(len(table), limits[split] or len(table)) for split, table in rows.items()}
+        splits = DatasetDict({split: table.take(counts[split]) for split, table in rows.items()})
     if data.on_bad_pair == "drop":
-        splits, more = drop_bad_pairs(splits, spec)
+        splits, more = drop_bad_pairs(splits, load_spec(data))
         errors += more
-        _announce(str(root), tuple(f"{error.file}: left out: {error.reason}" for error in errors))
+        _announce(name, tuple(f"{error.file}: left out: {error.reason}" for error in errors))
     for split, dataset in splits.items():
         if not len(dataset):
-            raise DataError(f"{root}: the {split} split holds no pair that can be used; each split needs one.")
+            raise DataError(f"{name}: the {split} split holds no pair that can be used; each split needs one.")
     return splits, errors
 
 
@@ -132,9 +157,9 @@ def _tables(
     return DatasetDict(splits)
 
 
-@cache  # once a process, though a launch loads its data several times
-def _announce(root: str, lines: tuple[str, ...]) -> None:
+@functools.cache  # once a process, though a launch loads its data several times
+def _announce(name: str, lines: tuple[str, ...]) -> None:
     for line in lines:
         logger.warning("%s", line)
     if lines:
-        logger.warning("%s: %d %s", root, len(lines), NOT_COMPARABLE)
+        logger.warning("%s: %d %s", name, len(lines), NOT_COMPARABLE)

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import PIL.Image
-from datasets import DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 
 from hf_seg.data.download import cache_folder, one_process
-from hf_seg.data.own_images import UprightImage, open_stored, orientation
-from hf_seg.data.spec import INVALID, DatasetSpec, PairError, report_pairs
+from hf_seg.data.pairs import StoredPair, decode_pair, is_file, stored_pairs
+from hf_seg.data.spec import DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)
 
-# An image or mask as a table stores it: {"path": str, "bytes": None} for a file, {"path": None, "bytes": bytes} if
-# it was generated.
-Stored = dict[str, Any]
-
-DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
-SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
-SAME = "An image and its mask must have the same width and height."
-TURNED = (
-    "A mask must have the size of its photograph as people see it, upright: export the mask again over the upright "
-    "photograph, or take the orientation note out of the photograph's EXIF."
-)
-CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's mode L or P), not colours."
-VALUES = "The masks of {name} may hold {allowed}."
+AT_ONCE = 256  # pairs that are in memory at a time
 
 
 def fingerprint(splits: DatasetDict) -> str:
@@ -48,18 +35,18 @@ def fingerprint(splits: DatasetDict) -> str:
     Returns:
         `str`: 16 hex digits, the beginning of a SHA-256.
     """
-    samples = list(_samples(splits))
-    files = [stored["path"] for _, _, *pair in samples for stored in pair if stored["bytes"] is None]
+    # two passes, so that no more than some rows are in memory at once
+    files = (stored["path"] for pair in _all_pairs(splits) for stored in (pair.image, pair.mask) if is_file(stored))
     folders = {os.path.dirname(file) for file in files}
     root = os.path.commonpath(folders) if folders else ""
     digest = hashlib.sha256()
-    for split, index, *pair in samples:
-        for stored in pair:
-            if stored["bytes"] is None:
+    for pair in _all_pairs(splits):
+        for stored in (pair.image, pair.mask):
+            if is_file(stored):
                 content = [Path(stored["path"]).relative_to(root).as_posix(), _stat(stored["path"])[0]]
             else:
                 content = hashlib.sha256(stored["bytes"]).hexdigest()
-            digest.update(json.dumps([f"{split}[{index}]", content]).encode())
+            digest.update(json.dumps([pair.name, content]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -76,9 +63,9 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
     """
 
     def check() -> str:
-        errors = _look_at_all(splits, spec)
+        errors = find_bad_pairs(splits, spec)
         if errors:
-            raise report_pairs(spec.name, [error for _, _, error in errors], sum(map(len, splits.values())))
+            raise report_pairs(spec.name, [error for _, error in errors], sum(map(len, splits.values())))
         return ""
 
     _remembered(splits, spec, "", check)
@@ -92,8 +79,8 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
     """
 
     def look() -> str:
-        errors = _look_at_all(splits, spec)
-        return json.dumps([[split, index, error.file, error.reason, error.remedy] for split, index, error in errors])
+        errors = find_bad_pairs(splits, spec)
+        return json.dumps([[pair.split, pair.index, error.file, error.reason, error.remedy] for pair, error in errors])
 
     errors = json.loads(_remembered(splits, spec, ".bad", look))
     bad = {(split, index) for split, index, *_ in errors}
@@ -104,28 +91,31 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
     return DatasetDict(good), [PairError(*error) for _, _, *error in errors]
 
 
-def _look_at_all(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, PairError]]:
-    """What is wrong with which pair: split, position, error."""
-    samples = list(_samples(splits))
-    decode_image, decode_mask = (_decoder(splits, column) for column in ("image", "mask"))
-    upright = isinstance(next(iter(splits.values())).features["image"], UprightImage)
+def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[StoredPair, PairError]]:
+    """Decode every pair, on all cores; returns those that cannot be used, each with what is wrong with it."""
 
-    def look(sample: tuple[str, int, Stored, Stored]) -> PairError | None:
-        split, index, *pair = sample
-        name = f"{split}[{index}]"
-        return _look(name, *pair, decode_image=decode_image, decode_mask=decode_mask, spec=spec, upright=upright)
+    def look(pair: StoredPair) -> PairError | None:
+        try:
+            decode_pair(pair, splits[pair.split].features, spec)
+        except PairError as error:
+            return error
+        return None
 
+    total = sum(map(len, splits.values()))
+    bar = tqdm(desc=f"Checking {spec.name}", total=total, unit=" pairs", disable=in_memory(splits))
+    bad = []
     # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(look, samples)
-        bar = tqdm(results, f"Checking {spec.name}", total=len(samples), unit=" pairs", disable=_in_memory(samples))
-        return [(*sample[:2], error) for sample, error in zip(samples, bar, strict=True) if error is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        waiting = _all_pairs(splits)
+        while pairs := list(itertools.islice(waiting, AT_ONCE)):
+            bad += [(pair, error) for pair, error in zip(pairs, pool.map(look, pairs), strict=True) if error]
+            bar.update(len(pairs))
+    return bad
 
 
 def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], str]) -> str:
     """The text that `make` gives for a data set of files, made once on this machine unless it raises."""
-    samples = list(_samples(splits))
-    if _in_memory(samples):
+    if in_memory(splits):
         return make()  # generated data has no name and date to be remembered by, and is quick to look at
     folder = cache_folder() / "checked"
     try:
@@ -135,7 +125,8 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
     if not os.access(folder, os.W_OK):
         logger.warning("%s is not writable: the next run has to check %s again.", folder, spec.name)
         return make()
-    memory = folder / f"{_state(splits, samples, spec)}{suffix}"
+    digest = hashlib.sha256("".join(describe_state(name, split, spec) for name, split in splits.items()).encode())
+    memory = folder / f"{digest.hexdigest()}{suffix}"
     if not memory.exists():
         with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
             if not memory.exists():  # another process was quicker
@@ -145,23 +136,44 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
     return memory.read_text(encoding="utf-8")
 
 
-def _in_memory(samples: list[tuple[str, int, Stored, Stored]]) -> bool:
-    return any(stored["bytes"] is not None for _, _, *pair in samples for stored in pair)
+def in_memory(splits: DatasetDict) -> bool:
+    """Whether the data was generated: its pictures are bytes in memory, and neither files nor in mapped tables."""
+    first = ((split, next(stored_pairs(name, split), None)) for name, split in splits.items())
+    return any(pair is not None and not is_file(pair.image) and not split.cache_files for split, pair in first)
 
 
-def _samples(splits: DatasetDict) -> Iterator[tuple[str, int, Stored, Stored]]:
-    """Every pair as stored, not decoded, with its split and its position there."""
-    for split, dataset in splits.items():
-        stored = dataset.with_format(None)
-        for column in ("image", "mask"):
-            stored = stored.cast_column(column, Image(decode=False))
-        for index, (image, mask) in enumerate(zip(stored["image"], stored["mask"], strict=True)):
-            yield split, index, image, mask
+def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
+    """A hash of a split that changes when a file, the way of decoding it or the label table does.
+
+    Args:
+        name (`str`): of the split.
+        dataset (`Dataset`): columns `image` and `mask`.
+        spec (`DatasetSpec`): gives the label table.
+
+    Returns:
+        `str`: 64 hex digits. Files count by path, size and time of change, and so do the files of a mapped table;
+        generated pictures by their bytes.
+    """
+    digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, str(dataset.features)]).encode())
+    first = next(stored_pairs(name, dataset), None)
+    if first is not None and not is_file(first.image) and dataset.cache_files:
+        # rows may have been left out since, so that the files alone do not say which these are
+        files = [[file["filename"], *_stat(file["filename"])] for file in dataset.cache_files]
+        digest.update(json.dumps([files, dataset.select_columns("origin")[:]["origin"]]).encode())
+        return digest.hexdigest()
+    for pair in stored_pairs(name, dataset):
+        for stored in (pair.image, pair.mask):
+            if is_file(stored):
+                content = [os.path.abspath(stored["path"]), *_stat(stored["path"])]
+            else:
+                content = hashlib.sha256(stored["bytes"]).hexdigest()
+            digest.update(json.dumps(content).encode())
+    return digest.hexdigest()
 
 
-def _decoder(splits: DatasetDict, column: str) -> Callable[[Stored], PIL.Image.Image]:
-    """The function by which access to a column decodes it: what is checked is what training will see."""
-    return next(iter(splits.values())).features[column].decode_example
+def _all_pairs(splits: DatasetDict) -> Iterator[StoredPair]:
+    for name, split in splits.items():
+        yield from stored_pairs(name, split)
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -171,72 +183,3 @@ def _stat(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-def _state(splits: DatasetDict, samples: list[tuple[str, int, Stored, Stored]], spec: DatasetSpec) -> str:
-    """A hash that changes when a file, the way of decoding it or the label table does."""
-    features = str(next(iter(splits.values())).features)
-    digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, features]).encode())
-    for _, _, *pair in samples:
-        for stored in pair:
-            digest.update(json.dumps([os.path.abspath(stored["path"]), *_stat(stored["path"])]).encode())
-    return digest.hexdigest()
-
-
-def _look(
-    name: str,
-    stored_image: Stored,
-    stored_mask: Stored,
-    *,
-    decode_image: Callable[[Stored], PIL.Image.Image],
-    decode_mask: Callable[[Stored], PIL.Image.Image],
-    spec: DatasetSpec,
-    upright: bool,
-) -> PairError | None:
-    """Look at one pair: None, or what is wrong with it."""
-    image_name, mask_name = (s["path"] or f"{name}, {k}" for s, k in ((stored_image, "image"), (stored_mask, "mask")))
-    decoded = []
-    for path, stored, decode in ((image_name, stored_image, decode_image), (mask_name, stored_mask, decode_mask)):
-        try:
-            decoded.append(decode(stored))
-        except PairError as error:
-            return error
-        except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-            return PairError(path, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED)
-    image, mask = decoded
-    if mask.mode not in ("L", "P"):
-        return PairError(mask_name, f"the mask has the mode {mask.mode}", CHANNELS)
-    if image.size != mask.size:
-        turned = upright and orientation(open_stored(stored_image)) >= 5
-        return size_error(image_name, image.size, mask_name, mask.size, upright=upright, turned=turned)
-    counts = {value: count for value, count in enumerate(mask.histogram()) if count}
-    strange = [f"{value} ({n} pixels)" for value, n in counts.items() if spec.label_table[value] == INVALID]
-    if strange:
-        allowed = ", ".join(str(value) for value, label in enumerate(spec.label_table) if label != INVALID)
-        return PairError(mask_name, f"holds {', '.join(strange)}", VALUES.format(name=spec.name, allowed=allowed))
-    return None
-
-
-def size_error(
-    image_name: str,
-    image_size: tuple[int, int],
-    mask_name: str,
-    mask_size: tuple[int, int],
-    *,
-    upright: bool,
-    turned: bool,
-) -> PairError:
-    """What is wrong with an image and a mask whose sizes (width, height) differ.
-
-    Args:
-        image_name, image_size, mask_name, mask_size: the files, and the sizes as decoded.
-        upright (`bool`): images are turned as their EXIF note says.
-        turned (`bool`): this one is, which exchanged its width and height.
-    """
-    sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image_size, mask_size))
-    reason = f"the image is {sizes} ({mask_name})"
-    if not upright:
-        return PairError(image_name, reason, SIZES)
-    if turned and mask_size == image_size[::-1]:
-        return PairError(image_name, f"{reason}: the mask fits the photograph as stored, lying on its side", TURNED)
-    return PairError(image_name, reason, SAME)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
+from datasets import Dataset, Features, Image
+
 from hf_seg.data.classes import load_classes
-from hf_seg.data.own_images import ClassMask
+from hf_seg.data.own_images import ClassMask, UprightImage
 from hf_seg.data.spec import IGNORE_INDEX, DataError, DatasetSpec, PairError, build_label_table, listing, report_pairs
-from hf_seg.data.split_file import load_split, save_split
+from hf_seg.data.split_file import draw_split, load_split, save_split
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,6 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 MASK_SUFFIXES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "validation", "test")
 PARTS = ("images", "masks")
-SPLIT_SEED = 0
 LAYOUTS = (
     "A folder of pictures holds images/ and masks/, or train/, validation/ and test/ with images/ and masks/ each."
 )
@@ -42,23 +42,34 @@ def find_root(root: str) -> Path:
 
 
 def build_spec(root: Path) -> DatasetSpec:
-    """What the masks of a folder mean: they are decoded to class ids, so the label table leaves these as they are.
+    """What the masks of a folder mean.
+
+    Raises:
+        DataError: when `classes.json` is absent or not in order.
+    """
+    rule = (
+        "the folders train, validation and test."
+        if has_split_folders(root)
+        else "80 % train, 10 % validation, 10 % test, drawn at random once and kept in split.json."
+    )
+    return build_own_spec(root, name="folder", title=root.resolve().name or "folder", split_rule=rule)
+
+
+def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepage: str | None = None) -> DatasetSpec:
+    """What `root/classes.json` says: masks are decoded to class ids, so the label table leaves these as they are.
 
     Raises:
         DataError: when `classes.json` is absent or not in order.
     """
     classes = load_classes(root)
     return DatasetSpec(
-        name="folder",
+        name=name,
         class_names=classes.names,
         palette=classes.palette,
         label_table=build_label_table({index: index for index in (*range(len(classes.names)), IGNORE_INDEX)}),
-        title=root.resolve().name or "folder",
-        split_rule=(
-            "the folders train, validation and test."
-            if has_split_folders(root)
-            else "80 % train, 10 % validation, 10 % test, drawn at random once and kept in split.json."
-        ),
+        title=title,
+        homepage=homepage,
+        split_rule=split_rule,
     )
 
 
@@ -149,6 +160,19 @@ def find_pairs(folder: Path) -> tuple[dict[str, Pair], list[PairError]]:
     return {name: (images[name], masks[name]) for name in names}, errors
 
 
+def as_dataset(pairs: Sequence[Pair]) -> Dataset:
+    """A table of files, with masks as stored: what they mean need not be known yet.
+
+    Args:
+        pairs (`Sequence[tuple[Path, Path]]`): (image, mask) files.
+
+    Returns:
+        [`Dataset`]: columns `image` and `mask`.
+    """
+    columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
+    return Dataset.from_dict(columns, features=Features({"image": UprightImage(), "mask": Image()}))
+
+
 def _files(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[PairError]]:
     """Files by their path below `folder` without suffix; what is twice there or of another kind."""
     found: dict[str, Path] = {}
@@ -180,12 +204,8 @@ def _split(root: Path, names: list[str], bad: set[str]) -> dict[str, list[str]]:
     if saved is None:
         if len(names) < 3:
             raise DataError(f"{root}: {len(names)} pairs cannot be split into train, validation and test: it takes 3.")
-        shuffled = list(names)
-        random.Random(SPLIT_SEED).shuffle(shuffled)
-        held_out = max(1, round(len(names) / 10))
-        parts = shuffled[2 * held_out :], shuffled[:held_out], shuffled[held_out : 2 * held_out]
-        split = {name: sorted(part) for name, part in zip(SPLITS, parts, strict=True)}
-        save_split(root, split, seed=SPLIT_SEED)
+        split = draw_split(names, SPLITS[1:])
+        save_split(root, split)
         return split
     listed = {name for part in saved.values() for name in part}
     gone = sorted(listed - set(names) - bad)
@@ -198,6 +218,6 @@ def _split(root: Path, names: list[str], bad: set[str]) -> dict[str, list[str]]:
     new = sorted(set(names) - listed)
     if new:
         saved["train"] = sorted([*saved["train"], *new])
-        save_split(root, saved, seed=SPLIT_SEED)
+        save_split(root, saved)
         logger.warning("%s: %d new pairs were added to train in split.json; the test set stays.", root, len(new))
     return saved

@@ -1,22 +1,22 @@
-"""Looking at a folder of photographs and masks: what is in it, and what its masks probably mean."""
+"""Looking at photographs and masks: what there is, and what the masks probably mean."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from datasets import Dataset
 from datasets.utils import tqdm
 
-from hf_seg.data.check import DAMAGED, size_error
 from hf_seg.data.classes import MAX_CLASSES, Classes, distinct_colors
-from hf_seg.data.folder import Pair
 from hf_seg.data.own_images import (
     COLOURS,
     UprightImage,
@@ -28,9 +28,11 @@ from hf_seg.data.own_images import (
     unknown_values,
     white,
 )
+from hf_seg.data.pairs import DAMAGED, Stored, StoredPair, is_file, size_error, stored_pairs
 from hf_seg.data.spec import IGNORE_INDEX, DataError, PairError
 
 MAX_COLORS = 4096  # of one mask; a mask with more is a photograph, or was compressed like one
+AT_ONCE = 256  # pairs that are in memory at a time
 SMALL_ID = 64  # ids below it are counted up from 0 or 1; above, they may be shades of grey spread over 0 to 255
 
 
@@ -56,16 +58,16 @@ class Look:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What a folder holds.
+    """What there is.
 
     Args:
         by_color (`bool`): the masks hold colours, not ids.
-        looks (`dict[Pair, Look]`): of each (image, mask) that can be used.
+        looks (`dict[tuple[str, int], Look]`): of each pair that can be used, by split and row.
         errors (`list[PairError]`): what is wrong with the others.
     """
 
     by_color: bool
-    looks: dict[Pair, Look] = field(default_factory=dict)
+    looks: dict[tuple[str, int], Look] = field(default_factory=dict)
     errors: list[PairError] = field(default_factory=list)
 
     def counts(self) -> Counter[int]:
@@ -76,32 +78,42 @@ class Findings:
         return total
 
 
-def look_at_pairs(pairs: list[Pair], classes: Classes | None) -> Findings:
+def look_at_pairs(splits: Mapping[str, Dataset], classes: Classes | None) -> Findings:
     """Decode every image and mask once, on all cores.
 
     Args:
-        pairs (`list[Pair]`): (image, mask) files.
+        splits (`Mapping[str, Dataset]`): tables with the columns `image` and `mask`, pictures as stored.
         classes ([`Classes`], *optional*): what the masks mean. None: masks are read by their colours when one of
             them is not grey, else by their ids.
 
     Returns:
         [`Findings`]: with `classes`, masks that hold anything else count as pairs that cannot be used.
     """
-    by_color = classes.by_color if classes else _any_colors([mask for _, mask in pairs])
-
-    def look(pair: Pair) -> Look | PairError:
-        return _look(pair, by_color, classes)
-
-    findings = Findings(by_color=by_color)
+    total = sum(map(len, splits.values()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for pair, found in zip(pairs, tqdm(pool.map(look, pairs), "Looking", len(pairs), unit=" pairs"), strict=True):
-            if isinstance(found, PairError):
-                findings.errors.append(found)
-            else:
-                findings.looks[pair] = found
+        by_color = classes.by_color if classes else any(any(pool.map(_is_colored, some)) for some in _batches(splits))
+        findings = Findings(by_color=by_color)
+
+        def look(pair: StoredPair) -> Look | PairError:
+            return _look(pair, by_color, classes)
+
+        with tqdm(desc="Looking", total=total, unit=" pairs") as bar:
+            for some in _batches(splits):
+                for pair, found in zip(some, pool.map(look, some), strict=True):
+                    if isinstance(found, PairError):
+                        findings.errors.append(found)
+                    else:
+                        findings.looks[pair.split, pair.index] = found
+                bar.update(len(some))
     if classes is None and not by_color:
         _name_white(findings)
     return findings
+
+
+def _batches(splits: Mapping[str, Dataset]) -> Iterator[list[StoredPair]]:
+    pairs = itertools.chain.from_iterable(stored_pairs(name, dataset) for name, dataset in splits.items())
+    while some := list(itertools.islice(pairs, AT_ONCE)):
+        yield some
 
 
 def _name_white(findings: Findings) -> None:
@@ -115,24 +127,23 @@ def _name_white(findings: Findings) -> None:
             look.counts[white(others)] = look.counts.pop(1)
 
 
-def _look(pair: Pair, by_color: bool, classes: Classes | None) -> Look | PairError:
-    image_path, mask_path = map(str, pair)
-    path = image_path
+def _look(pair: StoredPair, by_color: bool, classes: Classes | None) -> Look | PairError:
+    name = pair.image_name
     try:
-        with PIL.Image.open(path) as file:
+        with _open(pair.image) as file:
             image_kind, note = f"{file.format} {file.mode}", orientation(file)
-        image = UprightImage().decode_example({"path": path, "bytes": None})
-        path = mask_path
-        mask = open_stored({"path": path, "bytes": None})
+        image = UprightImage().decode_example(pair.image | {"path": name})  # by which its errors name it
+        name = pair.mask_name
+        mask = open_stored(pair.mask)
         if image.size != mask.size:
-            return size_error(image_path, image.size, mask_path, mask.size, upright=True, turned=note >= 5)
-        counts = _count(mask, by_color, path)
+            return size_error(pair.image_name, image.size, name, mask.size, upright=True, turned=note >= 5)
+        counts = _count(mask, by_color, name)
         if classes:
             if mask.mode == "1" and not by_color and 1 in counts:
                 counts[white(classes.meaning)] = counts.pop(1)
             unknown = {value: count for value, count in counts.items() if value not in classes.meaning}
             if unknown:
-                return PairError(path, *unknown_values(unknown, by_color))
+                return PairError(name, *unknown_values(unknown, by_color))
         palette = mask.getpalette() if mask.mode == "P" else None
         return Look(
             size=image.size,
@@ -145,7 +156,12 @@ def _look(pair: Pair, by_color: bool, classes: Classes | None) -> Look | PairErr
     except PairError as error:
         return error
     except Exception as error:  # as in check
-        return PairError(path, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED)
+        return PairError(name, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED)
+
+
+def _open(stored: Stored) -> PIL.Image.Image:
+    """Read the header only."""
+    return PIL.Image.open(stored["path"] if is_file(stored) else BytesIO(stored["bytes"]))
 
 
 def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
@@ -161,30 +177,30 @@ def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
     return dict(zip(map(int, values), map(int, counts), strict=True))
 
 
-def _any_colors(masks: list[Path]) -> bool:
-    """Whether one of the masks is of a kind that holds colours, and is not merely grey in three channels."""
-
-    def colored(path: Path) -> bool:
-        try:
-            with PIL.Image.open(path) as mask:
-                if not has_colors(mask):
-                    return False  # as the header says: nothing has to be decoded
-                raw_values(mask, by_color=False, name=str(path))
-        except PairError as error:
-            return error.remedy == COLOURS
-        except Exception:  # a damaged file, which _look reports
-            return False
+def _is_colored(pair: StoredPair) -> bool:
+    """Whether a mask is of a kind that holds colours, and is not merely grey in three channels."""
+    try:
+        with _open(pair.mask) as mask:
+            if not has_colors(mask):
+                return False  # as the header says: nothing has to be decoded
+            raw_values(mask, by_color=False, name=pair.mask_name)
+    except PairError as error:
+        return error.remedy == COLOURS
+    except Exception:  # a damaged file, which _look reports
         return False
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return any(pool.map(colored, masks))
+    return False
 
 
-def guess_classes(findings: Findings) -> dict[str, Any]:
+def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) -> dict[str, Any]:
     """Guess the content of `classes.json` from the masks: a class for each id or colour, void where that is certain.
 
     Two classes, 0 and another id or black and white, become background and foreground. 255 beside two or more ids that
     are all below 64 is void; so is 65535.
+
+    Args:
+        findings ([`Findings`]): from `look_at_pairs`.
+        names (`Mapping[int, str]`, *optional*): of ids, as a data set brings them along. An id with a name is a class
+            even if no mask holds it.
 
     Returns:
         `dict`: for `classes.json`.
@@ -192,12 +208,12 @@ def guess_classes(findings: Findings) -> dict[str, Any]:
     Raises:
         DataError: when the masks hold one value only, or too many to be classes.
     """
-    counts = findings.counts()
+    counts, names = findings.counts(), {} if findings.by_color else names or {}
     values = sorted(counts)
     what = "colours" if findings.by_color else "ids"
     void = []
     if not findings.by_color and len(values) > 2 and values[-1] in (255, 65_535) and values[-2] < SMALL_ID:
-        void = [values.pop()]
+        void = [] if values[-1] in names else [values.pop()]
     if len(values) > MAX_CLASSES:
         rarest = min(values, key=counts.__getitem__)
         raise DataError(
@@ -208,14 +224,23 @@ def guess_classes(findings: Findings) -> dict[str, Any]:
     if len(values) < 2:
         only = as_text(values[0], findings.by_color) if values else "nothing"
         raise DataError(f"the masks hold {only} only, and it takes two classes to train. Are these the right masks?")
+    if len(names.keys() | set(values)) <= MAX_CLASSES:
+        values = sorted(names.keys() | set(values))
     colors = values if findings.by_color else _display_colors(findings, values)
-    binary = len(values) == 2 and values[0] == 0 and (not findings.by_color or values[1] == 0xFFFFFF)
-    names = ("background", "foreground") if binary else [f"class_{index}" for index in range(len(values))]
+    chosen = _names(values, findings.by_color, names)
     classes = [
         {"name": name} | ({} if findings.by_color else {"id": value}) | {"color": as_text(color, True)}
-        for name, value, color in zip(names, values, colors, strict=True)
+        for name, value, color in zip(chosen, values, colors, strict=True)
     ]
     return {"classes": classes} | ({"ignore": void} if void else {})
+
+
+def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[str]:
+    if not given and len(values) == 2 and values[0] == 0 and (not by_color or values[1] == 0xFFFFFF):
+        return ["background", "foreground"]
+    names = [given.get(value, f"class_{index}") for index, value in enumerate(values)]
+    often = {name for name, count in Counter(names).items() if count > 1}  # classes.json wants different ones
+    return [f"{name} ({value})" if name in often else name for name, value in zip(names, values, strict=True)]
 
 
 def _display_colors(findings: Findings, ids: list[int]) -> list[int]:

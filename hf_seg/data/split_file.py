@@ -1,16 +1,53 @@
-"""`split.json`: which pair of a person's own folder is train, validation or test; drawn once, the same ever after."""
+"""`split.json`: which pair of a person's own data is train, validation or test; drawn once, the same ever after."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_seg.data.spec import DataError
 from hf_seg.recipe_files import parse_json
 
 FILE_NAME = "split.json"
+SPLIT_SEED = 0
 REMEDY = "Correct it, or delete it: a new split is drawn then."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSplit:
+    """Rows that were taken out of a table's train split.
+
+    Args:
+        train_rows (`int`): how many rows the train split had.
+        content (`str`): a hash of what was in them.
+        held_out (`dict[str, list[int]]`): `validation`, `test` or both → row numbers.
+    """
+
+    train_rows: int
+    content: str
+    held_out: dict[str, list[int]]
+
+
+def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:
+    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed.
+
+    Args:
+        names (`Sequence`): of the pairs, in an order that is the same every time.
+        held_out (`Sequence[str]`): the splits to draw, such as `validation` and `test`.
+
+    Returns:
+        `dict[str, list]`: `train`, with what is left, and each of `held_out`, sorted.
+    """
+    shuffled = list(names)
+    random.Random(SPLIT_SEED).shuffle(shuffled)
+    size = max(1, round(len(names) / 10))
+    drawn = {split: sorted(shuffled[n * size : (n + 1) * size]) for n, split in enumerate(held_out)}
+    return {"train": sorted(shuffled[len(held_out) * size :])} | drawn
 
 
 def load_split(root: Path) -> dict[str, list[str]] | None:
@@ -24,41 +61,83 @@ def load_split(root: Path) -> dict[str, list[str]] | None:
         DataError: when the file cannot be read, or is not three lists of names that are each there once.
     """
     path = root / FILE_NAME
-    try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    content = _read(path)
+    if content is None:
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from None
     lists = {"train", "validation", "test"}
     if not isinstance(content, dict) or set(content) - {"seed"} != lists:
         raise DataError(f"{path}: must hold train, validation and test, and seed if you like. {REMEDY}")
-    for split in lists:
-        names = content[split]
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: {split} must be a list of names, and not empty. {REMEDY}")
     split = {name: content[name] for name in ("train", "validation", "test")}
-    seen: set[str] = set()
-    for name in (name for part in split.values() for name in part):
-        if name in seen:
-            raise DataError(f'{path}: "{name}" stands there twice; a pair belongs to one split. {REMEDY}')
-        seen.add(name)
+    _check_lists(path, split, str, "names")
     return split
 
 
-def save_split(root: Path, split: dict[str, list[str]], *, seed: int) -> None:
+def save_split(root: Path, split: dict[str, list[str]]) -> None:
     """Write `root/split.json`, whole or not at all. Many processes may do so at once: all of them write the same.
 
     Raises:
         DataError: when the folder cannot be written to.
     """
+    _write(root / FILE_NAME, {"seed": SPLIT_SEED, **split}, "sort the pairs into train/, validation/ and test/")
+
+
+def load_row_split(root: Path) -> RowSplit | None:
+    """Read `root/split.json` of a table; None when there is none.
+
+    Raises:
+        DataError: when the file cannot be read, or does not hold what [`save_row_split`] writes.
+    """
     path = root / FILE_NAME
-    partial = root / f".{FILE_NAME}.{os.getpid()}"
+    content = _read(path)
+    if content is None:
+        return None
+    keys = set(content) - {"seed", "validation", "test"} if isinstance(content, dict) else set()
+    if keys != {"train_rows", "content"}:
+        keys = "train_rows, content, and the row numbers of validation, test or both"
+        raise DataError(f"{path}: must hold {keys}, as this data set is a table. {REMEDY}")
+    held_out = {name: content[name] for name in ("validation", "test") if name in content}
+    _check_lists(path, held_out, int, "row numbers")
+    rows = content["train_rows"]
+    if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
+        raise DataError(f"{path}: row numbers must be from 0 to below train_rows. {REMEDY}")
+    return RowSplit(train_rows=rows, content=content["content"], held_out=held_out)
+
+
+def save_row_split(root: Path, split: RowSplit) -> None:
+    """Write `root/split.json` of a table, as [`save_split`] does."""
+    content = {"seed": SPLIT_SEED, "train_rows": split.train_rows, "content": split.content, **split.held_out}
+    _write(root / FILE_NAME, content, "give the data set validation and test splits of its own")
+
+
+def _read(path: Path) -> Any:
     try:
-        partial.write_text(json.dumps({"seed": seed, **split}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from None
+
+
+def _check_lists(path: Path, split: dict[str, Any], kind: type, words: str) -> None:
+    seen: set[Any] = set()
+    for part, names in split.items():
+        if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
+            raise DataError(f"{path}: {part} must be a list of {words}, and not empty. {REMEDY}")
+        for name in names:
+            if name in seen:
+                raise DataError(
+                    f"{path}: {json.dumps(name)} stands there twice; a pair belongs to one split. {REMEDY}"
+                )
+            seen.add(name)
+
+
+def _write(path: Path, content: dict[str, Any], otherwise: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise DataError(
             f"{path}: the split cannot be saved ({error.strerror}), and unsaved it could change from run to run. Make "
-            "the folder writable, or sort the pairs into train/, validation/ and test/."
+            f"the folder writable, or {otherwise}."
         ) from None

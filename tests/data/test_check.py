@@ -37,8 +37,8 @@ def test_good_data_passes_and_is_remembered(pet_folder, check_pets, monkeypatch)
     check_pets()
 
     looked = []
-    look = check._look
-    monkeypatch.setattr(check, "_look", lambda *args, **kwargs: looked.append(args[0]) or look(*args, **kwargs))
+    decode = check.decode_pair
+    monkeypatch.setattr(check, "decode_pair", lambda *args: looked.append(args[0]) or decode(*args))
     check_pets()
     assert looked == []
     os.utime(pet_folder / "images" / "Cat_3.jpg", ns=(1, 1))  # a changed file: everything is looked at again

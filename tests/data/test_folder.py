@@ -425,7 +425,7 @@ class TestDrop:
     def test_it_is_looked_at_once(self, bad, recipe, monkeypatch):
         data = recipe("folder", bad, on_bad_pair="drop")
         first = fingerprint(load_splits(data))
-        monkeypatch.setattr("hf_seg.data.check._look", None)  # calling it would raise
+        monkeypatch.setattr("hf_seg.data.check.decode_pair", None)  # calling it would raise
         assert fingerprint(load_splits(data)) == first and len(describe_dropped(data)["dropped"]) == 4
 
     def test_nothing_to_drop(self, own, recipe):

@@ -13,7 +13,7 @@ from hf_seg.data.look import guess_classes, look_at_pairs, pixel_shares
 def look(root, classes=None):
     pairs, errors = folder.find_pairs(root)
     assert errors == []
-    return look_at_pairs(list(pairs.values()), classes)
+    return look_at_pairs({"pairs": folder.as_dataset(list(pairs.values()))}, classes)
 
 
 def named(*values):
@@ -121,7 +121,7 @@ def test_bad_pairs_are_named_and_the_others_looked_at(tmp_path):
     write_image(tmp_path / "images" / "photo_03.jpg", noise)
     write_image(tmp_path / "masks" / "photo_03.png", noise)
     findings = look(tmp_path)
-    assert [path.name for path, _ in findings.looks] == ["photo_04.jpg", "photo_05.jpg"]
+    assert [row for _, row in findings.looks] == [4, 5]
     reasons = [error.reason for error in findings.errors]
     assert reasons[0].startswith("cannot be decoded (Unid") and reasons[1].startswith("cannot be decoded (Unid")
     assert reasons[2].startswith("the image is 48x32 but the mask is 4x4")
@@ -133,5 +133,5 @@ def test_with_classes_the_unknown_is_an_error(tmp_path):
     read, _ = read_classes({"classes": [{"name": "a", "id": 0}, {"name": "b", "id": 1}], "ignore": [255]})
     write_image(tmp_path / "masks" / "photo_01.png", as_palette((scene(1)[1] == 1).astype(np.uint8)))
     findings = look(tmp_path, read)
-    assert [mask.name for _, mask in findings.looks] == ["photo_01.png"]
+    assert list(findings.looks) == [("pairs", 1)]
     assert all(error.reason.startswith("the mask holds 2 (") for error in findings.errors)

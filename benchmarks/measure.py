@@ -1,0 +1,82 @@
+"""What the benchmark programs share: a fresh process for each way, peak memory, the machine in one line, tables."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, get_start_method, set_start_method
+from typing import Any
+
+import psutil
+import torch
+
+from hf_seg.results import environment
+
+
+def machine(device: str = "cpu") -> str:
+    """One line for above a table."""
+    what = environment(torch.device(device))
+    return (
+        f"{what['hardware']}, {len(psutil.Process().cpu_affinity())} cores, {torch.get_num_threads()} threads, "
+        f"torch {what['torch']}, Python {what['python']}"
+    )
+
+
+def in_own_process(function: Callable, *arguments) -> Any:
+    """Call a function in a process that nothing was done in before, so that memory and caches are its own."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        return process.submit(_call, get_start_method(), function, *arguments).result()
+
+
+def _call(start_method: str, function: Callable, *arguments) -> Any:
+    # a spawned process would spawn its data loaders' workers too, and each would load all libraries again
+    set_start_method(start_method, force=True)
+    return function(*arguments)
+
+
+class PeakMemory:
+    """Megabytes by which this process and those that it starts grow at most, while the `with` block runs.
+
+    Memory that processes share counts once. It is looked at twice a second, and `look` does so in between.
+    """
+
+    def __enter__(self) -> "PeakMemory":
+        self.process, self.stopped, self.peak = psutil.Process(), threading.Event(), 0
+        self.before = self._now()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stopped.set()
+        self.thread.join()
+        self.look()
+
+    @property
+    def megabytes(self) -> float:
+        return max(self.peak - self.before, 0) / 1e6
+
+    def look(self) -> None:
+        self.peak = max(self.peak, self._now())
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(0.5):
+            self.look()
+
+    def _now(self) -> int:
+        total = 0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+            except psutil.NoSuchProcess:  # a data loader's worker that has just ended
+                pass
+        return total
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]] = ()) -> None:
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
+    for row in rows:
+        print_row(row)
+
+
+def print_row(row: Sequence[str]) -> None:
+    print("| " + " | ".join(row) + " |", flush=True)

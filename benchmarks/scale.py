@@ -1,0 +1,90 @@
+"""Images per second as data and ranks grow: `python benchmarks/scale.py`.
+
+SegFormer-B0 at a global batch of 64 on cached pairs, by `SegTrainer` under torchrun: on n pairs and on 8n pairs with
+one rank, and on n pairs with two ranks, each rank on one thread. What counts are the epochs after the first. The three
+take turns; medians over repeats. It needs two cores that nothing else uses.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from measure import machine, print_row, print_table
+from original_size import build_root
+from seg_run import BATCH, EpochTimer, build_recipe, build_trainer
+from transformers import set_seed
+
+from hf_seg.data import load_spec
+from hf_seg.models.build import build_model
+from hf_seg.recipe import DataRecipe
+
+FACTOR = 8
+
+
+def train(root: str, epochs: int, out: Path) -> None:
+    """One rank's work, started by torchrun. The main process writes the images per second of each epoch."""
+    state = PartialState(cpu=True)
+    torch.set_num_threads(1)
+    data = DataRecipe(name="oxford_pet", root=root, cache=str(Path(root).parent / "cache"))
+    recipe = build_recipe(arch="segformer", data=data, epochs=epochs, use_cpu=True)
+    set_seed(recipe.training.seed)
+    model, _ = build_model(recipe.model, load_spec(data))
+    timer = EpochTimer()
+    trainer = build_trainer(recipe, out.parent, model, [timer])
+    trainer.train()
+    if state.is_main_process:
+        out.write_text(json.dumps([len(trainer.train_dataset) / seconds for seconds in timer.seconds]))
+    state.destroy_process_group()
+
+
+def launch(root: Path, ranks: int, epochs: int) -> float:
+    """Median images per second of the epochs after the first."""
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "rates.json"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        subprocess.run(
+            [*torchrun, __file__, "--train", str(root), str(epochs), str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            check=True,
+        )
+        return statistics.median(json.loads(out.read_text())[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=512, help="n, a multiple of 64 (default: 512)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs a run, at least 2 (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--train", nargs=3, metavar=("ROOT", "EPOCHS", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        root, epochs, out = options.train
+        return train(root, int(epochs), Path(out))
+    if options.pairs % BATCH or options.epochs < 2:
+        parser.error("--pairs must be a multiple of 64, so that all batches are whole, and --epochs at least 2")
+    print(machine() + ", one thread a rank\n")
+    print_table(["pairs", "ranks", "images/s", "ratio to the first row"])
+    with tempfile.TemporaryDirectory() as temporary:
+        few, many = (
+            build_root("oxford_pet", Path(temporary) / str(factor), None, factor * options.pairs)[0]
+            for factor in (1, FACTOR)
+        )
+        runs = {(few, 1): [], (many, 1): [], (few, 2): []}
+        for _ in range(options.repeats):
+            for (root, ranks), rates in runs.items():
+                rates.append(launch(root, ranks, options.epochs))
+    medians = [statistics.median(rates) for rates in runs.values()]
+    for (root, ranks), rate in zip(runs, medians, strict=True):
+        pairs = options.pairs * (FACTOR if root == many else 1)
+        print_row([f"{pairs:,}", str(ranks), f"{rate:.1f}", f"{rate / medians[0]:.2f}"])
+
+
+if __name__ == "__main__":
+    main()

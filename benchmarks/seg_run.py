@@ -1,0 +1,64 @@
+"""hf_seg's own training, as `hf_seg/train.py` sets it up, for programs that time it."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+
+from hf_seg.data import load_spec, load_splits, prepare_splits
+from hf_seg.models.build import build_image_processor
+from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from hf_seg.trainer import SegTrainer
+from hf_seg.transforms import build_transforms
+
+BATCH = 64
+
+
+class EpochTimer(TrainerCallback):
+    """Seconds of each epoch, the evaluation after it left out."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def build_recipe(*, arch: str, data: DataRecipe, epochs: int, **arguments) -> Recipe:
+    """A recipe by the defaults of hf_seg, which evaluates and saves after the last epoch only."""
+    training = TrainingRecipe(
+        num_train_epochs=epochs,
+        global_train_batch_size=BATCH,
+        eval_every_epochs=epochs,
+        report_to="none",
+        arguments={"disable_tqdm": True} | arguments,
+    )
+    return Recipe(name=arch, path=Path(f"{arch}.json"), model=ModelRecipe(arch=arch), data=data, training=training)
+
+
+def build_trainer(
+    recipe: Recipe, run_dir: Path, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()
+) -> SegTrainer:
+    """A trainer on prepared pairs; it prints no logs, which would run into the table."""
+    spec = load_spec(recipe.data)
+    transforms = build_transforms(recipe.data, spec)
+    prepared = prepare_splits(load_splits(recipe.data), spec, transforms, recipe.data.cache)
+    trainer = SegTrainer(
+        recipe=recipe,
+        run_dir=run_dir,
+        model=model,
+        image_processor=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
+        train_dataset=prepared["train"],
+        eval_dataset=prepared["validation"],
+        train_transform=transforms["train"],
+        eval_transform=transforms["validation"],
+        class_names=spec.class_names,
+        ignore_index=spec.ignore_index,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

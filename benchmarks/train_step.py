@@ -1,0 +1,118 @@
+"""Seconds of a training epoch: `SegTrainer` on cached pairs against a bare loop: `python benchmarks/train_step.py`.
+
+The bare loop has the same model, precision, memory layout, loss, clipping and optimiser, and its batches lie in the
+device's memory as the model takes them. Trainer's side also reads shuffled batches from the cache, converts them,
+counts labelled pixels, schedules the learning rate and logs. Epochs of the two take turns in one process; medians, the
+first epoch of each left out.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from measure import machine, print_row, print_table
+from seg_run import BATCH, build_recipe, build_trainer
+from transformers import TrainerCallback, set_seed
+
+from hf_seg.arguments import use_bf16, use_channels_last
+from hf_seg.data import load_spec
+from hf_seg.models.build import build_model
+from hf_seg.recipe import DataRecipe, Recipe
+from hf_seg.trainer import segmentation_loss
+
+
+class TakeTurns(TrainerCallback):
+    """Times each epoch of the trainer, and an epoch of the bare loop after it."""
+
+    def __init__(self, bare_epoch: Callable[[], None]):
+        self.bare_epoch, self.trainer, self.bare = bare_epoch, [], []
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.start = now()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.append(now() - self.start)
+        start = now()
+        self.bare_epoch()
+        self.bare.append(now() - start)
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def bare_loop(model, recipe: Recipe, device: torch.device, batches: list[dict], compiled: bool) -> Callable[[], None]:
+    """An epoch over batches that are in memory."""
+    training = recipe.training
+    model = model.to(device).train()
+    if use_channels_last(training, device):
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, amsgrad=training.amsgrad, fused=device.type in ("cpu", "cuda")
+    )
+    forward = torch.compile(model) if compiled else model
+
+    def epoch() -> None:
+        for batch in batches:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(training, device)):
+                outputs = forward(pixel_values=batch["pixel_values"])
+            segmentation_loss(outputs, batch["labels"]).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return epoch
+
+
+def compare(recipe: Recipe, device: torch.device, steps: int, compiled: bool) -> tuple[float, float]:
+    """Median seconds of an epoch: the trainer's and the bare loop's."""
+    set_seed(recipe.training.seed)
+    model, _ = build_model(recipe.model, load_spec(recipe.data))
+    with tempfile.TemporaryDirectory() as temporary:
+        trainer = build_trainer(recipe, Path(temporary), model)
+        batches = []
+        for start in range(0, steps * BATCH, BATCH):
+            batch = trainer.train_transform.finish(trainer.train_dataset.__getitems__(range(start, start + BATCH)))
+            batches.append({name: values.to(device) for name, values in batch.items()})
+        turns = TakeTurns(bare_loop(copy.deepcopy(model), recipe, device, batches, compiled))
+        trainer.add_callback(turns)
+        trainer.train()
+    return statistics.median(turns.trainer[1:]), statistics.median(turns.bare[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="+", choices=("fcn", "segformer"), default=["fcn", "segformer"])
+    parser.add_argument("--steps", type=int, default=8, help="of 64 pairs an epoch, at most 16 (default: 8)")
+    parser.add_argument("--repeats", type=int, default=5, help="epochs that count (default: 5)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both")
+    options = parser.parse_args()
+    if not 1 <= options.steps <= 16:
+        parser.error("--steps: from 1 to 16, since the generated data has 1,024 train pairs")
+    device = PartialState(cpu=options.device == "cpu").device
+    print(machine(device.type) + (", compiled" if options.compile else "") + "\n")
+    print_table(["model", "precision", "SegTrainer, s an epoch", "bare loop, s", "ratio"])
+    for arch in options.models:
+        data = DataRecipe(
+            name="synthetic_pet", max_train_samples=options.steps * BATCH, max_validation_samples=1, max_test_samples=1
+        )
+        arguments = {"torch_compile": True} if options.compile else {}
+        if options.device == "cpu":
+            arguments["use_cpu"] = True
+        recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)
+        trainer, bare = compare(recipe, device, options.steps, options.compile)
+        precision = "bf16" if use_bf16(recipe.training, device) else "fp32"
+        print_row([arch, precision, f"{trainer:.3f}", f"{bare:.3f}", f"{trainer / bare:.3f}"])
+
+
+if __name__ == "__main__":
+    main()

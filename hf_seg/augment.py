@@ -1,0 +1,111 @@
+"""Augmentation of whole batches: each image of its own, all of them in a few operations, on whichever device they are.
+
+Nothing is done image by image: on a GPU that would be hundreds of small kernels for a batch of 64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+CROP_SCALE = (0.5, 1.0)  # share of the area
+CROP_RATIO = (3 / 4, 4 / 3)
+BRIGHTNESS = CONTRAST = SATURATION = 0.4
+HUE = 0.1  # of a full turn
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the grey of a colour, ITU-R BT.601
+
+
+def draw_boxes(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the windows of random resized crops.
+
+    Args:
+        count (`int`): number of images B.
+        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, 4)`: top, left, height and width of each window, as fractions of the image in
+        [0, 1]. Area and aspect ratio are drawn as in Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, the
+        ratio within what the area leaves room for.
+    """
+    draws = torch.rand(count, 4, generator=generator)
+    area = CROP_SCALE[0] + draws[:, 0] * (CROP_SCALE[1] - CROP_SCALE[0])
+    # neither side may be longer than the image: √(area · ratio) ≤ 1 and √(area / ratio) ≤ 1
+    limit = torch.minimum(torch.full_like(area, math.log(CROP_RATIO[1])), -area.log())
+    ratio = ((2 * draws[:, 1] - 1) * limit).exp()
+    size = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=1).clamp(max=1)
+    return torch.cat([draws[:, 2:] * (1 - size), size], dim=1)
+
+
+def crop_and_resize(
+    images: Tensor, labels: Tensor, boxes: Tensor, flipped: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Cut a window out of each image and its mask, mirror some, and resize all to one size.
+
+    Images are interpolated by a triangle filter that widens where the window shrinks (what torchvision calls bilinear
+    with antialias), written as a product with one small matrix a side. Masks take the pixel that holds the centre of
+    the target pixel, as `NEAREST_EXACT` does.
+
+    Args:
+        images (`torch.FloatTensor` of shape `(B, 3, H, W)`), labels (integer tensor of shape `(B, H, W)`).
+        boxes (`torch.FloatTensor` of shape `(B, 4)`): from [`draw_boxes`].
+        flipped (`torch.BoolTensor` of shape `(B,)`): which images are mirrored left to right.
+        size (`int`): height and width of the result, in pixels.
+
+    Returns:
+        The images, `(B, 3, size, size)`, and the labels, `(B, size, size)`, of their types.
+    """
+    (rows, row_weights), (columns, column_weights) = (
+        _samples(boxes[:, axis] * pixels, boxes[:, axis + 2] * pixels, size, pixels)
+        for axis, pixels in enumerate(images.shape[-2:])
+    )
+    columns = torch.where(flipped[:, None], columns.flip(-1), columns)
+    column_weights = torch.where(flipped[:, None, None], column_weights.flip(-2), column_weights)
+    images = row_weights[:, None] @ images @ column_weights[:, None].transpose(-1, -2)
+    batch = torch.arange(len(labels), device=labels.device)[:, None, None]
+    return images, labels[batch, rows[:, :, None], columns[:, None, :]]
+
+
+def _samples(start: Tensor, length: Tensor, size: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """Along one side: the pixel `(B, size)` under each target pixel's centre, and its filter `(B, size, pixels)`."""
+    step = (length / size)[:, None]
+    centers = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step
+    positions = torch.arange(pixels, device=start.device) + 0.5
+    distance = (positions - centers[..., None]).abs() / step.clamp(min=1)[..., None]
+    weights = (1 - distance).clamp(min=0)
+    return centers.long().clamp(max=pixels - 1), weights / weights.sum(dim=-1, keepdim=True)
+
+
+def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Change contrast, brightness, saturation and hue of each image at random.
+
+    All four are linear in the colour, so that one 3×3 matrix and one offset an image do them together. Hue is turned
+    around the grey axis at constant luma, in YIQ.
+
+    Args:
+        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): RGB in [0, 1].
+        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+
+    Returns:
+        `torch.FloatTensor` of the same shape, in [0, 1].
+    """
+    draws = (2 * torch.rand(len(images), 4, generator=generator) - 1).to(images.device)
+    brightness, contrast, saturation = (
+        (1 + draws[:, index] * limit)[:, None, None] for index, limit in enumerate((BRIGHTNESS, CONTRAST, SATURATION))
+    )
+    matrix = brightness * contrast * _turn_hue(draws[:, 3] * HUE * 2 * math.pi, saturation)
+    luma = torch.tensor(LUMA, device=images.device)
+    mean = torch.einsum("bchw,c->b", images, luma) / (images.shape[-2] * images.shape[-1])
+    offset = brightness.flatten() * (1 - contrast.flatten()) * mean
+    colors = torch.baddbmm(offset[:, None, None], matrix, images.flatten(2))
+    return colors.clamp(0, 1).unflatten(2, images.shape[-2:])
+
+
+def _turn_hue(angle: Tensor, saturation: Tensor) -> Tensor:
+    """Matrices `(B, 3, 3)` that turn the hue by an angle in radians and scale the saturation, at constant luma."""
+    to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=angle.device)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    turn = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
+    turn[:, 1:] *= saturation
+    return torch.linalg.inv(to_yiq) @ turn @ to_yiq

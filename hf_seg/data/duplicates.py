@@ -1,0 +1,112 @@
+"""Finding photographs that are there twice, whatever their file format, quality and size.
+
+A photograph is shrunk to 16×16 grey values. Candidates are pairs whose perceptual hashes (64 bits: which of the lowest
+frequencies of the cosine transform are above their median) differ in few bits; a candidate counts when the brightness
+changes from pixel to pixel of both are almost proportional. The hash alone finds streets that look alike.
+
+Source of the hash: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import PIL.Image
+
+SIDE = 16
+MAX_BITS = 12  # that the hashes of copies differ in
+MIN_SIMILARITY = 0.95  # of copies; docs/doctor.md says on what it was measured
+FLAT = 2.0  # grey values that neighbouring pixels must differ by, in the root mean square, for a picture to show much
+ROWS, COLUMNS = 256, 2048  # of hashes that are compared at once: what fits into a processor's cache
+PAIRS_AT_ONCE = 16_384
+_FREQUENCIES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(SIDE) + 1) / (2 * SIDE)).astype(np.float32)
+
+
+def thumbnail(image: PIL.Image.Image) -> np.ndarray:
+    """The picture that copies are recognised by.
+
+    Args:
+        image (`PIL.Image.Image`): of any size.
+
+    Returns:
+        `np.ndarray` of shape `(16, 16)` and dtype uint8: mean grey values.
+    """
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX))
+
+
+def find_duplicates(thumbnails: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Find all pairs of copies. Each photograph is compared with every other: 100,000 take ten seconds.
+
+    Args:
+        thumbnails (`np.ndarray` of shape `(n, 16, 16)`, uint8): see `thumbnail`. Pictures that show next to nothing
+            are left out, since they are all alike.
+
+    Yields:
+        `tuple[int, int, float]`: two positions, the lower one first, and their similarity in [0.95, 1].
+    """
+    (places,) = np.nonzero(~is_flat(thumbnails))
+    kept = thumbnails[places]
+    hashes = _in_blocks(_hashes, kept)
+    for row in range(0, len(kept), ROWS):
+        for column in range(row - row % COLUMNS, len(kept), COLUMNS):
+            near = np.bitwise_count(hashes[row : row + ROWS, None] ^ hashes[None, column : column + COLUMNS])
+            first, second = np.divmod(
+                np.flatnonzero(near <= MAX_BITS), near.shape[1]
+            )  # np.nonzero takes thrice as long
+            first, second = row + first, column + second
+            once = first < second
+            yield from _copies(kept, places, first[once], second[once])
+
+
+def _copies(
+    kept: np.ndarray, places: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> Iterator[tuple[int, int, float]]:
+    """Those of the candidates (`first[k]`, `second[k]`) that are copies."""
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        left, right = first[start : start + PAIRS_AT_ONCE], second[start : start + PAIRS_AT_ONCE]
+        similarity = (_changes(kept[left]) * _changes(kept[right])).sum(1)
+        for pair in np.nonzero(similarity >= MIN_SIMILARITY)[0]:
+            yield int(places[left[pair]]), int(places[right[pair]]), min(1.0, float(similarity[pair]))
+
+
+def is_flat(thumbnails: np.ndarray) -> np.ndarray:
+    """Whether a picture shows next to nothing: a lens cap, an empty canvas.
+
+    Args:
+        thumbnails (`np.ndarray` of shape `(n, 16, 16)`, uint8): see `thumbnail`.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, bool.
+    """
+    return _in_blocks(_roughness, thumbnails) < FLAT
+
+
+def _in_blocks(measure: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray) -> np.ndarray:
+    """`measure` of all thumbnails, some at a time: in between, they take many times their memory."""
+    blocks = [thumbnails[start : start + PAIRS_AT_ONCE] for start in range(0, max(1, len(thumbnails)), PAIRS_AT_ONCE)]
+    return np.concatenate([measure(block) for block in blocks])
+
+
+def _roughness(thumbnails: np.ndarray) -> np.ndarray:
+    across, down = _differences(thumbnails)
+    return np.sqrt(((across**2).mean((1, 2)) + (down**2).mean((1, 2))) / 2)
+
+
+def _hashes(thumbnails: np.ndarray) -> np.ndarray:
+    frequencies = (_FREQUENCIES @ thumbnails.astype(np.float32) @ _FREQUENCIES.T).reshape(-1, 64)
+    above = frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True)
+    above[:, 0] = False  # the mean brightness tells nothing
+    return np.packbits(above, axis=1).view(np.uint64)[:, 0]
+
+
+def _changes(thumbnails: np.ndarray) -> np.ndarray:
+    """The differences between neighbouring pixels as vectors of length 1: brightness and contrast fall out."""
+    changes = np.concatenate([part.reshape(len(thumbnails), -1) for part in _differences(thumbnails)], axis=1)
+    return changes / np.linalg.norm(changes, axis=1, keepdims=True)
+
+
+def _differences(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From each pixel to its right and lower neighbour, each of shape `(n, 15, 15)`."""
+    grey = thumbnails.astype(np.float32)
+    return np.diff(grey, axis=2)[:, :-1], np.diff(grey, axis=1)[:, :, :-1]

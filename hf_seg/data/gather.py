@@ -1,0 +1,251 @@
+"""Which pairs a run would read, for looking at them only: nothing is downloaded, unpacked, written, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset, DatasetDict, Features
+from huggingface_hub import constants
+
+from hf_seg.data import cityscapes, folder, hub_dataset, load_spec, load_splits, oxford_pet
+from hf_seg.data.archives import examine_archives
+from hf_seg.data.classes import FILE_NAME
+from hf_seg.data.download import find_folder
+from hf_seg.data.examine_pair import as_finding
+from hf_seg.data.hub_files import load_tables
+from hf_seg.data.own_images import ClassMask, UprightImage
+from hf_seg.data.spec import DataError, DatasetSpec, PairError
+from hf_seg.data.split_file import draw_split, load_row_split, load_split
+from hf_seg.data.stored_image import StoredImage
+from hf_seg.finding import Finding, Level
+
+if TYPE_CHECKING:
+    from hf_seg.recipe import DataRecipe
+
+OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
+HEAP = "pairs"  # the one split of pairs of which it is not known where they belong
+# part of the data set → the archive that holds it
+PACKED = {
+    "oxford_pet": {archive.part: archive.file_name for archive in oxford_pet.ARCHIVES},
+    "cityscapes": cityscapes.ZIPS,
+}
+
+
+@dataclass(kw_only=True)
+class Gathered:
+    """The pairs of a data section.
+
+    Args:
+        place (`str`): the data set, for messages.
+        spec ([`DatasetSpec`], *optional*): None when it cannot be had.
+        splits (`DatasetDict`, *optional*): None when there is nothing to look at; one split, `pairs`, where the pairs
+            are there and it is not known which split they belong to.
+        findings (`list[Finding]`): what is wrong before any pair is decoded.
+    """
+
+    place: str
+    spec: DatasetSpec | None = None
+    splits: DatasetDict | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def split_known(self) -> bool:
+        return self.splits is not None and HEAP not in self.splits
+
+    def refuse(self, code: str, error: DataError, file: Path | None = None) -> None:
+        """Record what a run would stop with."""
+        place = str(file or self.place)
+        what, remedy = explain(str(error).removeprefix(f"{place}: "))
+        self.findings.append(Finding(level="error", code=code, file=place, what=what, remedy=remedy))
+
+    def note(self, code: str, what: str, remedy: str) -> None:
+        self.findings.append(Finding(level="note", code=code, file=self.place, what=what, remedy=remedy))
+
+
+def explain(message: str) -> tuple[str, str]:
+    """What is wrong and what to do, of an error's text: by their style, the remedy is the last line, or what follows
+    the first full stop, semicolon or colon."""
+    for sign, cut in (("\n", str.rpartition), (". ", str.partition), ("; ", str.partition), (": ", str.partition)):
+        what, found, remedy = cut(message, sign)
+        if found:
+            return what.rstrip(":"), remedy
+    return message, ""
+
+
+def gather(data: DataRecipe) -> Gathered:
+    """Find the pairs of a data section, with `on_bad_pair` having no effect on which they are."""
+    if data.name in OFFICIAL:
+        return _gather_official(data)
+    if data.name == "folder":
+        return _gather_folder(data)
+    gathered = Gathered(place=hub_dataset.data_set_name(data.path) if data.name == "hub" else data.name)
+    try:
+        gathered.spec = load_spec(data)
+        gathered.splits = load_splits(data) if data.name != "hub" else _hub_splits(data, gathered)
+    except DataError as error:
+        gathered.refuse("data-set", error)
+    return gathered
+
+
+def _gather_official(data: DataRecipe) -> Gathered:
+    source, packed = OFFICIAL[data.name], PACKED[data.name]
+    gathered = Gathered(place=f"data.root {data.root}" if data.root else data.name, spec=load_spec(data))
+    try:
+        place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
+    except DataError as error:
+        gathered.refuse("data-set", error)
+        return gathered
+    gathered.place = str(place)
+    lacking = [part for part in source.PARTS if not (place / part).is_dir()]
+    archives = {part: packed[part] for part in lacking if (place / packed[part]).is_file()}
+    if place.is_dir():
+        gathered.findings += examine_archives(
+            place,
+            needed=archives.values(),
+            official={archive.file_name: archive for archive in getattr(source, "ARCHIVES", ())},
+            is_read=_is_read,
+        )
+    if lacking:
+        _explain_lack(data, place, gathered, whole=len(archives) == len(lacking))
+        return gathered
+    try:
+        gathered.splits = load_splits(data)
+    except DataError as error:
+        gathered.refuse("data-set", error)
+        features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
+        gathered.splits = _heap(_present_pairs(data.name, place), features)
+    return gathered
+
+
+def _explain_lack(data: DataRecipe, place: Path, gathered: Gathered, *, whole: bool) -> None:
+    """Say what a run would do about parts that are not there; `whole`: their archives are."""
+    later = "Its pairs are examined when it is there."
+    if whole:
+        gathered.note("not-unpacked", f"a run would unpack {data.name} first", later)
+    elif data.name == "oxford_pet" and data.root is None and not constants.HF_HUB_OFFLINE:
+        gathered.note("not-downloaded", "a run would download Oxford-IIIT Pet first (0.8 GB)", later)
+    else:
+        try:  # it only looks, since it has nothing to unpack and may not download
+            OFFICIAL[data.name].prepare(place, may_download=data.root is None)
+        except DataError as error:
+            gathered.refuse("data-set", error)
+
+
+def _present_pairs(name: str, place: Path) -> list[folder.Pair]:
+    """Images of an official data set that have a mask, whatever its lists say."""
+    if name == "oxford_pet":
+        masks = {path.stem: path for path in (place / "annotations" / "trimaps").glob("[!.]*.png")}
+        images = {path.stem: path for path in (place / "images").glob("[!.]*.jpg")}
+    else:
+        masks = _by_stem(place / "gtFine", cityscapes.MASK_SUFFIXES)
+        images = _by_stem(place / "leftImg8bit", cityscapes.IMAGE_SUFFIXES)
+    return [(images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
+
+
+def _is_read(member: str) -> bool:
+    """Whether Cityscapes' archives are unpacked for this file."""
+    suffixes = cityscapes.IMAGE_SUFFIXES + cityscapes.MASK_SUFFIXES
+    return member.endswith(suffixes) and member.split("/")[1] in ("train", "val")
+
+
+def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for split in ("train", "val"):
+        for path in directory.glob(f"{split}/*/[!.]*"):
+            for suffix in suffixes:
+                if path.name.endswith(suffix):
+                    found[str(path.relative_to(directory)).removesuffix(suffix)] = path
+    return found
+
+
+def _gather_folder(data: DataRecipe) -> Gathered:
+    gathered = Gathered(place=str(data.root))
+    try:
+        root = folder.find_root(data.root)
+    except DataError as error:
+        gathered.refuse("data-set", error)
+        return gathered
+    gathered.place = str(root)
+    gathered.findings += examine_archives(root, needed=(), official={})
+    mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
+    try:
+        split_folders = folder.has_split_folders(root)
+    except DataError as error:
+        gathered.refuse("data-set", error)
+        return gathered
+    try:
+        gathered.spec, mask = folder.build_spec(root), folder.build_mask_column(root)
+    except DataError as error:
+        for line in str(error).splitlines():
+            gathered.refuse("classes-json", DataError(line), root / FILE_NAME)
+    bad: Level = "warning" if data.on_bad_pair == "drop" else "error"
+    found: dict[str, dict[str, folder.Pair]] = {}
+    wrong = []
+    for name in folder.SPLITS if split_folders else (HEAP,):
+        found[name], errors = folder.find_pairs(root / name if split_folders else root)
+        wrong += errors
+    gathered.findings += [as_finding(error, bad) for error in wrong]
+    features = Features({"image": UprightImage(), "mask": mask})
+    pairs = {name: list(listed.values()) for name, listed in found.items()}
+    if not split_folders:
+        try:
+            pairs = _draw(root, found[HEAP], wrong)
+        except DataError as error:
+            gathered.refuse("split", error)
+    gathered.splits = _tables(pairs, data, features)
+    return gathered
+
+
+def _draw(root: Path, found: dict[str, folder.Pair], wrong: list[PairError]) -> dict[str, list[folder.Pair]]:
+    """The split that a run would read, or draw and keep; raises DataError when it would do neither."""
+    saved = load_split(root)
+    listed = {name for names in (saved or {}).values() for name in names}
+    bad = {Path(*Path(error.file).relative_to(root).parts[1:]).with_suffix("").as_posix() for error in wrong}
+    if listed - found.keys() - bad or (saved is None and len(found) < 3):
+        return folder.list_pairs(root, drop=True)[0]  # which says so, and writes nothing
+    if saved is None:
+        saved = draw_split(sorted(found), folder.SPLITS[1:])
+    else:
+        saved["train"] = sorted([*saved["train"], *(found.keys() - listed)])
+    return {split: [found[name] for name in names if name in found] for split, names in saved.items()}
+
+
+def _hub_splits(data: DataRecipe, gathered: Gathered) -> DatasetDict:
+    """The splits of a table, which is loaded, from the Hub when it is there; what is drawn of them is not yet kept."""
+    rows, _ = hub_dataset.build_rows(data, load_tables(data.path, data.revision, data.config_name))
+    usable, errors = hub_dataset.find_usable(rows)
+    bad: Level = "warning" if data.on_bad_pair == "drop" else "error"
+    gathered.findings += [as_finding(error, bad) for error in errors]
+    root = hub_dataset.find_hub_root(data)
+    lacking = [split for split in folder.SPLITS if split not in usable]
+    if load_row_split(root) is None and lacking and len(usable["train"]) > len(lacking):
+        mask = folder.build_mask_column(root)
+        drawn = draw_split(usable["train"].tolist(), lacking)
+        splits = {}
+        for split in folder.SPLITS:
+            chosen = rows["train"].select(drawn[split]) if split in drawn else rows[split].select(usable[split])
+            splits[split] = chosen.cast_column("image", UprightImage()).cast_column("mask", mask)
+    else:  # nothing to be written
+        splits = hub_dataset.load_hub_splits(replace(data, on_bad_pair="drop"))[0]
+    return DatasetDict({split: table.take(min(len(table), _limit(data, split))) for split, table in splits.items()})
+
+
+def _limit(data: DataRecipe, split: str) -> int:
+    limit = getattr(data, f"max_{split}_samples", None)
+    return 2**62 if limit is None else limit
+
+
+def _heap(pairs: Sequence[folder.Pair], features: Features) -> DatasetDict | None:
+    return DatasetDict({HEAP: _table(pairs, features)}) if pairs else None
+
+
+def _tables(pairs: Mapping[str, Sequence[folder.Pair]], data: DataRecipe, features: Features) -> DatasetDict:
+    return DatasetDict({split: _table(listed[: _limit(data, split)], features) for split, listed in pairs.items()})
+
+
+def _table(pairs: Sequence[folder.Pair], features: Features) -> Dataset:
+    columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
+    return Dataset.from_dict(columns, features=features)

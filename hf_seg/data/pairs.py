@@ -1,0 +1,148 @@
+"""Pairs of image and mask as a table stores them, and decoding one of them with all checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+from datasets import Dataset, Features, Image
+
+from hf_seg.data.own_images import UprightImage, open_stored, orientation
+from hf_seg.data.spec import INVALID, DatasetSpec, PairError
+
+# An image or mask as a table stores it: {"path": str, "bytes": None} for a file, {"path": None, "bytes": bytes} if
+# it was generated, or both for a row of a table in which pictures lie.
+Stored = dict[str, Any]
+READ_AT_ONCE = 256  # rows of a table, whose pictures' bytes may lie in it
+
+DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
+SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
+SAME = "An image and its mask must have the same width and height."
+TURNED = (
+    "A mask must have the size of its photograph as people see it, upright: export the mask again over the upright "
+    "photograph, or take the orientation note out of the photograph's EXIF."
+)
+CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's mode L or P), not colours."
+VALUES = "The masks of {name} may hold {allowed}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPair:
+    """A pair as its table stores it, not decoded.
+
+    Args:
+        name (`str`): split and position, such as `train[12]`.
+        split (`str`), index (`int`): the same in parts.
+        image (`dict`), mask (`dict`): `path` and `bytes`.
+        origin (`str`, *optional*): where it comes from, when that is no file, such as `org/name train[7]`.
+        image_name (`str`), mask_name (`str`): for messages; of files, their paths.
+    """
+
+    split: str
+    index: int
+    image: Stored
+    mask: Stored
+    origin: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}[{self.index}]"
+
+    @property
+    def image_name(self) -> str:
+        return self.image["path"] if is_file(self.image) else f"{self.origin or self.name}, image"
+
+    @property
+    def mask_name(self) -> str:
+        return self.mask["path"] if is_file(self.mask) else f"{self.origin or self.name}, mask"
+
+
+def stored_pairs(split: str, dataset: Dataset) -> Iterator[StoredPair]:
+    """Every pair of a split as stored, some at a time: the bytes of a table's pictures need not fit into memory.
+
+    Args:
+        split (`str`): its name.
+        dataset (`Dataset`): columns `image` and `mask`, and perhaps `origin`, as `load_splits` gives them.
+    """
+    stored = dataset.with_format(None)
+    for column in ("image", "mask"):
+        stored = stored.cast_column(column, Image(decode=False))
+    for start in range(0, len(stored), READ_AT_ONCE):
+        rows = stored[start : start + READ_AT_ONCE]
+        origins = rows.get("origin", [None] * len(rows["mask"]))
+        for index, (image, mask, origin) in enumerate(zip(rows["image"], rows["mask"], origins, strict=True), start):
+            yield StoredPair(split=split, index=index, image=image, mask=mask, origin=origin)
+
+
+def is_file(stored: Stored) -> bool:
+    """Whether a picture is a file of its own; else its bytes stand in the table."""
+    return stored["bytes"] is None
+
+
+def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tuple[PIL.Image.Image, PIL.Image.Image]:
+    """Decode one pair as access to the table would, and check it.
+
+    Args:
+        pair ([`StoredPair`]): from `stored_pairs`.
+        features (`Features`): of its table; the columns' types decode.
+        spec (`DatasetSpec`): says which raw values the masks may hold.
+
+    Returns:
+        `tuple`: the image, RGB, and the mask, of the same size and one 8-bit channel.
+
+    Raises:
+        PairError: when the pair cannot be used.
+    """
+    image, mask = (
+        _decode(features[column], stored, name)
+        for column, stored, name in (("image", pair.image, pair.image_name), ("mask", pair.mask, pair.mask_name))
+    )
+    if mask.mode not in ("L", "P"):
+        raise PairError(pair.mask_name, f"the mask has the mode {mask.mode}", CHANNELS)
+    if image.size != mask.size:
+        upright = isinstance(features["image"], UprightImage)
+        turned = upright and orientation(open_stored(pair.image)) >= 5
+        raise size_error(pair.image_name, image.size, pair.mask_name, mask.size, upright=upright, turned=turned)
+    counts = {value: count for value, count in enumerate(mask.histogram()) if count}
+    strange = [f"{value} ({n} pixels)" for value, n in counts.items() if spec.label_table[value] == INVALID]
+    if strange:
+        allowed = ", ".join(str(value) for value, label in enumerate(spec.label_table) if label != INVALID)
+        remedy = VALUES.format(name=spec.name, allowed=allowed)
+        raise PairError(pair.mask_name, f"holds {', '.join(strange)}", remedy)
+    return image, mask
+
+
+def _decode(feature: Image, stored: Stored, name: str) -> PIL.Image.Image:
+    try:
+        return feature.decode_example({**stored, "path": name})  # the columns' own errors name it, too
+    except PairError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
+        raise PairError(name, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED) from error
+
+
+def size_error(
+    image_name: str,
+    image_size: tuple[int, int],
+    mask_name: str,
+    mask_size: tuple[int, int],
+    *,
+    upright: bool,
+    turned: bool,
+) -> PairError:
+    """What is wrong with an image and a mask whose sizes (width, height) differ.
+
+    Args:
+        image_name, image_size, mask_name, mask_size: the files, and the sizes as decoded.
+        upright (`bool`): images are turned as their EXIF note says.
+        turned (`bool`): this one is, which exchanged its width and height.
+    """
+    sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image_size, mask_size))
+    reason = f"the image is {sizes} ({mask_name})"
+    if not upright:
+        return PairError(image_name, reason, SIZES)
+    if turned and mask_size == image_size[::-1]:
+        return PairError(image_name, f"{reason}: the mask fits the photograph as stored, lying on its side", TURNED)
+    return PairError(image_name, reason, SAME)

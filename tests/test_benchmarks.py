@@ -1,0 +1,96 @@
+"""The benchmark programs run and print their tables; how long things take is not for tests to say."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PROGRAMS = ["data", "inference", "metric", "peers", "scale", "step_time", "train_step"]
+NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A program as a module, to be run by its `main` with the given arguments, in this process alone."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def load(name: str, *arguments: str):
+        specification = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        if hasattr(module, "in_own_process"):
+            monkeypatch.setattr(module, "in_own_process", lambda function, *values: function(*values))
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        return module
+
+    return load
+
+
+def table(text: str) -> list[list[str]]:
+    """The rows of the only table of a text; each has as many cells as the first."""
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {len(rows[0])} and set(rows[1]) == {"---"}
+    return [[cell.strip() for cell in row] for row in (rows[0], *rows[2:])]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_program_explains_itself(program, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        program(name, "--help").main()
+    assert end.value.code == 0
+    assert f"python benchmarks/{name}.py" in " ".join(capsys.readouterr().out.split())
+
+
+def test_metric(program, capsys):
+    program("metric", "--maps", "3", "--repeats", "1").main()  # and compares the scores of the two ways
+    text = capsys.readouterr().out
+    assert "torch" in text.splitlines()[0]
+    head, *rows = table(text)
+    assert head == ["maps", "evaluate, s", "SegMetric, s", "ratio", "evaluate, MB", "SegMetric, MB"]
+    assert [row[0] for row in rows] == [
+        "Oxford-IIIT Pet, test: 3 of 64×64, 3 classes",
+        "Cityscapes, test: 3 of 1024×2048, 19 classes",
+    ]
+    assert all(NUMBER.fullmatch(cell) for row in rows for cell in row[1:])
+
+
+def test_metric_finds_scores_that_differ(program, monkeypatch, tmp_path):
+    module = program("metric", "--maps", "2", "--repeats", "1", "--script", str(tmp_path / "wrong.py"))
+    script = (BENCHMARKS / "mean_iou.py").read_text().replace("float(np.nanmean(iou))", "float(np.nanmean(iou)) / 2")
+    (tmp_path / "wrong.py").write_text(script)
+    monkeypatch.setattr(module, "SETS", {"small": (2, 32, 32, 3, 2)})
+    with pytest.raises(AssertionError, match="small: mean_iou"):
+        module.main()
+
+
+def test_data(program, capsys, monkeypatch):
+    module = program("data", "--pairs", "9", "--repeats", "1")
+    monkeypatch.setattr(module, "CORES", 0)  # no workers
+    monkeypatch.setattr(module, "LATER_SECONDS", 0.01)
+    for name in ("oxford_pet", "cityscapes"):
+        monkeypatch.setitem(sys.modules["original_size"].DRAWN, name, ((100, 80), 2))
+    module.main()
+    head, *rows = table(capsys.readouterr().out)
+    assert head[1:6] == ["datasets + PIL, images/s", "first pass", "ratio", "later passes", "ratio"]
+    assert [row[0] for row in rows] == ["oxford_pet, 9 pairs", "cityscapes, 9 pairs"]
+    assert all(NUMBER.fullmatch(cell) for row in rows for cell in row[1:])
+
+
+@pytest.mark.parametrize("name", ["oxford_pet", "cityscapes"])
+def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch, tmp_path, name):
+    from hf_seg.data import load_splits
+    from hf_seg.recipe import DataRecipe
+
+    program("data")
+    original_size = sys.modules["original_size"]
+    monkeypatch.setitem(original_size.DRAWN, name, ((100, 80), 2))
+    root, counts = original_size.build_root(name, tmp_path / "drawn", None, 20)
+    splits = load_splits(DataRecipe(name=name, root=str(root)))
+    assert {split: len(rows) for split, rows in splits.items()} == counts and counts["train"] == 20
+    assert splits["train"][19]["image"].size == splits["train"][19]["mask"].size == (100, 80)
+    # and from files at hand in the official layout, such as these
+    again, counts = original_size.build_root(name, tmp_path / "linked", root, 30)
+    assert len(load_splits(DataRecipe(name=name, root=str(again)))["train"]) == counts["train"] == 30
