@@ -22,9 +22,9 @@ from transformers import TrainerCallback, set_seed
 
 from hf_seg.arguments import use_bf16, use_channels_last
 from hf_seg.data import load_spec
+from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import build_model
 from hf_seg.recipe import DataRecipe, Recipe
-from hf_seg.trainer import segmentation_loss
 
 
 class TakeTurns(TrainerCallback):

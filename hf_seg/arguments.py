@@ -151,3 +151,18 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
             "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         )
     return args
+
+
+def explain_memory(args: TrainingArguments, training: TrainingRecipe, shape: torch.Size) -> str:
+    """What to do when a device has not the memory for a batch of `pixel_values` of a shape."""
+    parts = training.gradient_accumulation_steps
+    more = [n for n in range(parts + 1, shape[0] * parts + 1) if shape[0] * parts % n == 0]
+    remedy = (
+        f"set training.gradient_accumulation_steps to {more[0]}, which halves what is there at a time or more"
+        if more
+        else "use a device with more memory"
+    )
+    return (
+        f"{args.output_dir}: {args.device} has not the memory for {shape[0]} images of {shape[-2]}×{shape[-1]} pixels "
+        f"at a time; {remedy}, or lower data.image_size"
+    )

@@ -5,14 +5,17 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from filelock import FileLock, Timeout
 
+from hf_seg.arguments import on_main_process
 from hf_seg.recipe import Recipe, RecipeError, all_keys
 
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
@@ -89,6 +92,35 @@ def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return changes
 
 
+@contextmanager
+def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Iterator[None]:
+    """Keep other launches out of the folders of the runs that this one works on, until the block ends.
+
+    The operating system lets go of the locks when their holder dies.
+
+    Raises:
+        RecipeError: on every rank, when another launch is at work in one of them.
+    """
+    with ExitStack() as locks:
+
+        def lock() -> None:
+            for recipe in recipes:
+                run_dir = output_dir / recipe.name
+                if open_run(recipe, run_dir, recipe.name in overwrite) == "finished":
+                    continue
+                output_dir.mkdir(parents=True, exist_ok=True)
+                try:
+                    locks.enter_context(FileLock(output_dir / f".{recipe.name}.lock", timeout=0))
+                except Timeout:
+                    raise RecipeError(
+                        f"{run_dir}: another launch is at work in it; wait until it ends, stop it, or choose another "
+                        "--output_dir"
+                    ) from None
+
+        on_main_process(lock)
+        yield
+
+
 def start_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> None:
     """Make the run folder with the effective recipe in it; with `overwrite`, clear an old run away first.
 
@@ -102,18 +134,6 @@ def start_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(recipe.to_dict(), run_dir / "recipe.json")
     state.wait_for_everyone()
-
-
-def last_checkpoint(run_dir: Path) -> str | None:
-    """The newest complete checkpoint; Trainer writes `trainer_state.json` last, so one without it was cut short."""
-    steps = []
-    for folder in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        state = folder / "trainer_state.json"
-        try:
-            steps.append((json.loads(state.read_text())["global_step"], str(folder)))
-        except (OSError, ValueError, KeyError):
-            PartialState().print(f"{folder}: incomplete checkpoint, left aside")
-    return max(steps)[1] if steps else None
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from hf_seg.arguments import on_main_process, per_device_batch_size, start_processes
-from hf_seg.data import describe_dropped, fingerprint, load_spec, load_splits, prepare_splits
+from hf_seg.checkpoints import check_room, last_checkpoint
+from hf_seg.data import describe_dropped, fingerprint, image_name, load_spec, load_splits, prepare_splits
 from hf_seg.data.spec import DataError
 from hf_seg.hub import Destination, HubError, destinations
+from hf_seg.interruption import Interrupted, StopWhenAsked
 from hf_seg.model_card import build_card
 from hf_seg.models.build import (
     WeightsError,
@@ -32,7 +35,7 @@ from hf_seg.results import (
     describe_encoder_run,
     environment,
     format_table,
-    last_checkpoint,
+    hold_runs,
     load_results,
     open_run,
     start_run,
@@ -41,13 +44,15 @@ from hf_seg.results import (
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 
+REFUSALS = (RecipeError, DataError, WeightsError, HubError)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Load all recipes, refuse what cannot work, then run them one after the other.
 
     Returns:
         `int`: exit status; 2 when a recipe, its data, its initial weights or its place on the Hub were refused, 1 when
-        all runs are finished and one could not be pushed.
+        a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
     named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
@@ -55,14 +60,20 @@ def main(argv: list[str] | None = None) -> int:
         start_processes()
         recipes = load_recipes(options.recipes, overrides)
         overwrite = named if options.overwrite else set()
-        with Uploads(check(recipes, options.output_dir, overwrite), say) as uploads:
-            results = [run(recipe, options.output_dir, uploads, recipe.name in overwrite) for recipe in recipes]
+        with (
+            Uploads(check(recipes, options.output_dir, overwrite), say) as uploads,
+            hold_runs(recipes, options.output_dir, overwrite),
+        ):
+            results, failed = run_all(recipes, options.output_dir, uploads, overwrite)
             say("\n" + format_table(results))
-    except (RecipeError, DataError, WeightsError, HubError) as error:
+    except REFUSALS as error:
         say(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interruption:
+        say(f"{interruption}; launch again to go on", file=sys.stderr)
+        return interruption.exit_status
     PartialState().destroy_process_group()
-    return 1 if uploads.unpushed else 0
+    return 1 if failed or uploads.unpushed else 0
 
 
 def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[str, Destination]:
@@ -85,6 +96,33 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[
             spec = load_spec(recipe.data)
             prepare_splits(load_splits(recipe.data), spec, build_transforms(recipe.data, spec), recipe.data.cache)
     return where
+
+
+def run_all(
+    recipes: list[Recipe], output_dir: Path, uploads: Uploads, overwrite: set[str]
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """Run recipe after recipe. Returns the results, and the names of the runs that failed.
+
+    What is wrong with one run need not be with the next. With several processes the first failure ends the launch: the
+    others would wait for the rank that failed.
+    """
+    results: list[dict[str, Any]] = []
+    failed: set[str] = set()
+    for recipe in recipes:
+        if recipe.encoder_recipe in failed:
+            say(f"error: {recipe.name}: left out, since {recipe.encoder_recipe} failed", file=sys.stderr)
+            failed.add(recipe.name)
+            continue
+        try:
+            results.append(run(recipe, output_dir, uploads, recipe.name in overwrite))
+        except Exception as error:
+            if PartialState().num_processes > 1 or isinstance(error, Interrupted):
+                raise
+            if not isinstance(error, REFUSALS):
+                traceback.print_exc()
+            say(f"error: {recipe.name}: {error}", file=sys.stderr)
+            failed.add(recipe.name)
+    return results, failed
 
 
 def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = False) -> dict[str, Any]:
@@ -131,6 +169,8 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         "environment": environment(PartialState().device),
     }
     start_run(recipe, run_dir, overwrite)
+    check_room(run_dir, model, kept=recipe.training.arguments.get("save_total_limit", 2))
+    stop = StopWhenAsked()
     trainer = SegTrainer(
         recipe=recipe,
         run_dir=run_dir,
@@ -142,11 +182,14 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         eval_transform=transforms["validation"],
         class_names=spec.class_names,
         ignore_index=spec.ignore_index,
-        callbacks=on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or [],
+        image_name=lambda index: image_name("train", splits["train"], index),
+        callbacks=[*(on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or []), stop],
     )
-    trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
-    # both of the best checkpoint by validation mIoU, which training ends with
-    validation, test = trainer.validate(), trainer.test(prepared["test"], recipe.training.mean_iou_script)
+    with stop.listening():
+        trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
+        stop.raise_if_asked()
+        # both of the best checkpoint by validation mIoU, which training ends with
+        validation, test = trainer.validate(), trainer.test(prepared["test"], recipe.training.mean_iou_script)
     trainer.save_model()
 
     roc = test.pop("roc")

@@ -3,72 +3,26 @@
 import gc
 import itertools
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.arguments import build_training_arguments, use_channels_last
+from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last
+from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
+from hf_seg.loss import LossWatch, segmentation_loss, upsample
 from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
 from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.transforms import SegTransform, collate
-
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-
-
-def segmentation_loss(
-    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None, ignore_index: int = 255
-) -> Tensor:
-    """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
-
-    Both models are trained on this one function. A mean of the means of micro-batches or ranks would weight a pixel by
-    how many ignored pixels happen to lie in its micro-batch; dividing the sum by the count over all of them does not,
-    so the loss and its gradient do not depend on accumulation steps or on the number of ranks.
-
-    Args:
-        outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`.
-        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
-        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; counted in `labels` if
-            not given.
-
-    Returns:
-        `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.
-    """
-    if num_items_in_batch is None:
-        num_items_in_batch = (labels != ignore_index).sum()
-    logits = upsample(outputs.logits, labels.shape[-2:])
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
-
-
-def load_weights(model: PreTrainedModel, folder: str) -> None:
-    """Load a saved model's weights into a model of the same class and configuration, every tensor of them.
-
-    Raises:
-        RecipeError: when the folder holds another architecture or class count, or a tensor is missing or left over.
-    """
-    saved_config = AutoConfig.from_pretrained(folder)
-    for key in ("model_type", "num_labels"):
-        theirs, ours = getattr(saved_config, key), getattr(model.config, key)
-        if theirs != ours:
-            raise RecipeError(
-                f"{folder}: is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}; delete that "
-                "folder, or pass --overwrite to make the run anew"
-            )
-    saved, report = type(model).from_pretrained(folder, output_loading_info=True)
-    wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
-    if wrong:
-        raise RecipeError(f"{folder}: its weights are not whole ({wrong}); delete that folder and start again")
-    model.load_state_dict(saved.state_dict())
+from hf_seg.transforms import SegTransform
 
 
 class _EvaluateEvery(TrainerCallback):
@@ -99,6 +53,7 @@ class SegTrainer(Trainer):
         train_dataset, eval_dataset (`torch.utils.data.Dataset`): of pairs that `SegTransform.prepare` has prepared.
         train_transform, eval_transform ([`SegTransform`]): whose `finish` makes them the model's input.
         class_names (`Sequence[str]`), ignore_index (`int`): of the data set.
+        image_name (`Callable[[int], str]`, *optional*): what to call an image of `train_dataset` in messages.
         callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
 
     Raises:
@@ -118,9 +73,11 @@ class SegTrainer(Trainer):
         eval_transform: SegTransform,
         class_names,
         ignore_index: int = 255,
+        image_name: Callable[[int], str] = str,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.image_name, self.losses = image_name, LossWatch()
         self.training_recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
         self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.evaluation: dict[str, Any] = {}
@@ -132,12 +89,12 @@ class SegTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=collate,
+            data_collator=lambda batch: batch,  # prepared pairs come in whole batches
             processing_class=image_processor,
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=self._reduce_logits,
-            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs), *callbacks],
+            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs), SealCheckpoints(), *callbacks],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
                 {
@@ -173,10 +130,9 @@ class SegTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # finished before its labels are counted, since a crop changes how many of them there are
-        batches = [
-            self.train_transform.finish(self._prepare_inputs(batch), self._generator(part))
-            for part, batch in enumerate(itertools.islice(epoch_iterator, num_batches))
-        ]
+        prepared = [self._prepare_inputs(batch) for batch in itertools.islice(epoch_iterator, num_batches)]
+        self._images = [batch["index"] for batch in prepared]
+        batches = [self.train_transform.finish(batch, self._generator(part)) for part, batch in enumerate(prepared)]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _generator(self, part: int) -> torch.Generator:
@@ -184,6 +140,52 @@ class SegTrainer(Trainer):
         place = [self.args.seed, self.args.process_index, self.state.global_step, part]
         (seed,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(seed))
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(explain_memory(self.args, self.training_recipe, inputs["pixel_values"].shape)) from error
+        self.losses.add(loss, (self.state.global_step, self._images))
+        self._check_losses()
+        return loss
+
+    def _check_losses(self, wait: bool = False) -> None:
+        """Stop when a loss is no number: the weights are spoilt from that step on."""
+        found = self.losses.first_bad(wait)
+        if found is None:
+            return
+        value, (step, images) = found
+        indices = torch.cat(images).tolist()
+        names = [self.image_name(index) for index in indices[:10]]
+        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        last = last_checkpoint(Path(self.args.output_dir))
+        raise RecipeError(
+            f"{self.args.output_dir}: the training loss is {value} at step {step + 1}; its batch on this process is "
+            f"{', '.join(names)}{more}. "
+            + (f"The last checkpoint before it is {last}. " if last else "There is no checkpoint before it. ")
+            + "Lower training.learning_rate, or set training.bf16 to false, and pass --overwrite; if it is always the "
+            "same images, look at them"
+        )
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._check_losses(wait=True)
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch.save has no error of its own for a file that cannot be written
+            if isinstance(error, RuntimeError) and not any(
+                s in str(error) for s in ("StreamWriter", "inline_container")
+            ):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            last, free = last_checkpoint(Path(self.args.output_dir)), shutil.disk_usage(self.args.output_dir).free
+            raise RecipeError(
+                f"{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
+                f"free without it); make room and launch again: training goes on from {last or 'the beginning'}"
+            ) from error
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
@@ -202,6 +204,12 @@ class SegTrainer(Trainer):
         load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        damage = find_damage(Path(self.state.best_model_checkpoint))
+        if damage:
+            raise RecipeError(
+                f"{self.state.best_model_checkpoint}: the best checkpoint is damaged: {damage}; pass --overwrite to "
+                "make the run anew"
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         load_weights(self.model, self.state.best_model_checkpoint)
@@ -247,7 +255,7 @@ class SegTrainer(Trainer):
         """
         count = min(count, len(dataset))
         indices = [index * len(dataset) // count for index in range(count)]
-        batch = self.eval_transform.finish(collate(dataset.__getitems__(indices)))
+        batch = self.eval_transform.finish(dataset.__getitems__(indices))
         with torch.no_grad(), self.accelerator.autocast():
             logits = self.model.eval()(pixel_values=batch["pixel_values"].to(self.args.device)).logits
         predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -29,13 +28,8 @@ def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransf
     return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
 
 
-def collate(samples: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A loader's batch of prepared pairs: a cache gives it whole, a 🤗 `Dataset` as a list of samples."""
-    return samples if isinstance(samples, dict) else default_collate(samples)
-
-
 class SegTransform:
-    """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`; for `Dataset.with_transform`.
+    """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`.
 
     The convention, tested against torchvision and equal to the image processor that is saved with the model:
     the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias, the aspect ratio

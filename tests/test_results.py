@@ -7,7 +7,7 @@ from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, RecipeError, Training
 from hf_seg.results import (
     describe_encoder_run,
     format_table,
-    last_checkpoint,
+    hold_runs,
     load_results,
     open_run,
     start_run,
@@ -92,13 +92,18 @@ def test_damaged_results(tmp_path):
         load_results(tmp_path)
 
 
-def test_last_checkpoint_is_the_newest_whole_one(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    for step, state in ((8, '{"global_step": 8}'), (12, '{"global_step": 12}'), (16, '{"glob'), (100, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+def test_two_launches_in_one_folder(recipe, tmp_path):
+    with hold_runs([recipe], tmp_path, set()):
+        with pytest.raises(RecipeError, match="mine: another launch is at work in it; wait until it ends"):
+            with hold_runs([recipe], tmp_path, set()):
+                raise AssertionError
+    with hold_runs([recipe], tmp_path, set()):
+        pass
+    # a finished run is looked at only, which several may do
+    start_run(recipe, tmp_path / "mine")
+    write_json({}, tmp_path / "mine" / "results.json")
+    with hold_runs([recipe], tmp_path, set()), hold_runs([recipe], tmp_path, set()):
+        pass
 
 
 def test_what_is_said_of_the_run_that_gave_the_encoder(tmp_path):

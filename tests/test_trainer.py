@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_seg.arguments import use_bf16, use_channels_last
+from hf_seg.checkpoints import load_weights
+from hf_seg.loss import segmentation_loss
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, TrainingRecipe
-from hf_seg.trainer import load_weights, segmentation_loss
 
 
 def batch(seed=0, images=4, classes=5):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data import cityscapes, folder, hub_dataset, oxford_pet, synthetic
-from hf_seg.data.cache import prepare_splits
+from hf_seg.data.cache import collate, prepare_splits
 from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
 from hf_seg.data.download import find_folder
 from hf_seg.data.own_images import UprightImage
+from hf_seg.data.pairs import image_name
 from hf_seg.data.spec import DataError, DatasetSpec, PairError
 from hf_seg.data.stored_image import StoredImage
 
@@ -26,8 +27,10 @@ __all__ = [
     "DataError",
     "DatasetSpec",
     "check_splits",
+    "collate",
     "describe_dropped",
     "fingerprint",
+    "image_name",
     "load_spec",
     "load_splits",
     "prepare_splits",

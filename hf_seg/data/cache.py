@@ -41,8 +41,47 @@ REMEDY = "Name a folder with more room in data.cache, or set it to false: every 
 Prepare = Callable[[dict[str, list[Any]]], dict[str, Tensor]]
 
 
-class CachedPairs(torch.utils.data.Dataset):
-    """The prepared pairs of one split: reads a batch as whole arrays.
+class PreparedPairs(torch.utils.data.Dataset):
+    """The pairs of one split as `SegTransform.prepare` makes them, read a whole batch at a time."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch, as torch's loaders ask for it.
+
+        Returns:
+            `dict`: `pixel_values`, uint8 of shape `(batch, 3, size, size)`; `labels`, uint8 of shape
+            `(batch, size, size)`; `index`, int64 of shape `(batch,)`: the positions asked for.
+        """
+        raise NotImplementedError
+
+
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For torch's loaders, which expect a list of samples: [`PreparedPairs`] gives a batch whole."""
+    return batch
+
+
+class UncachedPairs(PreparedPairs):
+    """Decodes pairs each time that they are read.
+
+    Args:
+        dataset (`Dataset`): columns `image` and `mask`.
+        prepare (`Callable`): `SegTransform.prepare`.
+    """
+
+    def __init__(self, dataset: Dataset, prepare: Prepare):
+        self.dataset, self.prepare = dataset, prepare
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return self.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
+
+
+class CachedPairs(PreparedPairs):
+    """Reads pairs from arrays: the rows that are asked for, and nothing else.
 
     Args:
         pixel_values (uint8 array of shape `(N, 3, size, size)`), labels (uint8 array of shape `(N, size, size)`): in
@@ -65,20 +104,12 @@ class CachedPairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch, as torch's loaders ask for it.
-
-        Returns:
-            `dict`: `pixel_values`, uint8 of shape `(batch, 3, size, size)`, and `labels`, uint8 of shape
-            `(batch, size, size)`: copies of the rows, and nothing else is read.
-        """
         rows = np.asarray(indices)
         return {
             "pixel_values": torch.from_numpy(self.pixel_values[rows]),
             "labels": torch.from_numpy(self.labels[rows]),
+            "index": torch.from_numpy(rows),
         }
 
     def __reduce__(self):
@@ -88,7 +119,7 @@ class CachedPairs(torch.utils.data.Dataset):
 
 def prepare_splits(
     splits: DatasetDict, spec: DatasetSpec, transforms: Mapping[str, Any], cache: bool | str
-) -> dict[str, CachedPairs | Dataset]:
+) -> dict[str, PreparedPairs]:
     """Check every pair of a data set, and make the splits ready to be read in batches of prepared pairs.
 
     Args:
@@ -100,14 +131,14 @@ def prepare_splits(
             were checked when it was made. Generated data is kept in memory.
 
     Returns:
-        `dict`: split → a data set that gives `pixel_values` and `labels` as `SegTransform.prepare` does.
+        `dict`: split → [`PreparedPairs`].
 
     Raises:
         DataError: as `check_splits`, for all splits together; or when the cache cannot be written.
     """
     if cache is False:
         check_splits(splits, spec)
-        return {name: split.with_transform(transforms[name].prepare) for name, split in splits.items()}
+        return {name: UncachedPairs(split, transforms[name].prepare) for name, split in splits.items()}
     folder = None if in_memory(splits) else cache_folder() / "prepared" if cache is True else Path(cache).expanduser()
     prepared, errors = {}, []
     for name, split in splits.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import PIL.Image
@@ -74,6 +74,12 @@ def stored_pairs(split: str, dataset: Dataset) -> Iterator[StoredPair]:
         origins = rows.get("origin", [None] * len(rows["mask"]))
         for index, (image, mask, origin) in enumerate(zip(rows["image"], rows["mask"], origins, strict=True), start):
             yield StoredPair(split=split, index=index, image=image, mask=mask, origin=origin)
+
+
+def image_name(split: str, dataset: Dataset, index: int) -> str:
+    """What messages call the image of a pair: its file, or where it stands."""
+    (pair,) = stored_pairs(split, dataset.select([index]))
+    return replace(pair, index=index).image_name
 
 
 def is_file(stored: Stored) -> bool:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_seg.data import DataError, cache, load_spec, load_splits, prepare_splits
-from hf_seg.transforms import build_transforms, collate
+from hf_seg.data import DataError, cache, collate, load_spec, load_splits, prepare_splits
+from hf_seg.transforms import build_transforms
 
 PREPARE = Path(__file__).parent / "prepare.py"
 
@@ -24,7 +24,7 @@ def prepare(data, folder):
 
 
 def rows(prepared, indices):
-    return collate(prepared.__getitems__(indices))
+    return prepared.__getitems__(indices)
 
 
 def folders(place):

@@ -1,0 +1,101 @@
+"""Stopping a training by Ctrl-C or SIGTERM without losing what it has learnt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """A signal ended the run; what it had learnt is in its last checkpoint.
+
+    Args:
+        signum (`int`): the signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """As shells report a process that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signum
+
+
+class StopWhenAsked(TrainerCallback):
+    """After a signal: saves a checkpoint at the end of the step that is under way, and ends the training there.
+
+    An evaluation in the middle of a training is finished first, since its checkpoint comes after it; one after the
+    training is given up at once, since nothing is to be saved.
+    """
+
+    def __init__(self):
+        self.signum: int | None = None
+        self.training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.signum is not None:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # the step before has saved, or this is the evaluation's own turn
+        if self.signum is not None and control.should_training_stop:
+            control.should_evaluate = control.should_save = False
+        return control
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.signum is not None and self.training:
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.training = False
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if not self.training:
+            self.raise_if_asked()
+
+    def raise_if_asked(self) -> None:
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    @contextmanager
+    def listening(self) -> Iterator[StopWhenAsked]:
+        """While the block runs, a first signal is noted, and a second one ends the process as it always would.
+
+        With several processes the signals keep their usual effect: ranks that stop at different steps would wait for
+        each other for ever.
+        """
+        if PartialState().num_processes > 1 or threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame) -> None:
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+        name = signal.Signals(signum).name
+        # not print: a signal may come in the middle of one
+        os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())

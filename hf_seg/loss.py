@@ -1,0 +1,70 @@
+"""The loss that both models are trained on, and an eye on it that does not wait for the device."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def segmentation_loss(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
+
+    Both models are trained on this one function. A mean of the means of micro-batches or ranks would weight a pixel by
+    how many ignored pixels happen to lie in its micro-batch; dividing the sum by the count over all of them does not,
+    so the loss and its gradient do not depend on accumulation steps or on the number of ranks.
+
+    Args:
+        outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`.
+        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
+        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; counted in `labels` if
+            not given.
+
+    Returns:
+        `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum()
+    logits = upsample(outputs.logits, labels.shape[-2:])
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+
+class LossWatch:
+    """Looks at each step's loss without waiting for the device to have computed it."""
+
+    def __init__(self):
+        self.waiting: deque[tuple[torch.cuda.Event | None, Tensor, Any]] = deque()
+
+    def add(self, loss: Tensor, note: Any) -> None:
+        """Remember a loss, a scalar, with a note on where it comes from."""
+        event, value = None, loss.detach()
+        if loss.device.type == "cuda":
+            value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.waiting.append((event, value, note))
+
+    def first_bad(self, wait: bool = False) -> tuple[float, Any] | None:
+        """The first loss that is not finite, with its note, among those that are there; `wait`: among all."""
+        while self.waiting:
+            event, value, note = self.waiting[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return None
+                event.synchronize()
+            self.waiting.popleft()
+            if not math.isfinite(value):
+                return float(value), note
+        return None

@@ -1,0 +1,161 @@
+"""What goes wrong in the middle of a training: it is said in one error, and nothing already made is lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_seg import train
+from hf_seg.trainer import SegTrainer
+
+TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments):
+        status = train.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return start
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Let something happen at a step of training: `at_step(6, action)`; the action gets the trainer and the inputs."""
+
+    def plan(step, action):
+        original = SegTrainer.compute_loss
+
+        def compute_loss(self, model, inputs, *arguments, **keywords):
+            if model.training and self.state.global_step == step - 1:
+                action(self, inputs)
+            return original(self, model, inputs, *arguments, **keywords)
+
+        monkeypatch.setattr(SegTrainer, "compute_loss", compute_loss)
+
+    return plan
+
+
+def test_a_loss_that_is_no_number(write_recipe, run, at_step):
+    recipe = write_recipe("a", training={"num_train_epochs": 3})
+    at_step(6, lambda trainer, inputs: inputs["pixel_values"].fill_(torch.nan))
+    status, _, err = run(recipe)
+    assert status == 1
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: a: runs/a: the training loss is nan at step 6; its batch on this process is train[")
+    assert line.count("train[") == 8  # the whole batch
+    assert "The last checkpoint before it is runs/a/checkpoint-4. Lower training.learning_rate" in line
+    assert Path("runs/a/checkpoint-4").exists() and not Path("runs/a/checkpoint-8").exists()
+
+
+def test_out_of_memory(write_recipe, run, at_step):
+    def raise_it(trainer, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    at_step(2, raise_it)
+    status, _, err = run(write_recipe("a", training={"gradient_accumulation_steps": 2}))
+    assert status == 1
+    assert "error: a: runs/a: cpu has not the memory for 4 images of 64×64 pixels at a time; set " in err
+    assert "training.gradient_accumulation_steps to 4" in err
+
+
+def test_a_run_that_fails_does_not_end_the_launch(write_recipe, run, monkeypatch):
+    city = write_recipe("city", training={"num_train_epochs": 1})
+    write_recipe("pet", model={"init": "checkpoint", "encoder_weights": "city"}, training={"num_train_epochs": 1})
+    other = write_recipe("other", training={"num_train_epochs": 1})
+    original = SegTrainer.train
+
+    def fail(self, *arguments, **keywords):
+        if Path(self.args.output_dir).name == "city":
+            raise ZeroDivisionError("a mistake of ours")
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(SegTrainer, "train", fail)
+    status, out, err = run(city, city.with_name("pet.json"), other)
+    assert status == 1
+    assert "ZeroDivisionError" in err and "Traceback" in err and "error: city: a mistake of ours" in err
+    assert "error: pet: left out, since city failed" in err
+    assert "| other " in out and "| city " not in out and Path("runs/other/results.json").exists()
+
+
+def test_a_damaged_newest_checkpoint(write_recipe, run, at_step):
+    crashed = []
+
+    def crash_once(trainer, inputs):
+        if not crashed:
+            crashed.append(True)
+            raise ZeroDivisionError
+
+    at_step(14, crash_once)
+    recipe = write_recipe("a", training={"num_train_epochs": 4})
+    assert run(recipe)[0] == 1
+    newest = Path("runs/a/checkpoint-12")
+    size = (newest / "optimizer.pt").stat().st_size
+    os.truncate(newest / "optimizer.pt", 100)
+    status, out, err = run(recipe)
+    assert status == 0, err
+    message = f"{newest}: optimizer.pt has 100 bytes and not {size:,}; the checkpoint is left aside"
+    assert message in out and Path("runs/a/results.json").exists()
+
+
+def small_disk(tmp_path, size):
+    """The words that start a shell with a small file system at `tmp_path/disk`; None where that is not allowed."""
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size={size} none {disk}"
+    if shutil.which("unshare") is None or subprocess.run([*unshare, *mount.split()], capture_output=True).returncode:
+        return None
+    return [*unshare, "sh", "-c"], mount, disk
+
+
+FULL = """
+import shutil, sys
+from types import SimpleNamespace
+from hf_seg import train
+usage = shutil.disk_usage
+shutil.disk_usage = lambda path: SimpleNamespace(free=10**12)  # what was free is taken by somebody else, later
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_a_full_disk(write_recipe, tmp_path, seen_before):
+    found = small_disk(tmp_path, "8m")  # a checkpoint of the tiny SegFormer takes 5.4 MB
+    if found is None:
+        pytest.skip("mounting a file system is not allowed here")
+    shell, mount, disk = found
+    recipe = write_recipe("a", training={"num_train_epochs": 3})
+    (tmp_path / "full.py").write_text(FULL)
+    script = TRAIN if seen_before else tmp_path / "full.py"
+    words = f"{sys.executable} {script} {recipe} --output_dir {disk}/runs"
+    process = subprocess.run(
+        [
+            *shell,
+            f"{mount} && {words}; status=$?; ls {disk}/runs/a; cat {disk}/runs/a/checkpoint-4/checksums.json; "
+            "exit $status",
+        ],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        text=True,
+        capture_output=True,
+    )
+    assert process.returncode == 1
+    if seen_before:
+        assert "checkpoints take up to" in process.stderr and "make room" in process.stderr
+        return
+    assert "/runs/a/checkpoint-8: the checkpoint cannot be written (" in process.stderr
+    assert f"training goes on from {disk}/runs/a/checkpoint-4" in process.stderr
+    listed = process.stdout.splitlines()
+    assert "checkpoint-4" in listed and "checkpoint-8" not in listed
+    assert '"model.safetensors": [' in process.stdout  # the older one is whole
