@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import os
 import shutil
 import tarfile
@@ -24,6 +25,8 @@ from hf_seg.data.spec import DataError
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".hf_seg.lock"
+# of an archive that is unpacked; pictures hardly shrink in one, and what grows without end is an attack
+MAX_MEMBERS, MAX_GROWTH = 200_000, 20
 UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; the next attempt starts it anew
 
 
@@ -224,7 +227,10 @@ def unpack_zips(folder: Path, zips: Mapping[str, str], *, wanted: Callable[[str]
             if not (folder / part).is_dir():  # another process may have been quicker
                 try:
                     _unzip(path, part, wanted)
-                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
+                    # RuntimeError: "encrypted", or a method of compression that does not exist
+                    if isinstance(error, DataError):
+                        raise
                     raise DataError(f"{path} is damaged: {error}. Download it again.") from error
 
 
@@ -233,7 +239,12 @@ def _unzip(path: Path, part: str, wanted: Callable[[str], bool]) -> None:
         members = [m for m in archive.infolist() if m.filename.startswith(f"{part}/") and wanted(m.filename)]
         if not members:
             raise DataError(f"{path} holds none of the files needed from {part}/. Is it the official package?")
-        size = sum(member.file_size for member in members)
+        size, packed = sum(member.file_size for member in members), path.stat().st_size
+        if size > MAX_GROWTH * packed or len(members) > MAX_MEMBERS:
+            raise DataError(
+                f"{path}: {len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB cannot "
+                f"be pictures (at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive). Download it again."
+            )
         with tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True) as progress:
             for member in members:
                 archive.extract(member, unpacking)  # checks the CRC, and takes ".." and drive letters out of the name

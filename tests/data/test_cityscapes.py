@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_seg.data import DataError, load_spec, load_splits
+from hf_seg.data import DataError, cityscapes, load_spec, load_splits
 from hf_seg.data.download import LOCK_NAME, UNPACKING
 
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
@@ -172,3 +172,14 @@ def test_a_folder_that_cannot_be_written(zipped, recipe):
     (zipped / LOCK_NAME).mkdir()  # as good as a read-only folder, and works for root as well
     with pytest.raises(DataError, match=f"{zipped}: unpacking .* failed: .*must be writable.*data.root"):
         load_splits(recipe("cityscapes", zipped))
+
+
+def test_an_archive_that_grows_without_end(tmp_path):
+    (tmp_path / "leftImg8bit").mkdir()
+    with zipfile.ZipFile(tmp_path / "gtFine_trainvaltest.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png", bytes(10**7))
+    with pytest.raises(
+        DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* cannot be pictures \(at most 200"
+    ):
+        cityscapes.prepare(tmp_path, may_download=False)
+    assert not (tmp_path / "gtFine").exists()
