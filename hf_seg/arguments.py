@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainingArguments
 
 from hf_seg.recipe import Recipe, RecipeError, TrainingRecipe
@@ -81,6 +81,25 @@ def on_main_process(action: Callable[[], T]) -> T | None:
     if error is not None:
         raise error
     return result
+
+
+def check_agreement(name: str, fingerprint: str) -> None:
+    """Refuse ranks that do not see the same data, as two machines with other files under the same path.
+
+    Args:
+        name (`str`): of the run, for the message.
+        fingerprint (`str`): of this rank's data.
+
+    Raises:
+        RecipeError: on every rank, with the fingerprints.
+    """
+    seen = gather_object([fingerprint])
+    others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
+    if others:
+        raise RecipeError(
+            f"{name}: the processes see different data: by fingerprint, rank 0 sees {seen[0]}, "
+            f"{', '.join(others[:4])}; put the same files on all machines, under data.root or $HF_SEG_DATA"
+        )
 
 
 def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
-from hf_seg.arguments import on_main_process, per_device_batch_size, start_processes
+from hf_seg.arguments import check_agreement, on_main_process, per_device_batch_size, start_processes
 from hf_seg.checkpoints import check_room, last_checkpoint
 from hf_seg.data import describe_dropped, fingerprint, image_name, load_spec, load_splits, prepare_splits
 from hf_seg.data.spec import DataError
@@ -93,8 +93,9 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[
         else:
             locate_encoder_weights(recipe.model)
         with PartialState().local_main_process_first():  # the others find the check done and remembered
-            spec = load_spec(recipe.data)
-            prepare_splits(load_splits(recipe.data), spec, build_transforms(recipe.data, spec), recipe.data.cache)
+            spec, splits = load_spec(recipe.data), load_splits(recipe.data)
+            prepare_splits(splits, spec, build_transforms(recipe.data, spec), recipe.data.cache)
+        check_agreement(recipe.name, fingerprint(splits))
     return where
 
 

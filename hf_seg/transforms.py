@@ -120,24 +120,30 @@ class SegTransform:
                 "an image and its mask must be of one size"
             )
         size = [self.prepared_size] * 2
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         pixels = F.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
-        labels = torch.from_numpy(self._labels(mask))[None]
-        # as a plain tensor: torchvision's own mask kernel would use NEAREST, half a pixel away from the image
-        return pixels, F.resize(labels, size, InterpolationMode.NEAREST_EXACT)[0]
+        return pixels, torch.from_numpy(self._labels(mask))
 
     def _labels(self, mask: Image.Image) -> np.ndarray:
-        """Class ids of a mask at its own size, uint8."""
-        ids = np.asarray(mask)
-        if ids.ndim != 2:
+        """Class ids of a mask at the prepared size, uint8."""
+        if len(mask.getbands()) > 1:
             raise DataError(f"a mask of mode {mask.mode} has several channels: masks hold one class id a pixel")
-        # 16-bit and 32-bit masks: what does not fit the table must not wrap round to a class
-        labels = self.table[ids.astype(np.uint8)] if ids.dtype in (np.uint8, bool) else self._wide(ids)
-        if (labels == INVALID).any():
-            found = np.unique(ids[labels == INVALID]).tolist()
-            raise DataError(f"a mask holds the values {found}, which the classes of {self.spec.name} do not have")
-        return labels.astype(np.uint8)
+        if mask.mode in ("L", "P"):  # counting in C is faster than looking every pixel up
+            values = np.flatnonzero(mask.histogram())
+        else:
+            values = np.unique(np.asarray(mask))
+        strange = values[self._look_up(values) == INVALID]
+        if len(strange):
+            raise DataError(
+                f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
+            )
+        # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
+        small = mask.resize([self.prepared_size] * 2, Image.Resampling.NEAREST)
+        return self._look_up(np.asarray(small)).astype(np.uint8)
 
-    def _wide(self, ids: np.ndarray) -> np.ndarray:
+    def _look_up(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids; what 16-bit and 32-bit masks hold beyond the table must not wrap round to a class."""
+        ids = ids.astype(np.int64)
         inside = (ids >= 0) & (ids < len(self.table))
         return np.where(inside, self.table[np.where(inside, ids, 0)], INVALID)

@@ -234,15 +234,21 @@ def _prepared(
 
     bar = tqdm(desc=f"Preparing {spec.name} {name}", total=len(dataset), unit=" pairs", disable=quiet)
     pairs = stored_pairs(name, dataset)
-    # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        while some := list(islice(pairs, AT_ONCE)):
-            done = list(pool.map(work, some))
-            errors += [result for result in done if isinstance(result, PairError)]
-            good = [result for result in done if not isinstance(result, PairError)]
-            if good:
-                yield {key: torch.cat([result[key] for result in good]) for key in good[0]}
-            bar.update(len(some))
+    threads = torch.get_num_threads()
+    # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied. Each of
+    # them would share its resizing out among as many threads again.
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    try:
+        with ThreadPoolExecutor(os.cpu_count(), **alone) as pool, bar:
+            while some := list(islice(pairs, AT_ONCE)):
+                done = list(pool.map(work, some))
+                errors += [result for result in done if isinstance(result, PairError)]
+                good = [result for result in done if not isinstance(result, PairError)]
+                if good:
+                    yield {key: torch.cat([result[key] for result in good]) for key in good[0]}
+                bar.update(len(some))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets holds for all that start later
 
 
 def _collect(batches: Iterator[dict[str, Tensor]], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

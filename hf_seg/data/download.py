@@ -242,8 +242,8 @@ def _unzip(path: Path, part: str, wanted: Callable[[str], bool]) -> None:
         size, packed = sum(member.file_size for member in members), path.stat().st_size
         if size > MAX_GROWTH * packed or len(members) > MAX_MEMBERS:
             raise DataError(
-                f"{path}: {len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB cannot "
-                f"be pictures (at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive). Download it again."
+                f"{path}: {len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB "
+                f"are no pictures (at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive). Download it again."
             )
         with tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True) as progress:
             for member in members:

@@ -179,7 +179,7 @@ def test_an_archive_that_grows_without_end(tmp_path):
     with zipfile.ZipFile(tmp_path / "gtFine_trainvaltest.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png", bytes(10**7))
     with pytest.raises(
-        DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* cannot be pictures \(at most 200"
+        DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* are no pictures \(at most 200"
     ):
         cityscapes.prepare(tmp_path, may_download=False)
     assert not (tmp_path / "gtFine").exists()

@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_seg import train
 from hf_seg.trainer import SegTrainer
 
 TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
+OTHER_DATA = Path(__file__).parent / "train_on_other_data.py"
 
 pytestmark = pytest.mark.faults
 
@@ -106,6 +109,28 @@ def test_a_damaged_newest_checkpoint(write_recipe, run, at_step):
     assert status == 0, err
     message = f"{newest}: optimizer.pt has 100 bytes and not {size:,}; the checkpoint is left aside"
     assert message in out and Path("runs/a/results.json").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_data(write_recipe, launch, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    for rank, count in enumerate((20, 19)):
+        root = tmp_path / f"data{rank}" / "oxford-iiit-pet"
+        (root / "images").mkdir(parents=True)
+        (root / "annotations" / "trimaps").mkdir(parents=True)
+        names = [f"cat_{number:02}" for number in range(count)]
+        for name in names:
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(root / "images" / f"{name}.jpg")
+            Image.new("L", (8, 8), 1).save(root / "annotations" / "trimaps" / f"{name}.png")
+        (root / "annotations" / "trainval.txt").write_text("\n".join(names))
+        (root / "annotations" / "test.txt").write_text(names[0])
+    monkeypatch.setenv("HF_SEG_DATA", str(tmp_path / "data"))
+    recipe = write_recipe("a", data={"name": "oxford_pet", "cache": str(tmp_path / "cache")})
+    process = launch(recipe, script=OTHER_DATA, processes=2, check=False)
+    assert process.returncode != 0
+    assert "error: a: the processes see different data: by fingerprint, rank 0 sees " in process.stderr
+    assert ", rank 1 sees " in process.stderr and "put the same files on all machines" in process.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def small_disk(tmp_path, size):
