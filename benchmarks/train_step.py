@@ -3,7 +3,8 @@
 The bare loop has the same model, precision, memory layout, loss, clipping and optimiser, and its batches lie in the
 device's memory as the model takes them. Trainer's side also reads shuffled batches from the cache, converts them,
 counts labelled pixels, schedules the learning rate and logs. Epochs of the two take turns in one process; medians, the
-first epoch of each left out.
+first epoch of each left out. `--parts` also shows what the trainer's epochs are spent on; the rest is the optimiser
+for the most part.
 """
 
 import argparse
@@ -25,6 +26,32 @@ from hf_seg.data import load_spec
 from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import build_model
 from hf_seg.recipe import DataRecipe, Recipe
+
+# of an epoch of the trainer → the method that does it
+PARTS = {
+    "forward, loss, backward": "training_step",
+    "clipping": "_clip_grad_norm",
+    "reading, augmenting and counting batches": "get_batch_samples",
+    "counting operations for the log": "floating_point_ops",
+}
+
+
+def put_clocks_around_parts(trainer) -> dict[str, float]:
+    """Returns the seconds of each part, which grow while the trainer trains."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def clocked(part: str, method: Callable) -> Callable:
+        def call(*arguments, **keywords):
+            start = now()
+            result = method(*arguments, **keywords)
+            seconds[part] += now() - start
+            return result
+
+        return call
+
+    for part, name in PARTS.items():
+        setattr(trainer, name, clocked(part, getattr(trainer, name)))
+    return seconds
 
 
 class TakeTurns(TrainerCallback):
@@ -72,8 +99,10 @@ def bare_loop(model, recipe: Recipe, device: torch.device, batches: list[dict], 
     return epoch
 
 
-def compare(recipe: Recipe, device: torch.device, steps: int, compiled: bool) -> tuple[float, float]:
-    """Median seconds of an epoch: the trainer's and the bare loop's."""
+def compare(
+    recipe: Recipe, device: torch.device, steps: int, compiled: bool, parts: bool
+) -> tuple[float, float, list[float]]:
+    """Median seconds of an epoch, the trainer's and the bare loop's; and shares of the trainer's, if asked for."""
     set_seed(recipe.training.seed)
     model, _ = build_model(recipe.model, load_spec(recipe.data))
     with tempfile.TemporaryDirectory() as temporary:
@@ -84,8 +113,10 @@ def compare(recipe: Recipe, device: torch.device, steps: int, compiled: bool) ->
             batches.append({name: values.to(device) for name, values in batch.items()})
         turns = TakeTurns(bare_loop(copy.deepcopy(model), recipe, device, batches, compiled))
         trainer.add_callback(turns)
+        seconds = put_clocks_around_parts(trainer) if parts else {}
         trainer.train()
-    return statistics.median(turns.trainer[1:]), statistics.median(turns.bare[1:])
+    shares = [value / sum(turns.trainer) for value in seconds.values()]
+    return statistics.median(turns.trainer[1:]), statistics.median(turns.bare[1:]), shares
 
 
 def main() -> None:
@@ -95,12 +126,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of 64 pairs an epoch, at most 16 (default: 8)")
     parser.add_argument("--repeats", type=int, default=5, help="epochs that count (default: 5)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
+    parser.add_argument("--parts", action="store_true", help="show the parts; on a GPU, waits for it at each of them")
     options = parser.parse_args()
     if not 1 <= options.steps <= 16:
         parser.error("--steps: from 1 to 16, since the generated data has 1,024 train pairs")
     device = PartialState(cpu=options.device == "cpu").device
     print(machine(device.type) + (", compiled" if options.compile else "") + "\n")
-    print_table(["model", "precision", "SegTrainer, s an epoch", "bare loop, s", "ratio"])
+    columns = [*PARTS, "the rest"] if options.parts else []
+    print_table(["model", "precision", "SegTrainer, s an epoch", "bare loop, s", "ratio", *columns])
     for arch in options.models:
         data = DataRecipe(
             name="synthetic_pet", max_train_samples=options.steps * BATCH, max_validation_samples=1, max_test_samples=1
@@ -109,9 +142,10 @@ def main() -> None:
         if options.device == "cpu":
             arguments["use_cpu"] = True
         recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)
-        trainer, bare = compare(recipe, device, options.steps, options.compile)
+        trainer, bare, shares = compare(recipe, device, options.steps, options.compile, options.parts)
         precision = "bf16" if use_bf16(recipe.training, device) else "fp32"
-        print_row([arch, precision, f"{trainer:.3f}", f"{bare:.3f}", f"{trainer / bare:.3f}"])
+        parts = [f"{share:.1%}" for share in (*shares, 1 - sum(shares))] if shares else []
+        print_row([arch, precision, f"{trainer:.3f}", f"{bare:.3f}", f"{trainer / bare:.3f}", *parts])
 
 
 if __name__ == "__main__":

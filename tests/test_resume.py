@@ -31,7 +31,8 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, arch, other)
     (run / "checkpoint-9").mkdir()
     (run / "checkpoint-9" / "trainer_state.json").write_text('{"global_st')
     again = launch(recipe, "--output_dir", tmp_path / "killed")
-    assert "checkpoint-9: incomplete checkpoint, left aside" in again.stdout
+    assert "checkpoint-9: trainer_state.json cannot be read: " in again.stdout
+    assert "; the checkpoint is left aside" in again.stdout
     assert (run / "model.safetensors").read_bytes() == weights
     assert json.loads((run / "results.json").read_text())["test"] == scores
 
