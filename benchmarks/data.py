@@ -24,9 +24,9 @@ from original_size import TRAIN_PAIRS, build_root
 from per_pair import SIZE, PerPair
 from torch.utils.data import DataLoader
 
-from hf_seg.data import collate, load_spec, load_splits, prepare_splits
+from hf_seg.data import load_spec, load_splits, prepare_splits
 from hf_seg.recipe import DataRecipe
-from hf_seg.transforms import build_transforms
+from hf_seg.transforms import build_transforms, collate
 
 BATCH = 64
 CORES = len(os.sched_getaffinity(0))

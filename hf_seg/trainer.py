@@ -22,7 +22,7 @@ from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_che
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
 from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
 from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.transforms import SegTransform
+from hf_seg.transforms import SegTransform, collate
 
 
 class _EvaluateEvery(TrainerCallback):
@@ -89,7 +89,7 @@ class SegTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=lambda batch: batch,  # prepared pairs come in whole batches
+            data_collator=collate,
             processing_class=image_processor,
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,

@@ -28,6 +28,11 @@ def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransf
     return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
 
 
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For torch's loaders, which expect a list of samples: prepared pairs come in whole batches."""
+    return batch
+
+
 class SegTransform:
     """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data import cityscapes, folder, hub_dataset, oxford_pet, synthetic
-from hf_seg.data.cache import collate, prepare_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
 from hf_seg.data.download import find_folder
 from hf_seg.data.own_images import UprightImage
@@ -27,7 +27,6 @@ __all__ = [
     "DataError",
     "DatasetSpec",
     "check_splits",
-    "collate",
     "describe_dropped",
     "fingerprint",
     "image_name",

@@ -57,11 +57,6 @@ class PreparedPairs(torch.utils.data.Dataset):
         raise NotImplementedError
 
 
-def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For torch's loaders, which expect a list of samples: [`PreparedPairs`] gives a batch whole."""
-    return batch
-
-
 class UncachedPairs(PreparedPairs):
     """Decodes pairs each time that they are read.
 
