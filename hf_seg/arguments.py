@@ -52,7 +52,8 @@ def start_processes() -> PartialState:
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
         raise RecipeError(
             "accelerate launch was asked for several processes, but on a CPU it starts only one; start them with "
-            "`torchrun --nproc_per_node N hf_seg/train.py …`, or run a single process with --num_processes 1"
+            "`accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N hf_seg/train.py …`, or "
+            "run a single process with --num_processes 1"
         )
     state = PartialState(cpu=on_cpu)
     # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments; the process's own when None.
 
     Returns:
-        `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, or an exported
-        model does not compute what PyTorch computes; 2 when nothing could be done at all.
+        `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, an exported
+        model does not compute what PyTorch computes, or two trainings differ; 2 when nothing could be done at all.
     """
     # Neither parser abbreviates: `--help` is the only option here, and a recipe's overrides must be spelt out.
     parser = argparse.ArgumentParser(prog="hf-seg", description="Semantic segmentation recipes.", allow_abbrev=False)
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.set_defaults(run=_predict)
     _add_init(commands)
     _add_doctor(commands)
+    _add_repro(commands)
     _add_push(commands)
     _add_export(commands)
     _add_demo(commands)
@@ -85,6 +86,19 @@ def _add_doctor(commands) -> None:
     doctor.add_argument("--all", action="store_true", help="name all files, not ten of a kind")
     doctor.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE|DIR", help="and overrides")
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
+
+
+def _add_repro(commands) -> None:
+    repro = commands.add_parser(
+        "repro", help="train the first steps of a run twice, and compare the bits", allow_abbrev=False
+    )
+    repro.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="a finished run's folder, such as runs/quickstart-fcn"
+    )
+    repro.add_argument("--steps", type=int, default=5, help="how many (default: 5)")
+    repro.add_argument("--data_root", metavar="DIR", help="where the data is here, when it is not where it was")
+    repro.add_argument("--json", action="store_true", help="print one JSON object")
+    repro.set_defaults(run=_repro)
 
 
 def _add_push(commands) -> None:
@@ -152,6 +166,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
     report = diagnose(paths, overrides, disable_bar=None if machine else False)
     print(as_json(report) if machine else as_text(report, show_all=everything))
     return 0 if report.would_start else 1
+
+
+def _repro(arguments: argparse.Namespace) -> int:
+    from hf_seg.data.spec import DataError
+    from hf_seg.models.build import WeightsError
+    from hf_seg.repro import as_json, as_text, reproduce
+
+    try:
+        report = reproduce(arguments.run_dir, steps=arguments.steps, data_root=arguments.data_root)
+    except (RecipeError, DataError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(as_json(report) if arguments.json else as_text(report))
+    return 0 if report.same else 1
 
 
 def _predict(arguments: argparse.Namespace) -> int:

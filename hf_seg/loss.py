@@ -37,6 +37,9 @@ def segmentation_loss(
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum()
     logits = upsample(outputs.logits, labels.shape[-2:])
+    if torch.are_deterministic_algorithms_enabled():
+        # CUDA sums over images in an order of its own and refuses here; over rows it does not. Slower on the CPU.
+        logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
 

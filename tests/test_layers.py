@@ -52,6 +52,7 @@ ALLOWED = {
         "trainer",
         "transforms",
     ],
+    "repro": ["arguments", "data", "models/build", "recipe", "results", "trainer", "transforms"],
     "segmenter": ["models", "models/weights"],
     "predict": ["segmenter"],
     "predict_files": ["predict"],
@@ -62,7 +63,20 @@ ALLOWED = {
     "init": ["data/*", "preview", "recipe"],
     "export": ["data/synthetic/pet", "predict", "predict_files"],
     "demo": ["data/synthetic", "demo_app", "hub", "models", "predict", "predict_files", "push"],
-    "cli": ["recipe", "data/spec", "demo", "doctor", "export", "hub", "init", "predict", "predict_files", "push"],
+    "cli": [
+        "data/spec",
+        "demo",
+        "doctor",
+        "export",
+        "hub",
+        "init",
+        "models/build",
+        "predict",
+        "predict_files",
+        "push",
+        "recipe",
+        "repro",
+    ],
 }
 # the libraries that a layer may import besides the standard one; whatever is not named here may import any
 LIBRARIES = {
