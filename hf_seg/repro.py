@@ -213,12 +213,9 @@ def _train(recipe: Recipe, folder: Path, steps: int, spec, prepared, transforms)
         run_dir=folder,
         model=model,
         image_processor=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
-        train_dataset=prepared["train"],
-        eval_dataset=prepared["validation"],
-        train_transform=transforms["train"],
-        eval_transform=transforms["validation"],
-        class_names=spec.class_names,
-        ignore_index=spec.ignore_index,
+        spec=spec,
+        prepared=prepared,
+        transforms=transforms,
         callbacks=[_StopAfter(steps)],
     )
     trainer.step_losses = {}

@@ -52,9 +52,10 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise RecipeError(f"{run_dir}: is a file, and a run needs a folder of this name; move the file away")
-    if not run_dir.exists() or not any(run_dir.iterdir()):
-        return "new"
     saved = run_dir / "recipe.json"
+    # a launch that was killed while it wrote the recipe leaves the partial file and nothing else
+    if not run_dir.exists() or all(path.name == f"{saved.name}.partial" for path in run_dir.iterdir()):
+        return "new"
     if not saved.exists():
         raise RecipeError(
             f"{run_dir}: the folder is not empty and holds no recipe.json, so it is not a run of hf_seg; move "
@@ -99,7 +100,7 @@ def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> I
     The operating system lets go of the locks when their holder dies.
 
     Raises:
-        RecipeError: on every rank, when another launch is at work in one of them.
+        RecipeError: on every rank, when another launch is at work in one of them, or nothing can be written there.
     """
     with ExitStack() as locks:
 
@@ -108,14 +109,18 @@ def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> I
                 run_dir = output_dir / recipe.name
                 if open_run(recipe, run_dir, recipe.name in overwrite) == "finished":
                     continue
-                output_dir.mkdir(parents=True, exist_ok=True)
                 try:
+                    output_dir.mkdir(parents=True, exist_ok=True)
                     locks.enter_context(FileLock(output_dir / f".{recipe.name}.lock", timeout=0))
                 except Timeout:
                     raise RecipeError(
                         f"{run_dir}: another launch is at work in it; wait until it ends, stop it, or choose another "
                         "--output_dir"
                     ) from None
+                except OSError as error:
+                    raise RecipeError(
+                        f"{output_dir}: nothing can be written there ({error.strerror}); choose another --output_dir"
+                    ) from error
 
         on_main_process(lock)
         yield

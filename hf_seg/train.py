@@ -177,12 +177,9 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         run_dir=run_dir,
         model=model,
         image_processor=image_processor,
-        train_dataset=prepared["train"],
-        eval_dataset=prepared["validation"],
-        train_transform=transforms["train"],
-        eval_transform=transforms["validation"],
-        class_names=spec.class_names,
-        ignore_index=spec.ignore_index,
+        spec=spec,
+        prepared=prepared,
+        transforms=transforms,
         image_name=lambda index: image_name("train", splits["train"], index),
         callbacks=[*(on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or []), stop],
     )
@@ -191,6 +188,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         stop.raise_if_asked()
         # both of the best checkpoint by validation mIoU, which training ends with
         validation, test = trainer.validate(), trainer.test(prepared["test"], recipe.training.mean_iou_script)
+        samples = trainer.sample(prepared["test"])  # on all ranks: a divided model needs each of them
     trainer.save_model()
 
     roc = test.pop("roc")
@@ -206,9 +204,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         plot_curves(trainer.state.log_history, plots / "curves.png")
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots / "confusion.png")
         plot_roc(roc, plots / "roc.png")
-        plot_samples(
-            *trainer.sample(prepared["test"]), spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png"
-        )
+        plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png")
         (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
         uploads.finish(run_dir)

@@ -4,7 +4,7 @@ import gc
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last
 from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
+from hf_seg.data.spec import DatasetSpec
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
 from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
 from hf_seg.recipe import Recipe, RecipeError
@@ -50,10 +52,10 @@ class SegTrainer(Trainer):
         recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
         run_dir (`Path`): checkpoints and logs go here.
         model (`PreTrainedModel`), image_processor: what is trained and saved.
-        train_dataset, eval_dataset (`torch.utils.data.Dataset`): of pairs that `SegTransform.prepare` has prepared.
-        train_transform, eval_transform ([`SegTransform`]): whose `finish` makes them the model's input.
-        class_names (`Sequence[str]`), ignore_index (`int`): of the data set.
-        image_name (`Callable[[int], str]`, *optional*): what to call an image of `train_dataset` in messages.
+        spec ([`DatasetSpec`]): names the classes and the label that is ignored.
+        prepared (`Mapping[str, Dataset]`): `"train"` and `"validation"`, as `prepare_splits` gives them.
+        transforms (`Mapping[str, SegTransform]`): of the same splits; `finish` makes pairs the model's input.
+        image_name (`Callable[[int], str]`, *optional*): what to call a training image in messages.
         callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
 
     Raises:
@@ -67,19 +69,20 @@ class SegTrainer(Trainer):
         run_dir: Path,
         model: PreTrainedModel,
         image_processor: BaseImageProcessor,
-        train_dataset,
-        eval_dataset,
-        train_transform: SegTransform,
-        eval_transform: SegTransform,
-        class_names,
-        ignore_index: int = 255,
+        spec: DatasetSpec,
+        prepared: Mapping[str, Dataset],
+        transforms: Mapping[str, SegTransform],
         image_name: Callable[[int], str] = str,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.train_transform, self.eval_transform = transforms["train"], transforms["validation"]
         self.image_name, self.losses = image_name, LossWatch()
-        self.training_recipe, self.class_names, self.ignore_index = recipe.training, tuple(class_names), ignore_index
-        self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=ignore_index)
+        self.training_recipe, self.class_names, self.ignore_index = (
+            recipe.training,
+            spec.class_names,
+            spec.ignore_index,
+        )
+        self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=self.ignore_index)
         self.evaluation: dict[str, Any] = {}
         self.with_roc, self.second_opinion = False, None
         self._reset_sums()
@@ -87,8 +90,8 @@ class SegTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            train_dataset=prepared["train"],
+            eval_dataset=prepared["validation"],
             data_collator=collate,
             processing_class=image_processor,
             compute_loss_func=self._loss,

@@ -30,7 +30,7 @@ ALLOWED = {
     "data/split_file": ["data/*", "recipe_files"],
     "transforms": ["augment", "data/spec"],
     "arguments": ["recipe"],
-    "trainer": ["arguments", "checkpoints", "loss", "metrics", "recipe", "transforms"],
+    "trainer": ["arguments", "checkpoints", "data/spec", "loss", "metrics", "recipe", "transforms"],
     "results": ["arguments", "recipe"],
     "checkpoints": ["recipe", "results"],
     "model_card": ["model_card_sections"],

@@ -40,6 +40,15 @@ def test_a_run_folder_through_its_life(recipe, tmp_path):
     assert not (run_dir / "results.json").exists()
 
 
+def test_a_launch_killed_while_it_wrote_the_recipe(recipe, tmp_path):
+    run_dir = tmp_path / "mine"
+    run_dir.mkdir()
+    (run_dir / "recipe.json.partial").write_text('{"model"')
+    assert open_run(recipe, run_dir) == "new"
+    start_run(recipe, run_dir)
+    assert [path.name for path in run_dir.iterdir()] == ["recipe.json"]
+
+
 def test_keys_of_the_machine_do_not_make_another_recipe(recipe, tmp_path):
     start_run(recipe, tmp_path / "mine")
     recipe.training.gradient_accumulation_steps = 4
@@ -90,6 +99,13 @@ def test_damaged_results(tmp_path):
     (tmp_path / "results.json").write_text('{"status"')
     with pytest.raises(RecipeError, match="results.json: cannot be read .* --overwrite"):
         load_results(tmp_path)
+
+
+def test_a_place_that_takes_no_files(recipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="file/runs: nothing can be written there .*choose another --output_dir"):
+        with hold_runs([recipe], tmp_path / "file" / "runs", set()):
+            raise AssertionError
 
 
 def test_two_launches_in_one_folder(recipe, tmp_path):
