@@ -2,20 +2,17 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainingArguments
 
 from hf_seg.recipe import Recipe, RecipeError, TrainingRecipe
 
 # Arguments of the Trainer that hf_seg.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
-T = TypeVar("T")
 
 
 def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
@@ -39,70 +36,6 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
     return batch // parts
 
 
-def start_processes() -> PartialState:
-    """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
-
-    Raises:
-        RecipeError: when several processes were asked for and one was started.
-    """
-    environment = os.environ
-    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
-    # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
-    if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
-        raise RecipeError(
-            "accelerate launch was asked for several processes, but on a CPU it starts only one; start them with "
-            "`accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N hf_seg/train.py …`, or "
-            "run a single process with --num_processes 1"
-        )
-    state = PartialState(cpu=on_cpu)
-    # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
-    # core. So does torchrun. Any other value is the user's and stays.
-    if on_cpu and environment.get("OMP_NUM_THREADS", "1") == "1":
-        cores = torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1
-        if hasattr(os, "sched_getaffinity"):
-            cores = min(cores, len(os.sched_getaffinity(0)))
-        torch.set_num_threads(max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", 1))))
-    return state
-
-
-def on_main_process(action: Callable[[], T]) -> T | None:
-    """Let the main process do what is to be done once. Returns what it made there, None on the others.
-
-    Raises:
-        Exception: on every rank, what the action raised on the main process: none waits for another in vain.
-    """
-    state, result, error = PartialState(), None, None
-    if state.is_main_process:
-        try:
-            result = action()
-        except Exception as raised:
-            error = raised
-    (error,) = broadcast_object_list([error])
-    if error is not None:
-        raise error
-    return result
-
-
-def check_agreement(name: str, fingerprint: str) -> None:
-    """Refuse ranks that do not see the same data, as two machines with other files under the same path.
-
-    Args:
-        name (`str`): of the run, for the message.
-        fingerprint (`str`): of this rank's data.
-
-    Raises:
-        RecipeError: on every rank, with the fingerprints.
-    """
-    seen = gather_object([fingerprint])
-    others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
-    if others:
-        raise RecipeError(
-            f"{name}: the processes see different data: by fingerprint, rank 0 sees {seen[0]}, "
-            f"{', '.join(others[:4])}; put the same files on all machines, under data.root or $HF_SEG_DATA"
-        )
-
-
 def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
     """`training.bf16`; `"auto"`: where the device computes bf16 in hardware (elsewhere it would be slower)."""
     if training.bf16 != "auto":
@@ -116,6 +49,25 @@ def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
 def use_channels_last(training: TrainingRecipe, device: torch.device) -> bool:
     """`training.channels_last`, with `"auto"` meaning: where convolutions gain by it."""
     return device.type in ("cpu", "cuda") if training.channels_last == "auto" else training.channels_last
+
+
+def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
+    """`training.sync_batch_norm`; `"auto"`: several ranks on GPUs, with fewer than 16 images each at a time.
+
+    Wu and He, "Group Normalization", ECCV 2018 (figure 1), find that batch norm loses accuracy from about there down.
+
+    Raises:
+        RecipeError: when it is asked for on CPUs, where PyTorch has no synchronised batch norm.
+    """
+    if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
+        raise RecipeError(
+            f"training.sync_batch_norm: PyTorch has it for GPUs only, and this launch has {num_processes} processes "
+            f'on {device.type}; set it to "auto" or false'
+        )
+    wanted = training.sync_batch_norm
+    if wanted == "auto":
+        wanted = device.type == "cuda" and per_device_batch_size(training, num_processes) < 16
+    return wanted and num_processes > 1
 
 
 def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments:

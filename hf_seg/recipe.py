@@ -150,6 +150,11 @@ class TrainingRecipe:
     seed: int = _key("Seed of initial weights, shuffling and augmentation.", 0, minimum=0, maximum=2**32 - 1)
     bf16: bool | Literal["auto"] = _key("bfloat16 mixed precision. auto: where the device gains by it.", "auto")
     channels_last: bool | Literal["auto"] = _key("Memory layout of images. auto: where it is faster.", "auto")
+    sync_batch_norm: bool | Literal["auto"] = _key(
+        "Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 "
+        "images at a time.",
+        "auto",
+    )
     report_to: str | list[str] = _key(
         "Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb.", "auto"
     )

@@ -94,6 +94,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         ["deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "local_rank"], _LAUNCHER
     ),
+    "ddp_backend": _LAUNCHER,
+    "ddp_timeout": "how long processes wait for each other is up to the machines; set the variable HF_SEG_TIMEOUT",
     **dict.fromkeys(["split_batches", "dispatch_batches"], f"{_GONE}; {_LAUNCHER}"),
     # What people write who come from another trainer.
     **dict.fromkeys(["batch_size", "train_batch_size"], "set global_train_batch_size"),

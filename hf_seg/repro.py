@@ -15,9 +15,9 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from hf_seg.arguments import start_processes
 from hf_seg.data import fingerprint, load_spec, load_splits, prepare_splits
 from hf_seg.models.build import build_image_processor, build_model
+from hf_seg.processes import start_processes
 from hf_seg.recipe import Recipe, RecipeError, load_recipes
 from hf_seg.results import environment, load_results
 from hf_seg.trainer import SegTrainer

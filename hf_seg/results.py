@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-from hf_seg.arguments import on_main_process
+from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe, RecipeError, all_keys
 
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
@@ -100,7 +100,8 @@ def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> I
     The operating system lets go of the locks when their holder dies.
 
     Raises:
-        RecipeError: on every rank, when another launch is at work in one of them, or nothing can be written there.
+        RecipeError: on every rank, when another launch is at work in one of them, nothing can be written there, or
+            the ranks do not share the folder.
     """
     with ExitStack() as locks:
 
@@ -123,6 +124,8 @@ def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> I
                     ) from error
 
         on_main_process(lock)
+        if PartialState().num_processes > 1:
+            check_shared(output_dir)
         yield
 
 
@@ -134,8 +137,12 @@ def start_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> None:
     state = PartialState()
     state.wait_for_everyone()
     if state.is_main_process:
+        old = run_dir.with_name(f".{run_dir.name}.replaced")
+        if old.exists():  # of a launch that was killed while it removed it
+            shutil.rmtree(old)
         if overwrite and (run_dir / "recipe.json").exists():
-            shutil.rmtree(run_dir)
+            os.replace(run_dir, old)  # all at once: a run folder without its recipe.json would be refused
+            shutil.rmtree(old)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(recipe.to_dict(), run_dir / "recipe.json")
     state.wait_for_everyone()

@@ -5,14 +5,16 @@ import itertools
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import set_seed
 
-from hf_seg.arguments import check_agreement, on_main_process, per_device_batch_size, start_processes
+from hf_seg.arguments import per_device_batch_size, use_sync_batch_norm
 from hf_seg.checkpoints import check_room, last_checkpoint
 from hf_seg.data import describe_dropped, fingerprint, image_name, load_spec, load_splits, prepare_splits
 from hf_seg.data.spec import DataError
@@ -29,8 +31,15 @@ from hf_seg.models.build import (
     measure_forward,
 )
 from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
+from hf_seg.processes import (
+    check_agreement,
+    first_on_each_machine,
+    lost_contact,
+    on_main_process,
+    start_processes,
+)
 from hf_seg.push import Uploads, is_unpushed
-from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.recipe import ModelRecipe, Recipe, RecipeError, load_recipes
 from hf_seg.results import (
     describe_encoder_run,
     environment,
@@ -72,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as interruption:
         say(f"{interruption}; launch again to go on", file=sys.stderr)
         return interruption.exit_status
+    except Exception as error:
+        if (message := lost_contact(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return 1
     PartialState().destroy_process_group()
     return 1 if failed or uploads.unpushed else 0
 
@@ -88,15 +102,22 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[
     where = on_main_process(lambda: destinations(recipes, overwrite)) or {}
     for recipe in recipes:
         per_device_batch_size(recipe.training, PartialState().num_processes)
-        if recipe.encoder_recipe:
-            check_model(recipe.model, models[recipe.encoder_recipe])
-        else:
-            locate_encoder_weights(recipe.model)
-        with PartialState().local_main_process_first():  # the others find the check done and remembered
-            spec, splits = load_spec(recipe.data), load_splits(recipe.data)
-            prepare_splits(splits, spec, build_transforms(recipe.data, spec), recipe.data.cache)
+        use_sync_batch_norm(recipe.training, PartialState().num_processes, PartialState().device)
+        encoder_model = models[recipe.encoder_recipe] if recipe.encoder_recipe else None
+        splits = first_on_each_machine(partial(prepare, recipe, encoder_model), f"{recipe.name}: data and weights")
         check_agreement(recipe.name, fingerprint(splits))
     return where
+
+
+def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> dict[str, Dataset]:
+    """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
+    if encoder_model:
+        check_model(recipe.model, encoder_model)
+    else:
+        locate_encoder_weights(recipe.model)
+    spec, splits = load_spec(recipe.data), load_splits(recipe.data)
+    prepare_splits(splits, spec, build_transforms(recipe.data, spec), recipe.data.cache)
+    return splits
 
 
 def run_all(
@@ -118,6 +139,8 @@ def run_all(
             results.append(run(recipe, output_dir, uploads, recipe.name in overwrite))
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
+                if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
+                    print(f"error: process {PartialState().process_index}: {error}", file=sys.stderr, flush=True)
                 raise
             if not isinstance(error, REFUSALS):
                 traceback.print_exc()

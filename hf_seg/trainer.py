@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last
+from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last, use_sync_batch_norm
 from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
@@ -87,6 +88,9 @@ class SegTrainer(Trainer):
         self.with_roc, self.second_opinion = False, None
         self._reset_sums()
         args = build_training_arguments(recipe, run_dir)
+        self.sync_batch_norm = use_sync_batch_norm(recipe.training, args.world_size, args.device)
+        if self.sync_batch_norm:
+            model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
         super().__init__(
             model=model,
             args=args,
@@ -281,6 +285,7 @@ class SegTrainer(Trainer):
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": "bf16" if self.args.bf16 else "fp32",
             "channels_last": use_channels_last(self.training_recipe, self.args.device),
+            "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,
             "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],
         }

@@ -321,3 +321,18 @@ def test_pictures_that_must_not_be_published(hub, finished, write_recipe):
     there = hub.files("alice/segformer")
     assert "plots/samples.png" not in there and "plots/curves.png" in there
     assert b"samples.png" not in there["README.md"]
+
+
+@pytest.mark.slow
+def test_the_token_is_in_nothing_that_a_run_writes(hub, write_recipe, launch, tmp_path, monkeypatch):
+    outputs = []
+    for token in (WRITER, READER):  # the second one must not push, and the error says so
+        monkeypatch.setenv("HF_TOKEN", token)
+        recipe = write_recipe(f"with-{len(outputs)}", training={"num_train_epochs": 1, "push_to_hub": True})
+        ended = launch(recipe, "--output_dir", tmp_path / "runs", check=False)
+        outputs.append(ended.stdout + ended.stderr)
+        assert (ended.returncode == 0) == (token == WRITER), outputs[-1]
+    written = [path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(written) > 10 and hub.files("alice/with-0")
+    for content in [*written, *hub.files("alice/with-0").values(), *map(str.encode, outputs)]:
+        assert WRITER.encode() not in content and READER.encode() not in content

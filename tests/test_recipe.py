@@ -94,6 +94,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "seed": 0,
             "bf16": "auto",
             "channels_last": "auto",
+            "sync_batch_norm": "auto",
             "report_to": "auto",
             "mean_iou_script": None,
             "push_to_hub": False,

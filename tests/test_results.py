@@ -108,6 +108,24 @@ def test_a_place_that_takes_no_files(recipe, tmp_path):
             raise AssertionError
 
 
+def test_a_run_that_is_replaced_goes_all_at_once(recipe, tmp_path, monkeypatch):
+    run = tmp_path / "mine"
+    start_run(recipe, run)
+    (run / "checkpoint-4").mkdir()
+
+    def killed(path):
+        (path / "recipe.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        start_run(recipe, run, overwrite=True)
+    assert open_run(recipe, run, overwrite=True) == open_run(recipe, run) == "new"
+    start_run(recipe, run, overwrite=True)
+    assert [path.name for path in run.iterdir()] == ["recipe.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_two_launches_in_one_folder(recipe, tmp_path):
     with hold_runs([recipe], tmp_path, set()):
         with pytest.raises(RecipeError, match="mine: another launch is at work in it; wait until it ends"):

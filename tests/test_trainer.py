@@ -3,9 +3,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
+from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_seg.arguments import use_bf16, use_channels_last
+from hf_seg.arguments import use_bf16, use_channels_last, use_sync_batch_norm
 from hf_seg.checkpoints import load_weights
 from hf_seg.loss import segmentation_loss
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
@@ -92,3 +94,27 @@ def test_precision_follows_the_recipe_and_the_device():
     assert use_bf16(TrainingRecipe(), torch.device("mps")) is False
     assert use_channels_last(TrainingRecipe(), cpu) is True
     assert use_channels_last(TrainingRecipe(), torch.device("mps")) is False
+
+
+def test_batch_norm_is_synchronised_where_ranks_have_few_images():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    auto = TrainingRecipe(global_train_batch_size=64)
+    assert [use_sync_batch_norm(auto, ranks, gpu) for ranks in (1, 2, 4, 8)] == [False, False, False, True]
+    assert use_sync_batch_norm(TrainingRecipe(gradient_accumulation_steps=4), 2, gpu) is True
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, gpu) is True
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=False), 8, gpu) is False
+    assert use_sync_batch_norm(auto, 8, cpu) is False
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 1, cpu) is False
+    with pytest.raises(RecipeError, match="sync_batch_norm: PyTorch has it for GPUs only, .* 2 processes on cpu; set"):
+        use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, cpu)
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_synchronised_batch_norm_keeps_the_tensors_of_a_model(arch):
+    model = tiny(arch, 0)
+    before, norms = model.state_dict(), [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    converted = convert_sync_batchnorm(model)
+    assert converted is model and norms
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == len(norms)
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == before[name].data_ptr(), name

@@ -67,6 +67,11 @@ def test_undecodable_files(pet_folder, failure):
     assert message.count("Get the undecodable files again") == 1
 
 
+def test_more_pixels_than_the_limit(failure, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40)  # Pillow refuses above twice as many
+    assert "exceeds limit of 80 pixels" in failure()
+
+
 def test_a_file_that_vanished(pet_folder, recipe):
     data = recipe("oxford_pet", pet_folder)
     splits = load_splits(data)

@@ -1,9 +1,11 @@
 """What goes wrong in the middle of a training: it is said in one error, and nothing already made is lost."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,31 @@ def small_disk(tmp_path, size):
     if shutil.which("unshare") is None or subprocess.run([*unshare, *mount.split()], capture_output=True).returncode:
         return None
     return [*unshare, "sh", "-c"], mount, disk
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_read_only(write_recipe, tmp_path):
+    found = small_disk(tmp_path, "8m,ro")
+    if found is None:
+        pytest.skip("mounting a file system is not allowed here")
+    shell, mount, disk = found
+    command = [*shell, f"{mount} && {sys.executable} {TRAIN} {write_recipe('a')} --output_dir {disk}/runs"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert process.returncode == 2
+    assert (
+        f"error: {disk}/runs: nothing can be written there (Read-only file system); choose another" in process.stderr
+    )
+
+
+def test_a_clock_that_starts_at_zero(write_recipe, run, monkeypatch):
+    started = time.time()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - started)
+    recipe = write_recipe("a", training={"num_train_epochs": 1})
+    status, _, err = run(recipe)
+    assert status == 0, err
+    assert json.loads(Path("runs/a/results.json").read_text())["train"]["seconds"] > 0
 
 
 FULL = """

@@ -1,0 +1,184 @@
+"""The processes of a launch: how they start, wait for each other, agree, and stop together."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from hf_seg.recipe import RecipeError
+
+TIMEOUT = "HF_SEG_TIMEOUT"
+PATIENCE = 10  # seconds that a process waits for another before it says so
+# gloo's errors are plain RuntimeErrors; these are its words, in torch 2.15, where a connection ends or stays silent
+GLOO = ("gloo", "Application timeout", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+T = TypeVar("T")
+
+
+def start_processes() -> PartialState:
+    """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
+
+    Raises:
+        RecipeError: when several processes were asked for and one was started, or `HF_SEG_TIMEOUT` is no number.
+    """
+    environment = os.environ
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+    # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
+    if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
+        raise RecipeError(
+            "accelerate launch was asked for several processes, but on a CPU it starts only one; start them with "
+            "`accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N hf_seg/train.py …`, or "
+            "run a single process with --num_processes 1"
+        )
+    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
+    # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
+    # core. So does torchrun. Any other value is the user's and stays.
+    if on_cpu and environment.get("OMP_NUM_THREADS", "1") == "1":
+        cores = torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = min(cores, len(os.sched_getaffinity(0)))
+        torch.set_num_threads(max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", 1))))
+    return state
+
+
+def time_limit() -> float:
+    """Seconds that a process waits for another before it gives up: `$HF_SEG_TIMEOUT`, else half an hour.
+
+    Raises:
+        RecipeError: when the variable holds something else than a number above 0.
+    """
+    text = os.environ.get(TIMEOUT, "1800")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= 10**7:
+        raise RecipeError(f"{TIMEOUT}: must be a number of seconds, above 0, but is {text!r}")
+    return seconds
+
+
+def lost_contact(error: Exception) -> str | None:
+    """What to say of an error that means that another process has gone or does not answer; None of any other."""
+    of_gloo = isinstance(error, RuntimeError) and any(words in str(error) for words in GLOO)
+    if not of_gloo and not isinstance(error, torch.distributed.DistError):
+        return None
+    index = PartialState().process_index
+    return (
+        f"process {index} has lost contact with the others ({str(error).splitlines()[0]}). If one of them says why, "
+        "that is the cause; else look at the network and at the other machines' memory. Launch again: training "
+        f"goes on from the last checkpoint. A process waits {time_limit():g} seconds for another; {TIMEOUT} sets that"
+    )
+
+
+def on_main_process(action: Callable[[], T]) -> T | None:
+    """Let the main process do what is to be done once. Returns what it made there, None on the others.
+
+    Raises:
+        Exception: on every rank, what the action raised on the main process: none waits for another in vain.
+    """
+    state, result, error = PartialState(), None, None
+    if state.is_main_process:
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    (error,) = broadcast_object_list([error])
+    if error is not None:
+        raise error
+    return result
+
+
+def first_on_each_machine(action: Callable[[], T], what: str) -> T:
+    """Let one process of each machine do what leaves something on its disk, and then the others, who find it there.
+
+    Args:
+        action (`Callable`): what to do; each process does it once.
+        what (`str`): for the message of those who wait, as in `"a: prepares the data"`.
+
+    Returns:
+        What the action made in this process.
+
+    Raises:
+        Exception: on every rank, what the action raised on the first of them.
+    """
+    state, result, error = PartialState(), None, None
+    if state.is_local_main_process:
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    waiting = threading.Timer(PATIENCE, _say_what_is_waited_for, [what])
+    if state.local_process_index == 1:  # one voice a machine
+        waiting.start()
+    try:
+        errors = [error for error in gather_object([error]) if error is not None]
+    finally:
+        waiting.cancel()
+    if errors:
+        raise errors[0]
+    return result if state.is_local_main_process else action()
+
+
+def _say_what_is_waited_for(what: str) -> None:
+    print(
+        f"{what}: one process of the machine is at it, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
+        "sets that)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def check_agreement(name: str, fingerprint: str) -> None:
+    """Refuse ranks that do not see the same data, as two machines with other files under the same path.
+
+    Args:
+        name (`str`): of the run, for the message.
+        fingerprint (`str`): of this rank's data.
+
+    Raises:
+        RecipeError: on every rank, with the fingerprints.
+    """
+    seen = gather_object([fingerprint])
+    others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
+    if others:
+        raise RecipeError(
+            f"{name}: the processes see different data: by fingerprint, rank 0 sees {seen[0]}, "
+            f"{', '.join(others[:4])}; put the same files on all machines, under data.root or $HF_SEG_DATA"
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse a folder that is not the same one for all ranks, as one of the same name on two machines.
+
+    Args:
+        folder (`Path`): exists and can be written to, for the main process.
+
+    Raises:
+        RecipeError: on every rank, with those that look into another folder.
+    """
+    state = PartialState()
+    # a new name each time: a network file system may remember for a while that a file was, or was not, there
+    (name,) = broadcast_object_list([f".launch-{uuid.uuid4().hex}"])
+    try:
+        if state.is_main_process:
+            (folder / name).touch()
+        state.wait_for_everyone()
+        without = [rank for rank, seen in enumerate(gather_object([(folder / name).exists()])) if not seen]
+    finally:
+        if state.is_main_process:
+            (folder / name).unlink(missing_ok=True)
+    if without:
+        raise RecipeError(
+            f"{folder}: is not the same folder for all processes: what rank 0 writes there, rank "
+            f"{', '.join(map(str, without[:8]))} does not find; name a folder by --output_dir that all machines share"
+        )
