@@ -1,8 +1,10 @@
 """Images per second as data and ranks grow: `python benchmarks/scale.py`.
 
 SegFormer-B0 at a global batch of 64 on cached pairs, by `SegTrainer` under torchrun: on n pairs and on 8n pairs with
-one rank, and on n pairs with two ranks, each rank on one thread. What counts are the epochs after the first. The three
-take turns; medians over repeats. It needs two cores that nothing else uses.
+one rank, and on n pairs with two ranks, each rank on one thread. What two ranks could reach at most on this machine
+is shown by two programs of one rank at the same time, which have the two ranks' batches of 32 each, and share the
+processor's memory and cache, but exchange nothing. What counts are the epochs after the first. All take turns; medians
+over repeats. It needs two cores that nothing else uses.
 """
 
 import argparse
@@ -28,12 +30,12 @@ from hf_seg.recipe import DataRecipe
 FACTOR = 8
 
 
-def train(root: str, epochs: int, out: Path) -> None:
+def train(root: str, epochs: int, batch: int, out: Path) -> None:
     """One rank's work, started by torchrun. The main process writes the images per second of each epoch."""
     state = PartialState(cpu=True)
     torch.set_num_threads(1)
     data = DataRecipe(name="oxford_pet", root=root, cache=str(Path(root).parent / "cache"))
-    recipe = build_recipe(arch="segformer", data=data, epochs=epochs, use_cpu=True)
+    recipe = build_recipe(arch="segformer", data=data, epochs=epochs, batch=batch, use_cpu=True)
     set_seed(recipe.training.seed)
     model, _ = build_model(recipe.model, load_spec(data))
     timer = EpochTimer()
@@ -44,17 +46,20 @@ def train(root: str, epochs: int, out: Path) -> None:
     state.destroy_process_group()
 
 
-def launch(root: Path, ranks: int, epochs: int) -> float:
-    """Median images per second of the epochs after the first."""
+def launch(root: Path, epochs: int, ranks: int, programs: int) -> float:
+    """Median images per second of the epochs after the first, all programs together."""
     with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "rates.json"
+        outs = [Path(temporary) / str(number) / "rates.json" for number in range(programs)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        subprocess.run(
-            [*torchrun, __file__, "--train", str(root), str(epochs), str(out)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            check=True,
-        )
-        return statistics.median(json.loads(out.read_text())[1:])
+        started = []
+        for out in outs:
+            out.parent.mkdir()
+            command = [*torchrun, __file__, "--train", str(root), str(epochs), str(BATCH // programs), str(out)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            started.append(subprocess.Popen(command, env=environment))
+        if any([process.wait() for process in started]):
+            raise SystemExit("a run has failed")
+        return sum(statistics.median(json.loads(out.read_text())[1:]) for out in outs)
 
 
 def main() -> None:
@@ -62,28 +67,28 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512, help="n, a multiple of 64 (default: 512)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs a run, at least 2 (default: 3)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--train", nargs=3, metavar=("ROOT", "EPOCHS", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=4, metavar=("ROOT", "EPOCHS", "BATCH", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        root, epochs, out = options.train
-        return train(root, int(epochs), Path(out))
+        root, epochs, batch, out = options.train
+        return train(root, int(epochs), int(batch), Path(out))
     if options.pairs % BATCH or options.epochs < 2:
         parser.error("--pairs must be a multiple of 64, so that all batches are whole, and --epochs at least 2")
     print(machine() + ", one thread a rank\n")
-    print_table(["pairs", "ranks", "images/s", "ratio to the first row"])
+    print_table(["pairs", "ranks", "programs at once", "images/s", "ratio to the first row"])
     with tempfile.TemporaryDirectory() as temporary:
         few, many = (
             build_root("oxford_pet", Path(temporary) / str(factor), None, factor * options.pairs)[0]
             for factor in (1, FACTOR)
         )
-        runs = {(few, 1): [], (many, 1): [], (few, 2): []}
+        runs = {(few, 1, 1): [], (many, 1, 1): [], (few, 2, 1): [], (few, 1, 2): []}
         for _ in range(options.repeats):
-            for (root, ranks), rates in runs.items():
-                rates.append(launch(root, ranks, options.epochs))
+            for (root, ranks, programs), rates in runs.items():
+                rates.append(launch(root, options.epochs, ranks, programs))
     medians = [statistics.median(rates) for rates in runs.values()]
-    for (root, ranks), rate in zip(runs, medians, strict=True):
+    for (root, ranks, programs), rate in zip(runs, medians, strict=True):
         pairs = options.pairs * (FACTOR if root == many else 1)
-        print_row([f"{pairs:,}", str(ranks), f"{rate:.1f}", f"{rate / medians[0]:.2f}"])
+        print_row([f"{pairs:,}", str(ranks), str(programs), f"{rate:.1f}", f"{rate / medians[0]:.2f}"])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 os.environ.pop("HF_TOKEN", None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when torch is imported. There is a worker for each core; threads that spin for each other would only be in
+    # the way of the other workers.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 # Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
 TINY_MODELS = {

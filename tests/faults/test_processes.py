@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
+
+from hf_seg.checkpoints import last_checkpoint
 
 TROUBLE = Path(__file__).parent / "train_with_trouble.py"
 FOUR_EPOCHS = {"num_train_epochs": 4}  # of four steps
@@ -39,11 +43,13 @@ def ends(*processes):
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, TROUBLE]
+
+
 @pytest.fixture
 def two_ranks(tmp_path):
     def run(recipe, trouble, **environment):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-        [ended] = ends(start([*launcher, TROUBLE, recipe, trouble], tmp_path, **environment))
+        [ended] = ends(start([*TWO_RANKS, recipe, trouble], tmp_path, **environment))
         return ended
 
     return run
@@ -64,6 +70,20 @@ def test_one_of_two_ranks_is_killed(write_recipe, two_ranks, tmp_path):
     status, output = two_ranks(recipe, "nothing")
     assert status == 0, output
     assert (run / "model.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.long
+def test_a_signal_to_the_launcher_ends_both_ranks(write_recipe, tmp_path):
+    launcher = start([*TWO_RANKS, write_recipe("a", training={"num_train_epochs": 400}), "nothing"], tmp_path)
+    checkpoint = tmp_path / "runs" / "a" / "checkpoint-4" / "checksums.json"
+    while not checkpoint.exists() and launcher.poll() is None:
+        time.sleep(0.1)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.terminate()
+    [(status, output)] = ends(launcher)
+    assert status != 0 and len(ranks) >= 2, output
+    assert not psutil.wait_procs(ranks, timeout=HANG)[1]
+    assert last_checkpoint(tmp_path / "runs" / "a") is not None
 
 
 def test_a_loss_that_is_no_number_on_one_rank(write_recipe, two_ranks, tmp_path):
