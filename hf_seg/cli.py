@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.set_defaults(run=_predict)
     _add_init(commands)
     _add_doctor(commands)
+    _add_compare(commands)
     _add_repro(commands)
     _add_push(commands)
     _add_export(commands)
@@ -86,6 +87,15 @@ def _add_doctor(commands) -> None:
     doctor.add_argument("--all", action="store_true", help="name all files, not ten of a kind")
     doctor.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE|DIR", help="and overrides")
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
+
+
+def _add_compare(commands) -> None:
+    compare = commands.add_parser("compare", help="put finished runs side by side, with intervals", allow_abbrev=False)
+    compare.add_argument(
+        "run_dirs", nargs="+", type=Path, metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm"
+    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    compare.set_defaults(run=_compare)
 
 
 def _add_repro(commands) -> None:
@@ -166,6 +176,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
     report = diagnose(paths, overrides, disable_bar=None if machine else False)
     print(as_json(report) if machine else as_text(report, show_all=everything))
     return 0 if report.would_start else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hf_seg.compare import compare
+    from hf_seg.compare_report import as_markdown
+
+    try:
+        report = as_markdown(compare(arguments.run_dirs))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.out is None:
+        print(report)
+    else:
+        arguments.out.write_text(report, encoding="utf-8")
+    return 0
 
 
 def _repro(arguments: argparse.Namespace) -> int:

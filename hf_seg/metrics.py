@@ -1,4 +1,4 @@
-"""Streaming scores: a confusion matrix that speaks `evaluate`'s `mean_iou`, and ROC curves from score histograms."""
+"""Streaming scores: a confusion matrix that speaks `evaluate`'s `mean_iou`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Class scores are binned by their log-odds: networks put most probabilities within 0.001 of 0 or 1, where bins of
-# equal width in probability would hold nearly all pixels and flatten the curve.
-ROC_BINS = 256
-ROC_MAX_LOG_ODDS = 12.0
 # Pixels that are counted at a time: their pairs, 4 bytes each, stay in a core's cache, and memory stays flat.
 CHUNK = 2**18
 
@@ -48,6 +44,24 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
         if len(found):
             _check_range(name, found[0], found[-1], num_labels, ignore_index)
     return pairs[:num_labels, :num_labels].clone()
+
+
+def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
+    """[`confusion_matrix`] of each image of a batch.
+
+    Args:
+        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
+        references (the same shape): class ids in `[0, num_labels)`, or `ignore_index`.
+        num_labels (`int`), ignore_index (`int`): as there.
+
+    Returns:
+        `torch.IntTensor` of shape `(batch, C, C)`.
+    """
+    batch, size = len(references), num_labels**2
+    image = torch.arange(batch, device=references.device)[:, None, None]
+    keep = references != ignore_index
+    pairs = (image * size + references.long() * num_labels + predictions.long())[keep]
+    return torch.bincount(pairs, minlength=batch * size).reshape(batch, num_labels, num_labels).int()
 
 
 def _fit_in_8_bits(ids: Tensor) -> bool:
@@ -176,56 +190,6 @@ def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray
         "per_category_iou": iou,
         "per_category_accuracy": accuracy,
     }
-
-
-def score_histograms(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Histogram each class's softmax score, separately for the pixels of that class and for all others.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(batch, C, height, width)`): at the size of `labels`.
-        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
-
-    Returns:
-        `torch.IntTensor` of shape `(batch, C, 2, ROC_BINS)`: pixel counts; index 1 of the third axis holds the pixels
-        of the class, 0 the others; bins run from the lowest to the highest log-odds.
-    """
-    batch, num_labels = logits.shape[:2]
-    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed; int32 counts twice as fast
-    row = ROC_BINS + 1
-    ignored = labels == ignore_index
-    image = torch.arange(batch, dtype=torch.int32, device=logits.device)[:, None, None]
-    histograms = torch.empty(batch, num_labels, 2, ROC_BINS, dtype=torch.int32, device=logits.device)
-    for class_id, probability in enumerate(logits.softmax(dim=1).unbind(dim=1)):
-        log_odds = torch.logit(probability, eps=1e-7).clamp_(-ROC_MAX_LOG_ODDS, ROC_MAX_LOG_ODDS)
-        bins = ((log_odds / ROC_MAX_LOG_ODDS + 1) * (ROC_BINS / 2)).int().clamp_(max=ROC_BINS - 1)
-        index = (image * 2 + (labels == class_id)) * row + bins.masked_fill_(ignored, ROC_BINS)
-        counts = torch.bincount(index.flatten(), minlength=batch * 2 * row)
-        histograms[:, class_id] = counts.reshape(batch, 2, row)[..., :ROC_BINS]
-    return histograms
-
-
-def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> dict[str, dict]:
-    """One-vs-rest ROC curves from summed score histograms.
-
-    Args:
-        histograms (integer array of shape `(C, 2, ROC_BINS)`): sums over images of [`score_histograms`].
-        class_names (`Iterable[str]`): C names.
-
-    Returns:
-        `dict`: class name → `{"fpr": list, "tpr": list, "auc": float}`, all in [0, 1], thresholds falling. A class
-        with no pixel, or with every pixel, has empty lists and `auc` None.
-
-    Source: Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 2006.
-    """
-    curves = {}
-    for name, (others, own) in zip(class_names, histograms.astype(np.int64), strict=True):
-        if own.sum() == 0 or others.sum() == 0:
-            curves[name] = {"fpr": [], "tpr": [], "auc": None}
-            continue
-        tpr = np.concatenate([[0], np.cumsum(own[::-1]) / own.sum()])
-        fpr = np.concatenate([[0], np.cumsum(others[::-1]) / others.sum()])
-        curves[name] = {"fpr": fpr.tolist(), "tpr": tpr.tolist(), "auc": float(np.trapezoid(tpr, fpr))}
-    return curves
 
 
 class SecondOpinion:

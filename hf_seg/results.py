@@ -5,12 +5,15 @@ import math
 import os
 import platform
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
@@ -18,6 +21,7 @@ from filelock import FileLock, Timeout
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe, RecipeError, all_keys
 
+PER_IMAGE = "test_confusion.npz"
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
     "data": {"root", "cache"},
@@ -187,6 +191,30 @@ def load_results(run_dir: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
+
+
+def save_per_image(matrices: np.ndarray, run_dir: Path) -> None:
+    """Keep the test images' confusion matrices, integers of shape `(images, C, C)`; whole or not at all."""
+    partial = run_dir / f"{PER_IMAGE}.partial"
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, confusion=matrices)  # nearly all zeros where there are many classes
+    os.replace(partial, run_dir / PER_IMAGE)
+
+
+def load_per_image(run_dir: Path) -> np.ndarray | None:
+    """The test images' confusion matrices, as [`save_per_image`] has kept them; None when there are none.
+
+    Raises:
+        RecipeError: when the file is damaged.
+    """
+    path = run_dir / PER_IMAGE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return arrays["confusion"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); train the run anew with --overwrite") from error
 
 
 def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ from hf_seg.results import (
     hold_runs,
     load_results,
     open_run,
+    save_per_image,
     start_run,
     write_json,
 )
@@ -214,7 +215,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         samples = trainer.sample(prepared["test"])  # on all ranks: a divided model needs each of them
     trainer.save_model()
 
-    roc = test.pop("roc")
+    roc, per_image = test.pop("roc"), test.pop("per_image")
     results = record | {
         "status": "finished",
         "train": trainer.summary(trained),
@@ -229,6 +230,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         plot_roc(roc, plots / "roc.png")
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png")
         (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
+        save_per_image(per_image, run_dir)
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
         uploads.finish(run_dir)
     trainer.release()

@@ -23,8 +23,9 @@ from hf_seg.arguments import build_training_arguments, explain_memory, use_chann
 from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
-from hf_seg.metrics import SecondOpinion, SegMetric, roc_from_histograms, score_histograms
+from hf_seg.metrics import SecondOpinion, SegMetric, confusion_per_image
 from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.roc import roc_from_histograms, score_histograms
 from hf_seg.transforms import SegTransform, collate
 
 
@@ -224,7 +225,7 @@ class SegTrainer(Trainer):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, Any]:
-        """Score the validation set with the model as it is now; returns what [`~SegTrainer.test`] does, less `roc`."""
+        """Score the validation set as [`~SegTrainer.test`] does, but without `roc`, `per_image` and `cross_check`."""
         self.evaluate(metric_key_prefix="validation")
         return self.evaluation
 
@@ -238,7 +239,8 @@ class SegTrainer(Trainer):
         Returns:
             `dict`: `loss`, `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` and
             `per_category_accuracy` by class name, `confusion_matrix` (rows of true classes), `roc` (see
-            [`roc_from_histograms`]) and `cross_check`.
+            [`roc_from_histograms`]), `per_image` (an array of a confusion matrix for each image, in their order) and
+            `cross_check`.
         """
         self.with_roc = True
         if self.is_world_process_zero():
@@ -301,7 +303,7 @@ class SegTrainer(Trainer):
 
     def _reset_sums(self) -> None:
         self._sums: list[tuple[Tensor, Tensor]] = []  # of each batch, loss and labelled pixels, on its device
-        self._roc = None
+        self._roc, self._per_image = None, []
 
     def _reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """On each rank, before gathering: logits to predicted ids, per-image loss sums and score histograms."""
@@ -320,6 +322,8 @@ class SegTrainer(Trainer):
         self._sums.append((loss.sum(), (labels != self.ignore_index).sum()))
         if histograms:
             self._roc = histograms[0].sum(dim=0, dtype=torch.int64) + (0 if self._roc is None else self._roc)
+            per_image = confusion_per_image(predictions, labels, len(self.class_names), self.ignore_index)
+            self._per_image.append(per_image.cpu())
         if self.second_opinion is not None:
             self.second_opinion.add_batch(predictions=predictions, references=labels)
         return self._finish_evaluation() if compute_result else {}
@@ -339,6 +343,7 @@ class SegTrainer(Trainer):
         }
         if self._roc is not None:
             self.evaluation["roc"] = roc_from_histograms(self._roc.cpu().numpy(), self.class_names)
+            self.evaluation["per_image"] = torch.cat(self._per_image).numpy()
         if self.second_opinion is not None:
             self.evaluation["cross_check"] = self.second_opinion.compare(scores)
         self._reset_sums()

@@ -1,0 +1,286 @@
+"""Runs on the same test images, side by side: what their scores allow to be said, and what not."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_seg.recipe import RecipeError
+from hf_seg.results import PER_IMAGE, changed_keys, load_per_image, load_results
+
+RESAMPLES = 2000
+LEVEL = 0.95
+CHUNK = 50  # resamples at a time: a matrix for each of them is held
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        folder (`Path`): where it is.
+        results (`dict`): its `results.json`.
+        per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images; None
+            where an older version of hf_seg has made the run.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    per_image: np.ndarray | None
+
+    @property
+    def name(self) -> str:
+        return self.results["recipe"]["name"]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {section: keys for section, keys in self.results["recipe"].items() if section != "name"}
+
+    @property
+    def seed(self) -> int:
+        return self.recipe["training"]["seed"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one recipe, which differ in their seeds only; what is compared.
+
+    Args:
+        name (`str`): of the recipe.
+        runs (`tuple[Run, ...]`): by seed.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def mean(self, value) -> float:
+        """The mean over seeds of what a function takes from `results.json`."""
+        return statistics.fmean(value(run.results) for run in self.runs)
+
+    def deviation(self, value) -> float | None:
+        """The sample standard deviation over seeds; None of a single one."""
+        return statistics.stdev(value(run.results) for run in self.runs) if len(self.runs) > 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the test mIoU of `first` is than that of `second`.
+
+    Args:
+        first ([`Arm`]), second ([`Arm`]): what is compared.
+        mean (`float`): of the difference, over seeds, in [-1, 1].
+        interval (`tuple[float, float]`, *optional*): 95 % confidence interval of it over test images.
+        by_class (`dict[str, float]`): of the IoU of each class that both have.
+    """
+
+    first: Arm
+    second: Arm
+    mean: float
+    interval: tuple[float, float] | None
+    by_class: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them."""
+
+    arms: tuple[Arm, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+
+def mean_iou(results: dict[str, Any]) -> float:
+    """A run's test mIoU."""
+    return results["test"]["mean_iou"]
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        folders (`Sequence[Path]`): of runs, at least two. Runs whose recipes differ in the seed only are one arm.
+
+    Raises:
+        RecipeError: when a folder holds no finished run, or the runs were not tested on the same images and classes.
+    """
+    runs = [load_run(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
+    check_comparable(runs)
+    arms = sorted(group(runs), key=lambda arm: -arm.mean(mean_iou))
+    differences = [difference(first, second) for first, second in combinations(arms, 2)]
+    return Comparison(tuple(arms), tuple(differences), tuple(protocol_notes(arms)))
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        RecipeError: when there is none.
+    """
+    if not (folder / "results.json").exists():
+        raise RecipeError(f"{folder}: holds no results.json, so it is no finished run")
+    results = load_results(folder)
+    per_image = load_per_image(folder)
+    if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
+        raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / 'results.json'}; train the run anew")
+    return Run(folder, results, per_image)
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs whose scores do not stand on the same test pixels.
+
+    Raises:
+        RecipeError: naming the first pair that differs, and in what.
+    """
+    if len(runs) < 2:
+        raise RecipeError("compare: name at least two runs")
+    for run in runs[1:]:
+        for what, value in (
+            ("data, by fingerprint", lambda r: r["data"]["fingerprint"]),
+            ("number of test images", lambda r: r["data"]["counts"]["test"]),
+            ("classes", lambda r: r["data"]["class_names"]),
+            ("data.image_size", lambda r: r["recipe"]["data"]["image_size"]),
+        ):
+            ours, theirs = value(runs[0].results), value(run.results)
+            if ours != theirs:
+                raise RecipeError(
+                    f"{run.folder}: was tested on another {what} ({theirs}) than {runs[0].folder} ({ours}), so their "
+                    "scores cannot be compared"
+                )
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        name = re.sub(r"-seed\d+$", "", run.name)
+        first = arms.setdefault(name, [run])[0]
+        if run is first:
+            continue
+        changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
+        if changed or run.seed in {other.seed for other in arms[name]}:
+            why = "; ".join(changed) or f"both have the seed {run.seed}"
+            raise RecipeError(f"{run.folder} and {first.folder}: are two runs named {name}, but not two seeds ({why})")
+        arms[name].append(run)
+    return [Arm(name, tuple(sorted(members, key=lambda run: run.seed))) for name, members in arms.items()]
+
+
+def protocol_notes(arms: Sequence[Arm]) -> list[str]:
+    """Keys of data and training in which an arm differs from the first one: scores differ for these reasons, too."""
+    notes, first = [], arms[0].runs[0].recipe
+    for arm in arms[1:]:
+        changed = changed_keys(first, arm.runs[0].recipe)
+        keys = [key for key in changed if not key.startswith("model.") and ".seed: " not in key]
+        if keys:
+            notes.append(f"{arm.name} was not trained as {arms[0].name} was: {'; '.join(keys)}")
+    return notes
+
+
+def difference(first: Arm, second: Arm) -> Difference:
+    """The difference of two arms' test scores, with an interval where all their runs kept what it needs."""
+
+    def by_class(arm: Arm, name: str) -> list[float | None]:
+        return [run.results["test"]["per_category_iou"].get(name) for run in arm.runs]
+
+    classes = {}
+    for name in first.runs[0].results["data"]["class_names"]:
+        ours, theirs = by_class(first, name), by_class(second, name)
+        if None not in ours and None not in theirs:
+            classes[name] = statistics.fmean(ours) - statistics.fmean(theirs)
+    stacks = [[run.per_image for run in arm.runs] for arm in (first, second)]
+    known = all(matrices is not None for stack in stacks for matrices in stack)
+    return Difference(
+        first,
+        second,
+        first.mean(mean_iou) - second.mean(mean_iou),
+        bootstrap(*stacks) if known else None,
+        classes,
+    )
+
+
+def bootstrap(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    *,
+    statistic=None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Confidence interval of a difference of scores, by the paired percentile bootstrap over images.
+
+    Each resample draws as many images as there are, with replacement, and takes the *same* ones for all runs: what
+    makes an image hard for both sides does not blur their difference. The runs are taken as they are; how much
+    another training would differ is for seeds to say.
+
+    Args:
+        first (`Sequence[np.ndarray]`, integers of shape `(images, C, C)`): confusion matrices of each run of one side.
+        second (the same): of the other side, of the same images in the same order.
+        statistic (`Callable`, *optional*): maps matrices `(resamples, C, C)` to a score each; the mIoU by default.
+        resamples (`int`): how many are drawn.
+        level (`float`): of confidence, in (0, 1).
+        seed (`int`): of the drawing.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end of the interval of `mean(first) - mean(second)`.
+
+    Raises:
+        ValueError: when the sides do not have the same images and classes.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+    """
+    shapes = {matrices.shape for matrices in (*first, *second)}
+    if len(shapes) != 1:
+        raise ValueError(f"per-image matrices of different shapes: {sorted(shapes)}")
+    [(images, *_)] = shapes
+    statistic = statistic or mean_iou_of
+    random = np.random.default_rng(seed)
+    first, second = ([matrices.astype(np.float64) for matrices in side] for side in (first, second))
+    differences = []
+    for start in range(0, resamples, CHUNK):
+        count = min(CHUNK, resamples - start)
+        times = random.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
+        sides = [
+            np.mean([statistic(np.tensordot(times, matrices, axes=1)) for matrices in side], axis=0)
+            for side in (first, second)
+        ]
+        differences.append(sides[0] - sides[1])
+    low, high = np.quantile(np.concatenate(differences), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_iou_of(matrices: np.ndarray) -> np.ndarray:
+    """The mIoU of each of `(n, C, C)` confusion matrices, classes that are absent from one left out of its mean."""
+    intersection = np.diagonal(matrices, axis1=1, axis2=2)
+    union = matrices.sum(axis=1) + matrices.sum(axis=2) - intersection
+    present = union > 0
+    iou = np.divide(intersection, union, out=np.zeros(union.shape), where=present)
+    return iou.sum(axis=1) / present.sum(axis=1)
+
+
+def verdict(difference: Difference) -> str:
+    """One sentence on what a difference allows to be said, and what not."""
+    first, second = difference.first, difference.second
+    points = f"{100 * difference.mean:.1f} points of mIoU"
+    if difference.interval is None:
+        return (
+            f"{first.name} scores {points} above {second.name}; without per-image matrices of all runs there is no "
+            "interval to judge that by."
+        )
+    low, high = (100 * end for end in difference.interval)
+    interval = f"95 % interval over test images: {low:+.1f} to {high:+.1f}"
+    if low <= 0:
+        said = f"{first.name} and {second.name} cannot be told apart on these test images: {points} ({interval})"
+    else:
+        said = f"{first.name} scores {points} above {second.name} on these test images ({interval})"
+    seeds = [[mean_iou(run.results) for run in arm.runs] for arm in (first, second)]
+    if min(map(len, seeds)) < 2:
+        return f"{said}; with a single seed on a side, whether training again would say the same is not known."
+    overlap = min(seeds[0]) <= max(seeds[1])
+    return f"{said}; the scores of their seeds {'overlap' if overlap else 'do not overlap'}."

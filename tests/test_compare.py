@@ -1,0 +1,193 @@
+"""`hf-seg compare`: intervals against known answers, what is refused, and the numbers of the report."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+
+from hf_seg import cli
+from hf_seg.compare import bootstrap, compare, mean_iou_of, verdict
+from hf_seg.metrics import scores_from_confusion
+from hf_seg.recipe import RecipeError
+from hf_seg.results import load_per_image, save_per_image, write_json
+
+CLASSES = ["sky", "tree", "boat"]
+
+
+def matrices(seed, images=200, right=0.7):
+    """Confusion matrices of images whose share of right pixels scatters around `right`."""
+    random = np.random.default_rng(seed)
+    shares = np.clip(random.normal(right, 0.1, images), 0.05, 0.95)
+    out = np.zeros((images, 3, 3), np.int32)
+    for image, share in enumerate(shares):
+        for true in range(3):
+            wrong = (1 - share) / 2
+            out[image, true] = random.multinomial(100, [share if c == true else wrong for c in range(3)])
+    return out
+
+
+RESULTS = {
+    "recipe": {
+        "name": "",
+        "model": {"arch": "segformer"},
+        "data": {"name": "synthetic_pet", "image_size": 64},
+        "training": {"seed": 0, "learning_rate": 1e-3},
+    },
+    "model": {
+        "parameters": 3_714_915,
+        "multiply_adds": 105_426_944,
+        "init": {"frozen": False, "encoder": {"source": "random initialisation"}, "head": {"source": "fresh"}},
+    },
+    "data": {"title": "Boats", "fingerprint": "0123456789abcdef", "counts": {"test": 200}, "class_names": CLASSES},
+    "environment": {"hardware": "a computer"},
+}
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    def write(name, per_image, *, seed=0, change=None, keep=True):
+        results, scores = copy.deepcopy(RESULTS), scores_from_confusion(per_image.sum(axis=0))
+        results["recipe"]["name"], results["recipe"]["training"]["seed"] = name, seed
+        for split in ("validation", "test"):
+            results[split] = {
+                **{key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")},
+                "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
+                "confusion_matrix": per_image.sum(axis=0).tolist(),
+            }
+        results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
+        if change:
+            change(results)
+        folder = tmp_path / name
+        folder.mkdir()
+        write_json(results, folder / "results.json")
+        if keep:
+            save_per_image(per_image, folder)
+        return folder
+
+    return write
+
+
+def test_the_interval_is_that_of_a_mean_where_the_score_is_one():
+    # the share of right pixels is a mean over images of the same size, whose interval is known
+    first, second = matrices(0), matrices(1, right=0.65)
+
+    def accuracy(summed):
+        return np.trace(summed, axis1=1, axis2=2) / summed.sum(axis=(1, 2))
+
+    per_image = accuracy(first) - accuracy(second)
+    error = per_image.std(ddof=1) / np.sqrt(len(per_image))
+    low, high = bootstrap([first], [second], statistic=accuracy, resamples=10_000)
+    assert low == pytest.approx(per_image.mean() - 1.96 * error, abs=0.05 * error)
+    assert high == pytest.approx(per_image.mean() + 1.96 * error, abs=0.05 * error)
+
+
+def test_pairs_are_kept():
+    first = matrices(0)
+    better = first.copy()  # a pixel more of each image is right: the images scatter, the difference hardly does
+    better[:, 0, 0] += 1
+    better[:, 0, 1] = np.maximum(better[:, 0, 1] - 1, 0)
+    low, high = bootstrap([better], [first])
+    assert 0 < low < high < 0.01
+    unpaired = np.random.default_rng(0).permutation(better)
+    assert bootstrap([unpaired], [first])[0] < 0
+    assert bootstrap([first], [first]) == (0, 0)
+    with pytest.raises(ValueError, match="different shapes"):
+        bootstrap([first], [first[1:]])
+
+
+def test_mean_iou_of_many_matrices():
+    summed = matrices(0)[:5].astype(float)
+    summed[0, 2] = summed[0, :, 2] = 0  # a class that is absent
+    expected = [scores_from_confusion(matrix)["mean_iou"] for matrix in summed]
+    np.testing.assert_allclose(mean_iou_of(summed), expected, rtol=1e-12)
+
+
+def test_seeds_are_one_arm_and_the_best_comes_first(write_run):
+    folders = [write_run(f"weak-seed{seed}", matrices(seed, right=0.6), seed=seed) for seed in (1, 0)]
+    folders += [write_run(f"strong-seed{seed}", matrices(seed + 5, right=0.8), seed=seed) for seed in (0, 1)]
+    report = compare(folders)
+    assert [arm.name for arm in report.arms] == ["strong", "weak"]
+    assert [run.seed for run in report.arms[1].runs] == [0, 1]
+    [difference] = report.differences
+    low, high = difference.interval
+    assert 0.1 < low < difference.mean < high
+    assert "strong scores" in verdict(difference) and "the scores of their seeds do not overlap" in verdict(difference)
+
+
+def test_what_cannot_be_told_apart_is_called_so(write_run):
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1)), write_run("old", matrices(2), keep=False)]
+    by_names = {frozenset((d.first.name, d.second.name)): verdict(d) for d in compare(folders).differences}
+    assert "cannot be told apart on these test images" in by_names[frozenset("ab")]
+    assert (
+        "with a single seed on a side, whether training again would say the same is not known"
+        in by_names[frozenset("ab")]
+    )
+    assert "there is no interval" in by_names[frozenset(("a", "old"))]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["data"].update(fingerprint="f" * 16), "another data, by fingerprint"),
+        (lambda r: r["data"]["counts"].update(test=7), "another number of test images"),
+        (lambda r: r["data"].update(class_names=["a", "b", "c"]), "another classes"),
+        (lambda r: r["recipe"]["data"].update(image_size=128), "another data.image_size"),
+        (lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3), "test_confusion.npz: is not of the run in"),
+    ],
+)
+def test_runs_that_cannot_be_compared(write_run, change, message):
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
+    with pytest.raises(RecipeError, match=message):
+        compare(folders)
+
+
+def test_other_refusals(write_run, tmp_path, capsys):
+    one = write_run("a", matrices(0))
+    for folders in ([one], [one, one], [one, tmp_path]):
+        assert cli.main(["compare", *map(str, folders)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("name at least two runs") == 2 and "holds no results.json, so it is no finished run" in err
+    other = write_run("a-seed1", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=1))
+    with pytest.raises(RecipeError, match=r"not two seeds \(training.learning_rate: 1 there, 0.001 here\)"):
+        compare([one, other])
+    twice = write_run("a-seed2", matrices(1))
+    with pytest.raises(RecipeError, match="both have the seed 0"):
+        compare([one, twice])
+    (one / "test_confusion.npz").write_bytes(b"PK")
+    with pytest.raises(RecipeError, match="test_confusion.npz: cannot be read"):
+        compare([one, twice])
+
+
+def test_a_protocol_that_differs_is_said(write_run):
+    folders = [
+        write_run("a", matrices(0, right=0.9)),
+        write_run("b", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=0.5)),
+    ]
+    assert compare(folders).notes == ("b was not trained as a was: training.learning_rate: 0.5 there, 0.001 here",)
+
+
+def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
+    folders = [write_run("a", matrices(0, right=0.9)), write_run("b", matrices(1))]
+    assert cli.main(["compare", *map(str, folders)]) == 0
+    report = capsys.readouterr().out
+    known = set()
+    for folder in folders:
+        results = json.loads((folder / "results.json").read_text())
+        for split in ("validation", "test"):
+            scores = {k: v for k, v in results[split].items() if isinstance(v, float)}
+            known |= {f"{value:.4f}" for value in [*scores.values(), *results[split]["per_category_iou"].values()]}
+    shown = set(re.findall(r"0\.\d{4}", report))
+    assert len(shown) >= 10 and shown <= known
+    assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1 | a computer, fp32 |" in report
+    assert "| b | random initialisation | fresh | no |" in report
+    assert cli.main(["compare", *map(str, folders), "--out", str(folders[0] / "report.md")]) == 0
+    assert (folders[0] / "report.md").read_text() + "\n" == report
+
+
+def test_matrices_of_a_run_come_back(tmp_path):
+    assert load_per_image(tmp_path) is None
+    save_per_image(matrices(3), tmp_path)
+    assert np.array_equal(load_per_image(tmp_path), matrices(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["test_confusion.npz"]
