@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -284,3 +284,26 @@ def _training(values: dict[str, Any]) -> TrainingRecipe:
     own = {field.name for field in dataclasses.fields(TrainingRecipe) if field.metadata}
     arguments = {key: value for key, value in values.items() if key not in own}
     return TrainingRecipe(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
+
+
+def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence[int]) -> list[Recipe]:
+    """Each of the recipes named once for each seed, as `NAME-seedN`; the others stay as they are.
+
+    The encoder of a recipe that is named itself is the one of the same seed.
+    """
+    repeated = []
+    for recipe in recipes:
+        if recipe.name not in named:
+            repeated.append(recipe)
+            continue
+        for seed in seeds:
+            encoder = recipe.encoder_recipe
+            repeated.append(
+                dataclasses.replace(
+                    recipe,
+                    name=f"{recipe.name}-seed{seed}",
+                    training=dataclasses.replace(recipe.training, seed=seed),
+                    encoder_recipe=f"{encoder}-seed{seed}" if encoder in named else encoder,
+                )
+            )
+    return repeated

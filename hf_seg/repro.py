@@ -153,7 +153,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
         name, init, weights = (
             record["recipe"]["name"],
             record["recipe"]["model"]["init"],
-            record["recipe"]["model"]["encoder_weights"],
+            record["model"]["init"]["encoder"]["source"],  # over seeds, not the name in the recipe
         )
         _then(record, ())
     except (KeyError, TypeError) as error:

@@ -39,7 +39,7 @@ from hf_seg.processes import (
     start_processes,
 )
 from hf_seg.push import Uploads, is_unpushed
-from hf_seg.recipe import ModelRecipe, Recipe, RecipeError, load_recipes
+from hf_seg.recipe import ModelRecipe, Recipe, RecipeError, load_recipes, over_seeds
 from hf_seg.results import (
     describe_encoder_run,
     environment,
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         start_processes()
         recipes = load_recipes(options.recipes, overrides)
+        if options.seeds:
+            recipes = over_seeds(recipes, named, options.seeds)
+            named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
         overwrite = named if options.overwrite else set()
         with (
             Uploads(check(recipes, options.output_dir, overwrite), say) as uploads,
@@ -258,7 +261,18 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
     parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     parser.add_argument("--overwrite", action="store_true", help="make finished or differing runs anew")
+    parser.add_argument(
+        "--seeds", type=seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on"
+    )
     return parser.parse_args(rest), overrides
+
+
+def seeds(text: str) -> list[int]:
+    """The numbers of `--seeds`, each once."""
+    numbers = list(dict.fromkeys(int(number) for number in text.split(",")))
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise ValueError  # argparse says which option's value is invalid
+    return numbers
 
 
 if __name__ == "__main__":

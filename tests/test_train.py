@@ -15,6 +15,7 @@ from transformers import SegformerConfig, SegformerForImageClassification
 
 from hf_seg import train
 from hf_seg.arguments import per_device_batch_size
+from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, TrainingRecipe
 
@@ -339,3 +340,32 @@ def test_accelerate_asked_for_ranks_that_it_does_not_start(write_recipe, run, mo
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     status, _, err = run(write_recipe("ranks"))
     assert status == 2 and "--config_file recipes/accelerate/cpu.yaml --num_processes N" in err
+
+
+@pytest.mark.slow
+def test_a_recipe_over_seeds(write_recipe, run):
+    short = {"num_train_epochs": 1}
+    city = write_recipe("city", training=short)
+    pet = write_recipe("pet", model={"init": "checkpoint", "encoder_weights": "city"}, training=short)
+    status, out, err = run(city, pet, "--seeds", "3,1,3")
+    assert status == 0, err
+    assert sorted(path.name for path in Path("runs").iterdir() if path.is_dir()) == [
+        "city-seed1", "city-seed3", "pet-seed1", "pet-seed3"
+    ]  # fmt: skip
+    for seed in (1, 3):
+        results = results_of(f"pet-seed{seed}")
+        assert results["recipe"]["training"]["seed"] == results["train"]["seed"] == seed
+        assert results["model"]["init"]["encoder"]["source"] == f"city-seed{seed}"
+    weights = [Path(f"runs/city-seed{seed}/model.safetensors").read_bytes() for seed in (1, 3)]
+    assert weights[0] != weights[1]
+    comparison = compare([Path("runs") / f"{name}-seed{seed}" for name in ("city", "pet") for seed in (1, 3)])
+    assert sorted((arm.name, len(arm.runs)) for arm in comparison.arms) == [("city", 2), ("pet", 2)]
+    for difference in comparison.differences:
+        assert difference.interval[0] < difference.mean < difference.interval[1]
+
+
+@pytest.mark.parametrize("seeds", ["", "1,", "one", "-1", "1.5", str(2**32)])
+def test_seeds_that_are_none(write_recipe, run, capsys, seeds):
+    with pytest.raises(SystemExit):
+        run(write_recipe("a"), f"--seeds={seeds}")
+    assert "argument --seeds: invalid" in capsys.readouterr().err
