@@ -94,7 +94,9 @@ def _add_compare(commands) -> None:
     compare.add_argument(
         "run_dirs", nargs="+", type=Path, metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm"
     )
-    compare.add_argument("--out", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the report there with its pictures, instead of printing it"
+    )
     compare.set_defaults(run=_compare)
 
 
@@ -180,17 +182,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from hf_seg.compare import compare
-    from hf_seg.compare_report import as_markdown
+    from hf_seg.compare_report import as_markdown, build_sections, write_report
 
     try:
-        report = as_markdown(compare(arguments.run_dirs))
+        comparison = compare(arguments.run_dirs)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.out is None:
-        print(report)
+        print(as_markdown(build_sections(comparison), pictures=False))
     else:
-        arguments.out.write_text(report, encoding="utf-8")
+        write_report(comparison, arguments.out)
+        print(arguments.out / "comparison.html")
     return 0
 
 

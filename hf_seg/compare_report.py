@@ -1,57 +1,147 @@
-"""A comparison of runs as a Markdown report."""
+"""A comparison of runs as a report: Markdown, and HTML that needs no other file."""
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, mean_iou, verdict
+from hf_seg.compare_plots import plot_confusions, plot_cost, plot_learning
 
 Value = Callable[[dict[str, Any]], float]
 
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
+img { max-width: 100%; height: auto; }
+"""
 
-def as_markdown(comparison: Comparison) -> str:
-    """The report: what was compared, scores, what the differences allow to be said, classes, cost."""
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report, the same in both forms.
+
+    Args:
+        title (`str`): its heading.
+        text (`Sequence[str]`): paragraphs.
+        points (`Sequence[str]`): a list under them.
+        head (`Sequence[str]`), rows (`Sequence[Sequence[str]]`): a table under that.
+        picture (`str`, *optional*): name of a PNG beside the report; `alt` says what it shows.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    points: Sequence[str] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    picture: str | None = None
+    alt: str = ""
+
+
+def write_report(comparison: Comparison, folder: Path) -> None:
+    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it.
+
+    Args:
+        comparison ([`Comparison`]): what [`compare`] has found.
+        folder (`Path`): is made when it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = comparison.arms
+    plot_learning(arms, folder / "learning.png")
+    plot_cost(arms, folder / "cost.png")
+    plot_confusions(arms, arms[0].runs[0].results["data"]["class_names"], folder / "confusions.png")
+    sections = build_sections(comparison)
+    (folder / "comparison.md").write_text(as_markdown(sections), encoding="utf-8")
+    (folder / "comparison.html").write_text(as_html(sections, folder), encoding="utf-8")
+
+
+def build_sections(comparison: Comparison) -> list[Section]:
+    """What was compared, scores, what the differences allow to be said, classes, cost, curves, first weights."""
     arms, first = comparison.arms, comparison.arms[0].runs[0].results
     data, size = first["data"], first["recipe"]["data"]["image_size"]
-    parts = [
-        "# Comparison",
-        f"{data['title']}, {data['counts']['test']:,} test images at {size}×{size} pixels (fingerprint "
-        f"`{data['fingerprint']}`). Each run was tested once, with its best checkpoint by validation mIoU. Where "
-        "there are several seeds, the numbers are means ± standard deviations over them.",
-        *comparison.notes,
-        "## Scores",
-        table(["run", "seeds", "test mIoU", "mean accuracy", "pixel accuracy", "validation mIoU"], map(scores, arms)),
-        "## What the differences say",
-        "\n".join(f"- {verdict(difference)}" for difference in comparison.differences),
-        f"Intervals: paired percentile bootstrap over test images, {RESAMPLES:,} resamples, level {LEVEL:.0%}. They "
-        "say how much a difference hangs on which images were tested, for these trained models. How much trainings "
-        "scatter is what seeds show.",
-        "## IoU of each class",
-        table(["class", *(arm.name for arm in arms)], class_rows(arms, data["class_names"])),
-        "## Cost",
-        table(
+    return [
+        Section(
+            "Comparison",
             [
-                "run",
-                "parameters",
-                "multiply-adds an image",
-                "images/s in training",
-                "minutes",
-                "processes",
-                "hardware",
+                f"{data['title']}, {data['counts']['test']:,} test images at {size}×{size} pixels (fingerprint "
+                f"{data['fingerprint']}). Each run was tested once, with its best checkpoint by validation mIoU. "
+                "Where there are several seeds, the numbers are means ± standard deviations over them.",
+                *comparison.notes,
             ],
-            map(costs, arms),
         ),
-        "## First weights",
-        table(["run", "encoder", "head", "encoder frozen"], map(first_weights, arms)),
+        Section(
+            "Scores",
+            head=["run", "seeds", "test mIoU", "mean accuracy", "pixel accuracy", "validation mIoU"],
+            rows=[scores(arm) for arm in arms],
+        ),
+        Section(
+            "What the differences say",
+            [
+                f"Intervals: paired percentile bootstrap over test images, {RESAMPLES:,} resamples, level "
+                f"{100 * LEVEL:g} %. They say how much a difference hangs on which images were tested, for these trained "
+                "models. How much trainings scatter is what seeds show."
+            ],
+            [verdict(difference) for difference in comparison.differences],
+        ),
+        Section(
+            "IoU of each class",
+            head=["class", *(arm.name for arm in arms)],
+            rows=class_rows(arms, data["class_names"]),
+            picture="confusions.png",
+            alt="Confusion matrices, each row in per cent of the pixels of its true class",
+        ),
+        Section(
+            "Cost",
+            head=["run", "parameters", "multiply-adds", "images/s in training", "minutes", "processes", "hardware"],
+            rows=[costs(arm) for arm in arms],
+            picture="cost.png",
+            alt="Test mIoU over multiply-adds and over images a second",
+        ),
+        Section(
+            "Training",
+            head=["run", "encoder's first weights", "head's", "encoder frozen"],
+            rows=[first_weights(arm) for arm in arms],
+            picture="learning.png",
+            alt="Training loss and validation mIoU over the epochs",
+        ),
     ]
+
+
+def as_markdown(sections: Sequence[Section], pictures: bool = True) -> str:
+    parts = []
+    for number, section in enumerate(sections):
+        parts += [f"{'##' if number else '#'} {section.title}", *section.text]
+        parts += ["\n".join(f"- {point}" for point in section.points)] if section.points else []
+        if section.head:
+            lines = [section.head, ["---"] * len(section.head), *section.rows]
+            cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+            parts.append("\n".join(f"| {line} |" for line in cells))
+        parts += [f"![{section.alt}]({section.picture})"] if section.picture and pictures else []
     return "\n\n".join(parts) + "\n"
 
 
-def table(head: Sequence[str], rows) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+def as_html(sections: Sequence[Section], folder: Path) -> str:
+    parts = []
+    for number, section in enumerate(sections):
+        tag = "h2" if number else "h1"
+        parts.append(f"<{tag}>{html.escape(section.title)}</{tag}>")
+        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
+        if section.points:
+            parts.append("<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in section.points) + "</ul>")
+        if section.head:
+            lines = [("th", section.head), *(("td", row) for row in section.rows)]
+            rows = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
+            parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
+        if section.picture:
+            data = base64.b64encode((folder / section.picture).read_bytes()).decode()
+            parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(section.alt)}">')
+    head = f'<meta charset="utf-8"><title>{html.escape(sections[0].title)}</title><style>{STYLE}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
 def over_seeds(arm: Arm, value: Value, form: str) -> str:

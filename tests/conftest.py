@@ -147,3 +147,24 @@ def hub(tmp_path, monkeypatch):
     huggingface_hub.close_session()  # connections to the server of the test before
     yield server
     server.close()
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium."""
+    if not CHROMIUM.exists():
+        missing = f"{CHROMIUM} is missing: install the Debian package chromium"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield chromium
+        chromium.close()

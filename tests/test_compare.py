@@ -57,6 +57,12 @@ def write_run(tmp_path):
                 "confusion_matrix": per_image.sum(axis=0).tolist(),
             }
         results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
+        score = results["validation"]["mean_iou"]
+        results["train"]["history"] = [
+            entry
+            for epoch in (1, 2, 3)
+            for entry in ({"epoch": epoch, "loss": 1 / epoch}, {"epoch": epoch, "eval_mean_iou": score * epoch / 3})
+        ]
         if change:
             change(results)
         folder = tmp_path / name
@@ -182,8 +188,40 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     assert len(shown) >= 10 and shown <= known
     assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
-    assert cli.main(["compare", *map(str, folders), "--out", str(folders[0] / "report.md")]) == 0
-    assert (folders[0] / "report.md").read_text() + "\n" == report
+    assert "![" not in report  # a terminal shows no pictures
+
+
+def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
+    awkward = "<b>|a & b"
+    folders = [write_run(f"strong-seed{seed}", matrices(seed, right=0.8), seed=seed) for seed in (0, 1)]
+    folders += [write_run("weak", matrices(9))]
+    for folder in folders:
+        results = json.loads((folder / "results.json").read_text())
+        results["data"]["title"] = awkward
+        write_json(results, folder / "results.json")
+    assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
+    html = tmp_path / "report" / "comparison.html"
+    assert capsys.readouterr().out == f"{html}\n"
+    page = browser.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(error))
+    alone = tmp_path / "alone.html"
+    html.rename(alone)
+    page.goto(alone.as_uri())
+    assert not errors and {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    assert len([url for url in asked if url.startswith("file:")]) == 1  # it needs no other file
+    widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+    assert widths == [1200, 1200, 1200]
+    assert awkward in page.inner_text("p") and page.locator("b").count() == 0
+    shown = page.locator("table").first.locator("tr").nth(1).locator("td").all_inner_texts()
+    report = compare(folders)
+    arm = report.arms[0]
+    scores = [run.results["test"]["mean_iou"] for run in arm.runs]
+    assert shown[:3] == ["strong", "0, 1", f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"]
+    assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert "![Test mIoU over" in (tmp_path / "report" / "comparison.md").read_text()
 
 
 def test_matrices_of_a_run_come_back(tmp_path):

@@ -224,25 +224,6 @@ def test_a_taken_port_is_an_error(folders, capsys):
 
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-@pytest.fixture
-def browser():
-    if not CHROMIUM.exists():
-        missing = f"{CHROMIUM} is missing: install the Debian package chromium"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
-        yield chromium
-        chromium.close()
-
 
 @contextlib.contextmanager
 def served(command, log, **options):

@@ -1,0 +1,117 @@
+"""The pictures of a comparison: learning curves, accuracy against cost, confusion matrices side by side."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+
+from hf_seg.compare import Arm, mean_iou
+from hf_seg.figure import FAINT, INK, open_figure, shorten
+from hf_seg.plots import COLOURS, DASHES
+
+COLUMNS = 3  # confusion matrices in a row
+
+
+def looks(index: int) -> dict:
+    """Colour and dashes of an arm, the same in all pictures."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
+
+
+def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+    """Draw training loss and validation mIoU over the epochs: a line a run, a colour an arm.
+
+    Args:
+        arms (`Sequence[Arm]`): what is compared.
+        path (`str` or `os.PathLike`): the PNG to write.
+    """
+    with open_figure(path, height=4.2, layout="constrained") as figure:
+        left, right = figure.subplots(1, 2)
+        for index, arm in enumerate(arms):
+            for number, run in enumerate(arm.runs):
+                history = run.results["train"]["history"]
+                for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
+                    points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+                    if points:
+                        label = shorten(arm.name, 40) if axes is left and number == 0 else None
+                        axes.plot(*zip(*points, strict=True), linewidth=1.4, label=label, **looks(index))
+        left.set(title="Training loss", ylabel="cross-entropy")
+        left.set_ylim(bottom=0)
+        right.set(title="Mean IoU on validation", ylabel="mIoU")
+        for axes in (left, right):
+            axes.set(xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower left", ncols=2)
+
+
+def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+    """Draw test mIoU over multiply-adds an image and over images a second in training: a point an arm.
+
+    Bars are standard deviations over seeds.
+
+    Args:
+        arms (`Sequence[Arm]`): what is compared.
+        path (`str` or `os.PathLike`): the PNG to write.
+    """
+    costs = (
+        ("multiply-adds an image, × 10⁹", lambda r: r["model"]["multiply_adds"] / 1e9),
+        ("images a second in training", lambda r: r["train"]["images_per_second"]),
+    )
+    with open_figure(path, height=4.2, layout="constrained") as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, (name, cost) in zip((left, right), costs, strict=True):
+            for index, arm in enumerate(arms):
+                axes.errorbar(
+                    arm.mean(cost),
+                    arm.mean(mean_iou),
+                    yerr=arm.deviation(mean_iou),
+                    marker="o",
+                    capsize=3,
+                    color=looks(index)["color"],
+                    linestyle="none",
+                    label=shorten(arm.name, 40) if axes is left else None,
+                )
+            values = [arm.mean(cost) for arm in arms]
+            if max(values) > 4 * min(values):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set(xlabel=name)
+            axes.margins(0.15)
+        left.set(title="Accuracy against cost", ylabel="test mIoU")
+        figure.legend(loc="outside lower left", ncols=2)
+
+
+def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
+    """Draw the arms' test confusion matrices, seeds added up, each row as shares of its true class.
+
+    Args:
+        arms (`Sequence[Arm]`): what is compared.
+        class_names (`Sequence[str]`): in the order of the ids.
+        path (`str` or `os.PathLike`): the PNG to write.
+    """
+    rows, count = -(-len(arms) // COLUMNS), len(class_names)
+    names = [shorten(name, 14) for name in class_names]
+    with open_figure(path, height=0.4 + 2.9 * rows) as figure:
+        grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+        for axes in grid[len(arms) :]:
+            axes.set_visible(False)
+        for number, (axes, arm) in enumerate(zip(grid, arms, strict=False)):
+            matrix = np.sum([run.results["test"]["confusion_matrix"] for run in arm.runs], axis=0)
+            totals = matrix.sum(axis=1, keepdims=True)
+            shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+            picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+            if count <= 5:
+                for (row, column), share in np.ndenumerate(shares):
+                    if not np.isnan(share):
+                        ink = "white" if share > 0.6 else INK
+                        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=ink)
+            size = 8 if count <= 5 else 5
+            axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+            axes.set_yticks(range(count), names if number % COLUMNS == 0 else [""] * count, fontsize=size)
+            axes.grid(visible=False)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(shorten(arm.name, 30), fontsize=8)
+        grid[0].set_ylabel("true class", color=FAINT)
+        figure.colorbar(picture, ax=[*grid[: len(arms)]], format=PercentFormatter(xmax=1), aspect=35, shrink=0.8)
