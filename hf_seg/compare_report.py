@@ -83,8 +83,8 @@ def build_sections(comparison: Comparison) -> list[Section]:
             "What the differences say",
             [
                 f"Intervals: paired percentile bootstrap over test images, {RESAMPLES:,} resamples, level "
-                f"{100 * LEVEL:g} %. They say how much a difference hangs on which images were tested, for these trained "
-                "models. How much trainings scatter is what seeds show."
+                f"{100 * LEVEL:g} %. They say how much a difference hangs on which images were tested, for these "
+                "trained models. How much trainings scatter is what seeds show."
             ],
             [verdict(difference) for difference in comparison.differences],
         ),
