@@ -6,6 +6,7 @@ Prints a Markdown table of medians; in brackets the ratio to fp32 in torch's def
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -26,10 +27,11 @@ COLUMNS = {
     "bf16": (True, False),
     "bf16, channels_last": (True, True),
 }
+BEST = "bf16, channels_last"
 
 
-def step_time(build, device: torch.device, bf16: bool, channels_last: bool, repeats: int) -> float:
-    """Median seconds of a step: forward, loss, backward, optimiser."""
+def build_step(build, device: torch.device, bf16: bool, channels_last: bool) -> Callable[[], None]:
+    """A training step: forward, loss, backward, optimiser; it ends when the device is done."""
     torch.manual_seed(0)
     model = build().to(device).train()
     if channels_last:
@@ -37,9 +39,8 @@ def step_time(build, device: torch.device, bf16: bool, channels_last: bool, repe
     optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=True)
     pixel_values = torch.rand(64, 3, 64, 64, device=device)
     labels = torch.randint(0, 3, (64, 64, 64), device=device)
-    times = []
-    for _ in range(repeats + 2):  # the first two choose kernels and fill caches
-        start = time.perf_counter()
+
+    def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = model(pixel_values=pixel_values)
         segmentation_loss(outputs, labels).backward()
@@ -47,22 +48,44 @@ def step_time(build, device: torch.device, bf16: bool, channels_last: bool, repe
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
+
+    step()
+    step()  # the first two choose kernels and fill caches
+    return step
+
+
+def step_time(step: Callable[[], None], repeats: int) -> float:
+    """Median seconds of a step."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times)
+
+
+def print_operators(step: Callable[[], None], repeats: int) -> None:
+    """Where the time of a step goes, by operator, longest first."""
+    with torch.profiler.profile() as profile:
+        for _ in range(repeats):
+            step()
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=50))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--operators", choices=MODELS, help="show where this model's time goes instead, in bf16")
     options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.operators:
+        return print_operators(build_step(MODELS[options.operators], device, *COLUMNS[BEST]), options.repeats)
     print(f"{torch.__version__}, {options.device}, {torch.get_num_threads()} threads\n")
     print("| | " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---|" * len(COLUMNS))
     for name, build in MODELS.items():
-        seconds = [
-            step_time(build, torch.device(options.device), *flags, options.repeats) for flags in COLUMNS.values()
-        ]
+        seconds = [step_time(build_step(build, device, *flags), options.repeats) for flags in COLUMNS.values()]
         cells = [f"{value:.2f} s ({value / seconds[0]:.2f})" for value in seconds]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
