@@ -175,7 +175,7 @@ def protocol_notes(arms: Sequence[Arm]) -> list[str]:
     """Keys of data and training in which an arm differs from the first one: scores differ for these reasons, too."""
     notes, first = [], arms[0].runs[0].recipe
     for arm in arms[1:]:
-        changed = changed_keys(first, arm.runs[0].recipe)
+        changed = changed_keys(first, arm.runs[0].recipe, f"in {arms[0].name}", f"in {arm.name}")
         keys = [key for key in changed if not key.startswith("model.") and ".seed: " not in key]
         if keys:
             notes.append(f"{arm.name} was not trained as {arms[0].name} was: {'; '.join(keys)}")

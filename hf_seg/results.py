@@ -79,7 +79,7 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     return "finished" if (run_dir / "results.json").exists() else "interrupted"
 
 
-def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def changed_keys(ours: dict[str, Any], other: dict[str, Any], here: str = "here", there: str = "there") -> list[str]:
     """What tells two effective recipes apart, in words; where and how they are computed does not count.
 
     A key that the other one lacks, since it is of an older version of hf_seg, has its default there.
@@ -91,9 +91,9 @@ def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
         mine, theirs = ours[section], other.get(section, {})
         for key in sorted((mine.keys() | theirs.keys()) - machine.get(section, set())):
             default = keys.get(section, {}).get(key, {}).get("default")
-            here, there = mine.get(key, default), theirs.get(key, default)
-            if here != there:
-                changes.append(f"{section}.{key}: {there!r} there, {here!r} here")
+            ours_is, theirs_is = mine.get(key, default), theirs.get(key, default)
+            if ours_is != theirs_is:
+                changes.append(f"{section}.{key}: {theirs_is!r} {there}, {ours_is!r} {here}")
     return changes
 
 

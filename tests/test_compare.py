@@ -171,7 +171,7 @@ def test_a_protocol_that_differs_is_said(write_run):
         write_run("a", matrices(0, right=0.9)),
         write_run("b", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=0.5)),
     ]
-    assert compare(folders).notes == ("b was not trained as a was: training.learning_rate: 0.5 there, 0.001 here",)
+    assert compare(folders).notes == ("b was not trained as a was: training.learning_rate: 0.5 in b, 0.001 in a",)
 
 
 def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
