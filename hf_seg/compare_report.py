@@ -76,7 +76,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
         ),
         Section(
             "Scores",
-            head=["run", "seeds", "test mIoU", "mean accuracy", "pixel accuracy", "validation mIoU"],
+            head=["run", "seeds", "test mIoU", "boundary IoU", "mean accuracy", "pixel accuracy", "validation mIoU"],
             rows=[scores(arm) for arm in arms],
         ),
         Section(
@@ -151,10 +151,12 @@ def over_seeds(arm: Arm, value: Value, form: str) -> str:
 
 
 def scores(arm: Arm) -> list[str]:
+    outlines = all("boundary_iou" in run.results["test"] for run in arm.runs)  # older runs have none
     return [
         arm.name,
         ", ".join(str(run.seed) for run in arm.runs),
         over_seeds(arm, mean_iou, ".4f"),
+        over_seeds(arm, lambda r: r["test"]["boundary_iou"]["mean"], ".4f") if outlines else "–",
         over_seeds(arm, lambda r: r["test"]["mean_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["test"]["overall_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["validation"]["mean_iou"], ".4f"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
@@ -22,10 +21,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last, use_sync_batch_norm
 from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.data.spec import DatasetSpec
+from hf_seg.evaluation import Evaluation
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
-from hf_seg.metrics import SecondOpinion, SegMetric, confusion_per_image
+from hf_seg.metrics import SecondOpinion
 from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.roc import roc_from_histograms, score_histograms
 from hf_seg.transforms import SegTransform, collate
 
 
@@ -47,8 +46,8 @@ class SegTrainer(Trainer):
 
     What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
     over the global batch, validation every `eval_every_epochs`, channels_last, augmentation and conversion to float of
-    whole batches on the device, and evaluation batch by batch into a [`SegMetric`], so that memory does not grow with
-    the set.
+    whole batches on the device, and evaluation batch by batch into an [`Evaluation`], so that memory does not grow
+    with the set.
 
     Args:
         recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
@@ -84,10 +83,8 @@ class SegTrainer(Trainer):
             spec.class_names,
             spec.ignore_index,
         )
-        self.metric = SegMetric(num_labels=len(self.class_names), ignore_index=self.ignore_index)
         self.evaluation: dict[str, Any] = {}
-        self.with_roc, self.second_opinion = False, None
-        self._reset_sums()
+        self.scoring = Evaluation(self.class_names, self.ignore_index)
         args = build_training_arguments(recipe, run_dir)
         self.sync_batch_norm = use_sync_batch_norm(recipe.training, args.world_size, args.device)
         if self.sync_batch_norm:
@@ -101,7 +98,7 @@ class SegTrainer(Trainer):
             processing_class=image_processor,
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
-            preprocess_logits_for_metrics=self._reduce_logits,
+            preprocess_logits_for_metrics=lambda logits, labels: self.scoring.reduce_logits(logits, labels),
             callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs), SealCheckpoints(), *callbacks],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
@@ -225,30 +222,27 @@ class SegTrainer(Trainer):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, Any]:
-        """Score the validation set as [`~SegTrainer.test`] does, but without `roc`, `per_image` and `cross_check`."""
+        """Score the validation set with the model as it is now; returns what [`Evaluation.compute`] does."""
         self.evaluate(metric_key_prefix="validation")
         return self.evaluation
 
     def test(self, dataset, mean_iou_script: str | None = None) -> dict[str, Any]:
-        """Score a held-out set once: `evaluate` with ROC curves, and `evaluate`'s own `mean_iou` as second opinion.
+        """Score a held-out set once, thoroughly, with `evaluate`'s own `mean_iou` as second opinion.
 
         Args:
             dataset (`torch.utils.data.Dataset`): of prepared pairs.
             mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`; else the Hub's is tried.
 
         Returns:
-            `dict`: `loss`, `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` and
-            `per_category_accuracy` by class name, `confusion_matrix` (rows of true classes), `roc` (see
-            [`roc_from_histograms`]), `per_image` (an array of a confusion matrix for each image, in their order) and
-            `cross_check`.
+            `dict`: what [`Evaluation.compute`] does of a thorough one.
         """
-        self.with_roc = True
-        if self.is_world_process_zero():
-            self.second_opinion = SecondOpinion(len(self.class_names), self.ignore_index, mean_iou_script)
+        classes = self.class_names, self.ignore_index
+        opinion = SecondOpinion(len(classes[0]), classes[1], mean_iou_script) if self.is_world_process_zero() else None
+        self.scoring = Evaluation(*classes, thorough=True, second_opinion=opinion)
         try:
             self.evaluate(dataset, metric_key_prefix="test")
         finally:
-            self.with_roc, self.second_opinion = False, None
+            self.scoring = Evaluation(*classes)
         return self.evaluation
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -301,55 +295,9 @@ class SegTrainer(Trainer):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _reset_sums(self) -> None:
-        self._sums: list[tuple[Tensor, Tensor]] = []  # of each batch, loss and labelled pixels, on its device
-        self._roc, self._per_image = None, []
-
-    def _reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """On each rank, before gathering: logits to predicted ids, per-image loss sums and score histograms."""
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        logits = upsample(logits, labels.shape[-2:])
-        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
-        reduced = (logits.argmax(dim=1).to(torch.uint8), loss)
-        return (*reduced, score_histograms(logits, labels, self.ignore_index)) if self.with_roc else reduced
-
     def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
-        (predictions, loss, *histograms), labels = batch.predictions, batch.label_ids
-        self.metric.add_batch(predictions=predictions, references=labels)
-        # read at the end: to read them now would wait for the device at each batch
-        self._sums.append((loss.sum(), (labels != self.ignore_index).sum()))
-        if histograms:
-            self._roc = histograms[0].sum(dim=0, dtype=torch.int64) + (0 if self._roc is None else self._roc)
-            per_image = confusion_per_image(predictions, labels, len(self.class_names), self.ignore_index)
-            self._per_image.append(per_image.cpu())
-        if self.second_opinion is not None:
-            self.second_opinion.add_batch(predictions=predictions, references=labels)
-        return self._finish_evaluation() if compute_result else {}
-
-    def _finish_evaluation(self) -> dict[str, float]:
-        confusion = self.metric.confusion.cpu().numpy()
-        scores = self.metric.compute()
-        # Exact over the set. Trainer's own eval_loss is a mean of batch means; this key takes its place.
-        loss, pixels = (sum(map(float, values)) for values in zip(*self._sums, strict=True))
-        scalars = {"loss": loss / pixels if pixels else float("nan")}
-        scalars |= {key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-        self.evaluation = {
-            **scalars,
-            "per_category_iou": by_class(self.class_names, scores["per_category_iou"]),
-            "per_category_accuracy": by_class(self.class_names, scores["per_category_accuracy"]),
-            "confusion_matrix": confusion.tolist(),
-        }
-        if self._roc is not None:
-            self.evaluation["roc"] = roc_from_histograms(self._roc.cpu().numpy(), self.class_names)
-            self.evaluation["per_image"] = torch.cat(self._per_image).numpy()
-        if self.second_opinion is not None:
-            self.evaluation["cross_check"] = self.second_opinion.compare(scores)
-        self._reset_sums()
-        return scalars
-
-
-def by_class(class_names, values: np.ndarray) -> dict[str, float]:
-    """Class name → value, absent classes (`nan`, which JSON has no word for) left out."""
-    return {name: float(value) for name, value in zip(class_names, values, strict=True) if not np.isnan(value)}
+        self.scoring.add_batch(batch)
+        if not compute_result:
+            return {}
+        self.evaluation, self.scoring = self.scoring.compute(), Evaluation(self.class_names, self.ignore_index)
+        return {key: self.evaluation[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}

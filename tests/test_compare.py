@@ -56,6 +56,7 @@ def write_run(tmp_path):
                 "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
                 "confusion_matrix": per_image.sum(axis=0).tolist(),
             }
+        results["test"]["boundary_iou"] = {"distance": 2, "mean": scores["mean_iou"] / 2, "per_category": {}}
         results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
         score = results["validation"]["mean_iou"]
         results["train"]["history"] = [
@@ -183,6 +184,7 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
         results = json.loads((folder / "results.json").read_text())
         for split in ("validation", "test"):
             scores = {k: v for k, v in results[split].items() if isinstance(v, float)}
+            scores["boundary"] = results["test"]["boundary_iou"]["mean"]
             known |= {f"{value:.4f}" for value in [*scores.values(), *results[split]["per_category_iou"].values()]}
     shown = set(re.findall(r"0\.\d{4}", report))
     assert len(shown) >= 10 and shown <= known
@@ -219,6 +221,7 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     arm = report.arms[0]
     scores = [run.results["test"]["mean_iou"] for run in arm.runs]
     assert shown[:3] == ["strong", "0, 1", f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"]
+    assert shown[3] == f"{np.mean(scores) / 2:.4f} ± {np.std(scores, ddof=1) / 2:.4f}"
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert "![Test mIoU over" in (tmp_path / "report" / "comparison.md").read_text()

@@ -18,6 +18,7 @@ from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, TrainingRecipe
+from hf_seg.results import load_per_image
 
 
 @pytest.fixture
@@ -109,6 +110,11 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         assert scores["mean_iou"] == pytest.approx(np.mean(list(iou.values())))
         assert scores["overall_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
         assert {"loss", "mean_accuracy", "per_category_accuracy"} <= scores.keys()
+    outlines = results["test"]["boundary_iou"]
+    assert outlines["distance"] == 2
+    assert outlines["mean"] == pytest.approx(np.mean([*outlines["per_category"].values()]))
+    per_image = load_per_image(Path("runs/whole"))
+    assert per_image.shape == (10, 19, 19) and per_image.sum(axis=0).tolist() == results["test"]["confusion_matrix"]
     check = results["test"]["cross_check"]
     assert check["available"] is True and check["largest_difference"] < 1e-9
     assert check["mean_iou"] == pytest.approx(results["test"]["mean_iou"], abs=1e-9)

@@ -1,0 +1,56 @@
+"""Boundary IoU: how well predicted outlines lie on the true ones, which a mean over areas hardly shows."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def boundary_distance(height: int, width: int) -> int:
+    """How many pixels wide a boundary is: 2 % of the diagonal, as in the paper, and at least one."""
+    return max(1, round(0.02 * math.hypot(height, width)))
+
+
+def boundary_counts(
+    predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int, distance: int
+) -> Tensor:
+    """Count, for each class, the boundary pixels that prediction and truth share, and those that either has.
+
+    The boundary of a class are its pixels from which another class, an ignored pixel or the image's edge is at most
+    `distance` pixels away (in the larger of the two directions).
+
+    Args:
+        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
+        references (the same shape): class ids in `[0, num_labels)`, or `ignore_index`; what is ignored here is taken
+            out of the prediction, too.
+        num_labels (`int`): number of classes C.
+        ignore_index (`int`): reference value of the pixels that do not count.
+        distance (`int`): in pixels, at least 1.
+
+    Returns:
+        `torch.LongTensor` of shape `(C, 2)`: intersection and union, in pixels.
+
+    Source: Cheng, Girshick, Dollár, Berg and Kirillov, "Boundary IoU: Improving Object-Centric Image Segmentation
+    Evaluation", CVPR 2021; there for single objects, here for the pixels of a class.
+    """
+    counted = references != ignore_index
+    counts = torch.empty(num_labels, 2, dtype=torch.int64, device=references.device)
+    for class_id in range(num_labels):
+        true = _boundary(references == class_id, distance)
+        predicted = _boundary((predictions == class_id) & counted, distance)
+        counts[class_id, 0], counts[class_id, 1] = (true & predicted).sum(), (true | predicted).sum()
+    return counts
+
+
+def _boundary(mask: Tensor, distance: int) -> Tensor:
+    """The pixels of a mask that an erosion by a square takes away; beyond the image there is no mask."""
+    outside = F.pad((~mask).float(), [distance] * 4, value=1.0)
+    return mask & F.max_pool2d(outside, 2 * distance + 1, stride=1).bool()
+
+
+def boundary_iou(counts: Tensor) -> np.ndarray:
+    """Summed [`boundary_counts`] to a float64 array of shape `(C,)`: IoU in [0, 1], `nan` for absent classes."""
+    intersection, union = counts.cpu().numpy().astype(np.float64).T
+    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
