@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_seg.recipe import RecipeError
-from hf_seg.results import PER_IMAGE, changed_keys, load_per_image, load_results
+from hf_seg.results import PER_IMAGE, SAMPLES, changed_keys, load_arrays, load_results
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -29,11 +29,15 @@ class Run:
         results (`dict`): its `results.json`.
         per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images; None
             where an older version of hf_seg has made the run.
+        samples (`dict[str, np.ndarray]`, *optional*): bytes of some test images: `pixel_values` of shape
+            `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
+            classes' `palette` of shape `(C, 3)`.
     """
 
     folder: Path
     results: dict[str, Any]
     per_image: np.ndarray | None
+    samples: dict[str, np.ndarray] | None
 
     @property
     def name(self) -> str:
@@ -126,10 +130,11 @@ def load_run(folder: Path) -> Run:
     if not (folder / "results.json").exists():
         raise RecipeError(f"{folder}: holds no results.json, so it is no finished run")
     results = load_results(folder)
-    per_image = load_per_image(folder)
+    kept = load_arrays(folder / PER_IMAGE)
+    per_image = None if kept is None else kept["confusion"]
     if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
         raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / 'results.json'}; train the run anew")
-    return Run(folder, results, per_image)
+    return Run(folder, results, per_image, load_arrays(folder / SAMPLES))
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

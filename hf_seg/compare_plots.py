@@ -1,4 +1,4 @@
-"""The pictures of a comparison: learning curves, accuracy against cost, confusion matrices side by side."""
+"""The pictures of a comparison: curves, accuracy against cost, confusion matrices, the same images for all."""
 
 import os
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from hf_seg.compare import Arm, mean_iou
-from hf_seg.figure import FAINT, INK, open_figure, shorten
+from hf_seg.figure import FAINT, INK, WIDTH, open_figure, shorten
 from hf_seg.plots import COLOURS, DASHES
 
 COLUMNS = 3  # confusion matrices in a row
+MOST_ARMS = 6  # beside an image and its truth
 
 
 def looks(index: int) -> dict:
@@ -115,3 +116,34 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str |
             axes.set_title(shorten(arm.name, 30), fontsize=8)
         grid[0].set_ylabel("true class", color=FAINT)
         figure.colorbar(picture, ax=[*grid[: len(arms)]], format=PercentFormatter(xmax=1), aspect=35, shrink=0.8)
+
+
+def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+    """Draw some test images, their true masks, and the masks that the first run of each arm predicts, up to six.
+
+    Args:
+        arms (`Sequence[Arm]`): their first runs have `samples`, of the same images.
+        path (`str` or `os.PathLike`): the PNG to write.
+    """
+    arms = arms[:MOST_ARMS]
+    shown = arms[0].runs[0].samples
+    palette = np.append(shown["palette"], [(128, 128, 128)], axis=0)  # grey: ignored
+
+    def colour(masks: np.ndarray) -> np.ndarray:
+        return palette[np.minimum(masks, len(palette) - 1)]
+
+    columns = {
+        "image": np.moveaxis(shown["pixel_values"], 1, -1),
+        "truth (grey: ignored)" if shown["labels"].max() >= len(palette) - 1 else "truth": colour(shown["labels"]),
+        **{shorten(arm.name, 20): colour(arm.runs[0].samples["predictions"]) for arm in arms},
+    }
+    count = len(shown["labels"])
+    height, width = shown["labels"].shape[1:]
+    with open_figure(path, height=0.4 + count * (WIDTH / len(columns)) * height / width) as figure:
+        grid = figure.subplots(count, len(columns), squeeze=False)
+        for column, (title, pictures) in enumerate(columns.items()):
+            for axes, picture in zip(grid[:, column], pictures, strict=True):
+                axes.imshow(picture, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            grid[0, column].set_title(title, fontsize=8)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, mean_iou, verdict
-from hf_seg.compare_plots import plot_confusions, plot_cost, plot_learning
+from hf_seg.compare_plots import plot_confusions, plot_cost, plot_learning, plot_same_images
 
 Value = Callable[[dict[str, Any]], float]
 
@@ -56,6 +58,11 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     plot_cost(arms, folder / "cost.png")
     plot_confusions(arms, arms[0].runs[0].results["data"]["class_names"], folder / "confusions.png")
     sections = build_sections(comparison)
+    if have_same_samples(arms):
+        plot_same_images(arms, folder / "same_images.png")
+        sections.append(
+            Section("The same images", picture="same_images.png", alt="Test images, true masks, each run's masks")
+        )
     (folder / "comparison.md").write_text(as_markdown(sections), encoding="utf-8")
     (folder / "comparison.html").write_text(as_html(sections, folder), encoding="utf-8")
 
@@ -64,6 +71,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
     """What was compared, scores, what the differences allow to be said, classes, cost, curves, first weights."""
     arms, first = comparison.arms, comparison.arms[0].runs[0].results
     data, size = first["data"], first["recipe"]["data"]["image_size"]
+    to_the_best = [difference for difference in comparison.differences if difference.first is arms[0]]
     return [
         Section(
             "Comparison",
@@ -91,9 +99,22 @@ def build_sections(comparison: Comparison) -> list[Section]:
         Section(
             "IoU of each class",
             head=["class", *(arm.name for arm in arms)],
-            rows=class_rows(arms, data["class_names"]),
+            rows=class_rows(arms, data["class_names"], "per_category_iou"),
             picture="confusions.png",
             alt="Confusion matrices, each row in per cent of the pixels of its true class",
+        ),
+        Section(
+            f"IoU of each class, {arms[0].name} less the others",
+            head=["class", *(arm.name for arm in arms[1:])],
+            rows=[
+                [name, *(f"{d.by_class[name]:+.4f}" if name in d.by_class else "–" for d in to_the_best)]
+                for name in data["class_names"]
+            ],
+        ),
+        Section(
+            "Area under the ROC curve of each class against the rest",
+            head=["class", *(arm.name for arm in arms)],
+            rows=class_rows(arms, data["class_names"], "roc_auc"),
         ),
         Section(
             "Cost",
@@ -110,6 +131,16 @@ def build_sections(comparison: Comparison) -> list[Section]:
             alt="Training loss and validation mIoU over the epochs",
         ),
     ]
+
+
+def have_same_samples(arms: Sequence[Arm]) -> bool:
+    """Whether the arms' first runs kept masks of the same test images; older runs kept none."""
+    kept = [arm.runs[0].samples for arm in arms]
+    return all(
+        samples is not None
+        and all(np.array_equal(samples[key], kept[0][key]) for key in ("pixel_values", "labels", "palette"))
+        for samples in kept
+    )
 
 
 def as_markdown(sections: Sequence[Section], pictures: bool = True) -> str:
@@ -163,11 +194,11 @@ def scores(arm: Arm) -> list[str]:
     ]
 
 
-def class_rows(arms: Sequence[Arm], class_names: Sequence[str]) -> list[list[str]]:
+def class_rows(arms: Sequence[Arm], class_names: Sequence[str], key: str) -> list[list[str]]:
     def cell(arm: Arm, name: str) -> str:
-        if any(name not in run.results["test"]["per_category_iou"] for run in arm.runs):
-            return "–"  # neither in the truth nor predicted
-        return over_seeds(arm, lambda r: r["test"]["per_category_iou"][name], ".4f")
+        if any(run.results["test"][key].get(name) is None for run in arm.runs):
+            return "–"  # a class that does not occur
+        return over_seeds(arm, lambda r: r["test"][key][name], ".4f")
 
     return [[name, *(cell(arm, name) for arm in arms)] for name in class_names]
 

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe, RecipeError, all_keys
 
-PER_IMAGE = "test_confusion.npz"
+PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
+SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
     "data": {"root", "cache"},
@@ -193,26 +194,25 @@ def load_results(run_dir: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
 
 
-def save_per_image(matrices: np.ndarray, run_dir: Path) -> None:
-    """Keep the test images' confusion matrices, integers of shape `(images, C, C)`; whole or not at all."""
-    partial = run_dir / f"{PER_IMAGE}.partial"
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Keep arrays in a file, compressed; whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        np.savez_compressed(file, confusion=matrices)  # nearly all zeros where there are many classes
-    os.replace(partial, run_dir / PER_IMAGE)
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
 
 
-def load_per_image(run_dir: Path) -> np.ndarray | None:
-    """The test images' confusion matrices, as [`save_per_image`] has kept them; None when there are none.
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What [`save_arrays`] has kept; None when there is no such file.
 
     Raises:
         RecipeError: when the file is damaged.
     """
-    path = run_dir / PER_IMAGE
     if not path.exists():
         return None
     try:
         with np.load(path) as arrays:
-            return arrays["confusion"]
+            return dict(arrays)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); train the run anew with --overwrite") from error
 

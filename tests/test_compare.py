@@ -11,7 +11,7 @@ from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou_of, verdict
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
-from hf_seg.results import load_per_image, save_per_image, write_json
+from hf_seg.results import PER_IMAGE, SAMPLES, load_arrays, save_arrays, write_json
 
 CLASSES = ["sky", "tree", "boat"]
 
@@ -56,6 +56,7 @@ def write_run(tmp_path):
                 "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
                 "confusion_matrix": per_image.sum(axis=0).tolist(),
             }
+        results["test"]["roc_auc"] = {"sky": 0.875, "tree": 0.75, "boat": None}
         results["test"]["boundary_iou"] = {"distance": 2, "mean": scores["mean_iou"] / 2, "per_category": {}}
         results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
         score = results["validation"]["mean_iou"]
@@ -70,7 +71,15 @@ def write_run(tmp_path):
         folder.mkdir()
         write_json(results, folder / "results.json")
         if keep:
-            save_per_image(per_image, folder)
+            save_arrays(folder / PER_IMAGE, confusion=per_image)
+            random = np.random.default_rng(7)  # the same images for all runs
+            save_arrays(
+                folder / SAMPLES,
+                pixel_values=random.integers(0, 256, (4, 3, 16, 16), np.uint8),
+                labels=random.choice([0, 1, 2, 255], (4, 16, 16)).astype(np.uint8),
+                predictions=np.random.default_rng(len(name)).integers(0, 3, (4, 16, 16), np.uint8),
+                palette=np.array([(0, 114, 178), (213, 94, 0), (0, 158, 115)], np.uint8),
+            )
         return folder
 
     return write
@@ -184,10 +193,16 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
         results = json.loads((folder / "results.json").read_text())
         for split in ("validation", "test"):
             scores = {k: v for k, v in results[split].items() if isinstance(v, float)}
-            scores["boundary"] = results["test"]["boundary_iou"]["mean"]
+            scores |= {"boundary": results["test"]["boundary_iou"]["mean"], "sky": 0.875, "tree": 0.75}
             known |= {f"{value:.4f}" for value in [*scores.values(), *results[split]["per_category_iou"].values()]}
-    shown = set(re.findall(r"0\.\d{4}", report))
+    shown = set(re.findall(r"(?<![+-])0\.\d{4}", report))
     assert len(shown) >= 10 and shown <= known
+    first, second = (
+        json.loads((folder / "results.json").read_text())["test"]["per_category_iou"] for folder in folders
+    )
+    for name in CLASSES:
+        assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
+    assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
     assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
     assert "![" not in report  # a terminal shows no pictures
@@ -214,7 +229,7 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert not errors and {url.partition(":")[0] for url in asked} <= {"file", "data"}
     assert len([url for url in asked if url.startswith("file:")]) == 1  # it needs no other file
     widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-    assert widths == [1200, 1200, 1200]
+    assert widths == [1200, 1200, 1200, 1200]
     assert awkward in page.inner_text("p") and page.locator("b").count() == 0
     shown = page.locator("table").first.locator("tr").nth(1).locator("td").all_inner_texts()
     report = compare(folders)
@@ -227,8 +242,8 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert "![Test mIoU over" in (tmp_path / "report" / "comparison.md").read_text()
 
 
-def test_matrices_of_a_run_come_back(tmp_path):
-    assert load_per_image(tmp_path) is None
-    save_per_image(matrices(3), tmp_path)
-    assert np.array_equal(load_per_image(tmp_path), matrices(3))
+def test_arrays_of_a_run_come_back(tmp_path):
+    assert load_arrays(tmp_path / PER_IMAGE) is None
+    save_arrays(tmp_path / PER_IMAGE, confusion=matrices(3))
+    assert np.array_equal(load_arrays(tmp_path / PER_IMAGE)["confusion"], matrices(3))
     assert [path.name for path in tmp_path.iterdir()] == ["test_confusion.npz"]

@@ -99,7 +99,7 @@ LIBRARIES = {
     "metrics": {"datasets", "evaluate", "numpy", "torch"},
     **dict.fromkeys(["boundary", "roc"], {"numpy", "torch"}),
     "compare": {"numpy"},
-    "compare_report": set(),
+    "compare_report": {"numpy"},
     "hub": {"httpx2", "huggingface_hub"},
     "push": {"transformers"},
     "model_card": {"huggingface_hub"},

@@ -18,7 +18,7 @@ from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, TrainingRecipe
-from hf_seg.results import load_per_image
+from hf_seg.results import PER_IMAGE, SAMPLES, load_arrays
 
 
 @pytest.fixture
@@ -113,7 +113,14 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     outlines = results["test"]["boundary_iou"]
     assert outlines["distance"] == 2
     assert outlines["mean"] == pytest.approx(np.mean([*outlines["per_category"].values()]))
-    per_image = load_per_image(Path("runs/whole"))
+    per_image = load_arrays(Path("runs/whole") / PER_IMAGE)["confusion"]
+    samples = load_arrays(Path("runs/whole") / SAMPLES)
+    assert {name: array.shape for name, array in samples.items()} == {
+        "pixel_values": (4, 3, 64, 64),
+        "labels": (4, 64, 64),
+        "predictions": (4, 64, 64),
+    }
+    assert samples["pixel_values"].max() > 128 and samples["predictions"].max() < 19
     assert per_image.shape == (10, 19, 19) and per_image.sum(axis=0).tolist() == results["test"]["confusion_matrix"]
     check = results["test"]["cross_check"]
     assert check["available"] is True and check["largest_difference"] < 1e-9
