@@ -96,6 +96,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
             ],
             [verdict(difference) for difference in comparison.differences],
         ),
+        *resolution(arms),
         Section(
             "IoU of each class",
             head=["class", *(arm.name for arm in arms)],
@@ -191,6 +192,33 @@ def scores(arm: Arm) -> list[str]:
         over_seeds(arm, lambda r: r["test"]["mean_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["test"]["overall_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["validation"]["mean_iou"], ".4f"),
+    ]
+
+
+def resolution(arms: Sequence[Arm]) -> list[Section]:
+    """What the small size costs, where the runs have recorded it."""
+    if not all("native" in run.results["test"] for arm in arms for run in arm.runs):
+        return []
+    results = arms[0].runs[0].results
+    size = results["recipe"]["data"]["image_size"]
+    ceilings = results["test"]["native"]["ceilings"]
+    reached = ", ".join(f"{value:.4f} from {pixels}×{pixels}" for pixels, value in ceilings.items())
+    rows = []
+    for arm in arms:
+        height, width = arm.runs[0].results["model"]["logits_size"]
+        native = over_seeds(arm, lambda r: r["test"]["native"]["mean_iou"], ".4f")
+        rows.append([arm.name, f"{height}×{width}", over_seeds(arm, mean_iou, ".4f"), native])
+    return [
+        Section(
+            "Resolution",
+            [
+                "The true masks themselves, shrunk to a small size and enlarged again, would reach at the own size of "
+                f"the photographs a mIoU of {reached}. More than that is not in masks of that size; logits, which are "
+                "enlarged smoothly, can come out somewhat above."
+            ],
+            head=["run", "logits", f"test mIoU at {size}×{size}", "at the photographs' own size"],
+            rows=rows,
+        )
     ]
 
 

@@ -31,6 +31,7 @@ from hf_seg.models.build import (
     locate_encoder_weights,
     measure_forward,
 )
+from hf_seg.native import score_native
 from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.processes import (
     check_agreement,
@@ -229,6 +230,10 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         "test": test | {"roc_auc": {name: curve["auc"] for name, curve in roc.items()}},
     }
     if trainer.is_world_process_zero():
+        sizes = [recipe.data.image_size // part for part in (1, 2, 4, 8)]
+        results["test"]["native"] = score_native(
+            trainer.predict_logits, splits["test"], prepared["test"], transforms["test"], sizes
+        )
         plots = run_dir / "plots"
         plots.mkdir(exist_ok=True)
         plot_curves(trainer.state.log_history, plots / "curves.png")

@@ -249,6 +249,12 @@ class SegTrainer(Trainer):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    @torch.no_grad()
+    def predict_logits(self, pixel_values: Tensor) -> Tensor:
+        """Logits `(batch, C, h, w)` of `pixel_values` `(batch, 3, height, width)`, on the device, as in evaluation."""
+        with self.accelerator.autocast():
+            return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
+
     def sample(self, dataset, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
         """Evenly spaced images of a set with what the model makes of them, for looking at.
 
@@ -259,8 +265,7 @@ class SegTrainer(Trainer):
         count = min(count, len(dataset))
         indices = [index * len(dataset) // count for index in range(count)]
         batch = self.eval_transform.finish(dataset.__getitems__(indices))
-        with torch.no_grad(), self.accelerator.autocast():
-            logits = self.model.eval()(pixel_values=batch["pixel_values"].to(self.args.device)).logits
+        logits = self.predict_logits(batch["pixel_values"])
         predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
         processor = self.processing_class
         pixel_values = batch["pixel_values"]

@@ -147,6 +147,10 @@ class SegTransform:
         small = mask.resize([self.prepared_size] * 2, Image.Resampling.NEAREST)
         return self._look_up(np.asarray(small)).astype(np.uint8)
 
+    def class_ids(self, mask: Image.Image) -> np.ndarray:
+        """A mask at its own size: uint8 of shape `(height, width)`, class ids or `spec.ignore_index`."""
+        return self._look_up(np.asarray(mask)).astype(np.uint8)
+
     def _look_up(self, ids: np.ndarray) -> np.ndarray:
         """Class ids; what 16-bit and 32-bit masks hold beyond the table must not wrap round to a class."""
         ids = ids.astype(np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_seg import cli
-from hf_seg.compare import bootstrap, compare, mean_iou_of, verdict
+from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, verdict
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
 from hf_seg.results import PER_IMAGE, SAMPLES, load_arrays, save_arrays, write_json
@@ -38,6 +38,7 @@ RESULTS = {
     "model": {
         "parameters": 3_714_915,
         "multiply_adds": 105_426_944,
+        "logits_size": [16, 16],
         "init": {"frozen": False, "encoder": {"source": "random initialisation"}, "head": {"source": "fresh"}},
     },
     "data": {"title": "Boats", "fingerprint": "0123456789abcdef", "counts": {"test": 200}, "class_names": CLASSES},
@@ -56,6 +57,8 @@ def write_run(tmp_path):
                 "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
                 "confusion_matrix": per_image.sum(axis=0).tolist(),
             }
+        ceilings = {"64": 0.9375, "32": 0.875, "16": 0.8125, "8": 0.6875}
+        results["test"]["native"] = {"mean_iou": scores["mean_iou"] / 4, "ceilings": ceilings}
         results["test"]["roc_auc"] = {"sky": 0.875, "tree": 0.75, "boat": None}
         results["test"]["boundary_iou"] = {"distance": 2, "mean": scores["mean_iou"] / 2, "per_category": {}}
         results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
@@ -194,14 +197,17 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
         for split in ("validation", "test"):
             scores = {k: v for k, v in results[split].items() if isinstance(v, float)}
             scores |= {"boundary": results["test"]["boundary_iou"]["mean"], "sky": 0.875, "tree": 0.75}
+            native = results["test"]["native"]
+            scores |= {"native": native["mean_iou"], **native["ceilings"]}
             known |= {f"{value:.4f}" for value in [*scores.values(), *results[split]["per_category_iou"].values()]}
     shown = set(re.findall(r"(?<![+-])0\.\d{4}", report))
     assert len(shown) >= 10 and shown <= known
-    first, second = (
-        json.loads((folder / "results.json").read_text())["test"]["per_category_iou"] for folder in folders
-    )
+    records = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    first, second = (record["test"]["per_category_iou"] for record in records)
     for name in CLASSES:
         assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
+    assert f"| a | 16×16 | {mean_iou(records[0]):.4f} | {mean_iou(records[0]) / 4:.4f} |" in report
+    assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
     assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report

@@ -110,6 +110,10 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         assert scores["mean_iou"] == pytest.approx(np.mean(list(iou.values())))
         assert scores["overall_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
         assert {"loss", "mean_accuracy", "per_category_accuracy"} <= scores.keys()
+    native = results["test"]["native"]
+    assert native["mean_iou"] == pytest.approx(results["test"]["mean_iou"], abs=0.02)
+    ceilings = [native["ceilings"][size] for size in ("64", "32", "16", "8")]
+    assert 1 > ceilings[0] > ceilings[1] > ceilings[2] > ceilings[3] > native["mean_iou"]
     outlines = results["test"]["boundary_iou"]
     assert outlines["distance"] == 2
     assert outlines["mean"] == pytest.approx(np.mean([*outlines["per_category"].values()]))
