@@ -119,7 +119,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
         ),
         Section(
             "Cost",
-            head=["run", "parameters", "multiply-adds", "images/s in training", "minutes", "processes", "hardware"],
+            head=["run", "parameters", "multiply-adds", "images/s", "minutes", "peak MB", "processes", "hardware"],
             rows=[costs(arm) for arm in arms],
             picture="cost.png",
             alt="Test mIoU over multiply-adds and over images a second",
@@ -233,6 +233,7 @@ def class_rows(arms: Sequence[Arm], class_names: Sequence[str], key: str) -> lis
 
 def costs(arm: Arm) -> list[str]:
     model = arm.runs[0].results["model"]
+    memory = all(run.results["train"].get("peak_memory_mb") for run in arm.runs)
     hardware = {f"{run.results['environment']['hardware']}, {run.results['train']['precision']}" for run in arm.runs}
     return [
         arm.name,
@@ -240,6 +241,7 @@ def costs(arm: Arm) -> list[str]:
         f"{model['multiply_adds'] / 1e9:.2f} G",
         over_seeds(arm, lambda r: r["train"]["images_per_second"], ".1f"),
         over_seeds(arm, lambda r: r["train"]["seconds"] / 60, ".1f"),
+        over_seeds(arm, lambda r: r["train"]["peak_memory_mb"], ".0f") if memory else "–",
         ", ".join(sorted({str(run.results["train"]["world_size"]) for run in arm.runs})),
         "; ".join(sorted(hardware)),
     ]

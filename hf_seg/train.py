@@ -21,6 +21,7 @@ from hf_seg.data import describe_dropped, fingerprint, image_name, load_spec, lo
 from hf_seg.data.spec import DataError
 from hf_seg.hub import Destination, HubError, destinations
 from hf_seg.interruption import Interrupted, StopWhenAsked
+from hf_seg.memory import peak_memory, reset_peak_memory
 from hf_seg.model_card import build_card
 from hf_seg.models.build import (
     WeightsError,
@@ -203,6 +204,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
     start_run(recipe, run_dir, overwrite)
     check_room(run_dir, model, kept=recipe.training.arguments.get("save_total_limit", 2))
     stop = StopWhenAsked()
+    reset_peak_memory(PartialState().device)
     trainer = SegTrainer(
         recipe=recipe,
         run_dir=run_dir,
@@ -225,7 +227,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
     roc, per_image = test.pop("roc"), test.pop("per_image")
     results = record | {
         "status": "finished",
-        "train": trainer.summary(trained),
+        "train": trainer.summary(trained) | {"peak_memory_mb": peak_memory(PartialState().device)},
         "validation": validation,
         "test": test | {"roc_auc": {name: curve["auc"] for name, curve in roc.items()}},
     }

@@ -62,6 +62,7 @@ def write_run(tmp_path):
         results["test"]["roc_auc"] = {"sky": 0.875, "tree": 0.75, "boat": None}
         results["test"]["boundary_iou"] = {"distance": 2, "mean": scores["mean_iou"] / 2, "per_category": {}}
         results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
+        results["train"]["peak_memory_mb"] = 1234.5
         score = results["validation"]["mean_iou"]
         results["train"]["history"] = [
             entry
@@ -209,7 +210,7 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     assert f"| a | 16×16 | {mean_iou(records[0]):.4f} | {mean_iou(records[0]) / 4:.4f} |" in report
     assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
-    assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1 | a computer, fp32 |" in report
+    assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
     assert "![" not in report  # a terminal shows no pictures
 

@@ -49,6 +49,7 @@ ALLOWED = {
         "data/spec",
         "hub",
         "interruption",
+        "memory",
         "model_card",
         "models/build",
         "native",
