@@ -23,10 +23,13 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 os.environ.pop("HF_TOKEN", None)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Read when torch is imported. There is a worker for each core; threads that spin for each other would only be in
-    # the way of the other workers.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # A worker, and the processes that it starts, have cores of their own: threads of other workers would only be in
+    # the way. Where there are more workers than cores, several share one.
+    worker, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[worker::count] or {cores[worker % len(cores)]})
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
 
 # Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
 TINY_MODELS = {

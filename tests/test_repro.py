@@ -158,6 +158,7 @@ def test_the_encoder_of_another_run(run, ask):
     other = shutil.copytree(run, run.parent / "b")
     for path in (other / "recipe.json", other / "results.json"):
         edit(path, lambda c: c.get("recipe", c)["model"].update(init="checkpoint", encoder_weights="a"))
+    edit(other / "results.json", lambda c: c["model"]["init"]["encoder"].update(source="a"))
     status, lines, _ = ask(other, "--steps", 1)
     assert status == 0
     assert [line for line in lines if line.startswith("changed: encoder's first weights: None then, ")]

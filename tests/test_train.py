@@ -123,6 +123,7 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         "pixel_values": (4, 3, 64, 64),
         "labels": (4, 64, 64),
         "predictions": (4, 64, 64),
+        "palette": (19, 3),
     }
     assert samples["pixel_values"].max() > 128 and samples["predictions"].max() < 19
     assert per_image.shape == (10, 19, 19) and per_image.sum(axis=0).tolist() == results["test"]["confusion_matrix"]
