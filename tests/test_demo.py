@@ -228,8 +228,12 @@ def test_a_taken_port_is_an_error(folders, capsys):
 @contextlib.contextmanager
 def served(command, log, **options):
     """Start a program that serves a page, and wait for the URL that it prints."""
+
+    def heed_ctrl_c():  # a shell that runs the tests in the background has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with open(log, "w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, preexec_fn=heed_ctrl_c, **options)
         try:
             while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
                 assert process.poll() is None, log.read_text()
