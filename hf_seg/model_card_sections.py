@@ -127,6 +127,8 @@ def _architecture(record: dict) -> str:
     model = record["recipe"]["model"]
     if model["arch"] == "fcn":
         return f"FCN with a {model['encoder'] or 'resnet50'} encoder"
+    if model["arch"] == "auto":
+        return f"{record['model']['class'].removesuffix('ForSemanticSegmentation')} model"
     return "SegFormer" if SEGFORMER_SIZES & model["config"].keys() else "SegFormer-B0"
 
 
@@ -141,6 +143,7 @@ def _model(record: dict) -> str:
     height, width = model["logits_size"]
     rows = [
         ["architecture", _architecture(record)],
+        *([["`path`", f"`{path}`"]] if (path := record["recipe"]["model"].get("path")) else []),
         *([f"`{key}`", f"`{json.dumps(value)}`"] for key, value in record["recipe"]["model"]["config"].items()),
         ["parameters", f"{model['parameters']:,}"],
         ["multiply-adds", f"{model['multiply_adds'] / 1e9:.3g} G for a picture of {size}×{size} pixels"],

@@ -31,7 +31,16 @@ def _key(description: str, default: Any = MISSING, **limits: float) -> Any:
 class ModelRecipe:
     """The `model` section: the architecture and where its first weights come from."""
 
-    arch: Literal["fcn", "segformer"] = _key("The architecture: FCN (a CNN) or SegFormer (a transformer).")
+    arch: Literal["fcn", "segformer", "auto"] = _key(
+        "The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."
+    )
+    path: str | None = _key(
+        "auto only: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of "
+        "transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the "
+        "encoder's weights.",
+        None,
+        minLength=1,
+    )
     encoder: str | None = _key(
         "FCN only: name of any timm CNN that can give feature maps. null: resnet50. "
         "SegFormer's sizes are set in config instead.",
@@ -46,7 +55,7 @@ class ModelRecipe:
     encoder_weights: str | None = _key(
         "With imagenet: a Hub id or a local file or folder (null: timm/resnet50.tv2_in1k for FCN, nvidia/mit-b0 for "
         "SegFormer). With checkpoint: a run's folder, a Hub id, or the name of another recipe, which is then trained "
-        "first. With scratch: none.",
+        "first (null, auto only: path). With scratch: none.",
         None,
     )
     freeze_encoder: bool = _key(

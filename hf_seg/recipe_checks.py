@@ -77,13 +77,17 @@ def check_keys(section: str, given: Mapping[str, Any], sections: Mapping[str, Ke
 def check_model(model: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between the keys of `model`. A key that is absent here had a problem of its own already."""
     arch, init, weights = model.get("arch"), model.get("init"), model.get("encoder_weights")
-    if arch == "segformer" and model.get("encoder") is not None:
-        yield "model.encoder", 'is for "fcn" only; SegFormer\'s sizes go into model.config, so leave it out'
+    if arch in ("segformer", "auto") and model.get("encoder") is not None:
+        yield "model.encoder", 'is for "fcn" only; sizes of other models go into model.config, so leave it out'
+    if arch == "auto":
+        yield from _check_auto(model)
+    elif arch is not None and model.get("path") is not None:
+        yield "model.path", 'is for "auto" only; leave it out, or set arch to "auto"'
     if init == "scratch" and weights is not None:
         yield "model.encoder_weights", 'contradicts init "scratch"; leave it out, or set init to say what it is'
     if init == "scratch" and model.get("freeze_encoder"):
         yield "model.freeze_encoder", 'a frozen random encoder learns nothing; set it to false, or init to "imagenet"'
-    if init == "checkpoint" and "encoder_weights" in model and weights is None:
+    if init == "checkpoint" and "encoder_weights" in model and weights is None and arch != "auto":
         remedy = "name a run's folder, a Hub id or another recipe"
         yield "model.encoder_weights", f'is missing, and init "checkpoint" needs it; {remedy}'
     if init == "imagenet" and weights is not None and not is_path_or_hub_id(weights):
@@ -91,8 +95,23 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Problem]:
             "model.encoder_weights",
             f'"{weights}" is no existing path and no Hub id of the form org/name; correct it',
         )
-    if arch is not None:
+    if arch in ("fcn", "segformer"):  # whose keys are known; those of others are checked when the model is built
         yield from _check_config(arch, model.get("config", {}))
+
+
+def _check_auto(model: Mapping[str, Any]) -> Iterator[Problem]:
+    path = model.get("path")
+    if "path" in model and path is None:
+        remedy = "name a Hub id, a folder, a config.json or a model type of transformers"
+        yield "model.path", f'is missing, and arch "auto" needs it; {remedy}'
+    if model.get("init") == "imagenet":
+        yield (
+            "model.init",
+            '"imagenet" is for "fcn" and "segformer"; "checkpoint" takes the encoder\'s weights from path',
+        )
+    no_weights = path is not None and not is_path_or_hub_id(path)
+    if model.get("init") == "checkpoint" and model.get("encoder_weights", path) is None and no_weights:
+        yield "model.path", f'"{path}" has no weights; name them in model.encoder_weights, or a Hub id as path'
 
 
 def _check_config(arch: str, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -197,6 +216,8 @@ def encoder_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> li
         return []  # reported already
     if len(archs) == 2:
         pairs = {"model.arch": (there["arch"], here["arch"])}
+    elif archs == {"auto"}:  # what its config means for the encoder, only the built models show
+        pairs = {"model.path": (there.get("path"), here.get("path"))}
     elif archs == {"fcn"}:
         pairs = {"model.encoder": tuple(model.get("encoder") or "resnet50" for model in (there, here))}
     else:

@@ -207,7 +207,7 @@ class _Watched(SegTrainer):
 def _train(recipe: Recipe, folder: Path, steps: int, spec, prepared, transforms) -> Training:
     """As `hf_seg.train.run` does it, from the seed to the trainer."""
     set_seed(recipe.training.seed)
-    model, provenance = build_model(recipe.model, spec)
+    model, provenance = build_model(recipe.model, spec, recipe.data.image_size)
     trainer = _Watched(
         recipe=recipe,
         run_dir=folder,

@@ -121,9 +121,9 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[
 def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> dict[str, Dataset]:
     """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
     if encoder_model:
-        check_model(recipe.model, encoder_model)
+        check_model(recipe.model, encoder_model, recipe.data.image_size)
     else:
-        locate_encoder_weights(recipe.model)
+        locate_encoder_weights(recipe.model, recipe.data.image_size)
     spec, splits = load_spec(recipe.data), load_splits(recipe.data)
     prepare_splits(splits, spec, build_transforms(recipe.data, spec), recipe.data.cache)
     return splits
@@ -176,7 +176,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
     source = recipe.model
     if recipe.encoder_recipe:
         source = replace(source, encoder_weights=str(output_dir / recipe.encoder_recipe))
-    model, provenance = build_model(source, spec)
+    model, provenance = build_model(source, spec, recipe.data.image_size)
     provenance["encoder"]["source"] = recipe.encoder_recipe or provenance["encoder"]["source"]
     provenance["encoder"]["run"] = describe_encoder_run(source.encoder_weights)
     image_processor = build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize)
@@ -187,6 +187,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         "status": "training",
         "model": {
             "arch": recipe.model.arch,
+            "class": type(model).__name__,
             "parameters": model.num_parameters(),
             **measure_forward(model, recipe.data.image_size),
             "init": provenance,

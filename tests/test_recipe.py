@@ -57,6 +57,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
     assert recipe.to_dict() == {
         "model": {
             "arch": "fcn",
+            "path": None,
             "encoder": None,
             "init": "scratch",
             "encoder_weights": None,
@@ -259,7 +260,17 @@ model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
     config.strides: must be a list [...] of which each is a whole number, but is [2, 2, 2, true]
 # keys that contradict each other
 model {"arch": "segformer", "encoder": "resnet18"}
-    encoder: is for "fcn" only; SegFormer's sizes go into model.config, so leave it out
+    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+model {"path": "mobilevit"}
+    path: is for "auto" only; leave it out, or set arch to "auto"
+model {"arch": "auto"}
+    path: is missing, and arch "auto" needs it; name a Hub id, a folder, a config.json or a model type of transformers
+model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
+    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+model {"arch": "auto", "path": "org/name", "init": "imagenet"}
+    init: "imagenet" is for "fcn" and "segformer"; "checkpoint" takes the encoder's weights from path
+model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
+    path: "mobilevit" has no weights; name them in model.encoder_weights, or a Hub id as path
 model {"freeze_encoder": true}
     freeze_encoder: a frozen random encoder learns nothing; set it to false, or init to "imagenet"
 model {"encoder_weights": "a/b"}
@@ -353,7 +364,7 @@ def test_number_beyond_all_bounds(tmp_path):
 
 def test_missing_keys(tmp_path):
     assert problems(save(tmp_path, text='{"model": {}, "data": {}, "training": {}}')) == [
-        'run.json: model.arch: is missing; it must be "fcn" or "segformer"',
+        'run.json: model.arch: is missing; it must be "fcn", "segformer" or "auto"',
         'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet", '
         '"synthetic_cityscapes", "folder" or "hub"',
     ]
@@ -684,7 +695,7 @@ def test_any_text_is_loaded_or_refused(tmp_path_factory, text):
 
 @settings(max_examples=500, deadline=None)
 @given(
-    arch=st.sampled_from(["fcn", "segformer"]),
+    arch=st.sampled_from(["fcn", "segformer", "auto"]),
     changes=st.lists(st.tuples(st.sampled_from(KNOWN), VALUES | st.just("delete")), max_size=4),
     config=st.dictionaries(
         st.sampled_from([*config_fields("fcn"), *config_fields("segformer"), *REFUSED_CONFIG]), VALUES, max_size=2

@@ -27,6 +27,9 @@ SHIPPED = {
     "oxford-pet-fcn-from-cityscapes": ("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
     "oxford-pet-fcn-frozen": ("oxford_pet", "fcn", "imagenet", V2, True, {}),
     "oxford-pet-fcn-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
+    "oxford-pet-mobilevit-scratch": (
+        *("oxford_pet", "auto", "scratch", None, False, {"image_size": 64, "output_stride": 8}),
+    ),
     "oxford-pet-segformer-finetune": ("oxford_pet", "segformer", "imagenet", B0, False, {}),
     "oxford-pet-segformer-from-cityscapes": (
         *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-scratch", False, {}),
@@ -49,8 +52,8 @@ FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "
 
 def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *QUICKSTART}
-    assert len(FILES) == 18
-    assert len(load_recipes(FILES)) == 18
+    assert len(FILES) == 19
+    assert len(load_recipes(FILES)) == 19
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -79,7 +82,7 @@ def test_recipe_spells_out_its_science(path):
         *("num_train_epochs", "global_train_batch_size", "learning_rate", "weight_decay", "amsgrad", "max_grad_norm"),
         *("lr_scheduler_type", "lr_decay_per_epoch", "eval_every_epochs", "seed"),
     } <= set(written["training"])
-    assert "encoder" in written["model"] or written["model"]["arch"] == "segformer"
+    assert {"fcn": "encoder", "segformer": "arch", "auto": "path"}[written["model"]["arch"]] in written["model"]
     assert "encoder_weights" in written["model"] or written["model"]["init"] == "scratch"
 
 

@@ -22,10 +22,10 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
 
-from . import weights
+from . import auto, weights
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import FCNForSemanticSegmentation
-from .weights import WeightsError
+from .weights import WeightsError, encoder_of
 
 if TYPE_CHECKING:
     from hf_seg.data.spec import DatasetSpec
@@ -54,16 +54,18 @@ REFUSED_KEYS = {
     "id2label": "the data set says it",
     "label2id": "the data set says it",
     "semantic_loss_ignore_index": "the data set says it",
+    "use_auxiliary_head": "there is one loss for all models, of the one head",
 }
 RANDOM = "random initialisation"
 
 
-def build_model(model: ModelRecipe, spec: DatasetSpec) -> tuple[PreTrainedModel, dict]:
+def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> tuple[PreTrainedModel, dict]:
     """Build the model of a recipe with its initial weights. Seed before calling: fresh weights are drawn in here.
 
     Args:
         model (`ModelRecipe`): architecture, initial weights, freezing.
         spec (`DatasetSpec`): the classes, and the label that the loss leaves out.
+        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
@@ -73,9 +75,9 @@ def build_model(model: ModelRecipe, spec: DatasetSpec) -> tuple[PreTrainedModel,
     Raises:
         WeightsError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
     """
-    config = _build_config(model, spec)
-    path = locate_encoder_weights(model)
-    built = MODELS[model.arch][1](config)
+    config, model_class = _build_config(model, image_size, spec)
+    path = locate_encoder_weights(model, image_size)
+    built = model_class(config)
     # SegFormer's forward takes **kwargs, from which Trainer concludes that it scales the loss itself. It does not.
     built.accepts_loss_kwargs = False
 
@@ -84,7 +86,7 @@ def build_model(model: ModelRecipe, spec: DatasetSpec) -> tuple[PreTrainedModel,
     if path is None:
         origin = {"source": RANDOM, "from_hub": False, "sha256": None, "tensors_loaded": 0, "tensors_fresh": count}
     else:
-        encoder.load_state_dict(weights.read(model, path, config, encoder))
+        encoder.load_state_dict(weights.read(model, path, config, built))
         source = weights.source_of(model)
         origin = {
             "source": source,
@@ -167,23 +169,24 @@ def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | 
     return {"multiply_adds": counter.get_total_flops() // 2, "logits_size": list(logits.shape[-2:])}
 
 
-def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None) -> None:
+def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, image_size: int = 64) -> None:
     """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
 
     Args:
         model (`ModelRecipe`): its `encoder` and `config` are checked.
         encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, when that is still to be
             trained; without it, the checkpoint is checked by [`locate_encoder_weights`].
+        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Raises:
         WeightsError: when the model cannot be built, or the other recipe's encoder is built otherwise.
     """
-    config = _build_config(model)
+    config, _ = _build_config(model, image_size)
     if encoder_from is not None:
-        weights.compare(model, config, _build_config(encoder_from).to_dict())
+        weights.compare(model, config, _build_config(encoder_from, image_size)[0].to_dict())
 
 
-def locate_encoder_weights(model: ModelRecipe) -> Path | None:
+def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | None:
     """Find the file with the encoder's initial weights, downloading it once if it is on the Hub.
 
     To be called for every recipe before the first one trains: it also does [`check_model`], and compares the recipe
@@ -191,6 +194,7 @@ def locate_encoder_weights(model: ModelRecipe) -> Path | None:
 
     Args:
         model (`ModelRecipe`): its `encoder_weights` is a file, a folder or a Hub id; None means the default.
+        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Returns:
         `Path` of a .safetensors file or pytorch_model.bin; None when the recipe starts from scratch.
@@ -198,21 +202,23 @@ def locate_encoder_weights(model: ModelRecipe) -> Path | None:
     Raises:
         WeightsError: naming what is wrong with the recipe or why the weights cannot be had, and the remedy.
     """
-    config = _build_config(model)
+    config, _ = _build_config(model, image_size)
     return None if model.init == "scratch" else weights.locate(model, config)
 
 
-def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return the encoder of an FCN or a SegFormer: the part that initial weights and freezing are about."""
-    return model.base_model
-
-
-def _build_config(model: ModelRecipe, spec: DatasetSpec | None = None) -> PreTrainedConfig:
-    """The checked configuration; without a `spec` it has transformers' default of two classes."""
-    config_class, model_class = MODELS[model.arch]
+def _build_config(
+    model: ModelRecipe, image_size: int, spec: DatasetSpec | None = None
+) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
+    """The checked configuration and its model's class; without a `spec` it has the classes that it had before."""
+    given: dict = {}
+    if model.arch == "auto":
+        config_class, model_class, given = auto.read_config(model.path)
+    else:
+        config_class, model_class = MODELS[model.arch]
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(config_class)}
-    known = sorted(own - inherited - REFUSED_KEYS.keys())
+    # a backbone's `_out_indices` is set as `out_indices`
+    known = sorted(key.removeprefix("_") for key in own - inherited - REFUSED_KEYS.keys())
     for key in model.config:
         if key in REFUSED_KEYS:
             raise WeightsError(f"model.config.{key} cannot be set here: {REFUSED_KEYS[key]}.")
@@ -223,7 +229,7 @@ def _build_config(model: ModelRecipe, spec: DatasetSpec | None = None) -> PreTra
             raise WeightsError(f"model.config.{key} is not a key of {config_class.__name__}: {hint}")
     if model.arch == "segformer":
         _check_stages(model.config)
-    arguments = dict(model.config)
+    arguments = given | model.config
     if model.encoder is not None:
         arguments["encoder"] = model.encoder
     if spec is not None:
@@ -231,18 +237,18 @@ def _build_config(model: ModelRecipe, spec: DatasetSpec | None = None) -> PreTra
         arguments["label2id"] = spec.label2id
         arguments["semantic_loss_ignore_index"] = spec.ignore_index
     try:
-        config = config_class(**arguments)
+        config = config_class.from_dict(arguments)
         # A forward pass without memory or arithmetic finds what no key says alone: heads that do not divide a width,
-        # an activation that does not exist, an encoder that timm cannot dilate.
+        # an activation that does not exist, an encoder that timm cannot dilate, positions for images of another size.
         with torch.device("meta"), meta_device_safe_creation_ops():
-            model_class(config).eval()(torch.empty(1, 3, 64, 64))
+            model_class(config).eval()(torch.empty(1, 3, image_size, image_size))
     except Exception as error:  # whatever the libraries raise, it is about these few values
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
-        raise WeightsError(f"{where}: no {model.arch} can be built: {said}") from error
+        raise WeightsError(f"{where}: no {model.path or model.arch} can be built: {said}") from error
     if spec is not None:
         config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
-    return config
+    return config, model_class
 
 
 def _check_stages(config: dict) -> None:

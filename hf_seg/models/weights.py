@@ -13,7 +13,14 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedConfig, SegformerConfig, SegformerModel
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerConfig,
+    SegformerModel,
+)
+from transformers.initialization import meta_device_safe_creation_ops
 
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import build_encoder
@@ -22,7 +29,7 @@ from .weight_files import WEIGHT_FILES, WeightsError, download, find_in_folder, 
 if TYPE_CHECKING:
     from hf_seg.recipe import ModelRecipe
 
-__all__ = ["WeightsError", "compare", "locate", "read", "sha256", "source_of", "verify_download"]
+__all__ = ["WeightsError", "compare", "encoder_of", "locate", "read", "sha256", "source_of", "verify_download"]
 
 # What a checkpoint's config.json has to have in common with the recipe for the encoder's weights to mean the same.
 ENCODER_KEYS = {
@@ -40,6 +47,14 @@ ENCODER_KEYS = {
 }
 
 
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """Return a model's encoder: the part that initial weights and freezing are about.
+
+    transformers calls it the base model, or, where a model has none (UPerNet), its backbone.
+    """
+    return model.backbone if model.base_model is model else model.base_model
+
+
 def source_of(model: ModelRecipe) -> str:
     """Name the weights as the recipe does, or the default for its encoder.
 
@@ -54,6 +69,8 @@ def source_of(model: ModelRecipe) -> str:
     """
     if model.encoder_weights is not None:
         return model.encoder_weights
+    if model.arch == "auto":
+        return model.path
     if model.arch == "segformer":
         return "nvidia/mit-b0"
     encoder = model.encoder or "resnet50"
@@ -131,6 +148,8 @@ def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
             f"is a checkpoint of a model of type {theirs['model_type']!r}, but model.arch {model.arch!r} needs "
             f"{config.model_type!r}: name a run of the same architecture.",
         )
+    if model.arch == "auto":
+        return _compare_shapes(source, config, theirs)
     defaults = type(config)()
     for key in ENCODER_KEYS[model.arch]:
         # JSON has lists where the class's defaults are tuples, and may leave out what is default.
@@ -144,14 +163,32 @@ def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
             )
 
 
-def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, encoder: nn.Module) -> dict[str, torch.Tensor]:
+def _compare_shapes(source: str, config: PreTrainedConfig, theirs: dict) -> None:
+    """The same by the shapes of tensors, for models of which hf_seg does not know what the keys mean."""
+    shapes = []
+    with torch.device("meta"), meta_device_safe_creation_ops():
+        for each in (type(config).from_dict(theirs), config):
+            encoder = encoder_of(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)](each))
+            shapes.append({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    there, here = shapes
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            their, our = (f"of {s[name]}" if name in s else "missing" for s in (there, here))
+            raise WeightsError.of(
+                source,
+                f"has an encoder whose {name} is {their}, but in the recipe's it is {our}: make model.config equal, "
+                "or name another run.",
+            )
+
+
+def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, built: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Read an encoder's weights from a file; heads in it are left out.
 
     Args:
         model (`ModelRecipe`): the recipe that `path` was located for.
         path (`Path`): the result of [`locate`].
-        config (`PreTrainedConfig`): the configuration that `encoder` was built with.
-        encoder (`nn.Module`): the module that the weights are for; it is not changed.
+        config (`PreTrainedConfig`): the configuration that `built` has.
+        built (`PreTrainedModel`): the model whose encoder the weights are for; it is not changed.
 
     Returns:
         `dict[str, torch.Tensor]`: a state dict with every tensor of `encoder`, in its shape.
@@ -165,10 +202,12 @@ def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, encoder: nn.M
     except Exception as error:  # each kind of damage raises its own type
         said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
         raise WeightsError.of(source, f"cannot be read ({path.name}: {said}): fetch or save it again.") from error
-    if model.arch == "segformer":
+    if model.arch == "auto":
+        loaded, problems = _from_transformers(tensors, built)
+    elif model.arch == "segformer":
         loaded, problems = _from_segformer(tensors, config)
     elif model.init == "checkpoint":
-        loaded, problems = _from_fcn(tensors, encoder)
+        loaded, problems = _from_fcn(tensors, encoder_of(built))
     else:
         loaded, problems = _from_timm(tensors, config)
     if problems:
@@ -211,6 +250,28 @@ def _from_segformer(tensors: dict, config: SegformerConfig) -> tuple[dict[str, t
     problems += [f"{name} is unknown" for name in sorted(report["unexpected_keys"])]
     problems += [f"{name} is {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
     return loaded.state_dict(), problems
+
+
+def _from_transformers(tensors: dict, built: PreTrainedModel) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The same for a model whose heads hf_seg does not know: they are read too, and what is wrong there is unsaid."""
+    with _quiet("transformers"):
+        loaded, report = type(built).from_pretrained(
+            None,
+            config=built.config,
+            state_dict=dict(tensors),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    encoder = encoder_of(loaded)
+    prefix = next(name for name, module in loaded.named_modules() if module is encoder) + "."
+    problems = [f"{name} is missing" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
+    problems += [
+        f"{name} is {tuple(a)}, not {tuple(b)}"
+        for name, a, b in sorted(report["mismatched_keys"])
+        if name.startswith(prefix)
+    ]
+    return encoder.state_dict(), problems
 
 
 def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
