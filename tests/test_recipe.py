@@ -91,6 +91,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "max_grad_norm": 1.0,
             "lr_scheduler_type": "exponential",
             "lr_decay_per_epoch": 0.98,
+            "dice_weight": 0.0,
             "eval_every_epochs": 2,
             "seed": 0,
             "bf16": "auto",
@@ -245,7 +246,7 @@ training {"hub_model_id": 3}
 model {"config": {"drop_out": 0.1}}
     config.drop_out: unknown key of "fcn"; did you mean "dropout"?
 model {"config": {"zzz": 0.1}}
-    config.zzz: unknown key of "fcn"; accepted: output_stride, dropout
+    config.zzz: unknown key of "fcn"; accepted: output_stride, logits_stride, dropout
 model {"config": {"output_stride": "8"}}
     config.output_stride: must be a whole number, but is "8"; write it without quotes
 model {"config": {"num_labels": 3}}

@@ -8,7 +8,10 @@ class FCNConfig(PreTrainedConfig):
 
     Args:
         encoder (`str`, defaults to `"resnet50"`): name of a timm CNN that has `features_only` and `output_stride`.
-        output_stride (`int`, defaults to 8): image pixels per logit along one axis: 8, 16 or 32.
+        output_stride (`int`, defaults to 8): image pixels per feature of the encoder along one axis: 8, 16 or 32.
+        logits_stride (`int`, *optional*): image pixels per logit along one axis, a power of two from 2 up to
+            `output_stride`, which is the default. Below it, class scores of the encoder's finer feature maps are
+            added: 8 at `output_stride` 32 is the paper's FCN-8s.
         dropout (`float` in [0, 1), defaults to 0.1): share of the head's channels dropped in training, as in
             torchvision's `FCNHead`.
         semantic_loss_ignore_index (`int`, defaults to 255): label of the pixels that the loss leaves out; the name is
@@ -24,6 +27,7 @@ class FCNConfig(PreTrainedConfig):
 
     encoder: str = "resnet50"
     output_stride: int = 8
+    logits_stride: int | None = None
     dropout: float | int = 0.1
     semantic_loss_ignore_index: int = 255
 
@@ -38,6 +42,9 @@ class FCNConfig(PreTrainedConfig):
 
         need("encoder", (str,), lambda v: v.strip() != "", 'the name of a timm CNN such as "resnet50"')
         need("output_stride", (int,), lambda v: v in (8, 16, 32), "8, 16 or 32")
+        if self.logits_stride is not None:
+            strides = [stride for stride in (2, 4, 8, 16, 32) if stride <= self.output_stride]
+            need("logits_stride", (int,), lambda v: v in strides, f"one of {', '.join(map(str, strides))}, or null")
         need("dropout", (int, float), lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
         need("semantic_loss_ignore_index", (int,), lambda v: True, "a whole number")
 

@@ -13,17 +13,19 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from .configuration_fcn import FCNConfig
 
 
-def build_encoder(name: str, output_stride: int, **timm_arguments) -> nn.Module:
-    """Build a timm CNN that returns its last feature map.
+def build_encoder(name: str, output_stride: int, logits_stride: int | None = None, **timm_arguments) -> nn.Module:
+    """Build a timm CNN that returns its last feature map, and finer ones if asked.
 
     Args:
         name (`str`): a timm model name.
         output_stride (`int`): image pixels per feature along one axis: 8, 16 or 32.
+        logits_stride (`int`, *optional*): of the finest feature map wanted; by default `output_stride`.
         timm_arguments: passed on to `timm.create_model`. Without `pretrained=True` the weights are random.
 
     Returns:
-        `nn.Module`: maps `(batch, 3, height, width)` to a list with one tensor of shape
-        `(batch, channels, height/output_stride, width/output_stride)`.
+        `nn.Module`: maps `(batch, 3, height, width)` to a list of tensors of shape
+        `(batch, channels, height/stride, width/stride)`, one for each stride that the CNN has, a power of two from
+        `logits_stride` to `output_stride`, the finest first.
 
     Raises:
         ValueError: when timm does not know the name, or the model is no CNN that can keep this stride.
@@ -45,11 +47,20 @@ def build_encoder(name: str, output_stride: int, **timm_arguments) -> nn.Module:
         ) from error
     if reduction != output_stride:
         raise ValueError(f"encoder {name!r} ends at output stride {reduction}, not at the {output_stride} asked for.")
-    return encoder
+    if logits_stride in (None, output_stride):
+        return encoder
+    last_of = {stage["reduction"]: index for index, stage in enumerate(encoder.feature_info.info)}
+    if logits_stride not in last_of:
+        raise ValueError(f"encoder {name!r} has no feature map of stride {logits_stride}.")
+    indices = sorted(index for stride, index in last_of.items() if stride >= logits_stride)
+    return timm.create_model(name, **arguments | {"out_indices": indices})
 
 
 class FCNForSemanticSegmentation(PreTrainedModel):
     """A fully convolutional network: a dilated timm CNN (`encoder`) under torchvision's `FCNHead` (`classifier`).
+
+    With a `logits_stride` below the encoder's stride, 1×1 convolutions (`skips`) score the classes on the encoder's
+    finer feature maps, too, and the scores are added up from coarse to fine, each enlarged to the next one's size.
 
     With `encoder="resnet50"` it is torchvision's `fcn_resnet50`: same tensors (`backbone.*` is `encoder.*` here), same
     logits, same distribution of initial weights.
@@ -72,8 +83,10 @@ class FCNForSemanticSegmentation(PreTrainedModel):
 
     def __init__(self, config: FCNConfig):
         super().__init__(config)
-        self.encoder = build_encoder(config.encoder, config.output_stride)
-        self.classifier = FCNHead(self.encoder.feature_info.channels()[-1], config.num_labels)
+        self.encoder = build_encoder(config.encoder, config.output_stride, config.logits_stride)
+        *finer, last = self.encoder.feature_info.channels()
+        self.classifier = FCNHead(last, config.num_labels)
+        self.skips = nn.ModuleList(nn.Conv2d(channels, config.num_labels, 1) for channels in finer)
         for module in self.classifier:
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
@@ -86,6 +99,9 @@ class FCNForSemanticSegmentation(PreTrainedModel):
         # `init` leave alone what `from_pretrained` has loaded.
         if isinstance(module, nn.Conv2d) and module in self.classifier:
             module.reset_parameters()
+        elif module in self.skips:  # so that the coarse scores are learned first, as in the paper
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
@@ -112,9 +128,14 @@ class FCNForSemanticSegmentation(PreTrainedModel):
 
         Returns:
             [`SemanticSegmenterOutput`]: `logits` of shape `(batch, num_labels, height/8, width/8)` at the default
-            stride; with `labels`, `loss` is the mean cross-entropy of the logits enlarged to the labels' size.
+            strides; with `labels`, `loss` is the mean cross-entropy of the logits enlarged to the labels' size.
         """
-        logits = self.classifier(self.encoder(pixel_values)[-1])
+        *finer, last = self.encoder(pixel_values)
+        logits = self.classifier(last)
+        for features, score in zip(reversed(finer), reversed(self.skips), strict=True):
+            size = features.shape[-2:]
+            logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            logits = logits + score(features)
         loss = None
         if labels is not None:
             enlarged = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)

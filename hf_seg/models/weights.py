@@ -283,8 +283,8 @@ def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor
 
     def fill(values: dict) -> dict[str, torch.Tensor]:
         overlay = {"state_dict": values}
-        stride = config.output_stride
-        return build_encoder(config.encoder, stride, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+        strides = config.output_stride, config.logits_stride
+        return build_encoder(config.encoder, *strides, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
     with _quiet("timm"):
         try:

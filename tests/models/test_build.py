@@ -338,7 +338,7 @@ def refused(**recipe):
         ({"arch": "segformer", "config": {"hidden_act": "gelo"}}, "'gelo'"),
         (
             {"arch": "fcn", "config": {"qqqq": 1}},
-            "model.config.qqqq is not a key of FCNConfig: there are dropout, output_stride.",
+            "model.config.qqqq is not a key of FCNConfig: there are dropout, logits_stride, output_stride.",
         ),
         ({"arch": "fcn", "config": {"dropout": 3}}, "FCNConfig.dropout must be a number"),
         (

@@ -182,6 +182,54 @@ def test_any_cnn_of_timm_keeps_the_stride(encoder, stride):
     assert logits.isfinite().all() and logits.std() > 0
 
 
+@pytest.mark.parametrize("encoder", [TINY, "test_efficientnet"])
+@pytest.mark.parametrize(("stride", "finest"), [(32, 8), (32, 2), (8, 2), (16, 16)])
+def test_finer_maps_add_their_scores(encoder, stride, finest):
+    config = {"output_stride": stride, "logits_stride": finest, "dropout": 0}
+    model, images = tiny(encoder, **config).eval(), torch.rand(2, 3, 64, 96)
+    strides = [s for s in (16, 8, 4, 2) if finest <= s < stride]
+    plain = tiny(encoder, output_stride=stride)
+    plain.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith("skips.")})
+    expected = plain.eval()(images).logits
+    for s in strides:
+        expected = enlarge(expected, (64 // s, 96 // s))
+    # at first they say nothing, so that the coarse scores are learned first
+    assert torch.allclose(model(images).logits, expected, atol=1e-6)
+    assert len(model.skips) == len(strides)
+
+    with torch.no_grad():
+        for score in model.skips:
+            nn.init.normal_(score.weight)
+            nn.init.normal_(score.bias)
+    *finer, last = model.encoder(images)
+    expected = model.classifier(last)
+    for features, score in zip(finer[::-1], list(model.skips)[::-1], strict=True):
+        expected = enlarge(expected, features.shape[-2:])
+        expected = (
+            expected + torch.einsum("bchw,kc->bkhw", features, score.weight[..., 0, 0]) + score.bias[:, None, None]
+        )
+    logits = model(images).logits
+    assert logits.shape == (2, 3, 64 // finest, 96 // finest)
+    assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_scores_of_finer_maps_are_learned_saved_and_loaded(tmp_path):
+    model = tiny(output_stride=32, logits_stride=2)
+    model(torch.rand(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss.backward()
+    assert all(score.weight.grad.abs().sum() > 0 for score in model.skips)
+    with torch.no_grad():
+        for score in model.skips:
+            nn.init.normal_(score.weight)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_an_encoder_without_so_fine_a_map_is_named():
+    with pytest.raises(ValueError, match="encoder 'test_convnext' has no feature map of stride 2"):
+        build_encoder("test_convnext", 32, 2)
+
+
 def test_dropout_is_the_configured_one():
     assert tiny().classifier[3].p == 0.1
     assert tiny(dropout=0).classifier[3].p == 0
@@ -211,6 +259,8 @@ def test_unusable_encoders_are_named(encoder, message):
         ("output_stride", 4),
         ("output_stride", 8.0),
         ("output_stride", True),
+        ("logits_stride", 3),
+        ("logits_stride", 16),  # coarser than the encoder's
         ("dropout", 1.0),
         ("dropout", -0.1),
         ("dropout", "0.1"),
