@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_seg.recipe import RecipeError
-from hf_seg.results import PER_IMAGE, SAMPLES, changed_keys, load_arrays, load_results
+from hf_seg.results import PER_IMAGE, ROC, SAMPLES, changed_keys, load_arrays, load_results
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -32,12 +32,15 @@ class Run:
         samples (`dict[str, np.ndarray]`, *optional*): bytes of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`.
+        roc (`dict[str, np.ndarray]`, *optional*): `fpr` and `tpr` of shape `(C, points)`, NaN where a class does not
+            occur.
     """
 
     folder: Path
     results: dict[str, Any]
     per_image: np.ndarray | None
     samples: dict[str, np.ndarray] | None
+    roc: dict[str, np.ndarray] | None
 
     @property
     def name(self) -> str:
@@ -134,7 +137,7 @@ def load_run(folder: Path) -> Run:
     per_image = None if kept is None else kept["confusion"]
     if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
         raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / 'results.json'}; train the run anew")
-    return Run(folder, results, per_image, load_arrays(folder / SAMPLES))
+    return Run(folder, results, per_image, load_arrays(folder / SAMPLES), load_arrays(folder / ROC))
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

@@ -36,7 +36,7 @@ def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
                     if points:
                         label = shorten(arm.name, 40) if axes is left and number == 0 else None
                         axes.plot(*zip(*points, strict=True), linewidth=1.4, label=label, **looks(index))
-        left.set(title="Training loss", ylabel="cross-entropy")
+        left.set(title="Training loss", ylabel="loss")
         left.set_ylim(bottom=0)
         right.set(title="Mean IoU on validation", ylabel="mIoU")
         for axes in (left, right):
@@ -80,6 +80,33 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
             axes.set(xlabel=name)
             axes.margins(0.15)
         left.set(title="Accuracy against cost", ylabel="test mIoU")
+        figure.legend(loc="outside lower left", ncols=2)
+
+
+def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
+    """Draw the ROC curves of each class against the rest: a panel a class, a line an arm, its first run's.
+
+    Args:
+        arms (`Sequence[Arm]`): their first runs have `roc`.
+        class_names (`Sequence[str]`): in the order of the ids.
+        path (`str` or `os.PathLike`): the PNG to write.
+    """
+    curves = [arm.runs[0].roc for arm in arms]
+    shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
+    columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
+    rows = -(-len(shown) // columns)
+    with open_figure(path, height=0.7 + rows * WIDTH / columns, layout="constrained") as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        for number, (axes, index) in enumerate(zip(grid, shown, strict=False)):
+            for arm_number, (arm, curve) in enumerate(zip(arms, curves, strict=True)):
+                label = shorten(arm.name, 40) if number == 0 else None
+                axes.plot(curve["fpr"][index], curve["tpr"][index], linewidth=1.2, label=label, **looks(arm_number))
+            axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))  # what matters is in the first per cent
+            axes.set_title(shorten(class_names[index], 18), fontsize=8)
+        figure.supxlabel("false positive rate", fontsize=9)
+        figure.supylabel("true positive rate", fontsize=9)
         figure.legend(loc="outside lower left", ncols=2)
 
 

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, mean_iou, verdict
-from hf_seg.compare_plots import plot_confusions, plot_cost, plot_learning, plot_same_images
+from hf_seg.compare_plots import (
+    plot_confusions,
+    plot_cost,
+    plot_learning,
+    plot_roc_side_by_side,
+    plot_same_images,
+)
 
 Value = Callable[[dict[str, Any]], float]
 
@@ -57,6 +63,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     plot_learning(arms, folder / "learning.png")
     plot_cost(arms, folder / "cost.png")
     plot_confusions(arms, arms[0].runs[0].results["data"]["class_names"], folder / "confusions.png")
+    if have_roc(arms):
+        plot_roc_side_by_side(arms, arms[0].runs[0].results["data"]["class_names"], folder / "roc.png")
     sections = build_sections(comparison)
     if have_same_samples(arms):
         plot_same_images(arms, folder / "same_images.png")
@@ -116,6 +124,8 @@ def build_sections(comparison: Comparison) -> list[Section]:
             "Area under the ROC curve of each class against the rest",
             head=["class", *(arm.name for arm in arms)],
             rows=class_rows(arms, data["class_names"], "roc_auc"),
+            picture="roc.png" if have_roc(arms) else None,
+            alt="ROC curve of each class against the rest, a line an arm",
         ),
         Section(
             "Cost",
@@ -132,6 +142,14 @@ def build_sections(comparison: Comparison) -> list[Section]:
             alt="Training loss and validation mIoU over the epochs",
         ),
     ]
+
+
+def have_roc(arms: Sequence[Arm]) -> bool:
+    """Whether the arms' first runs kept their ROC curves, and a class has one; older runs kept none."""
+    kept = [arm.runs[0].roc for arm in arms]
+    return None not in kept and any(
+        not np.isnan(rows).any() for rows in zip(*(roc["fpr"] for roc in kept), strict=True)
+    )
 
 
 def have_same_samples(arms: Sequence[Arm]) -> bool:

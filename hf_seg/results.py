@@ -22,6 +22,7 @@ from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe, RecipeError, all_keys
 
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
+ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
@@ -192,6 +193,15 @@ def load_results(run_dir: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
+
+
+def as_bytes(pixel_values: torch.Tensor, labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, np.ndarray]:
+    """Samples, as [`SegTrainer.sample`] gives them, as small arrays to be kept."""
+    return {
+        "pixel_values": (pixel_values.numpy() * 255).round().astype(np.uint8),
+        "labels": labels.numpy().astype(np.uint8),
+        "predictions": predictions.numpy().astype(np.uint8),
+    }
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """ROC curves of a whole set from score histograms, in memory that does not grow with the set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -60,3 +60,13 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
         fpr = np.concatenate([[0], np.cumsum(others[::-1]) / others.sum()])
         curves[name] = {"fpr": fpr.tolist(), "tpr": tpr.tolist(), "auc": float(np.trapezoid(tpr, fpr))}
     return curves
+
+
+def stack_curves(curves: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
+    """The curves of [`roc_from_histograms`] as arrays, to be kept.
+
+    Returns:
+        `dict[str, np.ndarray]`: `fpr` and `tpr`, float32 of shape `(C, ROC_BINS + 1)`; NaN where there is no curve.
+    """
+    nothing = [np.nan] * (ROC_BINS + 1)
+    return {key: np.array([curve[key] or nothing for curve in curves.values()], np.float32) for key in ("fpr", "tpr")}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from torch import Tensor
 from transformers import set_seed
 
 from hf_seg.arguments import per_device_batch_size, use_sync_batch_norm
@@ -45,7 +44,9 @@ from hf_seg.push import Uploads, is_unpushed
 from hf_seg.recipe import ModelRecipe, Recipe, RecipeError, load_recipes, over_seeds
 from hf_seg.results import (
     PER_IMAGE,
+    ROC,
     SAMPLES,
+    as_bytes,
     describe_encoder_run,
     environment,
     format_table,
@@ -56,6 +57,7 @@ from hf_seg.results import (
     start_run,
     write_json,
 )
+from hf_seg.roc import stack_curves
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 
@@ -245,21 +247,13 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png")
         (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
         save_arrays(run_dir / PER_IMAGE, confusion=per_image)
+        save_arrays(run_dir / ROC, **stack_curves(roc))
         save_arrays(run_dir / SAMPLES, **as_bytes(*samples), palette=np.array(spec.palette, np.uint8))
         write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
         uploads.finish(run_dir)
     trainer.release()
     PartialState().wait_for_everyone()  # the next recipe may start from this one's encoder
     return results
-
-
-def as_bytes(pixel_values: Tensor, labels: Tensor, predictions: Tensor) -> dict[str, np.ndarray]:
-    """Samples as small arrays of bytes, to be kept."""
-    return {
-        "pixel_values": (pixel_values.numpy() * 255).round().astype(np.uint8),
-        "labels": labels.numpy().astype(np.uint8),
-        "predictions": predictions.numpy().astype(np.uint8),
-    }
 
 
 def say(message: str, file=None) -> None:

@@ -11,7 +11,8 @@ from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, verdict
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
-from hf_seg.results import PER_IMAGE, SAMPLES, load_arrays, save_arrays, write_json
+from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
+from hf_seg.roc import ROC_BINS, roc_from_histograms, stack_curves
 
 CLASSES = ["sky", "tree", "boat"]
 
@@ -76,6 +77,9 @@ def write_run(tmp_path):
         write_json(results, folder / "results.json")
         if keep:
             save_arrays(folder / PER_IMAGE, confusion=per_image)
+            histograms = np.random.default_rng(seed).integers(0, 9, (3, 2, ROC_BINS))
+            histograms[2, 1] = 0  # no boat anywhere
+            save_arrays(folder / ROC, **stack_curves(roc_from_histograms(histograms, CLASSES)))
             random = np.random.default_rng(7)  # the same images for all runs
             save_arrays(
                 folder / SAMPLES,
@@ -236,7 +240,7 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert not errors and {url.partition(":")[0] for url in asked} <= {"file", "data"}
     assert len([url for url in asked if url.startswith("file:")]) == 1  # it needs no other file
     widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-    assert widths == [1200, 1200, 1200, 1200]
+    assert widths == [1200, 1200, 1200, 1200, 1200]
     assert awkward in page.inner_text("p") and page.locator("b").count() == 0
     shown = page.locator("table").first.locator("tr").nth(1).locator("td").all_inner_texts()
     report = compare(folders)

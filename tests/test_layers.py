@@ -59,6 +59,7 @@ ALLOWED = {
         "push",
         "recipe",
         "results",
+        "roc",
         "trainer",
         "transforms",
     ],

@@ -18,7 +18,7 @@ from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, TrainingRecipe
-from hf_seg.results import PER_IMAGE, SAMPLES, load_arrays
+from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays
 
 
 @pytest.fixture
@@ -118,6 +118,10 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     assert outlines["distance"] == 2
     assert outlines["mean"] == pytest.approx(np.mean([*outlines["per_category"].values()]))
     per_image = load_arrays(Path("runs/whole") / PER_IMAGE)["confusion"]
+    curves = load_arrays(Path("runs/whole") / ROC)
+    for index, area in enumerate(results["test"]["roc_auc"].values()):
+        drawn = np.trapezoid(curves["tpr"][index], curves["fpr"][index])
+        assert np.isnan(drawn) if area is None else drawn == pytest.approx(area, abs=1e-5)
     samples = load_arrays(Path("runs/whole") / SAMPLES)
     assert {name: array.shape for name, array in samples.items()} == {
         "pixel_values": (4, 3, 64, 64),
