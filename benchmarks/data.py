@@ -25,7 +25,7 @@ from per_pair import SIZE, PerPair
 from torch.utils.data import DataLoader
 
 from hf_seg.data import load_spec, load_splits, prepare_splits
-from hf_seg.recipe import DataRecipe
+from hf_seg.recipe_keys import DataRecipe
 from hf_seg.transforms import build_transforms, collate
 
 BATCH = 64

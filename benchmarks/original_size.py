@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hf_seg.data import cityscapes, load_splits, oxford_pet
-from hf_seg.recipe import DataRecipe
+from hf_seg.recipe_keys import DataRecipe
 
 Pair = tuple[Path, Path]
 VALIDATION_SHARE = {"oxford_pet": 1 / 9, "cityscapes": 359 / 2616}  # of the number of train pairs

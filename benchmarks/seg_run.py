@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from hf_seg.data import load_spec, load_splits, prepare_splits
 from hf_seg.models.build import build_image_processor
-from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from hf_seg.recipe import Recipe
+from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 

@@ -25,7 +25,8 @@ from hf_seg.arguments import use_bf16, use_channels_last
 from hf_seg.data import load_spec
 from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import build_model
-from hf_seg.recipe import DataRecipe, Recipe
+from hf_seg.recipe import Recipe
+from hf_seg.recipe_keys import DataRecipe
 
 # of an epoch of the trainer → the method that does it
 PARTS = {

@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from hf_seg.recipe import Recipe, RecipeError, TrainingRecipe
+from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe_keys import TrainingRecipe
 
 # Arguments of the Trainer that hf_seg.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}

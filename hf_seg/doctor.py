@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_seg.environment_check import check_folder, check_gpu, check_packages, check_shared_memory
 from hf_seg.finding import LEVELS, Finding
-from hf_seg.recipe import DataRecipe, Recipe, RecipeError, TrainingRecipe, load_recipes
+from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.recipe_keys import DataRecipe, TrainingRecipe
 
 if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
     from hf_seg.data.gather import Gathered

@@ -22,7 +22,8 @@ from hf_seg.data.look import Findings, guess_classes, look_at_pairs, pixel_share
 from hf_seg.data.pairs import stored_pairs
 from hf_seg.data.spec import DataError, PairError, report_pairs
 from hf_seg.preview import plot_preview
-from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from hf_seg.recipe import Recipe
+from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
 
 MAX_IMAGE_SIZE = 256
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet

@@ -19,7 +19,8 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from hf_seg.processes import check_shared, on_main_process
-from hf_seg.recipe import Recipe, RecipeError, all_keys
+from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe_keys import all_keys
 
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)

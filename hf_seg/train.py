@@ -41,7 +41,8 @@ from hf_seg.processes import (
     start_processes,
 )
 from hf_seg.push import Uploads, is_unpushed
-from hf_seg.recipe import ModelRecipe, Recipe, RecipeError, load_recipes, over_seeds
+from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
+from hf_seg.recipe_keys import ModelRecipe
 from hf_seg.results import (
     PER_IMAGE,
     ROC,

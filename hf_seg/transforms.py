@@ -16,7 +16,7 @@ from hf_seg.augment import crop_and_resize, draw_boxes, jitter_colors
 from hf_seg.data.spec import INVALID, DataError, DatasetSpec
 
 if TYPE_CHECKING:
-    from hf_seg.recipe import DataRecipe
+    from hf_seg.recipe_keys import DataRecipe
 
 AUGMENTATIONS = ("none", "flip", "standard")
 

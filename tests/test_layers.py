@@ -12,7 +12,7 @@ FILES = {
 }
 STANDARD = sys.stdlib_module_names
 
-RECIPE = ["recipe", "recipe_arguments", "recipe_checks", "recipe_files", "recipe_types"]
+RECIPE = ["recipe", "recipe_arguments", "recipe_checks", "recipe_files", "recipe_keys", "recipe_types"]
 FLAT = ["models/configuration_fcn", "models/modeling_fcn"]
 # module → the modules of hf_seg that it may import; whatever is not named here may import none
 ALLOWED = {
@@ -30,7 +30,7 @@ ALLOWED = {
     "data/gather": ["data", "data/*", "finding"],
     "data/split_file": ["data/*", "recipe_files"],
     "transforms": ["augment", "data/spec"],
-    "arguments": ["recipe"],
+    "arguments": ["recipe", "recipe_keys"],
     "processes": ["recipe"],
     "evaluation": ["boundary", "loss", "metrics", "roc"],
     "native": ["loss", "metrics", "transforms"],
@@ -38,7 +38,7 @@ ALLOWED = {
     "compare": ["recipe", "results"],
     "compare_plots": ["compare", "figure", "plots"],
     "compare_report": ["compare", "compare_plots"],
-    "results": ["processes", "recipe"],
+    "results": ["processes", "recipe", "recipe_keys"],
     "checkpoints": ["recipe", "results"],
     "model_card": ["model_card_sections"],
     "hub": ["model_card", "recipe", "results"],
@@ -58,6 +58,7 @@ ALLOWED = {
         "processes",
         "push",
         "recipe",
+        "recipe_keys",
         "results",
         "roc",
         "trainer",
@@ -70,8 +71,8 @@ ALLOWED = {
     "plots": ["figure"],
     "preview": ["data/*", "figure"],
     "environment_check": ["finding"],
-    "doctor": ["data/*", "environment_check", "finding", "recipe", "transforms"],
-    "init": ["data/*", "preview", "recipe"],
+    "doctor": ["data/*", "environment_check", "finding", "recipe", "recipe_keys", "transforms"],
+    "init": ["data/*", "preview", "recipe", "recipe_keys"],
     "export": ["data/synthetic/pet", "predict", "predict_files"],
     "demo": ["data/synthetic", "demo_app", "hub", "models", "predict", "predict_files", "push"],
     "cli": [

@@ -18,7 +18,8 @@ from hf_seg.data import load_spec
 from hf_seg.model_card import build_card, without_private_parts
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
-from hf_seg.recipe import DataRecipe, load_recipes
+from hf_seg.recipe import load_recipes
+from hf_seg.recipe_keys import DataRecipe
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "oxford-pet-segformer-scratch"
 SCRATCH = {"source": "random initialisation", "from_hub": False, "sha256": None, "run": None}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_seg.cli import main
-from hf_seg.recipe import Recipe, RecipeError, TrainingRecipe, all_keys, load_recipes
+from hf_seg.recipe import Recipe, RecipeError, load_recipes
 from hf_seg.recipe_arguments import (
     REFUSED,
     REFUSED_CONFIG,
@@ -20,6 +20,7 @@ from hf_seg.recipe_arguments import (
     training_arguments,
     unreadable_arguments,
 )
+from hf_seg.recipe_keys import TrainingRecipe, all_keys
 from hf_seg.recipe_types import expectation, fits, fragment, mismatch
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_seg.recipe import all_keys, json_schema, load_recipes
+from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.recipe_arguments import REFUSED, REFUSED_CONFIG, config_fields
+from hf_seg.recipe_keys import all_keys
 from hf_seg.recipe_types import expectation, fits
 
 ROOT = Path(__file__).parent.parent

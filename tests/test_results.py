@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_seg.recipe import DataRecipe, ModelRecipe, Recipe, RecipeError, TrainingRecipe
+from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.results import (
     describe_encoder_run,
     format_table,

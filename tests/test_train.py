@@ -17,7 +17,8 @@ from hf_seg import train
 from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
-from hf_seg.recipe import RecipeError, TrainingRecipe
+from hf_seg.recipe import RecipeError
+from hf_seg.recipe_keys import TrainingRecipe
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays
 
 

@@ -7,7 +7,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from hf_seg.arguments import use_bf16, use_channels_last, use_sync_batch_norm
 from hf_seg.checkpoints import load_weights
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
-from hf_seg.recipe import RecipeError, TrainingRecipe
+from hf_seg.recipe import RecipeError
+from hf_seg.recipe_keys import TrainingRecipe
 
 
 def tiny(arch, seed):

@@ -21,7 +21,7 @@ from hf_seg.data.spec import DataError, DatasetSpec, PairError
 from hf_seg.data.stored_image import StoredImage
 
 if TYPE_CHECKING:
-    from hf_seg.recipe import DataRecipe
+    from hf_seg.recipe_keys import DataRecipe
 
 __all__ = [
     "DataError",

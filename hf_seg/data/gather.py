@@ -23,7 +23,7 @@ from hf_seg.data.stored_image import StoredImage
 from hf_seg.finding import Finding, Level
 
 if TYPE_CHECKING:
-    from hf_seg.recipe import DataRecipe
+    from hf_seg.recipe_keys import DataRecipe
 
 OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
 HEAP = "pairs"  # the one split of pairs of which it is not known where they belong

@@ -22,7 +22,7 @@ from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
 from hf_seg.data.split_file import FILE_NAME, RowSplit, draw_split, load_row_split, save_row_split
 
 if TYPE_CHECKING:
-    from hf_seg.recipe import DataRecipe
+    from hf_seg.recipe_keys import DataRecipe
 
 # what the splits of a data set may be called
 OWN_NAMES = {

@@ -29,7 +29,7 @@ from .weights import WeightsError, encoder_of
 
 if TYPE_CHECKING:
     from hf_seg.data.spec import DatasetSpec
-    from hf_seg.recipe import ModelRecipe
+    from hf_seg.recipe_keys import ModelRecipe
 
 __all__ = [
     "WeightsError",

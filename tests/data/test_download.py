@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 from hf_seg.data import load_splits, oxford_pet
 from hf_seg.data.download import Archive
-from hf_seg.recipe import DataRecipe
+from hf_seg.recipe_keys import DataRecipe
 oxford_pet.ARCHIVES = tuple(Archive(url=url, md5=md5, part=part) for url, md5, part in {archives})
 print(load_splits(DataRecipe(name="oxford_pet")).num_rows["train"])
 """

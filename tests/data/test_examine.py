@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from hf_seg.data import DataError, check_splits, load_spec, load_splits, oxford_pet
 from hf_seg.data.examine import MAX_DUPLICATES, examine
 from hf_seg.data.gather import gather
-from hf_seg.recipe import DataRecipe
+from hf_seg.recipe_keys import DataRecipe
 
 
 @pytest.fixture

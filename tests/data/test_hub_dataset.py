@@ -21,7 +21,7 @@ from hf_seg.data import (
     load_splits,
     prepare_splits,
 )
-from hf_seg.recipe import DataRecipe
+from hf_seg.recipe_keys import DataRecipe
 from hf_seg.transforms import build_transforms
 
 CLASSES = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}

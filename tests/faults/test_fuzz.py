@@ -18,7 +18,8 @@ from hf_seg.data.own_images import ClassMask, UprightImage
 from hf_seg.data.pairs import StoredPair, decode_pair
 from hf_seg.data.spec import DataError, PairError
 from hf_seg.data.stored_image import StoredImage
-from hf_seg.recipe import DataRecipe, RecipeError, load_recipes
+from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.recipe_keys import DataRecipe
 
 pytestmark = pytest.mark.faults
 

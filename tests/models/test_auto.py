@@ -10,7 +10,7 @@ from hf_seg import train
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import WeightsError, build_model, check_model, encoder_of, locate_encoder_weights
-from hf_seg.recipe import ModelRecipe
+from hf_seg.recipe_keys import ModelRecipe
 from hf_seg.results import load_results
 
 SPEC = DatasetSpec(
