@@ -102,6 +102,21 @@ def launch(tmp_path):
     return start
 
 
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """`run(recipe, ...)` calls `train.main` as the command line does; gives the exit status, stdout and stderr."""
+    from hf_seg import train
+
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments):
+        status = train.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return start
+
+
 MEAN_IOU = """
 import datasets
 import evaluate

@@ -13,26 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForImageClassification
 
-from hf_seg import train
 from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError
 from hf_seg.recipe_keys import TrainingRecipe
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """`run(recipe, ...)` calls `train.main` as the command line does; gives the exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments):
-        status = train.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return start
 
 
 def results_of(name):

@@ -93,7 +93,7 @@ def prepare(folder: Path, *, may_download: bool) -> None:
     Raises:
         DataError: when the data set is absent or cannot be unpacked.
     """
-    unpack_zips(folder, ZIPS, wanted=_is_wanted, remedy=HOW_TO_GET.format(folder=folder))
+    unpack_zips(folder, ZIPS, wanted=is_wanted, remedy=HOW_TO_GET.format(folder=folder))
 
 
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
@@ -121,7 +121,7 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     }
 
 
-def _is_wanted(member: str) -> bool:
+def is_wanted(member: str) -> bool:
     """Whether a file in the official archives is needed: images and labelIds of train and val."""
     parts = member.split("/")
     return len(parts) == 4 and parts[1] in ("train", "val") and parts[3].endswith(IMAGE_SUFFIXES + MASK_SUFFIXES)

@@ -106,7 +106,7 @@ def _gather_official(data: DataRecipe) -> Gathered:
             place,
             needed=archives.values(),
             official={archive.file_name: archive for archive in getattr(source, "ARCHIVES", ())},
-            is_read=_is_read,
+            is_read=cityscapes.is_wanted,
         )
     if lacking:
         _explain_lack(data, place, gathered, whole=len(archives) == len(lacking))
@@ -143,12 +143,6 @@ def _present_pairs(name: str, place: Path) -> list[folder.Pair]:
         masks = _by_stem(place / "gtFine", cityscapes.MASK_SUFFIXES)
         images = _by_stem(place / "leftImg8bit", cityscapes.IMAGE_SUFFIXES)
     return [(images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
-
-
-def _is_read(member: str) -> bool:
-    """Whether Cityscapes' archives are unpacked for this file."""
-    suffixes = cityscapes.IMAGE_SUFFIXES + cityscapes.MASK_SUFFIXES
-    return member.endswith(suffixes) and member.split("/")[1] in ("train", "val")
 
 
 def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -13,25 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_seg import train
 from hf_seg.trainer import SegTrainer
 
 TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
 OTHER_DATA = Path(__file__).parent / "train_on_other_data.py"
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments):
-        status = train.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return start
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-from hf_seg import train
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import WeightsError, build_model, check_model, encoder_of, locate_encoder_weights
@@ -177,10 +176,9 @@ def test_a_size_that_a_model_does_not_take():
 
 
 @pytest.mark.slow
-def test_a_run_beside_the_others(write_recipe, tmp_path, monkeypatch, capsys):
+def test_a_run_beside_the_others(write_recipe, run, tmp_path):
     from transformers import pipeline
 
-    monkeypatch.chdir(tmp_path)
     one = {"num_train_epochs": 1}
     first = write_recipe(
         "first", model={"arch": "auto", "path": "mobilevit", "config": TINY["mobilevit"]}, training=one
@@ -189,7 +187,7 @@ def test_a_run_beside_the_others(write_recipe, tmp_path, monkeypatch, capsys):
     second = write_recipe(
         "second", model={"arch": "auto", "path": "mobilevit", "config": TINY["mobilevit"]} | section, training=one
     )
-    assert train.main([str(second)]) == 0
+    assert run(second)[0] == 0
     results = load_results(tmp_path / "runs" / "second")
     assert results["model"]["class"] == "MobileViTForSemanticSegmentation"
     assert results["model"]["init"]["encoder"]["source"] == first.stem
