@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from hf_seg.compare import Arm, mean_iou
 from hf_seg.figure import FAINT, INK, WIDTH, open_figure, shorten
@@ -75,6 +76,7 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
             values = [arm.mean(cost) for arm in arms]
             if max(values) > 4 * min(values):
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set(xlabel=name)
@@ -162,11 +164,11 @@ def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
     columns = {
         "image": np.moveaxis(shown["pixel_values"], 1, -1),
         "truth (grey: ignored)" if shown["labels"].max() >= len(palette) - 1 else "truth": colour(shown["labels"]),
-        **{shorten(arm.name, 20): colour(arm.runs[0].samples["predictions"]) for arm in arms},
+        **{fill(shorten(arm.name, 50), 17): colour(arm.runs[0].samples["predictions"]) for arm in arms},
     }
     count = len(shown["labels"])
     height, width = shown["labels"].shape[1:]
-    with open_figure(path, height=0.4 + count * (WIDTH / len(columns)) * height / width) as figure:
+    with open_figure(path, height=0.7 + count * (WIDTH / len(columns)) * height / width) as figure:
         grid = figure.subplots(count, len(columns), squeeze=False)
         for column, (title, pictures) in enumerate(columns.items()):
             for axes, picture in zip(grid[:, column], pictures, strict=True):

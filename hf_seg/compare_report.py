@@ -219,6 +219,7 @@ def resolution(arms: Sequence[Arm]) -> list[Section]:
         return []
     results = arms[0].runs[0].results
     size = results["recipe"]["data"]["image_size"]
+    stored = "×".join(map(str, results["data"]["stored_size"]["test"]))
     ceilings = results["test"]["native"]["ceilings"]
     reached = ", ".join(f"{value:.4f} from {pixels}×{pixels}" for pixels, value in ceilings.items())
     rows = []
@@ -231,8 +232,8 @@ def resolution(arms: Sequence[Arm]) -> list[Section]:
             "Resolution",
             [
                 "The true masks themselves, shrunk to a small size and enlarged again, would reach at the own size of "
-                f"the photographs a mIoU of {reached}. More than that is not in masks of that size; logits, which are "
-                "enlarged smoothly, can come out somewhat above."
+                f"the photographs (the first is stored with {stored} pixels) a mIoU of {reached}. More than that is "
+                "not in masks of that size; logits, which are enlarged smoothly, can come out somewhat above."
             ],
             head=["run", "logits", f"test mIoU at {size}×{size}", "at the photographs' own size"],
             rows=rows,

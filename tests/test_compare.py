@@ -42,7 +42,13 @@ RESULTS = {
         "logits_size": [16, 16],
         "init": {"frozen": False, "encoder": {"source": "random initialisation"}, "head": {"source": "fresh"}},
     },
-    "data": {"title": "Boats", "fingerprint": "0123456789abcdef", "counts": {"test": 200}, "class_names": CLASSES},
+    "data": {
+        "title": "Boats",
+        "fingerprint": "0123456789abcdef",
+        "counts": {"test": 200},
+        "class_names": CLASSES,
+        "stored_size": {"test": [500, 375]},
+    },
     "environment": {"hardware": "a computer"},
 }
 
@@ -212,7 +218,10 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     for name in CLASSES:
         assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
     assert f"| a | 16×16 | {mean_iou(records[0]):.4f} | {mean_iou(records[0]) / 4:.4f} |" in report
-    assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
+    assert (
+        "(the first is stored with 500×375 pixels) a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8."
+        in report
+    )
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
     assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
