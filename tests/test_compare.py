@@ -218,10 +218,8 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     for name in CLASSES:
         assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
     assert f"| a | 16×16 | {mean_iou(records[0]):.4f} | {mean_iou(records[0]) / 4:.4f} |" in report
-    assert (
-        "(the first is stored with 500×375 pixels) a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8."
-        in report
-    )
+    assert "(the first is stored with 500×375 pixels)" in report
+    assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
     assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
