@@ -16,38 +16,8 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """1 less the mean over classes of the soft Dice coefficient `2·Σpy / (Σp + Σy)`, sums being over a whole batch.
-
-    Like IoU, and unlike cross-entropy, it counts each class alike, however few its pixels. Only classes that the
-    labels contain count.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(batch, C, height, width)`).
-        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
-        ignore_index (`int`, *optional*, defaults to 255): label of the pixels that are left out.
-
-    Returns:
-        `torch.FloatTensor`, a scalar in [0, 1]; 0 without any labelled pixel.
-
-    Source: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, with plain sums in the denominator, as in Sudre et al.,
-    "Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations", DLMIA 2017.
-    """
-    counted = (labels != ignore_index)[:, None]
-    truth = F.one_hot(labels.where(counted[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * counted
-    probabilities = logits.softmax(dim=1) * counted
-    there = truth.sum(dim=(0, 2, 3))
-    overlap = (probabilities * truth).sum(dim=(0, 2, 3))
-    dice = 2 * overlap / (probabilities.sum(dim=(0, 2, 3)) + there).clamp(min=1e-6)
-    return ((1 - dice) * (there > 0)).sum() / (there > 0).sum().clamp(min=1)
-
-
 def segmentation_loss(
-    outputs: Any,
-    labels: Tensor,
-    num_items_in_batch: Tensor | None = None,
-    ignore_index: int = 255,
-    dice_weight: float = 0.0,
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None, ignore_index: int = 255
 ) -> Tensor:
     """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
 
@@ -60,24 +30,18 @@ def segmentation_loss(
         labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
         num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; counted in `labels` if
             not given.
-        ignore_index (`int`, *optional*, defaults to 255): label of the pixels that are left out.
-        dice_weight (`float`, *optional*, defaults to 0): what [`dice_loss`] is weighted with, which is added. It is
-            each micro-batch's own, so that it does depend on their number.
 
     Returns:
         `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.
     """
-    count = (labels != ignore_index).sum()
     if num_items_in_batch is None:
-        num_items_in_batch = count
+        num_items_in_batch = (labels != ignore_index).sum()
     logits = upsample(outputs.logits, labels.shape[-2:])
-    whole = torch.as_tensor(num_items_in_batch, device=logits.device).clamp(min=1)
-    dice = dice_weight * count / whole * dice_loss(logits, labels, ignore_index) if dice_weight else 0.0
     if torch.are_deterministic_algorithms_enabled():
         # CUDA sums over images in an order of its own and refuses here; over rows it does not. Slower on the CPU.
         logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / whole + dice
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
 
 
 class LossWatch:

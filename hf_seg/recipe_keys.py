@@ -143,12 +143,6 @@ class TrainingRecipe:
         exclusiveMinimum=0,
         maximum=1,
     )
-    dice_weight: float = _key(
-        "Weight of the Dice loss, which counts each class alike, beside cross-entropy's 1.",
-        0.0,
-        minimum=0,
-        maximum=100,
-    )
     eval_every_epochs: int = _key(
         "Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept.",
         2,

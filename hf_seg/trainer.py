@@ -131,8 +131,7 @@ class SegTrainer(Trainer):
         return self.lr_scheduler
 
     def _loss(self, outputs, labels, num_items_in_batch=None):
-        dice_weight = self.training_recipe.dice_weight
-        return segmentation_loss(outputs, labels, num_items_in_batch, self.ignore_index, dice_weight)
+        return segmentation_loss(outputs, labels, num_items_in_batch, self.ignore_index)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # finished before its labels are counted, since a crop changes how many of them there are

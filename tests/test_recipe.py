@@ -92,7 +92,6 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "max_grad_norm": 1.0,
             "lr_scheduler_type": "exponential",
             "lr_decay_per_epoch": 0.98,
-            "dice_weight": 0.0,
             "eval_every_epochs": 2,
             "seed": 0,
             "bf16": "auto",

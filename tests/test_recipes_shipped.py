@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_seg.data import load_spec
+from hf_seg.models.build import build_model
 from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.recipe_arguments import REFUSED, REFUSED_CONFIG, config_fields
 from hf_seg.recipe_keys import all_keys
@@ -47,14 +49,16 @@ SHIPPED = {
     ),
     "oxford-pet-segformer-stride2-scratch": ("oxford_pet", "segformer", "scratch", None, False, STRIDE2),
 }
+# name: the recipe that it is to be better than, at the same size
+BEST = {"oxford-pet-fcn-best": "oxford-pet-fcn-scratch"}
 QUICKSTART = {"quickstart-fcn": "fcn", "quickstart-segformer": "segformer"}
 FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "quickstart").glob("*.json"))
 
 
 def test_all_of_them_are_here_and_counted():
-    assert {path.stem for path in FILES} == {*SHIPPED, *QUICKSTART}
-    assert len(FILES) == 19
-    assert len(load_recipes(FILES)) == 19
+    assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
+    assert len(FILES) == 20
+    assert len(load_recipes(FILES)) == 20
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -74,6 +78,18 @@ def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
     assert training.push_to_hub is False
 
 
+@pytest.mark.parametrize("name", BEST)
+def test_a_better_recipe_has_the_size_of_the_one_it_beats_and_no_weights_from_elsewhere(name):
+    ours, theirs = (load_recipes([ROOT / "recipes" / f"{each}.json"])[-1] for each in (name, BEST[name]))
+    assert (ours.model.arch, ours.data.name) == (theirs.model.arch, theirs.data.name)
+    assert ours.data.image_size == theirs.data.image_size == 64
+    assert ours.model.init == "scratch" or ours.encoder_recipe
+    assert ours.training.num_train_epochs <= 100
+    spec = load_spec(ours.data)
+    counts = [build_model(recipe.model, spec)[0].num_parameters() for recipe in (ours, theirs)]
+    assert 0.9 < counts[0] / counts[1] < 1.1
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recipe_spells_out_its_science(path):
     written = json.loads(path.read_text(encoding="utf-8"))
@@ -81,8 +97,9 @@ def test_recipe_spells_out_its_science(path):
     assert {"name", "image_size", "normalize", "augment"} <= set(written["data"])
     assert {
         *("num_train_epochs", "global_train_batch_size", "learning_rate", "weight_decay", "amsgrad", "max_grad_norm"),
-        *("lr_scheduler_type", "lr_decay_per_epoch", "eval_every_epochs", "seed"),
+        *("lr_scheduler_type", "eval_every_epochs", "seed"),
     } <= set(written["training"])
+    assert ("lr_decay_per_epoch" in written["training"]) == (written["training"]["lr_scheduler_type"] == "exponential")
     assert {"fcn": "encoder", "segformer": "arch", "auto": "path"}[written["model"]["arch"]] in written["model"]
     assert "encoder_weights" in written["model"] or written["model"]["init"] == "scratch"
 
@@ -125,6 +142,18 @@ def test_saved_schema_is_the_generated_one():
     assert generated == SCHEMA
 
 
+@pytest.mark.parametrize("name", BEST)
+def test_a_better_recipe_has_the_size_of_the_one_it_beats_and_no_weights_from_elsewhere(name):
+    ours, theirs = (load_recipes([ROOT / "recipes" / f"{each}.json"])[-1] for each in (name, BEST[name]))
+    assert (ours.model.arch, ours.data.name) == (theirs.model.arch, theirs.data.name)
+    assert ours.data.image_size == theirs.data.image_size == 64
+    assert ours.model.init == "scratch" or ours.encoder_recipe
+    assert ours.training.num_train_epochs <= 100
+    spec = load_spec(ours.data)
+    counts = [build_model(recipe.model, spec)[0].num_parameters() for recipe in (ours, theirs)]
+    assert 0.9 < counts[0] / counts[1] < 1.1
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recipe_follows_the_schema_it_names(path):
     schema = json.loads((ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8"))
@@ -153,7 +182,7 @@ def test_every_key_is_in_the_documentation(section):
     assert "\n".join(rows(section)) in DOCUMENT
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *QUICKSTART])
+@pytest.mark.parametrize("name", [*SHIPPED, *BEST, *QUICKSTART])
 def test_every_recipe_is_in_the_documentation(name):
     assert f"`{name}`" in DOCUMENT
 
