@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_seg.recipe import RecipeError
-from hf_seg.results import PER_IMAGE, ROC, SAMPLES, changed_keys, load_arrays, load_results
+from hf_seg.results import PER_IMAGE, ROC, SAMPLES, changed_keys, differing_keys, load_arrays, load_results
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -96,11 +96,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them."""
+    """Arms in the order of their test mIoU, the best one first.
+
+    Args:
+        arms (`tuple[Arm, ...]`): what was compared.
+        differences (`tuple[Difference, ...]`): of all pairs of them.
+        protocol (`dict[str, list]`): the keys of data and training in which the arms were not trained alike, such as
+            "training.learning_rate", with the value of each arm.
+    """
 
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
-    notes: tuple[str, ...]
+    protocol: dict[str, list[Any]]
 
 
 def mean_iou(results: dict[str, Any]) -> float:
@@ -120,8 +127,13 @@ def compare(folders: Sequence[Path]) -> Comparison:
     runs = [load_run(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)
     arms = sorted(group(runs), key=lambda arm: -arm.mean(mean_iou))
-    differences = [difference(first, second) for first, second in combinations(arms, 2)]
-    return Comparison(tuple(arms), tuple(differences), tuple(protocol_notes(arms)))
+    known = {arm.name: [run.per_image for run in arm.runs] for arm in arms}
+    known = {name: matrices for name, matrices in known.items() if all(each is not None for each in matrices)}
+    resampled = dict(zip(known, bootstrap([*known.values()]), strict=True))
+    differences = [difference(first, second, resampled) for first, second in combinations(arms, 2)]
+    protocol = differing_keys([arm.runs[0].recipe | {"model": {}} for arm in arms])
+    protocol.pop("training.seed", None)
+    return Comparison(tuple(arms), tuple(differences), protocol)
 
 
 def load_run(folder: Path) -> Run:
@@ -179,87 +191,68 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     return [Arm(name, tuple(sorted(members, key=lambda run: run.seed))) for name, members in arms.items()]
 
 
-def protocol_notes(arms: Sequence[Arm]) -> list[str]:
-    """Keys of data and training in which an arm differs from the first one: scores differ for these reasons, too."""
-    notes, first = [], arms[0].runs[0].recipe
-    for arm in arms[1:]:
-        changed = changed_keys(first, arm.runs[0].recipe, f"in {arms[0].name}", f"in {arm.name}")
-        keys = [key for key in changed if not key.startswith("model.") and ".seed: " not in key]
-        if keys:
-            notes.append(f"{arm.name} was not trained as {arms[0].name} was: {'; '.join(keys)}")
-    return notes
-
-
-def difference(first: Arm, second: Arm) -> Difference:
-    """The difference of two arms' test scores, with an interval where all their runs kept what it needs."""
+def difference(first: Arm, second: Arm, resampled: Mapping[str, np.ndarray]) -> Difference:
+    """The difference of two arms' test scores, with an interval where [`bootstrap`] has scores of both, by name."""
 
     def by_class(arm: Arm, name: str) -> list[float | None]:
         return [run.results["test"]["per_category_iou"].get(name) for run in arm.runs]
 
-    classes = {}
+    classes, interval = {}, None
     for name in first.runs[0].results["data"]["class_names"]:
         ours, theirs = by_class(first, name), by_class(second, name)
         if None not in ours and None not in theirs:
             classes[name] = statistics.fmean(ours) - statistics.fmean(theirs)
-    stacks = [[run.per_image for run in arm.runs] for arm in (first, second)]
-    known = all(matrices is not None for stack in stacks for matrices in stack)
-    return Difference(
-        first,
-        second,
-        first.mean(mean_iou) - second.mean(mean_iou),
-        bootstrap(*stacks) if known else None,
-        classes,
-    )
+    if first.name in resampled and second.name in resampled:
+        interval = percentile_interval(resampled[first.name] - resampled[second.name])
+    return Difference(first, second, first.mean(mean_iou) - second.mean(mean_iou), interval, classes)
 
 
 def bootstrap(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
-    *,
-    statistic=None,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Confidence interval of a difference of scores, by the paired percentile bootstrap over images.
+    arms: Sequence[Sequence[np.ndarray]], *, statistic=None, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Scores under resampled test images: what the paired percentile bootstrap takes the differences of.
 
-    Each resample draws as many images as there are, with replacement, and takes the *same* ones for all runs: what
-    makes an image hard for both sides does not blur their difference. The runs are taken as they are; how much
+    Each resample draws as many images as there are, with replacement, and takes the *same* ones for all arms: what
+    makes an image hard for two of them does not blur their difference. The runs are taken as they are; how much
     another training would differ is for seeds to say.
 
     Args:
-        first (`Sequence[np.ndarray]`, integers of shape `(images, C, C)`): confusion matrices of each run of one side.
-        second (the same): of the other side, of the same images in the same order.
+        arms (`Sequence[Sequence[np.ndarray]]`): of each arm's runs the confusion matrices, integers of shape
+            `(images, C, C)`, of the same images in the same order.
         statistic (`Callable`, *optional*): maps matrices `(resamples, C, C)` to a score each; the mIoU by default.
         resamples (`int`): how many are drawn.
-        level (`float`): of confidence, in (0, 1).
         seed (`int`): of the drawing.
 
     Returns:
-        `tuple[float, float]`: lower and upper end of the interval of `mean(first) - mean(second)`.
+        `np.ndarray` of shape `(arms, resamples)`: each arm's score, the mean over its runs.
 
     Raises:
-        ValueError: when the sides do not have the same images and classes.
+        ValueError: when the runs do not have the same images and classes.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
-    shapes = {matrices.shape for matrices in (*first, *second)}
-    if len(shapes) != 1:
+    shapes = {matrices.shape for runs in arms for matrices in runs}
+    if len(shapes) > 1:
         raise ValueError(f"per-image matrices of different shapes: {sorted(shapes)}")
+    if not shapes:
+        return np.empty((0, resamples))
     [(images, *_)] = shapes
     statistic = statistic or mean_iou_of
     random = np.random.default_rng(seed)
-    first, second = ([matrices.astype(np.float64) for matrices in side] for side in (first, second))
-    differences = []
+    arms = [[matrices.astype(np.float64) for matrices in runs] for runs in arms]
+    scores = []
     for start in range(0, resamples, CHUNK):
         count = min(CHUNK, resamples - start)
         times = random.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
-        sides = [
-            np.mean([statistic(np.tensordot(times, matrices, axes=1)) for matrices in side], axis=0)
-            for side in (first, second)
-        ]
-        differences.append(sides[0] - sides[1])
-    low, high = np.quantile(np.concatenate(differences), [(1 - level) / 2, (1 + level) / 2])
+        scores.append(
+            [np.mean([statistic(np.tensordot(times, matrices, axes=1)) for matrices in runs], axis=0) for runs in arms]
+        )
+    return np.concatenate(scores, axis=1)
+
+
+def percentile_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The middle share `level`, in (0, 1), of resampled differences: the ends of their confidence interval."""
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -87,7 +87,6 @@ def build_sections(comparison: Comparison) -> list[Section]:
                 f"{data['title']}, {data['counts']['test']:,} test images at {size}×{size} pixels (fingerprint "
                 f"{data['fingerprint']}). Each run was tested once, with its best checkpoint by validation mIoU. "
                 "Where there are several seeds, the numbers are means ± standard deviations over them.",
-                *comparison.notes,
             ],
         ),
         Section(
@@ -104,6 +103,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
             ],
             [verdict(difference) for difference in comparison.differences],
         ),
+        *protocol(comparison),
         *resolution(arms),
         Section(
             "IoU of each class",
@@ -210,6 +210,22 @@ def scores(arm: Arm) -> list[str]:
         over_seeds(arm, lambda r: r["test"]["mean_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["test"]["overall_accuracy"], ".4f"),
         over_seeds(arm, lambda r: r["validation"]["mean_iou"], ".4f"),
+    ]
+
+
+def protocol(comparison: Comparison) -> list[Section]:
+    """In what the arms were not trained alike, if in anything."""
+    if not comparison.protocol:
+        return []
+    names = [arm.name for arm in comparison.arms]
+    columns = [["–" if value is None else str(value) for value in values] for values in comparison.protocol.values()]
+    return [
+        Section(
+            "Not trained alike",
+            ["Scores differ for these reasons, too."],
+            head=["run", *comparison.protocol],
+            rows=[list(row) for row in zip(names, *columns, strict=True)],
+        )
     ]
 
 

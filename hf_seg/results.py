@@ -7,7 +7,7 @@ import platform
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -82,22 +82,28 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
     return "finished" if (run_dir / "results.json").exists() else "interrupted"
 
 
-def changed_keys(ours: dict[str, Any], other: dict[str, Any], here: str = "here", there: str = "there") -> list[str]:
-    """What tells two effective recipes apart, in words; where and how they are computed does not count.
+def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What tells two effective recipes apart, in words."""
+    return [f"{key}: {there!r} there, {here!r} here" for key, (here, there) in differing_keys([ours, other]).items()]
 
-    A key that the other one lacks, since it is of an older version of hf_seg, has its default there.
+
+def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys in which effective recipes differ, with the value that each has.
+
+    Where and how they are computed does not count. A key that one lacks, since it is of an older version of hf_seg,
+    has its default there.
     """
-    changes, keys = [], all_keys()
-    own = ours["data"]["name"] in ("folder", "hub")  # whose root says what the data is
+    differing, keys = {}, all_keys()
+    own = recipes[0]["data"]["name"] in ("folder", "hub")  # whose root says what the data is
     machine = MACHINE_KEYS | ({"data": {"cache"}} if own else {})
-    for section in ours:
-        mine, theirs = ours[section], other.get(section, {})
-        for key in sorted((mine.keys() | theirs.keys()) - machine.get(section, set())):
+    for section in recipes[0]:
+        sections = [recipe.get(section, {}) for recipe in recipes]
+        for key in sorted({key for given in sections for key in given} - machine.get(section, set())):
             default = keys.get(section, {}).get(key, {}).get("default")
-            ours_is, theirs_is = mine.get(key, default), theirs.get(key, default)
-            if ours_is != theirs_is:
-                changes.append(f"{section}.{key}: {theirs_is!r} {there}, {ours_is!r} {here}")
-    return changes
+            values = [given.get(key, default) for given in sections]
+            if any(value != values[0] for value in values):
+                differing[f"{section}.{key}"] = values
+    return differing
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hf_seg import cli
-from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, verdict
+from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
+from hf_seg.compare_report import as_markdown, build_sections
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
@@ -99,6 +100,11 @@ def write_run(tmp_path):
     return write
 
 
+def interval(first, second, **keys):
+    one, other = bootstrap([[first], [second]], **keys)
+    return percentile_interval(one - other)
+
+
 def test_the_interval_is_that_of_a_mean_where_the_score_is_one():
     # the share of right pixels is a mean over images of the same size, whose interval is known
     first, second = matrices(0), matrices(1, right=0.65)
@@ -108,7 +114,7 @@ def test_the_interval_is_that_of_a_mean_where_the_score_is_one():
 
     per_image = accuracy(first) - accuracy(second)
     error = per_image.std(ddof=1) / np.sqrt(len(per_image))
-    low, high = bootstrap([first], [second], statistic=accuracy, resamples=10_000)
+    low, high = interval(first, second, statistic=accuracy, resamples=10_000)
     assert low == pytest.approx(per_image.mean() - 1.96 * error, abs=0.05 * error)
     assert high == pytest.approx(per_image.mean() + 1.96 * error, abs=0.05 * error)
 
@@ -118,13 +124,13 @@ def test_pairs_are_kept():
     better = first.copy()  # a pixel more of each image is right: the images scatter, the difference hardly does
     better[:, 0, 0] += 1
     better[:, 0, 1] = np.maximum(better[:, 0, 1] - 1, 0)
-    low, high = bootstrap([better], [first])
+    low, high = interval(better, first)
     assert 0 < low < high < 0.01
     unpaired = np.random.default_rng(0).permutation(better)
-    assert bootstrap([unpaired], [first])[0] < 0
-    assert bootstrap([first], [first]) == (0, 0)
+    assert interval(unpaired, first)[0] < 0
+    assert interval(first, first) == (0, 0)
     with pytest.raises(ValueError, match="different shapes"):
-        bootstrap([first], [first[1:]])
+        bootstrap([[first], [first[1:]]])
 
 
 def test_mean_iou_of_many_matrices():
@@ -195,7 +201,10 @@ def test_a_protocol_that_differs_is_said(write_run):
         write_run("a", matrices(0, right=0.9)),
         write_run("b", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=0.5)),
     ]
-    assert compare(folders).notes == ("b was not trained as a was: training.learning_rate: 0.5 in b, 0.001 in a",)
+    report = compare(folders)
+    assert report.protocol == {"training.learning_rate": [0.001, 0.5]}
+    text = as_markdown(build_sections(report))
+    assert "| run | training.learning_rate |\n| --- | --- |\n| a | 0.001 |\n| b | 0.5 |" in text
 
 
 def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
