@@ -8,21 +8,27 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CROP_SCALE = (0.5, 1.0)  # share of the area
+STRONG_CROP_SCALE = (0.25, 1.0)
+ANGLE = 30  # degrees, either way
 CROP_RATIO = (3 / 4, 4 / 3)
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE = 0.1  # of a full turn
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the grey of a colour, ITU-R BT.601
 
 
-def draw_boxes(count: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_boxes(
+    count: int, generator: torch.Generator | None = None, scale: tuple[float, float] = CROP_SCALE
+) -> Tensor:
     """Draw the windows of random resized crops.
 
     Args:
         count (`int`): number of images B.
         generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+        scale (`tuple[float, float]`, *optional*): least and greatest share of the image's area.
 
     Returns:
         `torch.FloatTensor` of shape `(B, 4)`: top, left, height and width of each window, as fractions of the image in
@@ -30,7 +36,7 @@ def draw_boxes(count: int, generator: torch.Generator | None = None) -> Tensor:
         ratio within what the area leaves room for.
     """
     draws = torch.rand(count, 4, generator=generator)
-    area = CROP_SCALE[0] + draws[:, 0] * (CROP_SCALE[1] - CROP_SCALE[0])
+    area = scale[0] + draws[:, 0] * (scale[1] - scale[0])
     # neither side may be longer than the image: √(area · ratio) ≤ 1 and √(area / ratio) ≤ 1
     limit = torch.minimum(torch.full_like(area, math.log(CROP_RATIO[1])), -area.log())
     ratio = ((2 * draws[:, 1] - 1) * limit).exp()
@@ -77,6 +83,27 @@ def _samples(start: Tensor, length: Tensor, size: int, pixels: int) -> tuple[Ten
     return centers.long().clamp(max=pixels - 1), weights / weights.sum(dim=-1, keepdim=True)
 
 
+def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Turn each image and its mask about the centre, by up to 30 degrees either way.
+
+    What comes in from beyond the edges is the image and the mask mirrored there, so that no pixel is made up.
+
+    Args:
+        images (`torch.FloatTensor` of shape `(B, 3, S, S)`): square; interpolated bilinearly.
+        labels (integer tensor of shape `(B, S, S)`): take the nearest pixel.
+        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+
+    Returns:
+        The images and the labels, of their shapes and types.
+    """
+    angle = ((2 * torch.rand(len(images), generator=generator) - 1) * math.radians(ANGLE)).to(images.device)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    turn = torch.stack([cos, -sin, zero, sin, cos, zero], dim=-1).unflatten(-1, (2, 3))
+    grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+    masks = F.grid_sample(labels[:, None].to(images.dtype), grid, "nearest", "reflection", align_corners=False)
+    return F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False), masks[:, 0].to(labels.dtype)
+
+
 def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Change contrast, brightness, saturation and hue of each image at random.
 
@@ -104,8 +131,10 @@ def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> T
 
 def _turn_hue(angle: Tensor, saturation: Tensor) -> Tensor:
     """Matrices `(B, 3, 3)` that turn the hue by an angle in radians and scale the saturation, at constant luma."""
-    to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=angle.device)
+    to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+    # inverted on the CPU: on a GPU that would wait for the device
+    from_yiq, to_yiq = torch.linalg.inv(to_yiq).to(angle.device), to_yiq.to(angle.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     turn = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
     turn[:, 1:] *= saturation
-    return torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    return from_yiq @ turn @ to_yiq

@@ -1,7 +1,7 @@
 """The pictures of a comparison: curves, accuracy against cost, confusion matrices, the same images for all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -13,6 +13,8 @@ from hf_seg.plots import COLOURS, DASHES
 
 COLUMNS = 3  # confusion matrices in a row
 MOST_ARMS = 6  # beside an image and its truth
+MARKERS = "o^s"  # one for each of the dashes
+LEGEND_LINE = 0.19  # inches
 
 
 def looks(index: int) -> dict:
@@ -20,23 +22,52 @@ def looks(index: int) -> dict:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
 
 
+def labels(arms: Sequence[Arm]) -> list[str]:
+    """The arms' names without the words that all of them begin with, such as the data set's."""
+    words = [arm.name.split("-") for arm in arms]
+    shared = 0
+    while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
+        shared += 1
+    return [shorten("-".join(own[shared:]), 44) for own in words]
+
+
+def legend_height(arms: Sequence[Arm]) -> float:
+    """Inches that a legend of two columns takes."""
+    return LEGEND_LINE * -(-len(arms) // 2)
+
+
+def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, float]]:
+    """Of each epoch that has the value: epoch, mean over seeds, least and greatest."""
+    values: dict[float, list[float]] = {}
+    for run in arm.runs:
+        for entry in run.results["train"]["history"]:
+            if entry.get(key) is not None:
+                values.setdefault(entry["epoch"], []).append(entry[key])
+    return ((epoch, float(np.mean(own)), min(own), max(own)) for epoch, own in sorted(values.items()))
+
+
+def use_log_scale(axes) -> None:
+    """A logarithmic x axis that says 0.01 and 100, not powers of ten in markup that is not rendered."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
-    """Draw training loss and validation mIoU over the epochs: a line a run, a colour an arm.
+    """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds.
 
     Args:
         arms (`Sequence[Arm]`): what is compared.
         path (`str` or `os.PathLike`): the PNG to write.
     """
-    with open_figure(path, height=4.2, layout="constrained") as figure:
+    with open_figure(path, height=3.4 + legend_height(arms), layout="constrained") as figure:
         left, right = figure.subplots(1, 2)
-        for index, arm in enumerate(arms):
-            for number, run in enumerate(arm.runs):
-                history = run.results["train"]["history"]
-                for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
-                    points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
-                    if points:
-                        label = shorten(arm.name, 40) if axes is left and number == 0 else None
-                        axes.plot(*zip(*points, strict=True), linewidth=1.4, label=label, **looks(index))
+        for index, (arm, label) in enumerate(zip(arms, labels(arms), strict=True)):
+            for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
+                if points := [*mean_and_range(arm, key)]:
+                    epochs, means, least, greatest = zip(*points, strict=True)
+                    axes.plot(epochs, means, linewidth=1.4, label=label if axes is left else None, **looks(index))
+                    axes.fill_between(epochs, least, greatest, color=looks(index)["color"], alpha=0.2, linewidth=0)
         left.set(title="Training loss", ylabel="loss")
         left.set_ylim(bottom=0)
         right.set(title="Mean IoU on validation", ylabel="mIoU")
@@ -59,26 +90,24 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
         ("multiply-adds an image, × 10⁹", lambda r: r["model"]["multiply_adds"] / 1e9),
         ("images a second in training", lambda r: r["train"]["images_per_second"]),
     )
-    with open_figure(path, height=4.2, layout="constrained") as figure:
+    with open_figure(path, height=3.4 + legend_height(arms), layout="constrained") as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, (name, cost) in zip((left, right), costs, strict=True):
-            for index, arm in enumerate(arms):
+            for index, (arm, label) in enumerate(zip(arms, labels(arms), strict=True)):
                 axes.errorbar(
                     arm.mean(cost),
                     arm.mean(mean_iou),
                     yerr=arm.deviation(mean_iou),
-                    marker="o",
+                    marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
                     capsize=3,
                     color=looks(index)["color"],
                     linestyle="none",
-                    label=shorten(arm.name, 40) if axes is left else None,
+                    label=label if axes is left else None,
                 )
             values = [arm.mean(cost) for arm in arms]
             if max(values) > 4 * min(values):
-                axes.set_xscale("log")
+                use_log_scale(axes)
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set(xlabel=name)
             axes.margins(0.15)
         left.set(title="Accuracy against cost", ylabel="test mIoU")
@@ -97,18 +126,23 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
     rows = -(-len(shown) // columns)
-    with open_figure(path, height=0.7 + rows * WIDTH / columns, layout="constrained") as figure:
+    height = 0.5 + rows * WIDTH / columns + legend_height(arms)
+    with open_figure(path, height, layout="constrained") as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
         for number, (axes, index) in enumerate(zip(grid, shown, strict=False)):
-            for arm_number, (arm, curve) in enumerate(zip(arms, curves, strict=True)):
-                label = shorten(arm.name, 40) if number == 0 else None
+            for arm_number, (label, curve) in enumerate(zip(labels(arms), curves, strict=True)):
+                label = label if number == 0 else None
                 axes.plot(curve["fpr"][index], curve["tpr"][index], linewidth=1.2, label=label, **looks(arm_number))
-            axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))  # what matters is in the first per cent
+            use_log_scale(axes)
+            axes.set(xlim=(1e-3, 1), ylim=(0, 1.01))  # what matters is in the first per cent
             axes.set_title(shorten(class_names[index], 18), fontsize=8)
-        figure.supxlabel("false positive rate", fontsize=9)
-        figure.supylabel("true positive rate", fontsize=9)
+            if number % columns == 0:
+                axes.set_ylabel("true positive rate", fontsize=8)
+            if number + columns >= len(shown):
+                axes.set_xlabel("false positive rate", fontsize=8)
+                axes.tick_params(labelbottom=True)
         figure.legend(loc="outside lower left", ncols=2)
 
 
@@ -126,7 +160,7 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str |
         grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
         for axes in grid[len(arms) :]:
             axes.set_visible(False)
-        for number, (axes, arm) in enumerate(zip(grid, arms, strict=False)):
+        for number, (axes, arm, label) in enumerate(zip(grid, arms, labels(arms), strict=False)):
             matrix = np.sum([run.results["test"]["confusion_matrix"] for run in arm.runs], axis=0)
             totals = matrix.sum(axis=1, keepdims=True)
             shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
@@ -142,7 +176,7 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str |
             axes.grid(visible=False)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            axes.set_title(shorten(arm.name, 30), fontsize=8)
+            axes.set_title(fill(label, 30), fontsize=8)
         grid[0].set_ylabel("true class", color=FAINT)
         figure.colorbar(picture, ax=[*grid[: len(arms)]], format=PercentFormatter(xmax=1), aspect=35, shrink=0.8)
 
@@ -164,7 +198,10 @@ def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
     columns = {
         "image": np.moveaxis(shown["pixel_values"], 1, -1),
         "truth (grey: ignored)" if shown["labels"].max() >= len(palette) - 1 else "truth": colour(shown["labels"]),
-        **{fill(shorten(arm.name, 50), 17): colour(arm.runs[0].samples["predictions"]) for arm in arms},
+        **{
+            fill(label, 15): colour(arm.runs[0].samples["predictions"])
+            for arm, label in zip(arms, labels(arms), strict=True)
+        },
     }
     count = len(shown["labels"])
     height, width = shown["labels"].shape[1:]
@@ -175,4 +212,4 @@ def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
                 axes.imshow(picture, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-            grid[0, column].set_title(title, fontsize=8)
+            grid[0, column].set_title(title, fontsize=7)

@@ -95,8 +95,10 @@ class DataRecipe:
     normalize: Literal["none", "imagenet"] = _key(
         "After scaling to [0, 1]: nothing more, or ImageNet's mean and standard deviation.", "none"
     )
-    augment: Literal["none", "flip", "standard"] = _key(
-        "Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes.", "none"
+    augment: Literal["none", "flip", "standard", "strong"] = _key(
+        "Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same "
+        "with smaller crops, and turned.",
+        "none",
     )
     max_train_samples: int | None = _key("Only the first n pairs of the training split.", None, minimum=1)
     max_validation_samples: int | None = _key("Only the first n pairs of the validation split.", None, minimum=1)

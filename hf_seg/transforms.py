@@ -12,13 +12,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hf_seg.augment import crop_and_resize, draw_boxes, jitter_colors
+from hf_seg.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
 from hf_seg.data.spec import INVALID, DataError, DatasetSpec
 
 if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
 
-AUGMENTATIONS = ("none", "flip", "standard")
+AUGMENTATIONS = ("none", "flip", "standard", "strong")
 
 
 def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransform]:
@@ -53,8 +53,9 @@ class SegTransform:
         augment (`str`, *optional*, defaults to `"none"`): `"none"`; `"flip"`: mirrored left to right with probability
             0.5; `"standard"`: a random crop of 50–100 % of the area (aspect ratio 3/4 to 4/3, both relative to the
             image's own), flip, and a change of brightness, contrast, saturation (±40 %) and hue (±36°) of the image
-            alone. Geometry is drawn once for an image and its mask. Crops are taken from a copy of 1.5 times
-            `image_size`, so that even the smallest is not enlarged.
+            alone; `"strong"`: the same, from a crop of 25–100 %, turned by up to 30° either way. Geometry is drawn
+            once for an image and its mask. Crops are taken from a copy of 1.5 or 2 times `image_size`, so that next
+            to none is enlarged.
         normalize (`str`, *optional*, defaults to `"none"`): `"none"` or `"imagenet"`.
     """
 
@@ -67,8 +68,8 @@ class SegTransform:
     @property
     def prepared_size(self) -> int:
         """Height and width, in pixels, of what `prepare` makes."""
-        # the smallest crop, of half the area, has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's
-        return self.image_size * 3 // 2 if self.augment == "standard" else self.image_size
+        # the smallest crop has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's, or √(0.25 · 3/4) ≈ 0.43
+        return int(self.image_size * {"standard": 1.5, "strong": 2}.get(self.augment, 1))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Transform a batch: [`~SegTransform.prepare`], then [`~SegTransform.finish`]."""
@@ -110,8 +111,11 @@ class SegTransform:
         if self.augment == "flip":
             pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
             labels = torch.where(flipped[:, None, None], labels.flip(-1), labels)
-        elif self.augment == "standard":
-            boxes = draw_boxes(len(labels), generator).to(labels.device)
+        elif self.augment != "none":
+            if self.augment == "strong":
+                pixel_values, labels = rotate(pixel_values, labels, generator)
+            scale = STRONG_CROP_SCALE if self.augment == "strong" else CROP_SCALE
+            boxes = draw_boxes(len(labels), generator, scale).to(labels.device)
             pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.image_size)
             pixel_values = jitter_colors(pixel_values, generator)
         if self.normalize == "imagenet":

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg import augment
-from hf_seg.augment import crop_and_resize, draw_boxes, jitter_colors
+from hf_seg.augment import STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 KEPT = torch.tensor([False])
@@ -39,14 +39,33 @@ def test_a_window_is_where_it_should_be():
     assert torch.equal(masks[0], down.long()[:, None].expand(48, 48)) and torch.equal(masks[1], masks[0])
 
 
-def test_windows_are_inside_and_of_the_promised_sizes():
-    boxes = draw_boxes(20_000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("scale", [(0.5, 1.0), STRONG_CROP_SCALE])
+def test_windows_are_inside_and_of_the_promised_sizes(scale):
+    boxes = draw_boxes(20_000, torch.Generator().manual_seed(0), scale)
     assert boxes.min() >= 0 and (boxes[:, :2] + boxes[:, 2:]).max() <= 1 + 1e-6
     area, ratio = boxes[:, 2] * boxes[:, 3], boxes[:, 3] / boxes[:, 2]
-    assert area.min() >= 0.5 - 1e-5 and area.max() <= 1 and area.mean() == pytest.approx(0.75, abs=0.01)
+    assert area.min() >= scale[0] - 1e-5 and area.max() <= 1
+    assert area.mean() == pytest.approx(sum(scale) / 2, abs=0.01)
     assert ratio.min() >= 3 / 4 - 1e-5 and ratio.max() <= 4 / 3 + 1e-5
     assert ratio.log().mean() == pytest.approx(0, abs=0.01)
-    assert boxes[:, 2:].min() * 1.5 > 0.9  # of a copy of 1.5 times the size, the smallest side is hardly enlarged
+    copy = 1.5 if scale[0] == 0.5 else 2  # times the size: the smallest side is hardly enlarged
+    assert boxes[:, 2:].min() * copy > 0.86
+
+
+def test_turned_as_by_torchvision():
+    batch = images(size=(64, 64))
+    labels = F.resize(torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4), [64, 64], F.InterpolationMode.NEAREST)
+    turned, masks = rotate(batch, labels.repeat(3, 1, 1), torch.Generator().manual_seed(0))
+    assert masks.dtype == torch.uint8 and masks.shape == (3, 64, 64)
+    angles = (2 * torch.rand(3, generator=torch.Generator().manual_seed(0)) - 1) * 30
+    assert angles.abs().max() > 10
+    rows, columns = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    inside = rows**2 + columns**2 < 31**2  # where nothing comes in from beyond the edges
+    for image, own, mask, angle in zip(batch, turned, masks, angles.tolist(), strict=True):
+        expected = F.rotate(image, angle, F.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(own[:, inside], expected[:, inside], rtol=0, atol=1e-4)
+        assert (mask == F.rotate(labels, angle)[0])[inside].float().mean() > 0.995
+        assert own[:, ~inside].min() > 0  # mirrored, where torchvision's is black
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
+from hf_seg.compare_plots import labels, use_log_scale
 from hf_seg.compare_report import as_markdown, build_sections
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
@@ -267,6 +269,21 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert "![Test mIoU over" in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
+    folders = [write_run(name, matrices(0)) for name in ("pet-fcn-best", "pet-fcn-scratch")]
+    assert [*labels(compare(folders).arms)] == ["best", "scratch"]
+    assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
+
+
+def test_logarithmic_axes_have_no_markup():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1e-3, 1], [0, 1])
+    use_log_scale(axes)
+    figure.canvas.draw()
+    assert {"0.001", "0.01", "0.1", "1"} <= {label.get_text() for label in axes.get_xticklabels()}
 
 
 def test_arrays_of_a_run_come_back(tmp_path):

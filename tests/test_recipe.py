@@ -220,7 +220,7 @@ data {"image_size": 50}
 data {"image_size": 16}
     image_size: must be a whole number, from 32 to 2048, a multiple of 32, but is 16
 data {"augment": "flips"}
-    augment: must be "none", "flip" or "standard", but is "flips"
+    augment: must be "none", "flip", "standard" or "strong", but is "flips"
 data {"max_train_samples": 0}
     max_train_samples: must be a whole number, at least 1, or null, but is 0
 data {"root": ""}

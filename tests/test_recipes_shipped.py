@@ -28,6 +28,12 @@ SHIPPED = {
     "cityscapes-segformer-stride2-scratch": ("cityscapes", "segformer", "scratch", None, False, STRIDE2),
     "oxford-pet-fcn-finetune": ("oxford_pet", "fcn", "imagenet", V2, False, {}),
     "oxford-pet-fcn-from-cityscapes": ("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
+    "oxford-pet-fcn-from-cityscapes-frozen": (
+        *("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", True, {}),
+    ),
+    "oxford-pet-fcn-from-cityscapes-half-lr": (
+        *("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
+    ),
     "oxford-pet-fcn-frozen": ("oxford_pet", "fcn", "imagenet", V2, True, {}),
     "oxford-pet-fcn-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
     "oxford-pet-mobilevit-scratch": (
@@ -47,18 +53,29 @@ SHIPPED = {
     "oxford-pet-segformer-stride2-from-cityscapes": (
         *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", False, STRIDE2),
     ),
+    "oxford-pet-segformer-stride2-from-cityscapes-half-lr": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", False, STRIDE2),
+    ),
+    "oxford-pet-segformer-stride2-frozen": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", True, STRIDE2),
+    ),
     "oxford-pet-segformer-stride2-scratch": ("oxford_pet", "segformer", "scratch", None, False, STRIDE2),
 }
 # name: the recipe that it is to be better than, at the same size
-BEST = {"oxford-pet-fcn-best": "oxford-pet-fcn-scratch"}
+BEST = {
+    "cityscapes-fcn-best": "cityscapes-fcn-scratch",
+    "cityscapes-segformer-best": "cityscapes-segformer-scratch",
+    "oxford-pet-fcn-best": "oxford-pet-fcn-scratch",
+    "oxford-pet-segformer-best": "oxford-pet-segformer-scratch",
+}
 QUICKSTART = {"quickstart-fcn": "fcn", "quickstart-segformer": "segformer"}
 FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "quickstart").glob("*.json"))
 
 
 def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
-    assert len(FILES) == 20
-    assert len(load_recipes(FILES)) == 20
+    assert len(FILES) == 27
+    assert len(load_recipes(FILES)) == 27
 
 
 @pytest.mark.parametrize("name", SHIPPED)

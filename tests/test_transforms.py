@@ -85,7 +85,7 @@ def test_palette_mask_is_read_by_index():
     assert torch.equal(plain, indexed)
 
 
-@pytest.mark.parametrize("augment", ["flip", "standard"])
+@pytest.mark.parametrize("augment", ["flip", "standard", "strong"])
 def test_image_and_mask_move_as_one(augment, monkeypatch):
     # each pixel of the photograph shows its own class id as a grey level, so any misalignment is visible
     ids = Image.fromarray(np.kron(np.random.default_rng(0).integers(1, 4, (4, 4)), np.ones((32, 32))).astype(np.uint8))
@@ -101,11 +101,12 @@ def test_image_and_mask_move_as_one(augment, monkeypatch):
         assert agree > 0.93, agree  # what is left lies on the borders, where bilinear interpolation blends
 
 
-def test_masks_never_get_an_interpolated_value_or_a_colour_change():
+@pytest.mark.parametrize("augment", ["standard", "strong"])
+def test_masks_never_get_an_interpolated_value_or_a_colour_change(augment):
     ids = Image.fromarray(np.where(np.random.default_rng(0).random((70, 90)) < 0.5, 1, 3).astype(np.uint8))
     torch.manual_seed(0)
     for _ in range(20):
-        out = transform(augment="standard")({"image": [photograph()], "mask": [ids]})
+        out = transform(augment=augment)({"image": [photograph()], "mask": [ids]})
         assert set(out["labels"].unique().tolist()) == {0, 2}  # class 1 lies between them and never appears
 
 
@@ -121,12 +122,12 @@ def test_augmentation_differs_between_images_and_repeats_with_the_seed():
     assert not torch.equal(first["pixel_values"][0], first["pixel_values"][1])
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "standard"])
+@pytest.mark.parametrize("augment", ["none", "flip", "standard", "strong"])
 def test_the_two_steps_are_the_whole(augment):
     batch = {"image": [photograph(), photograph((64, 40))], "mask": [mask(), mask((64, 40))]}
     steps = transform(augment=augment)
     prepared = steps.prepare(batch)
-    size = 96 if augment == "standard" else 64
+    size = {"standard": 96, "strong": 128}.get(augment, 64)
     assert steps.prepared_size == size
     assert prepared["pixel_values"].shape == (2, 3, size, size) and prepared["labels"].shape == (2, size, size)
     assert all(values.dtype == torch.uint8 for values in prepared.values())
@@ -155,5 +156,5 @@ def test_bad_pairs_are_refused(image, ids, message):
 
 
 def test_unknown_augmentation():
-    with pytest.raises(ValueError, match="augment: 'flips' is not one of none, flip, standard"):
+    with pytest.raises(ValueError, match="augment: 'flips' is not one of none, flip, standard, strong"):
         transform(augment="flips")

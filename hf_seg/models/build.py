@@ -78,6 +78,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     config, model_class = _build_config(model, image_size, spec)
     path = locate_encoder_weights(model, image_size)
     built = model_class(config)
+    if model.arch == "auto":
+        auto.reset_batch_norms(built)
     # SegFormer's forward takes **kwargs, from which Trainer concludes that it scales the loss itself. It does not.
     built.accepts_loss_kwargs = False
 

@@ -44,7 +44,7 @@ def count_decoded(monkeypatch):
     return decoded
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "standard"])
+@pytest.mark.parametrize("augment", ["none", "flip", "standard", "strong"])
 @pytest.mark.parametrize("name", ["oxford_pet", "cityscapes", "synthetic_pet"])
 def test_cached_and_uncached_pixels_are_equal(name, augment, recipe, request, tmp_path):
     folder = {"oxford_pet": "pet_folder", "cityscapes": "cityscapes_folder"}.get(name)

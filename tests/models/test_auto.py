@@ -64,6 +64,18 @@ def saved(tmp_path):
     return save
 
 
+def test_batch_norms_start_from_one():
+    torch.manual_seed(0)
+    model, _ = build_model(recipe("mobilevit"), SPEC)
+    scales = [module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(scales) > 20 and all((scale == 1).all() for scale in scales)  # transformers draws them near 0
+    # so that what tells the images apart reaches the logits
+    theirs = AutoModelForSemanticSegmentation.from_config(AutoConfig.for_model("mobilevit", **TINY["mobilevit"]))
+    images = torch.rand(8, 3, 64, 64)
+    spread, before = (each.train()(pixel_values=images).logits.std(dim=0).mean() for each in (model, theirs))
+    assert spread > 3 * before
+
+
 @EVERY
 def test_from_scratch_under_the_loss_of_all(path):
     torch.manual_seed(0)
