@@ -86,7 +86,7 @@ def main() -> None:
     print("|---|" + "---|" * len(COLUMNS))
     for name, build in MODELS.items():
         seconds = [step_time(build_step(build, device, *flags), options.repeats) for flags in COLUMNS.values()]
-        cells = [f"{value:.2f} s ({value / seconds[0]:.2f})" for value in seconds]
+        cells = [f"{value:.3g} s ({value / seconds[0]:.2f})" for value in seconds]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,14 +1,17 @@
 """The benchmark programs run and print their tables; how long things take is not for tests to say."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROGRAMS = ["data", "inference", "metric", "peers", "scale", "step_time", "train_step"]
+PROGRAMS = ["data", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -94,3 +97,26 @@ def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch,
     # and from files at hand in the official layout, such as these
     again, counts = original_size.build_root(name, tmp_path / "linked", root, 30)
     assert len(load_splits(DataRecipe(name=name, root=str(again)))["train"]) == counts["train"] == 30
+
+
+@pytest.mark.slow
+def test_mirrored(program, run, write_recipe, tmp_path, capsys):
+    status, _, errors = run(write_recipe("a"))
+    assert status == 0, errors
+    folder = tmp_path / "runs" / "a"
+    program("mirrored", str(folder)).main()
+    head, row = table(capsys.readouterr().out)
+    assert head == ["run", "test mIoU", "with the mirrored image"] and row[0] == "a"
+    scored = json.loads((folder / "results.json").read_text())["test"]["mean_iou"]
+    assert float(row[1]) == pytest.approx(scored, abs=0.01)  # a run's own score may be of bf16
+    assert 0 < float(row[2]) < 1
+
+
+def test_what_is_mirrored_comes_back_to_its_place(program):
+    module = program("mirrored")
+    model = torch.nn.Module()
+    model.device = torch.device("cpu")
+    model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values)  # each pixel says its class
+    images = torch.rand(2, 3, 8, 8)
+    plain, averaged = module.probabilities(SimpleNamespace(model=model), images, (8, 8))
+    torch.testing.assert_close(averaged, plain)
