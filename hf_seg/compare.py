@@ -67,6 +67,12 @@ class Arm:
     name: str
     runs: tuple[Run, ...]
 
+    @property
+    def hardware(self) -> list[str]:
+        """What the runs were trained on, and in which precision; more than one where seeds differ in it."""
+        results = [run.results for run in self.runs]
+        return sorted({f"{each['environment']['hardware']}, {each['train']['precision']}" for each in results})
+
     def mean(self, value) -> float:
         """The mean over seeds of what a function takes from `results.json`."""
         return statistics.fmean(value(run.results) for run in self.runs)

@@ -78,21 +78,20 @@ def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
 
 
 def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
-    """Draw test mIoU over multiply-adds an image and over images a second in training: a point an arm.
+    """Draw test mIoU over multiply-adds an image and, where all ran on the same hardware, over images a second.
 
-    Bars are standard deviations over seeds.
+    A point an arm; bars are standard deviations over seeds.
 
     Args:
         arms (`Sequence[Arm]`): what is compared.
         path (`str` or `os.PathLike`): the PNG to write.
     """
-    costs = (
-        ("multiply-adds an image, × 10⁹", lambda r: r["model"]["multiply_adds"] / 1e9),
-        ("images a second in training", lambda r: r["train"]["images_per_second"]),
-    )
+    costs = [("multiply-adds an image, × 10⁹", lambda r: r["model"]["multiply_adds"] / 1e9)]
+    if len({hardware for arm in arms for hardware in arm.hardware}) == 1:
+        costs.append(("images a second in training", lambda r: r["train"]["images_per_second"]))
     with open_figure(path, height=3.4 + legend_height(arms), layout="constrained") as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axes, (name, cost) in zip((left, right), costs, strict=True):
+        panels = figure.subplots(1, len(costs), sharey=True, squeeze=False).ravel()
+        for axes, (name, cost) in zip(panels, costs, strict=True):
             for index, (arm, label) in enumerate(zip(arms, labels(arms), strict=True)):
                 axes.errorbar(
                     arm.mean(cost),
@@ -102,7 +101,7 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
                     capsize=3,
                     color=looks(index)["color"],
                     linestyle="none",
-                    label=label if axes is left else None,
+                    label=label if axes is panels[0] else None,
                 )
             values = [arm.mean(cost) for arm in arms]
             if max(values) > 4 * min(values):
@@ -110,7 +109,7 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.set(xlabel=name)
             axes.margins(0.15)
-        left.set(title="Accuracy against cost", ylabel="test mIoU")
+        panels[0].set(title="Accuracy against cost", ylabel="test mIoU")
         figure.legend(loc="outside lower left", ncols=2)
 
 

@@ -132,7 +132,7 @@ def build_sections(comparison: Comparison) -> list[Section]:
             head=["run", "parameters", "multiply-adds", "images/s", "minutes", "peak MB", "processes", "hardware"],
             rows=[costs(arm) for arm in arms],
             picture="cost.png",
-            alt="Test mIoU over multiply-adds and over images a second",
+            alt="Test mIoU over multiply-adds and, on the same hardware, over images a second",
         ),
         Section(
             "Training",
@@ -269,7 +269,6 @@ def class_rows(arms: Sequence[Arm], class_names: Sequence[str], key: str) -> lis
 def costs(arm: Arm) -> list[str]:
     model = arm.runs[0].results["model"]
     memory = all(run.results["train"].get("peak_memory_mb") for run in arm.runs)
-    hardware = {f"{run.results['environment']['hardware']}, {run.results['train']['precision']}" for run in arm.runs}
     return [
         arm.name,
         f"{model['parameters'] / 1e6:.2f} M",
@@ -278,7 +277,7 @@ def costs(arm: Arm) -> list[str]:
         over_seeds(arm, lambda r: r["train"]["seconds"] / 60, ".1f"),
         over_seeds(arm, lambda r: r["train"]["peak_memory_mb"], ".0f") if memory else "–",
         ", ".join(sorted({str(run.results["train"]["world_size"]) for run in arm.runs})),
-        "; ".join(sorted(hardware)),
+        "; ".join(arm.hardware),
     ]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
-from hf_seg.compare_plots import labels, use_log_scale
+from hf_seg.compare_plots import labels, plot_cost, use_log_scale
 from hf_seg.compare_report import as_markdown, build_sections
 from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
@@ -268,13 +268,24 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert shown[3] == f"{np.mean(scores) / 2:.4f} ± {np.std(scores, ddof=1) / 2:.4f}"
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
-    assert "![Test mIoU over" in (tmp_path / "report" / "comparison.md").read_text()
+    assert "![Test mIoU over multiply-adds" in (tmp_path / "report" / "comparison.md").read_text()
 
 
 def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
     folders = [write_run(name, matrices(0)) for name in ("pet-fcn-best", "pet-fcn-scratch")]
     assert [*labels(compare(folders).arms)] == ["best", "scratch"]
     assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
+
+
+@pytest.mark.parametrize(("hardware", "panels"), [("a computer", 2), ("another computer", 1)])
+def test_speeds_of_different_hardware_are_not_drawn(write_run, monkeypatch, tmp_path, hardware, panels):
+    change = {"environment": {"hardware": hardware}}
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=lambda r: r.update(change))]
+    drawn = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **keys: drawn.append(subplots(*args, **keys)) or drawn[-1])
+    plot_cost(compare(folders).arms, tmp_path / "cost.png")
+    assert drawn[0].size == panels and (tmp_path / "cost.png").exists()
 
 
 def test_logarithmic_axes_have_no_markup():
