@@ -20,6 +20,7 @@ SCHEMA = json.loads((ROOT / "docs" / "recipe.schema.json").read_text(encoding="u
 # name: data, arch, init, where the encoder's weights are from, frozen, config
 V2, B0 = "timm/resnet50.tv2_in1k", "nvidia/mit-b0"
 STRIDE2 = {"strides": [2, 2, 2, 2]}
+FCN_STRIDE2 = {"output_stride": 32, "logits_stride": 2}
 SHIPPED = {
     "cityscapes-fcn-finetune": ("cityscapes", "fcn", "imagenet", V2, False, {}),
     "cityscapes-fcn-scratch": ("cityscapes", "fcn", "scratch", None, False, {}),
@@ -36,6 +37,7 @@ SHIPPED = {
     ),
     "oxford-pet-fcn-frozen": ("oxford_pet", "fcn", "imagenet", V2, True, {}),
     "oxford-pet-fcn-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
+    "oxford-pet-fcn-stride2-scratch": ("oxford_pet", "fcn", "scratch", None, False, FCN_STRIDE2),
     "oxford-pet-mobilevit-scratch": (
         *("oxford_pet", "auto", "scratch", None, False, {"image_size": 64, "output_stride": 8}),
     ),
@@ -74,8 +76,8 @@ FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "
 
 def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
-    assert len(FILES) == 27
-    assert len(load_recipes(FILES)) == 27
+    assert len(FILES) == 28
+    assert len(load_recipes(FILES)) == 28
 
 
 @pytest.mark.parametrize("name", SHIPPED)
