@@ -26,6 +26,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
+td:first-child { white-space: nowrap; }
 img { max-width: 100%; height: auto; }
 """
 
@@ -223,7 +224,7 @@ def protocol(comparison: Comparison) -> list[Section]:
         Section(
             "Not trained alike",
             ["Scores differ for these reasons, too."],
-            head=["run", *comparison.protocol],
+            head=["run", *(key.partition(".")[2] for key in comparison.protocol)],
             rows=[list(row) for row in zip(names, *columns, strict=True)],
         )
     ]

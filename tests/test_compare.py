@@ -206,7 +206,7 @@ def test_a_protocol_that_differs_is_said(write_run):
     report = compare(folders)
     assert report.protocol == {"training.learning_rate": [0.001, 0.5]}
     text = as_markdown(build_sections(report))
-    assert "| run | training.learning_rate |\n| --- | --- |\n| a | 0.001 |\n| b | 0.5 |" in text
+    assert "| run | learning_rate |\n| --- | --- |\n| a | 0.001 |\n| b | 0.5 |" in text
 
 
 def test_every_score_of_the_report_is_in_results_json(write_run, capsys):

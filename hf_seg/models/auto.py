@@ -55,8 +55,7 @@ def reset_batch_norms(model: PreTrainedModel) -> None:
     """Start batch norms as PyTorch does: scale 1, shift 0.
 
     transformers 5.24 draws MobileViT's scales from N(0, 0.02), which is harmless where weights are loaded over them.
-    From scratch each layer shrinks what passes fiftyfold, and after an epoch next to nothing of the image is left in
-    the logits.
+    From scratch each layer shrinks what passes fiftyfold, so that next to nothing of the image reaches the logits.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
