@@ -1,5 +1,6 @@
 """Shared by the tests that train: tiny recipes, and launches of the real program."""
 
+import functools
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import WRITER, Hub
+from input_tree import InputTree
 
 ROOT = Path(__file__).parent.parent
 with socket.socket() as free:
@@ -79,6 +81,32 @@ def write_recipe(tmp_path):
     return write
 
 
+@pytest.fixture(autouse=True)
+def input_tree(request, monkeypatch):
+    """Around each command of a test: the files in `tmp_path` that it did not write itself stay as they are."""
+    if "tmp_path" not in request.fixturenames:
+        yield None
+        return
+    if "run" in request.fixturenames:
+        import hf_seg.train  # noqa: F401  (so that it is there to be watched)
+    tree = InputTree(request.getfixturevalue("tmp_path"))
+    for module in ("hf_seg.cli", "hf_seg.train"):
+        if module in sys.modules:  # else no test of the file calls it
+            main = sys.modules[module].main
+            monkeypatch.setattr(sys.modules[module], "main", _watched(tree, main))
+    monkeypatch.setattr(subprocess, "run", _watched(tree, subprocess.run))
+    yield tree
+
+
+def _watched(tree, function):
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        with tree.command():
+            return function(*arguments, **options)
+
+    return call
+
+
 @pytest.fixture
 def launch(tmp_path):
     """Start the real program as a user does; returns the finished process, its output captured as text."""
@@ -103,7 +131,7 @@ def launch(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, capsys, input_tree):
     """`run(recipe, ...)` calls `train.main` as the command line does; gives the exit status, stdout and stderr."""
     from hf_seg import train
 
