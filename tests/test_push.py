@@ -293,7 +293,7 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
     del results["data"]["publish_images"]
     (run_dir / "results.json").write_text(json.dumps(results))
     said = refused(run_dir)
-    assert "runs/segformer/results.json: cannot be made a card of: record: data.publish_images is missing" in said
+    assert "runs/segformer/results.json: is not the record of a finished run (data.publish_images is missing)" in said
     (run_dir / "hub.json").write_text("{")
     assert "hub.json: cannot be read" in refused(run_dir)
 
@@ -301,9 +301,9 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
 @pytest.mark.slow
 def test_paths_of_this_machine_stay_here(hub, finished, write_recipe):
     run_dir = finished("segformer", write_recipe)
-    for name in ("recipe.json", "results.json"):
+    for name in ("run.json", "results.json"):
         value = json.loads((run_dir / name).read_text())
-        value.get("recipe", value)["data"]["root"] = "/home/alice/secret-project/pets"
+        value["recipe"]["data"]["root"] = "/home/alice/secret-project/pets"
         (run_dir / name).write_text(json.dumps(value))
     assert cli.main(["push", str(run_dir)]) == 0
     there = hub.files("alice/segformer")

@@ -54,10 +54,9 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         training={
             "num_train_epochs": 3,
             "eval_every_epochs": 2,
-            "mean_iou_script": write_mean_iou(tmp_path / "mean_iou.py"),
         },
     )
-    status, out, _ = run(recipe)
+    status, out, _ = run(recipe, "--mean_iou_script", write_mean_iou(tmp_path / "mean_iou.py"))
     assert status == 0
     assert "whole: encoder: " in out and "fresh tensors (random initialisation)" in out and "| whole " in out
 
@@ -123,7 +122,7 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     assert check["mean_iou"] == pytest.approx(results["test"]["mean_iou"], abs=1e-9)
 
     folder = Path("runs/whole")
-    assert json.loads((folder / "recipe.json").read_text()) == {
+    assert json.loads((folder / "run.json").read_text())["recipe"] == {
         key: value for key, value in results["recipe"].items() if key != "name"
     }
     for plot in ("curves", "confusion", "roc", "samples"):
@@ -330,7 +329,7 @@ def test_folder_of_another_recipe_or_of_something_else(write_recipe, run):
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/thesis.txt").write_text("years of work")
     status, _, err = run(recipe, "--overwrite")
-    assert status == 2 and "holds no recipe.json, so it is not a run of hf_seg" in err
+    assert status == 2 and "holds no run.json, so it is not a run of hf_seg" in err
     assert Path("runs/mine/thesis.txt").exists()
     Path("runs/mine/thesis.txt").unlink()
 
