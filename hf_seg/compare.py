@@ -154,8 +154,8 @@ def load_run(folder: Path) -> Run:
     scores |= {
         "test.boundary_iou.mean": test["boundary_iou"]["mean"],
         "test.native.mean_iou": test["native"]["mean_iou"],
+        "validation.mean_iou": results["validation"]["mean_iou"],
     }
-    scores |= {"validation.mean_iou": results["validation"]["mean_iou"]}
     for key in [key for key, score in scores.items() if score is None]:
         raise RecipeError(f"{folder / RESULTS}: {key} is null, so there is nothing to compare; leave this run out")
     files = (load_arrays(folder / name, len(results["data"]["class_names"])) for name in (PER_IMAGE, SAMPLES, ROC))

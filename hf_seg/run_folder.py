@@ -67,6 +67,13 @@ def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
         RecipeError: when the folder holds another recipe's run, a run on other data, or something that is not a run;
             with `overwrite` when it holds anything that a run does not write.
     """
+    try:
+        return _open(recipe, run_dir, overwrite)
+    except OSError as error:
+        raise RecipeError(f"{run_dir}: cannot be read ({error}); choose another --output_dir") from error
+
+
+def _open(recipe: Recipe, run_dir: Path, overwrite: bool) -> str:
     replaced = _replaced(run_dir)
     if os.path.lexists(replaced):
         _check_removable(replaced, recipe)

@@ -176,11 +176,8 @@ def run(
     run_dir = output_dir / recipe.name
     state = open_run(recipe, run_dir, overwrite)
     if state == "finished":
-        compared = (
-            ""
-            if describe_data(recipe.data, may_load=False) is not None
-            else "; its data was not compared: it is not here"
-        )
+        here = describe_data(recipe.data, may_load=False) is not None
+        compared = "" if here else "; its data was not compared, since it is in no folder here"
         say(f"{recipe.name}: finished before, in {run_dir} (--overwrite trains it again){compared}")
         if is_unpushed(run_dir):
             say(f"{recipe.name}: is not on the Hub yet; `hf-seg push {run_dir}` does it")
