@@ -37,7 +37,7 @@ def probabilities(segmenter: Segmenter, pixel_values: Tensor, size: tuple[int, i
 @torch.inference_mode()
 def score(run: Path, split: str) -> list[float]:
     """The two mIoUs of a split."""
-    data, results = load_recipes([run / "recipe.json"])[-1].data, load_results(run)
+    data, results = load_recipes([run / "run.json"])[-1].data, load_results(run)
     spec, splits = load_spec(data), load_splits(data)
     if fingerprint(splits) != results["data"]["fingerprint"]:
         raise SystemExit(f"{run}: was trained on other data than {data.name} is here")

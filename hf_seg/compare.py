@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_seg.recipe import RecipeError
-from hf_seg.results import PER_IMAGE, ROC, SAMPLES, changed_keys, differing_keys, load_arrays, load_results
+from hf_seg.results import PER_IMAGE, RESULTS, ROC, SAMPLES, changed_keys, differing_keys, load_arrays, load_results
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -28,7 +28,7 @@ class Run:
         folder (`Path`): where it is.
         results (`dict`): its `results.json`.
         per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images; None
-            where an older version of hf_seg has made the run.
+            where the file is gone.
         samples (`dict[str, np.ndarray]`, *optional*): bytes of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`.
@@ -148,14 +148,22 @@ def load_run(folder: Path) -> Run:
     Raises:
         RecipeError: when there is none.
     """
-    if not (folder / "results.json").exists():
-        raise RecipeError(f"{folder}: holds no results.json, so it is no finished run")
     results = load_results(folder)
-    kept = load_arrays(folder / PER_IMAGE)
+    test = results["test"]
+    scores = {f"test.{key}": test[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    scores |= {
+        "test.boundary_iou.mean": test["boundary_iou"]["mean"],
+        "test.native.mean_iou": test["native"]["mean_iou"],
+        "validation.mean_iou": results["validation"]["mean_iou"],
+    }
+    for key in [key for key, score in scores.items() if score is None]:
+        raise RecipeError(f"{folder / RESULTS}: {key} is null, so there is nothing to compare; leave this run out")
+    files = (load_arrays(folder / name, len(results["data"]["class_names"])) for name in (PER_IMAGE, SAMPLES, ROC))
+    kept, samples, roc = files
     per_image = None if kept is None else kept["confusion"]
     if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
-        raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / 'results.json'}; train the run anew")
-    return Run(folder, results, per_image, load_arrays(folder / SAMPLES), load_arrays(folder / ROC))
+        raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / RESULTS}; train the run again")
+    return Run(folder, results, per_image, samples, roc)
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

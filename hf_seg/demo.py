@@ -20,7 +20,7 @@ from hf_seg.hub import HubError, attempt, full_name
 from hf_seg.models import FCNConfig
 from hf_seg.predict import Segmenter, load_segmenter
 from hf_seg.predict_files import palette_of
-from hf_seg.push import MODEL_FILES, stage
+from hf_seg.push import model_files, stage
 
 # what a Space needs; the floors are those of pyproject.toml
 REQUIREMENTS = (
@@ -146,7 +146,7 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
         source, revision = str(model), None
         if Path(model).is_dir():
             source, inside = f"models/{name.replace('/', '--')}", True
-            stage(Path(model), folder / source, MODEL_FILES)
+            stage(Path(model), folder / source, model_files(Path(model)))
         else:
             references.append(source)
             revision = _revision(source)  # a Space runs the code that was there when it was pushed

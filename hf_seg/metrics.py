@@ -199,14 +199,18 @@ class SecondOpinion:
 
     Args:
         num_labels (`int`), ignore_index (`int`): as for [`SegMetric`].
-        script (`str`, *optional*): path of a local copy of `mean_iou`; without it, the Hub or `evaluate`'s cache.
+        script (`str`, *optional*): path of a local copy of `mean_iou`, a file that ends in .py: it is run. Without it
+            there is no second opinion; none is fetched.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
         self.num_labels, self.ignore_index, self.failure = num_labels, ignore_index, None
+        if script is None:
+            self.failure = "not asked for"
+            return
         try:
-            self.metric = evaluate.load(script or "mean_iou")
-        except Exception as error:  # the network, the cache, or the script itself
+            self.metric = evaluate.load(script)
+        except Exception as error:  # of the script itself
             self.failure = f"mean_iou could not be loaded ({type(error).__name__})"
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:

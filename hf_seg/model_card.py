@@ -11,23 +11,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_seg.model_card_sections import METRICS, TASK, write_sections, write_summary
 
-# What every card needs of a record, by section.
-NEEDED = {
-    "recipe": ("name", "model", "data", "training"),
-    "model": ("arch", "parameters", "multiply_adds", "logits_size", "init"),
-    "data": (
-        "name",
-        "title",
-        "homepage",
-        "terms",
-        "split_rule",
-        "publish_images",
-        "class_names",
-        "fingerprint",
-        "counts",
-    ),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -77,21 +60,11 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
     Returns:
         `ModelCard`: metadata and text. Paths are reduced to their last part and tokens left out, so that nothing of
         the machine that the run was made on is published.
-
-    Raises:
-        ValueError: when the record lacks what every card needs.
     """
-    needed = NEEDED if record.get("status") == "training" else NEEDED | {"test": tuple(METRICS)}
-    for section, keys in needed.items():
-        for key in keys:
-            if key not in (record.get(section) or {}):
-                raise ValueError(
-                    f"record: {section}.{key} is missing, as in those of older versions of hf_seg; make the run anew"
-                )
     record = without_private_parts({key: value for key, value in record.items() if value is not None})
     # where things lie on that machine, which a recipe can do without
     record["recipe"]["data"].pop("cache", None)
-    record["recipe"]["data"]["root"] = record["recipe"]["training"]["mean_iou_script"] = None
+    record["recipe"]["data"]["root"] = None
     terms = terms_of(record["model"]["init"], record["data"])
     metadata = _metadata(record, repo_id, terms)
     sections = write_sections(record, repo_id or f"runs/{record['recipe']['name']}", _terms_text(terms))

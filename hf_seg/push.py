@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -18,45 +18,80 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_
 from hf_seg.hub import Destination, HubError, check_free, create, full_name, upload
 from hf_seg.model_card import build_card, without_private_parts
 from hf_seg.recipe import Recipe
-from hf_seg.results import load_results, write_json
+from hf_seg.recipe_files import parse_json
+from hf_seg.results import RESULTS, find_fault, load_results, write_json
+from hf_seg.run_folder import CARD, FCN_CODE, HUB, PLOTS, PROCESSOR, WEIGHTS, load_run
 
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
-# What else of a checkpoint the strategies "checkpoint" and "all_checkpoints" push; pickled arguments stay here.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+# What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
+# Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+RECIPE = "recipe.json"  # what the recipe is called on the Hub
 HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
 
 
-def stage(source: Path, target: Path, patterns: Sequence[str]) -> None:
+def stage(source: Path, target: Path, names: Iterable[str]) -> None:
     """Link files into a folder (copy them where links cannot be made): they stay as they are while they are uploaded,
-    though training goes on and clears old checkpoints away."""
+    though training goes on and clears old checkpoints away.
+
+    Args:
+        source (`Path`), target (`Path`): the folders.
+        names (`Iterable[str]`): paths below them. What is not there is left out.
+
+    Raises:
+        HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
-        try:
-            os.link(path, target / path.name)
-        except OSError:
-            shutil.copyfile(path, target / path.name)
-
-
-def stage_record(run_dir: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy a run's JSON files without the paths of this machine."""
     for name in names:
-        value = json.loads((run_dir / name).read_text(encoding="utf-8"))
-        write_json(without_private_parts(value), target / name)
+        path = source / name
+        for part in (path, *path.parents[: len(Path(name).parts) - 1]):
+            if part.is_symlink():
+                raise HubError(f"{part}: is a link, and links are not pushed; put the file itself in its place")
+        if path.is_file():
+            (target / name).parent.mkdir(exist_ok=True)
+            try:
+                os.link(path, target / name)
+            except OSError:
+                shutil.copyfile(path, target / name)
+
+
+def model_files(folder: Path) -> list[str]:
+    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes.
+
+    Raises:
+        HubError: when the list of the weights' shards is damaged.
+    """
+    shards: set[str] = set()
+    index = folder / WEIGHTS[1]
+    if index.is_file():
+        try:
+            shards = {*parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            strange = [name for name in shards if not SHARD.fullmatch(name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HubError(f"{index}: cannot be read ({error}); train the run again") from None
+        if strange:
+            raise HubError(f"{index}: names {strange[0]}, which is no part of a model; train the run again")
+    return ["config.json", PROCESSOR, *WEIGHTS, *FCN_CODE, *sorted(shards)]
+
+
+def stage_record(value: dict[str, Any], path: Path) -> None:
+    """Write a part of a run's record without the paths of this machine."""
+    write_json(without_private_parts(value), path)
 
 
 def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
     """Everything of a finished run that is published: model, processor, code, recipe, results, pictures and card."""
     results = load_results(run_dir)
-    try:
-        card = build_card(results, repo_id=repo_id)
-    except ValueError as error:  # of an older version of hf_seg
-        raise HubError(f"{run_dir / 'results.json'}: cannot be made a card of: {error}") from error
-    stage(run_dir, target, MODEL_FILES)
-    stage_record(run_dir, target, ("recipe.json", "results.json"))
-    stage(run_dir / "plots", target / "plots", ("*.png",))
-    if not results["data"]["publish_images"]:
-        (target / "plots" / "samples.png").unlink(missing_ok=True)
-    (target / "README.md").write_text(str(card), encoding="utf-8")
+    stage(run_dir, target, model_files(run_dir))
+    stage_record(load_run(run_dir)["recipe"], target / RECIPE)
+    stage_record(results, target / RESULTS)
+    stage(run_dir, target, [path for name, path in PLOTS.items() if _may_show(name, results)])
+    (target / CARD).write_text(str(build_card(results, repo_id=repo_id)), encoding="utf-8")
+
+
+def _may_show(plot: str, results: dict[str, Any]) -> bool:
+    return plot != "samples" or results["data"]["publish_images"]
 
 
 def push_run(
@@ -75,9 +110,10 @@ def push_run(
 
     Raises:
         HubError: when there is nothing to push or it did not work; the run's folder is as it was.
+        RecipeError: when the run's record cannot be read.
     """
-    if not (run_dir / "results.json").is_file():
-        raise HubError(f"{run_dir}: is no finished run (no results.json); launch its recipe again to finish it")
+    if not (run_dir / RESULTS).is_file():
+        raise HubError(f"{run_dir}: is no finished run (no {RESULTS}); launch its recipe again to finish it")
     recipe = load_results(run_dir)["recipe"]["training"]
     before = {key: recipe.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
     if repo:  # said on the command line, it is not the place that recipe or earlier push meant
@@ -87,7 +123,7 @@ def push_run(
         revision=revision or before.get("revision"),
         private=private or before.get("private"),
     )
-    check_free(where, json.loads((run_dir / "recipe.json").read_text(encoding="utf-8")))
+    check_free(where, load_run(run_dir)["recipe"])
     create(where)
     return upload_run(run_dir, where)
 
@@ -104,16 +140,21 @@ def upload_run(run_dir: Path, where: Destination) -> str:
 
 def note(run_dir: Path, where: Destination, commit: str | None = None) -> None:
     """Write `hub.json`: where the run goes, and the commit with all of it, None as long as there is none."""
-    write_json(asdict(where) | {"commit": commit}, run_dir / "hub.json")
+    write_json(asdict(where) | {"commit": commit}, run_dir / HUB)
 
 
 def _earlier(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / HUB
     try:
-        return json.loads((run_dir / "hub.json").read_text(encoding="utf-8"))
+        noted = parse_json(path.read_text(encoding="utf-8"))
+        fault = find_fault(noted, {"repo_id": str, "commit": (str, type(None))})
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise HubError(f"{run_dir / 'hub.json'}: cannot be read ({error}); delete it and name --repo") from error
+    except (OSError, ValueError) as error:
+        fault = str(error)
+    if fault:
+        raise HubError(f"{path}: cannot be read ({fault}); delete it and name --repo")
+    return noted
 
 
 def is_unpushed(run_dir: Path) -> bool:
@@ -214,14 +255,16 @@ class _PushCheckpoints(TrainerCallback):
         """A folder with what is pushed of the newest checkpoint."""
         checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
-        stage(checkpoint, folder, MODEL_FILES)
-        stage_record(self.run_dir, folder, ("recipe.json",))
+        files = model_files(checkpoint)
+        stage(checkpoint, folder, files)
+        stage_record(load_run(self.run_dir)["recipe"], folder / RECIPE)
         if self.strategy != "every_save":
             name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
-            stage(checkpoint, folder / name, (*MODEL_FILES, *STATE_FILES))
+            states = [path.name for path in checkpoint.iterdir() if RANDOM_STATE.fullmatch(path.name)]
+            stage(checkpoint, folder / name, [*files, *STATE_FILES, *states])
         scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
         validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
         train = {"epochs": state.epoch, "steps": state.global_step}
         record = self.record | {"train": train, "validation": validation}
-        (folder / "README.md").write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
+        (folder / CARD).write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
         return folder

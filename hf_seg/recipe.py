@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_seg.recipe_arguments import training_arguments
+from hf_seg.recipe_checks import check_name
 from hf_seg.recipe_files import read_files
 from hf_seg.recipe_keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, all_keys
 
@@ -121,6 +122,9 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
     """Each of the recipes named once for each seed, as `NAME-seedN`; the others stay as they are.
 
     The encoder of a recipe that is named itself is the one of the same seed.
+
+    Raises:
+        RecipeError: when a name gets too long.
     """
     repeated = []
     for recipe in recipes:
@@ -137,4 +141,7 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
                     encoder_recipe=f"{encoder}-seed{seed}" if encoder in named else encoder,
                 )
             )
+    wrong = {recipe.path: check_name(recipe.name) for recipe in repeated}
+    if any(wrong.values()):
+        raise RecipeError([f"{path}: with the seed, {what}; rename the file" for path, what in wrong.items() if what])
     return repeated

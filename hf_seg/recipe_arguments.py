@@ -65,6 +65,7 @@ REFUSED: dict[str, str] = {
         ],
         _RESUME,
     ),
+    "mean_iou_script": "a recipe names no code; add --mean_iou_script FILE to the command",
     "overwrite_output_dir": f"{_GONE}; to train a finished run again, add --overwrite to the command",
     "logging_dir": f"{_GONE}; TensorBoard's files go into the run's folder",
     "warmup_ratio": f"{_GONE}; set warmup_steps below 1 for a share of all steps",

@@ -26,6 +26,9 @@ from hf_seg.recipe_types import expectation, mismatch
 Keys = Mapping[str, Mapping[str, Any]]  # of one section: key → JSON Schema
 Problem = tuple[str, str]  # a key such as "training.learning_rate" ("" for the file itself), what is wrong with it
 
+LONGEST_NAME = 255 - len("..replaced")  # bytes that file systems take, less what is put around a run's name
+# Names that Windows gives to devices, whatever follows the first dot.
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -33,6 +36,18 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """A remedy for an unknown name: the known one that is closest, or else a text of the caller's."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f'; did you mean "{close[0]}"?' if close else otherwise
+
+
+def check_name(name: str) -> str | None:
+    """What keeps a recipe's name from being that of a run's folder, in words; None when nothing does."""
+    if not name or name.startswith("."):
+        return f'the name "{name}" is empty or begins with a dot, and a run\'s folder cannot be called so'
+    if name.endswith((".", " ")) or _DEVICES.fullmatch(name):
+        return f'the name "{name}" is reserved on Windows, where a folder cannot be called so'
+    size = len(os.fsencode(name))
+    if size > LONGEST_NAME:
+        return f"the name has {size} bytes, and a run's folder takes at most {LONGEST_NAME}"
+    return None
 
 
 def check_keys(section: str, given: Mapping[str, Any], sections: Mapping[str, Keys]) -> tuple[dict, list[Problem]]:
@@ -188,9 +203,6 @@ def check_training(training: Mapping[str, Any], keys: Keys) -> Iterator[Problem]
             "training.gradient_accumulation_steps",
             f"a batch of {batch} does not divide by {parts}; choose of {counts}",
         )
-    script = training.get("mean_iou_script")
-    if script is not None and not os.path.isfile(script):
-        yield "training.mean_iou_script", f'there is no file "{script}"; correct the path, or leave it out'
 
 
 def is_path_or_hub_id(weights: str) -> bool:

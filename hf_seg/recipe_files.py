@@ -20,11 +20,14 @@ from hf_seg.recipe_checks import (
     check_data,
     check_keys,
     check_model,
+    check_name,
     check_training,
     did_you_mean,
     encoder_differences,
     is_path_or_hub_id,
 )
+
+RUN_FORMAT = "hf_seg_run"  # the key of a run's record, run.json, that tells it from a recipe
 
 
 @dataclass
@@ -155,6 +158,9 @@ def _same_folder(path: Path, other: Path) -> str:
 
 def _read(path: Path, changes: Mapping[str, Any], sections: Mapping[str, Keys], problems: list[str]) -> Draft:
     draft = Draft(path)
+    if wrong := check_name(path.stem):
+        problems.append(f"{path}: {wrong}; rename the file")
+        return draft
     try:
         recipe = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -173,6 +179,8 @@ def _read(path: Path, changes: Mapping[str, Any], sections: Mapping[str, Keys], 
     if not isinstance(recipe, dict):
         problems.append(f"{path}: must be an object {{...}} with the sections {', '.join(sections)}")
         return draft
+    if RUN_FORMAT in recipe and isinstance(recipe.get("recipe"), dict):
+        recipe = recipe["recipe"]
     apply_overrides(recipe, changes)
     found: list[Problem] = []
     for section in recipe:

@@ -162,9 +162,6 @@ class TrainingRecipe:
     report_to: str | list[str] = _key(
         "Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb.", "auto"
     )
-    mean_iou_script: str | None = _key(
-        "A local copy of evaluate's mean_iou script, to cross-check the test score with.", None
-    )
     push_to_hub: bool = _key("Upload the model, its processor and its card to the Hugging Face Hub.", False)
     # Not a key: what else the section held. Flat in JSON, apart here because transformers owns names and types.
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -20,6 +20,7 @@ from hf_seg.models.build import build_image_processor, build_model
 from hf_seg.processes import start_processes
 from hf_seg.recipe import Recipe, RecipeError, load_recipes
 from hf_seg.results import environment, load_results
+from hf_seg.run_folder import RECORD, load_run
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 
@@ -144,24 +145,11 @@ def as_json(report: Report) -> str:
 
 def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]:
     """A run's recipe, ready to be trained quietly, and its record."""
-    path = run_dir / "recipe.json"
-    if not path.is_file() or not (run_dir / "results.json").is_file():
-        missing = path.name if not path.is_file() else "results.json"
-        raise RecipeError(f"{run_dir}: is not the folder of a finished run: it has no {missing}; name one, as runs/x")
     record = load_results(run_dir)
-    try:
-        name, init, weights = (
-            record["recipe"]["name"],
-            record["recipe"]["model"]["init"],
-            record["model"]["init"]["encoder"]["source"],  # over seeds, not the name in the recipe
-        )
-        _then(record, ())
-    except (KeyError, TypeError) as error:
-        raise RecipeError(
-            f"{run_dir / 'results.json'}: is not the record of a run ({error!r}); name another"
-        ) from None
+    load_run(run_dir)
+    init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
     overrides = [] if data_root is None else ["--data.root", json.dumps(data_root)]
-    if init == "checkpoint" and Path(weights).name == weights:  # the name of a run
+    if init == "checkpoint" and Path(weights).name == weights:  # the name of a run, over seeds not that in the recipe
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
             raise RecipeError(
@@ -169,13 +157,13 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
                 f"{encoder}"
             )
         overrides += ["--model.encoder_weights", json.dumps(str(encoder))]
-    (recipe,) = load_recipes([path], overrides)
+    (recipe,) = load_recipes([run_dir / RECORD], overrides)
     quiet = replace(
         recipe.training,
         report_to="none",
         arguments=recipe.training.arguments | {"disable_tqdm": True, "eval_on_start": False},
     )
-    return replace(recipe, name=name, training=quiet), record
+    return replace(recipe, name=record["recipe"]["name"], training=quiet), record
 
 
 class _StopAfter(TrainerCallback):
@@ -249,7 +237,7 @@ def _then(record: Mapping[str, Any], setup: Iterable[str]) -> dict[str, Any]:
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is not as it was; what a record of an older version lacks is left out."""
+    """What is not as it was; what the record lacks is left out."""
     return [{"what": key, "then": then[key], "now": now[key]} for key in now if key in then and then[key] != now[key]]
 
 

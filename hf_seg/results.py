@@ -1,30 +1,77 @@
-"""Run folders: whose they are, how far they got, what they hold at the end, and the table of a launch."""
+"""What a finished run leaves for others to read: its record and arrays, checked; and the table of a launch."""
 
 import json
 import math
 import os
 import platform
-import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from filelock import FileLock, Timeout
 
-from hf_seg.processes import check_shared, on_main_process
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe import RecipeError
+from hf_seg.recipe_files import parse_json
 from hf_seg.recipe_keys import all_keys
 
+FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
+RESULTS = "results.json"
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
+# What these hold: shapes, in which a letter stands for the same number everywhere and c for that of classes; dtypes.
+ARRAYS = {
+    PER_IMAGE: {"confusion": ("icc", "iu")},
+    ROC: {"fpr": ("cp", "f"), "tpr": ("cp", "f")},
+    SAMPLES: {
+        "pixel_values": ("s3hw", "u"),
+        "labels": ("shw", "u"),
+        "predictions": ("shw", "u"),
+        "palette": ("c3", "u"),
+    },
+}
+_NUMBER = (int, float)
+_SCORE = (int, float, type(None))  # null: there is none, as of pixels without a label
+_SCORES = {
+    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], _SCORE),
+    **dict.fromkeys(["per_category_iou", "per_category_accuracy"], {"*": _SCORE}),
+    "confusion_matrix": [[int]],
+}
+# What every reader of `results.json` may rely on, see [`find_fault`].
+NEEDED = {
+    "recipe": {"name": str} | {section: dict.fromkeys(keys, object) for section, keys in all_keys().items()},
+    "model": {
+        "arch": str,
+        "parameters": int,
+        "multiply_adds": int,
+        "logits_size": [int],
+        "init": {"frozen": bool, "encoder": {"source": str, "sha256": (str, type(None))}, "head": {"source": str}},
+    },
+    "data": {
+        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], str),
+        **dict.fromkeys(["homepage", "terms"], (str, type(None))),
+        "publish_images": bool,
+        "class_names": [str],
+        "counts": dict.fromkeys(["train", "validation", "test"], int),
+        "stored_size": {"test": [int]},
+    },
+    "train": {
+        **dict.fromkeys(["epochs", "seconds", "images_per_second"], _NUMBER),
+        **dict.fromkeys(["steps", "world_size"], int),
+        "precision": str,
+        "history": [{"epoch": _NUMBER, "step": int}],
+    },
+    "validation": _SCORES,
+    "test": {
+        **_SCORES,
+        "boundary_iou": {"mean": _SCORE, "per_category": {"*": _SCORE}},
+        "native": {"mean_iou": _SCORE, "ceilings": {"*": _SCORE}},
+        "roc_auc": {"*": _SCORE},
+    },
+    "environment": {"hardware": str},
+}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 MACHINE_KEYS = {
     "data": {"root", "cache"},
@@ -43,45 +90,6 @@ MACHINE_KEYS = {
 }
 
 
-def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
-    """Find out what a run folder holds, and refuse one that belongs to something else.
-
-    Args:
-        recipe ([`Recipe`]): the effective recipe of this launch.
-        run_dir (`Path`): `<output_dir>/<recipe name>`, which may not exist yet.
-        overwrite (`bool`): the user wants this run made anew.
-
-    Returns:
-        `str`: `"new"`, `"interrupted"` (made by the same recipe, no results yet) or `"finished"`.
-
-    Raises:
-        RecipeError: when the folder holds another recipe's run, or something that is not a run.
-    """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise RecipeError(f"{run_dir}: is a file, and a run needs a folder of this name; move the file away")
-    saved = run_dir / "recipe.json"
-    # a launch that was killed while it wrote the recipe leaves the partial file and nothing else
-    if not run_dir.exists() or all(path.name == f"{saved.name}.partial" for path in run_dir.iterdir()):
-        return "new"
-    if not saved.exists():
-        raise RecipeError(
-            f"{run_dir}: the folder is not empty and holds no recipe.json, so it is not a run of hf_seg; move "
-            "it away or choose another --output_dir"
-        )
-    if overwrite:
-        return "new"
-    try:
-        changed = changed_keys(recipe.to_dict(), json.loads(saved.read_text()))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{saved}: is not a recipe ({error}); pass --overwrite to make the run anew") from error
-    if changed:
-        raise RecipeError(
-            f"{run_dir}: holds a run of another recipe ({'; '.join(changed)}); give the recipe file another name, "
-            "choose another --output_dir, or pass --overwrite to replace that run"
-        )
-    return "finished" if (run_dir / "results.json").exists() else "interrupted"
-
-
 def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What tells two effective recipes apart, in words."""
     return [f"{key}: {there!r} there, {here!r} here" for key, (here, there) in differing_keys([ours, other]).items()]
@@ -90,8 +98,7 @@ def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The keys in which effective recipes differ, with the value that each has.
 
-    Where and how they are computed does not count. A key that one lacks, since it is of an older version of hf_seg,
-    has its default there.
+    Where and how they are computed does not count. A key that one lacks has its default there.
     """
     differing, keys = {}, all_keys()
     own = recipes[0]["data"]["name"] in ("folder", "hub")  # whose root says what the data is
@@ -104,61 +111,6 @@ def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
             if any(value != values[0] for value in values):
                 differing[f"{section}.{key}"] = values
     return differing
-
-
-@contextmanager
-def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Iterator[None]:
-    """Keep other launches out of the folders of the runs that this one works on, until the block ends.
-
-    The operating system lets go of the locks when their holder dies.
-
-    Raises:
-        RecipeError: on every rank, when another launch is at work in one of them, nothing can be written there, or
-            the ranks do not share the folder.
-    """
-    with ExitStack() as locks:
-
-        def lock() -> None:
-            for recipe in recipes:
-                run_dir = output_dir / recipe.name
-                if open_run(recipe, run_dir, recipe.name in overwrite) == "finished":
-                    continue
-                try:
-                    output_dir.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(FileLock(output_dir / f".{recipe.name}.lock", timeout=0))
-                except Timeout:
-                    raise RecipeError(
-                        f"{run_dir}: another launch is at work in it; wait until it ends, stop it, or choose another "
-                        "--output_dir"
-                    ) from None
-                except OSError as error:
-                    raise RecipeError(
-                        f"{output_dir}: nothing can be written there ({error.strerror}); choose another --output_dir"
-                    ) from error
-
-        on_main_process(lock)
-        if PartialState().num_processes > 1:
-            check_shared(output_dir)
-        yield
-
-
-def start_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> None:
-    """Make the run folder with the effective recipe in it; with `overwrite`, clear an old run away first.
-
-    Every rank calls this; the main process does it, between two barriers: none may still be looking at the old run.
-    """
-    state = PartialState()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        old = run_dir.with_name(f".{run_dir.name}.replaced")
-        if old.exists():  # of a launch that was killed while it removed it
-            shutil.rmtree(old)
-        if overwrite and (run_dir / "recipe.json").exists():
-            os.replace(run_dir, old)  # all at once: a run folder without its recipe.json would be refused
-            shutil.rmtree(old)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(recipe.to_dict(), run_dir / "recipe.json")
-    state.wait_for_everyone()
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -190,16 +142,68 @@ def _strict(value: Any) -> Any:
 
 
 def load_results(run_dir: Path) -> dict[str, Any]:
-    """A finished run's `results.json`.
+    """A finished run's `results.json`, with all that [`NEEDED`] names.
 
     Raises:
-        RecipeError: when the file cannot be read.
+        RecipeError: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
-    path = run_dir / "results.json"
+    path = run_dir / RESULTS
     try:
-        return json.loads(path.read_text())
+        results = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{run_dir}: holds no {RESULTS}, so it is no finished run; name another folder") from None
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to make the run anew") from error
+        raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to train the run again") from error
+    fault = find_fault(results, {"format": int})
+    if fault is None and results["format"] != FORMAT:
+        raise RecipeError(
+            f"{path}: is of another version of hf_seg (format {results['format']}, and this version has {FORMAT}); "
+            "pass --overwrite to train the run again"
+        )
+    fault = fault or find_fault(results, NEEDED)
+    if fault is None:
+        count = len(results["data"]["class_names"])
+        sizes = {len(row) for split in ("validation", "test") for row in results[split]["confusion_matrix"]}
+        rows = {len(results[split]["confusion_matrix"]) for split in ("validation", "test")}
+        fault = None if sizes | rows == {count} else f"a confusion_matrix is not of {count} classes"
+    if fault:
+        raise RecipeError(
+            f"{path}: is not the record of a finished run ({fault}); pass --overwrite to train the run again"
+        )
+    return results
+
+
+def find_fault(value: Any, needed: Any, place: str = "") -> str | None:
+    """Compare a value from JSON with what is needed of it.
+
+    Args:
+        value: what was read.
+        needed: a type, or a tuple of them; a list with what each item needs; or a mapping of keys to what each needs,
+            in which `"*"` stands for whatever keys there are. More keys may be there.
+        place (`str`): names the value.
+
+    Returns:
+        `str`: the first thing that is wrong, in words, or None.
+    """
+    if isinstance(needed, Mapping):
+        if not isinstance(value, dict):
+            return f"{place or 'it'} is no object"
+        inner = f"{place}." if place else ""
+        missing = [key for key in needed if key != "*" and key not in value]
+        if missing:
+            return f"{inner}{missing[0]} is missing"
+        keys = value if "*" in needed else needed
+        faults = (find_fault(value[key], needed.get(key, needed.get("*")), f"{inner}{key}") for key in keys)
+        return next(filter(None, faults), None)
+    if isinstance(needed, list):
+        if not isinstance(value, list):
+            return f"{place} is no list"
+        faults = (find_fault(item, needed[0], f"{place}[{number}]") for number, item in enumerate(value))
+        return next(filter(None, faults), None)
+    types = needed if isinstance(needed, tuple) else (needed,)
+    if isinstance(value, types) and (not isinstance(value, bool) or bool in types or object in types):
+        return None
+    return f"{place} is {json.dumps(value)[:40]}"
 
 
 def as_bytes(pixel_values: torch.Tensor, labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, np.ndarray]:
@@ -219,19 +223,36 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     os.replace(partial, path)
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray] | None:
     """What [`save_arrays`] has kept; None when there is no such file.
 
+    Args:
+        path (`Path`): in a run's folder, one of [`ARRAYS`].
+        classes (`int`, *optional*): how many the run has.
+
     Raises:
-        RecipeError: when the file is damaged.
+        RecipeError: when the file is damaged, or holds other arrays.
     """
     if not path.exists():
         return None
+    remedy = "delete it, and the comparison does without it, or pass --overwrite to train the run again"
     try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); train the run anew with --overwrite") from error
+        with np.load(path) as file:
+            arrays = dict(file)
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged bytes
+        raise RecipeError(f"{path}: cannot be read ({error}); {remedy}") from error
+    sizes = {"3": 3} | ({"c": classes} if classes else {})
+    for name, (letters, kinds) in ARRAYS[path.name].items():
+        array = arrays.get(name)
+        if (
+            array is None
+            or array.dtype.kind not in kinds
+            or array.ndim != len(letters)
+            or any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True))
+        ):
+            found = "missing" if array is None else f"{array.dtype} of shape {array.shape}"
+            raise RecipeError(f"{path}: does not hold what a run keeps there ({name} is {found}); {remedy}")
+    return arrays
 
 
 def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
@@ -250,7 +271,7 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
         return None
     path = Path(encoder_weights).expanduser()
     folder = path if path.is_dir() else path.parent
-    if not path.exists() or not (folder / "results.json").exists():
+    if not path.exists() or not (folder / RESULTS).exists():
         return None
     results = load_results(folder)
     return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}

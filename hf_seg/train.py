@@ -44,21 +44,21 @@ from hf_seg.push import Uploads, is_unpushed
 from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
 from hf_seg.recipe_keys import ModelRecipe
 from hf_seg.results import (
+    FORMAT,
     PER_IMAGE,
+    RESULTS,
     ROC,
     SAMPLES,
     as_bytes,
     describe_encoder_run,
     environment,
     format_table,
-    hold_runs,
     load_results,
-    open_run,
     save_arrays,
-    start_run,
     write_json,
 )
 from hf_seg.roc import stack_curves
+from hf_seg.run_folder import CARD, PLOTS, describe_data, hold_runs, open_run, start_run
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             Uploads(check(recipes, options.output_dir, overwrite), say) as uploads,
             hold_runs(recipes, options.output_dir, overwrite),
         ):
-            results, failed = run_all(recipes, options.output_dir, uploads, overwrite)
+            results, failed = run_all(recipes, options.output_dir, uploads, overwrite, options.mean_iou_script)
             say("\n" + format_table(results))
     except REFUSALS as error:
         say(f"error: {error}", file=sys.stderr)
@@ -133,7 +133,11 @@ def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> dict[str, Data
 
 
 def run_all(
-    recipes: list[Recipe], output_dir: Path, uploads: Uploads, overwrite: set[str]
+    recipes: list[Recipe],
+    output_dir: Path,
+    uploads: Uploads,
+    overwrite: set[str],
+    mean_iou_script: str | None = None,
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Run recipe after recipe. Returns the results, and the names of the runs that failed.
 
@@ -148,7 +152,7 @@ def run_all(
             failed.add(recipe.name)
             continue
         try:
-            results.append(run(recipe, output_dir, uploads, recipe.name in overwrite))
+            results.append(run(recipe, output_dir, uploads, recipe.name in overwrite, mean_iou_script))
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
                 if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
@@ -161,12 +165,20 @@ def run_all(
     return results, failed
 
 
-def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    output_dir: Path,
+    uploads: Uploads,
+    overwrite: bool = False,
+    mean_iou_script: str | None = None,
+) -> dict[str, Any]:
     """One recipe, from data to results. Returns the content of `results.json`."""
     run_dir = output_dir / recipe.name
     state = open_run(recipe, run_dir, overwrite)
     if state == "finished":
-        say(f"{recipe.name}: finished before, in {run_dir} (--overwrite makes it anew)")
+        here = describe_data(recipe.data, may_load=False) is not None
+        compared = "" if here else "; its data was not compared, since it is in no folder here"
+        say(f"{recipe.name}: finished before, in {run_dir} (--overwrite trains it again){compared}")
         if is_unpushed(run_dir):
             say(f"{recipe.name}: is not on the Hub yet; `hf-seg push {run_dir}` does it")
         return load_results(run_dir)
@@ -186,6 +198,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
     say(f"{recipe.name}: {describe_provenance(provenance)}")
 
     record = {
+        "format": FORMAT,
         "recipe": {"name": recipe.name, **recipe.to_dict()},
         "status": "training",
         "model": {
@@ -205,7 +218,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         },
         "environment": environment(PartialState().device),
     }
-    start_run(recipe, run_dir, overwrite)
+    start_run(recipe, run_dir, state)
     check_room(run_dir, model, kept=recipe.training.arguments.get("save_total_limit", 2))
     stop = StopWhenAsked()
     reset_peak_memory(PartialState().device)
@@ -224,7 +237,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
         stop.raise_if_asked()
         # both of the best checkpoint by validation mIoU, which training ends with
-        validation, test = trainer.validate(), trainer.test(prepared["test"], recipe.training.mean_iou_script)
+        validation, test = trainer.validate(), trainer.test(prepared["test"], mean_iou_script)
         samples = trainer.sample(prepared["test"])  # on all ranks: a divided model needs each of them
     trainer.save_model()
 
@@ -240,17 +253,17 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
         results["test"]["native"] = score_native(
             trainer.predict_logits, splits["test"], prepared["test"], transforms["test"], sizes
         )
-        plots = run_dir / "plots"
-        plots.mkdir(exist_ok=True)
-        plot_curves(trainer.state.log_history, plots / "curves.png")
-        plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots / "confusion.png")
-        plot_roc(roc, plots / "roc.png")
-        plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots / "samples.png")
-        (run_dir / "README.md").write_text(str(build_card(results)), encoding="utf-8")
+        plots = {name: run_dir / path for name, path in PLOTS.items()}
+        plots["curves"].parent.mkdir(exist_ok=True)
+        plot_curves(trainer.state.log_history, plots["curves"])
+        plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
+        plot_roc(roc, plots["roc"])
+        plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
+        (run_dir / CARD).write_text(str(build_card(results)), encoding="utf-8")
         save_arrays(run_dir / PER_IMAGE, confusion=per_image)
         save_arrays(run_dir / ROC, **stack_curves(roc))
         save_arrays(run_dir / SAMPLES, **as_bytes(*samples), palette=np.array(spec.palette, np.uint8))
-        write_json(results, run_dir / "results.json")  # last: a run with results is a finished run
+        write_json(results, run_dir / RESULTS)  # last: a run with results is a finished run
         uploads.finish(run_dir)
     trainer.release()
     PartialState().wait_for_everyone()  # the next recipe may start from this one's encoder
@@ -276,11 +289,25 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
     parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--overwrite", action="store_true", help="make finished or differing runs anew")
+    parser.add_argument("--overwrite", action="store_true", help="replace finished or differing runs")
+    parser.add_argument(
+        "--mean_iou_script",
+        type=script,
+        metavar="FILE.py",
+        help="run this copy of evaluate's mean_iou to check the test score with",
+    )
     parser.add_argument(
         "--seeds", type=seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on"
     )
     return parser.parse_args(rest), overrides
+
+
+def script(text: str) -> str:
+    """The file of `--mean_iou_script`; `evaluate` would look on the Hub for a name that is no file."""
+    path = Path(text).expanduser().resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text} that ends in .py")
+    return str(path)
 
 
 def seeds(text: str) -> list[int]:

@@ -231,7 +231,7 @@ class SegTrainer(Trainer):
 
         Args:
             dataset (`torch.utils.data.Dataset`): of prepared pairs.
-            mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`; else the Hub's is tried.
+            mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`, see [`SecondOpinion`].
 
         Returns:
             `dict`: what [`Evaluation.compute`] does of a thorough one.

@@ -1,12 +1,12 @@
 """`hf-seg compare`: intervals against known answers, what is refused, and the numbers of the report."""
 
-import copy
 import json
 import re
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from records import CLASSES, made_up
 
 from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
@@ -16,8 +16,6 @@ from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
 from hf_seg.roc import ROC_BINS, roc_from_histograms, stack_curves
-
-CLASSES = ["sky", "tree", "boat"]
 
 
 def matrices(seed, images=200, right=0.7):
@@ -32,52 +30,28 @@ def matrices(seed, images=200, right=0.7):
     return out
 
 
-RESULTS = {
-    "recipe": {
-        "name": "",
-        "model": {"arch": "segformer"},
-        "data": {"name": "synthetic_pet", "image_size": 64},
-        "training": {"seed": 0, "learning_rate": 1e-3},
-    },
-    "model": {
-        "parameters": 3_714_915,
-        "multiply_adds": 105_426_944,
-        "logits_size": [16, 16],
-        "init": {"frozen": False, "encoder": {"source": "random initialisation"}, "head": {"source": "fresh"}},
-    },
-    "data": {
-        "title": "Boats",
-        "fingerprint": "0123456789abcdef",
-        "counts": {"test": 200},
-        "class_names": CLASSES,
-        "stored_size": {"test": [500, 375]},
-    },
-    "environment": {"hardware": "a computer"},
-}
-
-
 @pytest.fixture
 def write_run(tmp_path):
     def write(name, per_image, *, seed=0, change=None, keep=True):
-        results, scores = copy.deepcopy(RESULTS), scores_from_confusion(per_image.sum(axis=0))
-        results["recipe"]["name"], results["recipe"]["training"]["seed"] = name, seed
+        results, scores = made_up(name), scores_from_confusion(per_image.sum(axis=0))
+        results["recipe"]["training"]["seed"] = seed
         for split in ("validation", "test"):
-            results[split] = {
+            results[split] |= {
                 **{key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")},
                 "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
                 "confusion_matrix": per_image.sum(axis=0).tolist(),
             }
-        ceilings = {"64": 0.9375, "32": 0.875, "16": 0.8125, "8": 0.6875}
-        results["test"]["native"] = {"mean_iou": scores["mean_iou"] / 4, "ceilings": ceilings}
-        results["test"]["roc_auc"] = {"sky": 0.875, "tree": 0.75, "boat": None}
-        results["test"]["boundary_iou"] = {"distance": 2, "mean": scores["mean_iou"] / 2, "per_category": {}}
-        results["train"] = {"images_per_second": 37.5 + seed, "seconds": 600, "world_size": 1, "precision": "fp32"}
-        results["train"]["peak_memory_mb"] = 1234.5
+        results["test"]["native"]["mean_iou"] = scores["mean_iou"] / 4
+        results["test"]["boundary_iou"]["mean"] = scores["mean_iou"] / 2
+        results["train"]["images_per_second"] += seed
         score = results["validation"]["mean_iou"]
         results["train"]["history"] = [
             entry
             for epoch in (1, 2, 3)
-            for entry in ({"epoch": epoch, "loss": 1 / epoch}, {"epoch": epoch, "eval_mean_iou": score * epoch / 3})
+            for entry in (
+                {"epoch": epoch, "step": epoch, "loss": 1 / epoch},
+                {"epoch": epoch, "step": epoch, "eval_mean_iou": score * epoch / 3},
+            )
         ]
         if change:
             change(results)
@@ -193,9 +167,46 @@ def test_other_refusals(write_run, tmp_path, capsys):
     twice = write_run("a-seed2", matrices(1))
     with pytest.raises(RecipeError, match="both have the seed 0"):
         compare([one, twice])
-    (one / "test_confusion.npz").write_bytes(b"PK")
-    with pytest.raises(RecipeError, match="test_confusion.npz: cannot be read"):
-        compare([one, twice])
+
+
+DAMAGED = {
+    "results.json": ["", "{}", "[]", "null", '{"format": 1}', '{"format": 2}', b"\xff", "[" * 100_000],
+    PER_IMAGE: [b"", b"PK", b"\x93NUMPY", np.zeros(3), {}, {"confusion": np.zeros((200, 3))},
+                {"confusion": np.zeros((4, 2, 2), int)}, {"confusion": np.array([{}] * 3)}],
+    ROC: [b"", {"fpr": np.zeros((3, 9))}, {"fpr": np.zeros((3, 9)), "tpr": np.zeros((3, 8))}],
+    SAMPLES: [b"", {"labels": np.zeros((4, 16, 16), np.uint8)}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name in DAMAGED for each in DAMAGED[name]])
+def test_damaged_files_of_a_run(write_run, capsys, name, content):
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1))]
+    path = folders[1] / name
+    if isinstance(content, dict):
+        save_arrays(path, **content)
+    elif isinstance(content, np.ndarray):
+        with open(path, "wb") as file:
+            np.save(file, content)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert cli.main(["compare", *map(str, folders)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}: ") and "--overwrite" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["test.mean_iou", "test.native.mean_iou", "test.boundary_iou.mean", "validation.mean_iou"]
+)
+def test_a_score_that_is_null(write_run, place):
+    def change(results):
+        *above, key = place.split(".")
+        for section in above:
+            results = results[section]
+        results[key] = None
+
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
+    with pytest.raises(RecipeError, match=f"results.json: {place} is null, so there is nothing to compare"):
+        compare(folders)
 
 
 def test_a_protocol_that_differs_is_said(write_run):

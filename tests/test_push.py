@@ -15,8 +15,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_seg import cli, train
+from hf_seg.hub import HubError
 from hf_seg.predict import PredictError, load_segmenter, predict
-from hf_seg.push import is_unpushed
+from hf_seg.push import is_unpushed, model_files, stage
+from hf_seg.run_folder import PLOTS
 
 DIES = Path(__file__).parent / "train_and_die.py"
 PUBLISHED = {
@@ -93,6 +95,69 @@ def waits(monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     return slept
+
+
+def write(folder, *names, text="x"):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_only_what_is_named_is_staged(tmp_path):
+    run, there = tmp_path / "run", tmp_path / "there"
+    model = ["config.json", "preprocessor_config.json", "modeling_fcn.py", "configuration_fcn.py"]
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    strangers = [
+        "settings.py",
+        "id_rsa",
+        "other.safetensors",
+        "plots/mine.png",
+        ".env",
+        "model-00003-of-00003.safetensors",
+    ]
+    write(run, *model, *shards, *strangers, "plots/roc.png")
+    write(run, "model.safetensors.index.json", text=json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
+    stage(run, there, [*model_files(run), *PLOTS.values()])
+    staged = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert staged == {*model, *shards, "model.safetensors.index.json", "plots/roc.png"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "plots/roc.png", "plots"])
+def test_links_are_not_pushed(tmp_path, name):
+    run, secret = tmp_path / "run", tmp_path / "secret"
+    write(run, "config.json", "README.md")
+    write(secret, "roc.png", "id_rsa")
+    (run / name).unlink(missing_ok=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(secret if name == "plots" else secret / "id_rsa")
+    with pytest.raises(HubError, match=f"run/{name}: is a link, and links are not pushed"):
+        stage(run, tmp_path / "there", [*model_files(run), *PLOTS.values()])
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ('{"weight_map": {"a": "../../secret.safetensors"}}', "names ../../secret.safetensors, which is no part"),
+        ('{"weight_map": {"a": "id_rsa"}}', "names id_rsa, which is no part"),
+        ('{"weight_map": {"a": 1}}', "cannot be read"),
+        ('{"weight_map": {"a": ["x"]}}', "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "cannot be read"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_list_of_shards_that_is_none(tmp_path, index, words):
+    write(tmp_path, "model.safetensors.index.json", text=index)
+    with pytest.raises(HubError, match=words):
+        model_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"repo_id": 3, "commit": null}', '{"repo_id": "a/b"}'])
+def test_a_note_of_the_last_push_that_is_none(tmp_path, content):
+    write(tmp_path, "hub.json", text=content)
+    with pytest.raises(HubError, match="hub.json: cannot be read .*; delete it and name --repo"):
+        is_unpushed(tmp_path)
 
 
 def contents(folder):
@@ -293,7 +358,7 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
     del results["data"]["publish_images"]
     (run_dir / "results.json").write_text(json.dumps(results))
     said = refused(run_dir)
-    assert "runs/segformer/results.json: cannot be made a card of: record: data.publish_images is missing" in said
+    assert "runs/segformer/results.json: is not the record of a finished run (data.publish_images is missing)" in said
     (run_dir / "hub.json").write_text("{")
     assert "hub.json: cannot be read" in refused(run_dir)
 
@@ -301,9 +366,9 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
 @pytest.mark.slow
 def test_paths_of_this_machine_stay_here(hub, finished, write_recipe):
     run_dir = finished("segformer", write_recipe)
-    for name in ("recipe.json", "results.json"):
+    for name in ("run.json", "results.json"):
         value = json.loads((run_dir / name).read_text())
-        value.get("recipe", value)["data"]["root"] = "/home/alice/secret-project/pets"
+        value["recipe"]["data"]["root"] = "/home/alice/secret-project/pets"
         (run_dir / name).write_text(json.dumps(value))
     assert cli.main(["push", str(run_dir)]) == 0
     there = hub.files("alice/segformer")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_seg.cli import main
-from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
 from hf_seg.recipe_arguments import (
     REFUSED,
     REFUSED_CONFIG,
@@ -98,7 +98,6 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "channels_last": "auto",
             "sync_batch_norm": "auto",
             "report_to": "auto",
-            "mean_iou_script": None,
             "push_to_hub": False,
         },
     }
@@ -308,8 +307,6 @@ training {"lr_scheduler_type": "cosin"}
     lr_scheduler_type: there is no schedule "cosin"; did you mean "cosine"?
 training {"gradient_accumulation_steps": 3}
     gradient_accumulation_steps: a batch of 64 does not divide by 3; choose of 1, 2, 4, 8, 16, 32, 64
-training {"mean_iou_script": "mean_iou.py"}
-    mean_iou_script: there is no file "mean_iou.py"; correct the path, or leave it out
 """
 
 
@@ -337,13 +334,48 @@ def test_refused_training_arguments_say_why(tmp_path, key):
     assert line == f"run.json: training.{key}: cannot be set: {REFUSED[key]}"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (".", "begins with a dot"),
+        (".hidden", "begins with a dot"),
+        (".mine.replaced", "begins with a dot"),
+        ("mine.", "reserved on Windows"),
+        ("mine ", "reserved on Windows"),
+        ("con", "reserved on Windows"),
+        ("NUL", "reserved on Windows"),
+        ("Com1.best", "reserved on Windows"),
+        ("LPT²", "reserved on Windows"),
+        ("ä" * 123, "has 246 bytes, and a run's folder takes at most 245"),
+    ],
+)
+def test_names_that_no_folder_may_have(tmp_path, name, words):
+    path = save(tmp_path, name)
+    [line] = problems(path)
+    assert words in line and line.endswith("; rename the file")
+    if name == ".":
+        return  # as weights it is a folder
+    # nor where the file is only the encoder of another recipe
+    mine = save(tmp_path, "mine", model={"init": "checkpoint", "encoder_weights": name})
+    assert any(words in line for line in problems(mine))
+
+
+@pytest.mark.parametrize("name", ["a.b", "console", "com", "com10", "lpt", "a.con", "ä" * 122, "two words"])
+def test_names_that_a_folder_may_have(tmp_path, name):
+    assert [recipe.name for recipe in load_recipes([save(tmp_path, name)])] == [name]
+
+
+def test_names_that_get_too_long_with_a_seed(tmp_path):
+    recipes = load_recipes([save(tmp_path, "a" * 240)])
+    with pytest.raises(RecipeError, match="with the seed, the name has 246 bytes.*rename the file"):
+        over_seeds(recipes, {"a" * 240}, [3, 4])
+
+
 def test_accepted_combinations(tmp_path):
     training = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
     [recipe] = load_recipes([save(tmp_path, training=training | {"gradient_accumulation_steps": 4})])
     assert recipe.training.arguments == {"warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
-    script = tmp_path / "mean_iou.py"
-    script.touch()
-    load_recipes([save(tmp_path, training={"mean_iou_script": str(script), "warmup_steps": 0})])
+    load_recipes([save(tmp_path, training={"warmup_steps": 0})])
     load_recipes([save(tmp_path, model={"init": "imagenet", "freeze_encoder": True})])
     load_recipes([save(tmp_path, model={"init": "imagenet", "encoder_weights": "timm/resnet50.tv2_in1k"})])
     load_recipes([save(tmp_path, data={"name": "oxford_pet", "root": "somewhere"})])

@@ -138,26 +138,25 @@ def test_refused(run, ask, tmp_path):
     status, lines, error = ask(tmp_path / "empty")
     assert status == 2 and not lines
     assert (
-        error == f"error: {tmp_path / 'empty'}: is not the folder of a finished run: it has no recipe.json; name "
-        "one, as runs/x\n"
+        error == f"error: {tmp_path / 'empty'}: holds no results.json, so it is no finished run; name another folder\n"
     )
-    recipe = (run / "recipe.json").read_text()
-    (run / "recipe.json").write_text("{")
+    record = (run / "run.json").read_text()
+    (run / "run.json").write_text("{")
     status, _, error = ask(run)
-    assert status == 2 and error.startswith(f"error: {run / 'recipe.json'}: is not JSON")
-    (run / "recipe.json").write_text(recipe)
-    edit(run / "recipe.json", lambda recipe: recipe["data"].update(name="oxford_pet"))
+    assert status == 2 and error.startswith(f"error: {run / 'run.json'}: cannot be read (is not JSON")
+    (run / "run.json").write_text(record)
+    edit(run / "run.json", lambda record: record["recipe"]["data"].update(name="oxford_pet"))
     status, _, error = ask(run, "--data_root", tmp_path / "nowhere")
     assert status == 2 and error.startswith("error: ") and "nowhere" in error
     (run / "results.json").write_text("{}")
     status, _, error = ask(run)
-    assert status == 2 and "results.json: is not the record of a run" in error
+    assert status == 2 and "results.json: is not the record of a finished run (format is missing)" in error
 
 
 def test_the_encoder_of_another_run(run, ask):
     other = shutil.copytree(run, run.parent / "b")
-    for path in (other / "recipe.json", other / "results.json"):
-        edit(path, lambda c: c.get("recipe", c)["model"].update(init="checkpoint", encoder_weights="a"))
+    for path in (other / "run.json", other / "results.json"):
+        edit(path, lambda c: c["recipe"]["model"].update(init="checkpoint", encoder_weights="a"))
     edit(other / "results.json", lambda c: c["model"]["init"]["encoder"].update(source="a"))
     status, lines, _ = ask(other, "--steps", 1)
     assert status == 0

@@ -2,154 +2,87 @@ import json
 from pathlib import Path
 
 import pytest
+from records import made_up
 
-from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
-from hf_seg.results import (
-    describe_encoder_run,
-    format_table,
-    hold_runs,
-    load_results,
-    open_run,
-    start_run,
-    write_json,
+from hf_seg.recipe import RecipeError
+from hf_seg.results import describe_encoder_run, format_table, load_results, write_json
+
+
+def change_of(place, value):
+    """What a record is like after one value has been replaced, or (with "gone") taken out."""
+
+    def change(record):
+        *above, key = place.split(".")
+        for section in above:
+            record = record[section]
+        record[key] = value
+        if value == "gone":
+            del record[key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fault"),
+    [
+        ("recipe.name", "gone", "recipe.name is missing"),
+        ("recipe.training.seed", "gone", "recipe.training.seed is missing"),
+        ("test", None, "test is no object"),
+        ("test", [], "test is no object"),
+        ("test.mean_iou", "0.5", 'test.mean_iou is "0.5"'),
+        ("test.mean_iou", True, "test.mean_iou is true"),
+        ("test.per_category_iou.sky", {}, r"test.per_category_iou.sky is \{\}"),
+        ("data.class_names", "sky", "data.class_names is no list"),
+        ("data.class_names", ["sky", 2, "boat"], r"data.class_names\[1\] is 2"),
+        ("data.class_names", ["sky"], "a confusion_matrix is not of 1 classes"),
+        ("validation.confusion_matrix", [[1, 2, 3]], "a confusion_matrix is not of 3 classes"),
+        ("model.parameters", None, "model.parameters is null"),
+        ("train.history", [{"step": 3}], r"train.history\[0\].epoch is missing"),
+        ("data.publish_images", 1, "data.publish_images is 1"),
+        ("environment", "gone", "environment is missing"),
+        ("format", "gone", "format is missing"),
+    ],
 )
-
-
-@pytest.fixture
-def recipe():
-    return Recipe(
-        name="mine",
-        path=Path("mine.json"),
-        model=ModelRecipe(arch="segformer"),
-        data=DataRecipe(name="synthetic_pet"),
-        training=TrainingRecipe(arguments={"logging_steps": 5}),
-    )
-
-
-def test_a_run_folder_through_its_life(recipe, tmp_path):
-    run_dir = tmp_path / "runs" / "mine"
-    assert open_run(recipe, run_dir) == "new"
-    start_run(recipe, run_dir)
-    assert json.loads((run_dir / "recipe.json").read_text()) == recipe.to_dict()
-    assert open_run(recipe, run_dir) == "interrupted"
-    write_json({"status": "finished"}, run_dir / "results.json")
-    assert open_run(recipe, run_dir) == "finished"
-    assert load_results(run_dir) == {"status": "finished"}
-    assert open_run(recipe, run_dir, overwrite=True) == "new"
-    start_run(recipe, run_dir, overwrite=True)
-    assert not (run_dir / "results.json").exists()
-
-
-def test_a_launch_killed_while_it_wrote_the_recipe(recipe, tmp_path):
-    run_dir = tmp_path / "mine"
-    run_dir.mkdir()
-    (run_dir / "recipe.json.partial").write_text('{"model"')
-    assert open_run(recipe, run_dir) == "new"
-    start_run(recipe, run_dir)
-    assert [path.name for path in run_dir.iterdir()] == ["recipe.json"]
-
-
-def test_keys_of_the_machine_do_not_make_another_recipe(recipe, tmp_path):
-    start_run(recipe, tmp_path / "mine")
-    recipe.training.gradient_accumulation_steps = 4
-    recipe.training.report_to = "none"
-    recipe.data.root = "elsewhere"
-    recipe.training.arguments["dataloader_num_workers"] = 2
-    assert open_run(recipe, tmp_path / "mine") == "interrupted"
-    recipe.training.arguments["logging_steps"] = 6
-    with pytest.raises(RecipeError, match="training.logging_steps: 5 there, 6 here"):
-        open_run(recipe, tmp_path / "mine")
-
-
-def test_a_folder_of_ones_own_is_not_any_folder(recipe, tmp_path):
-    recipe.data = DataRecipe(name="folder", root="pets")
-    start_run(recipe, tmp_path / "mine")
-    assert open_run(recipe, tmp_path / "mine") == "interrupted"
-    recipe.data.root = "streets"
-    with pytest.raises(RecipeError, match="data.root: 'pets' there, 'streets' here"):
-        open_run(recipe, tmp_path / "mine")
-
-
-def test_a_key_that_an_older_version_did_not_have(recipe, tmp_path):
-    start_run(recipe, tmp_path / "mine")
-    saved = tmp_path / "mine" / "recipe.json"
-    older = json.loads(saved.read_text())
-    del older["training"]["channels_last"]
-    saved.write_text(json.dumps(older))
-    assert open_run(recipe, tmp_path / "mine") == "interrupted"
-    recipe.training.channels_last = False
-    with pytest.raises(RecipeError, match="training.channels_last: 'auto' there, False here"):
-        open_run(recipe, tmp_path / "mine")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"model": 3}', '{"model": '])
-def test_a_damaged_recipe_in_a_run_folder(recipe, tmp_path, content):
-    (tmp_path / "recipe.json").write_text(content)
-    with pytest.raises(RecipeError, match="--overwrite"):
-        open_run(recipe, tmp_path)
-
-
-def test_a_file_where_the_folder_belongs(recipe, tmp_path):
-    (tmp_path / "mine").write_text("")
-    with pytest.raises(RecipeError, match="is a file"):
-        open_run(recipe, tmp_path / "mine")
-
-
-def test_damaged_results(tmp_path):
-    (tmp_path / "results.json").write_text('{"status"')
-    with pytest.raises(RecipeError, match="results.json: cannot be read .* --overwrite"):
+def test_a_record_that_lacks_something(tmp_path, place, value, fault):
+    record = made_up("mine")
+    write_json(record, tmp_path / "results.json")
+    assert load_results(tmp_path) == record
+    change_of(place, value)(record)
+    write_json(record, tmp_path / "results.json")
+    with pytest.raises(RecipeError, match=rf"results.json: is not the record of a finished run \({fault}\); pass"):
         load_results(tmp_path)
 
 
-def test_a_place_that_takes_no_files(recipe, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(RecipeError, match="file/runs: nothing can be written there .*choose another --output_dir"):
-        with hold_runs([recipe], tmp_path / "file" / "runs", set()):
-            raise AssertionError
+def test_results_that_cannot_be_read(tmp_path):
+    with pytest.raises(RecipeError, match="holds no results.json, so it is no finished run"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"status"')
+    with pytest.raises(RecipeError, match="results.json: cannot be read .* --overwrite"):
+        load_results(tmp_path)
+    write_json(made_up("mine") | {"format": 2}, tmp_path / "results.json")
+    with pytest.raises(RecipeError, match=r"another version of hf_seg \(format 2, and this version has 1\); pass"):
+        load_results(tmp_path)
 
 
-def test_a_run_that_is_replaced_goes_all_at_once(recipe, tmp_path, monkeypatch):
-    run = tmp_path / "mine"
-    start_run(recipe, run)
-    (run / "checkpoint-4").mkdir()
-
-    def killed(path):
-        (path / "recipe.json").unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shutil.rmtree", killed)
-        start_run(recipe, run, overwrite=True)
-    assert open_run(recipe, run, overwrite=True) == open_run(recipe, run) == "new"
-    start_run(recipe, run, overwrite=True)
-    assert [path.name for path in run.iterdir()] == ["recipe.json"]
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_two_launches_in_one_folder(recipe, tmp_path):
-    with hold_runs([recipe], tmp_path, set()):
-        with pytest.raises(RecipeError, match="mine: another launch is at work in it; wait until it ends"):
-            with hold_runs([recipe], tmp_path, set()):
-                raise AssertionError
-    with hold_runs([recipe], tmp_path, set()):
-        pass
-    # a finished run is looked at only, which several may do
-    start_run(recipe, tmp_path / "mine")
-    write_json({}, tmp_path / "mine" / "results.json")
-    with hold_runs([recipe], tmp_path, set()), hold_runs([recipe], tmp_path, set()):
-        pass
+def test_scores_that_there_are_none_of(tmp_path):
+    record = made_up("mine")
+    change_of("test.mean_iou", None)(record)
+    write_json(record, tmp_path / "results.json")
+    assert "| – " in format_table([load_results(tmp_path)])
 
 
 def test_what_is_said_of_the_run_that_gave_the_encoder(tmp_path):
-    results = {"recipe": {"name": "city"}, "data": {"name": "cityscapes"}, "model": {"init": {"init": "scratch"}}}
-    write_json(results | {"test": {}}, tmp_path / "results.json")
+    results = made_up("city")
+    write_json(results, tmp_path / "results.json")
     (tmp_path / "model.safetensors").write_bytes(b"")
     expected = {"name": "city", "data": results["data"], "init": results["model"]["init"]}
     assert describe_encoder_run(str(tmp_path)) == expected
     assert describe_encoder_run(str(tmp_path / "model.safetensors")) == expected
     for other in (None, "nvidia/mit-b0", str(tmp_path / "gone.safetensors"), str(Path(__file__).parent)):
         assert describe_encoder_run(other) is None
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is not the record of a finished run"):
+        describe_encoder_run(str(tmp_path))
 
 
 def test_json_is_strict_and_whole(tmp_path):

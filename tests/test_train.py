@@ -1,6 +1,7 @@
 """Whole runs through `train.main`: what they leave behind, where their encoders come from, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from own_folders import write_folder
 from PIL import Image
+from records import made_up
 from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForImageClassification
 
 from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
-from hf_seg.recipe import RecipeError
+from hf_seg.recipe import RecipeError, load_recipes
 from hf_seg.recipe_keys import TrainingRecipe
-from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays
+from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json
+from hf_seg.run_folder import start_run
 
 
 def results_of(name):
@@ -54,10 +58,9 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         training={
             "num_train_epochs": 3,
             "eval_every_epochs": 2,
-            "mean_iou_script": write_mean_iou(tmp_path / "mean_iou.py"),
         },
     )
-    status, out, _ = run(recipe)
+    status, out, _ = run(recipe, "--mean_iou_script", write_mean_iou(tmp_path / "mean_iou.py"))
     assert status == 0
     assert "whole: encoder: " in out and "fresh tensors (random initialisation)" in out and "| whole " in out
 
@@ -123,7 +126,7 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     assert check["mean_iou"] == pytest.approx(results["test"]["mean_iou"], abs=1e-9)
 
     folder = Path("runs/whole")
-    assert json.loads((folder / "recipe.json").read_text()) == {
+    assert json.loads((folder / "run.json").read_text())["recipe"] == {
         key: value for key, value in results["recipe"].items() if key != "name"
     }
     for plot in ("curves", "confusion", "roc", "samples"):
@@ -330,7 +333,7 @@ def test_folder_of_another_recipe_or_of_something_else(write_recipe, run):
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/thesis.txt").write_text("years of work")
     status, _, err = run(recipe, "--overwrite")
-    assert status == 2 and "holds no recipe.json, so it is not a run of hf_seg" in err
+    assert status == 2 and "holds no run.json, so it is not a run of hf_seg" in err
     assert Path("runs/mine/thesis.txt").exists()
     Path("runs/mine/thesis.txt").unlink()
 
@@ -341,6 +344,36 @@ def test_folder_of_another_recipe_or_of_something_else(write_recipe, run):
     assert Path("runs/mine/results.json").read_text() == first
     assert run(recipe, "--training.learning_rate", "0.5", "--overwrite")[0] == 0
     assert results_of("mine")["recipe"]["training"]["learning_rate"] == 0.5
+
+
+def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
+    root = write_folder(tmp_path / "photos", "ids")
+    (root / "classes.json").write_text('{"classes": [{"name": "a", "id": 0}, {"name": "b", "id": 1}]}')
+    limits = dict.fromkeys(["max_train_samples", "max_validation_samples", "max_test_samples"])
+    path = write_recipe("own", data={"name": "folder", "root": str(root), **limits})
+    start_run(load_recipes([path])[0], tmp_path / "runs" / "own", "new")
+    write_json(made_up("own"), tmp_path / "runs" / "own" / "results.json")
+    status, out, _ = run(path)
+    assert status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out
+        status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out and "| own " in out
+    )
+    write_folder(root, "ids", 12)
+    status, _, err = run(path)
+    assert status == 2 and "runs/own: holds a run on other data than there is now (train: 2 pairs more" in err
+    shutil.rmtree(root)
+    status, out, _ = run(path)
+    assert status == 0 and "trains it again); its data was not compared, since it is in no folder here\n" in out
+
+
+@pytest.mark.parametrize("name", ["mean_iou", "nowhere.py", "folder.py", "script"])
+def test_a_script_that_is_no_file_is_not_looked_for_elsewhere(write_recipe, run, capsys, tmp_path, name):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "script").touch()
+    with pytest.raises(SystemExit):
+        run(write_recipe("a"), "--mean_iou_script", name)
+    assert f"--mean_iou_script: there is no file {name} that ends in .py" in capsys.readouterr().err
+    status, _, err = run(write_recipe("a", training={"mean_iou_script": "mean_iou.py"}))
+    assert status == 2 and "training.mean_iou_script: cannot be set: a recipe names no code" in err
 
 
 def test_accelerate_asked_for_ranks_that_it_does_not_start(write_recipe, run, monkeypatch):
