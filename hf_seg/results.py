@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe, RecipeError
 from hf_seg.recipe_keys import all_keys
+from hf_seg.text import markdown_table
 
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
@@ -275,9 +276,4 @@ def format_table(results: list[dict[str, Any]]) -> str:
                 f"{result['train']['seconds'] / 60:.1f}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown_table(rows)

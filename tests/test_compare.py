@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from hostile_names import NAMES
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from hf_seg import cli
@@ -16,6 +18,7 @@ from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
 from hf_seg.roc import ROC_BINS, roc_from_histograms, stack_curves
+from hf_seg.text import hypertext
 
 CLASSES = ["sky", "tree", "boat"]
 
@@ -100,6 +103,10 @@ def write_run(tmp_path):
         return folder
 
     return write
+
+
+def squeeze(table):
+    return re.sub(" +", " ", table)
 
 
 def interval(first, second, **keys):
@@ -205,14 +212,14 @@ def test_a_protocol_that_differs_is_said(write_run):
     ]
     report = compare(folders)
     assert report.protocol == {"training.learning_rate": [0.001, 0.5]}
-    text = as_markdown(build_sections(report))
-    assert "| run | learning_rate |\n| --- | --- |\n| a | 0.001 |\n| b | 0.5 |" in text
+    text = squeeze(as_markdown(build_sections(report)))
+    assert re.search(r"\| run \| learning_rate \|\n\|-+\|-+\|\n\| a \| 0.001 \|\n\| b \| 0.5 \|", text)
 
 
 def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     folders = [write_run("a", matrices(0, right=0.9)), write_run("b", matrices(1))]
     assert cli.main(["compare", *map(str, folders)]) == 0
-    report = capsys.readouterr().out
+    report = squeeze(capsys.readouterr().out)
     known = set()
     for folder in folders:
         results = json.loads((folder / "results.json").read_text())
@@ -269,6 +276,39 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert "![Test mIoU over multiply-adds" in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_hostile_names_in_a_report(write_run, tmp_path, capsys):
+    """As names of classes, of the data set and of runs."""
+    hostile = [*NAMES.values()]
+    hostile += hostile[: -len(hostile) % 3]
+    while hostile:
+        names = hostile[-3:]
+        del hostile[-3:]
+
+        def rename(results, names=names):
+            results["recipe"]["name"] += names[0]
+            results["data"] |= {"class_names": names, "title": "".join(names)}
+            for scores in (results["validation"], results["test"]):
+                for key in {"per_category_iou", "roc_auc"} & scores.keys():
+                    scores[key] = dict(zip(names, scores[key].values(), strict=True))
+
+        folders = [
+            write_run(f"{name}{len(hostile)}", matrices(seed, images=4), change=rename)
+            for seed, name in enumerate("ab")
+        ]
+        assert cli.main(["compare", *map(str, folders)]) == 0
+        text = capsys.readouterr().out
+        assert all(line.isprintable() for line in text.split("\n"))
+        page = MarkdownIt("commonmark").enable("table").render(text)
+        assert not re.search("<(script|img|a|em|code|blockquote)\\b", page)
+        lines = [line for line in text.split("\n") if line.startswith("|")]
+        assert page.count("<tr>") == len(lines) - page.count("<table>")
+        for table in re.findall("<table>.*?</table>", page, re.DOTALL):
+            assert len({len(re.findall("<t[hd]>", row)) for row in table.split("<tr>")[1:]}) == 1
+    assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "comparison.html").read_text(encoding="utf-8")
+    assert hypertext("".join(names)) in page and "\x1b" not in page
 
 
 def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
