@@ -69,7 +69,7 @@ def _add_init(commands) -> None:
         help="folder with images/ and masks/, or train/, validation/ and test/; or with Parquet files; or a Hub id",
     )
     init.add_argument("--arch", choices=("segformer", "fcn"), default="segformer")
-    init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png anew")
+    init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png again")
     init.add_argument("--out", metavar="DIR", help="folder to write to; a data set on the Hub needs one")
     init.add_argument("--revision", help="of a data set on the Hub: commit, tag or branch")
     init.add_argument("--config_name", help="of a data set with several configurations")

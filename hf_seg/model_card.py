@@ -88,7 +88,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         for key in keys:
             if key not in (record.get(section) or {}):
                 raise ValueError(
-                    f"record: {section}.{key} is missing, as in those of older versions of hf_seg; make the run anew"
+                    f"record: {section}.{key} is missing, as in those of older versions of hf_seg; train it again"
                 )
     record = without_private_parts({key: value for key, value in record.items() if value is not None})
     record = _each_text(record, printable)
@@ -204,7 +204,7 @@ def _datasets(init: dict, data: dict) -> list[str]:
 
 
 def _identifier(data: dict) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-") or data["name"]
 
 
 def _base_model(init: dict) -> str | None:

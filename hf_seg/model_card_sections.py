@@ -165,7 +165,7 @@ def _initial_weights(init: dict) -> str:
     if not encoder["sha256"]:
         return (
             f"Random: all tensors, {encoder['tensors_fresh']} of the encoder and {head['tensors_fresh']} of the head, "
-            "were drawn anew. No trained weights were loaded."
+            "were drawn at random. No trained weights were loaded."
         )
     source, run = code(encoder["source"]), encoder.get("run")
     if encoder.get("from_hub"):
@@ -174,7 +174,7 @@ def _initial_weights(init: dict) -> str:
         f"- Encoder: all {encoder['tensors_loaded']} tensors from {source}"
         f"{'; it was frozen, so only the head was trained' if init['frozen'] else ''}.\n"
         f"- SHA-256 of the encoder's file: {code(encoder['sha256'])}\n"
-        f"- Head: {head['tensors_fresh']} tensors, drawn anew."
+        f"- Head: {head['tensors_fresh']} tensors, drawn at random."
     )
     if run:
         title = markdown(run["data"].get("title", run["data"]["name"]))

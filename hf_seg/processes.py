@@ -132,7 +132,7 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 
 def _say_what_is_waited_for(what: str) -> None:
     say(
-        f"{what}: one process of the machine is at it, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
+        f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
         "sets that)",
         file=sys.stderr,
     )

@@ -169,7 +169,7 @@ def run(recipe: Recipe, output_dir: Path, uploads: Uploads, overwrite: bool = Fa
     run_dir = output_dir / recipe.name
     state = open_run(recipe, run_dir, overwrite)
     if state == "finished":
-        say(f"{recipe.name}: finished before, in {run_dir} (--overwrite makes it anew)")
+        say(f"{recipe.name}: finished before, in {run_dir} (--overwrite trains it again)")
         if is_unpushed(run_dir):
             say(f"{recipe.name}: is not on the Hub yet; `hf-seg push {run_dir}` does it")
         return load_results(run_dir)
@@ -280,7 +280,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
     parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--overwrite", action="store_true", help="make finished or differing runs anew")
+    parser.add_argument("--overwrite", action="store_true", help="train finished or differing runs again")
     parser.add_argument(
         "--seeds", type=seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on"
     )

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -280,35 +281,40 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
 
 def test_hostile_names_in_a_report(write_run, tmp_path, capsys):
     """As names of classes, of the data set and of runs."""
-    hostile = [*NAMES.values()]
-    hostile += hostile[: -len(hostile) % 3]
-    while hostile:
-        names = hostile[-3:]
-        del hostile[-3:]
 
-        def rename(results, names=names):
-            results["recipe"]["name"] += names[0]
-            results["data"] |= {"class_names": names, "title": "".join(names)}
-            for scores in (results["validation"], results["test"]):
-                for key in {"per_category_iou", "roc_auc"} & scores.keys():
-                    scores[key] = dict(zip(names, scores[key].values(), strict=True))
+    def rename(results, names):
+        results["recipe"]["name"] = results["recipe"]["name"][0] + names[0]
+        results["data"] |= {"class_names": names, "title": "".join(names)}
+        for scores in (results["validation"], results["test"]):
+            for key in {"per_category_iou", "roc_auc"} & scores.keys():
+                scores[key] = dict(zip(names, scores[key].values(), strict=True))
 
-        folders = [
-            write_run(f"{name}{len(hostile)}", matrices(seed, images=4), change=rename)
-            for seed, name in enumerate("ab")
-        ]
-        assert cli.main(["compare", *map(str, folders)]) == 0
-        text = capsys.readouterr().out
+    def check(text):
         assert all(line.isprintable() for line in text.split("\n"))
         page = MarkdownIt("commonmark").enable("table").render(text)
-        assert not re.search("<(script|img|a|em|code|blockquote)\\b", page)
+        assert not re.search(r"<(script|img|a|em|code|blockquote)\b", page)
         lines = [line for line in text.split("\n") if line.startswith("|")]
         assert page.count("<tr>") == len(lines) - page.count("<table>")
         for table in re.findall("<table>.*?</table>", page, re.DOTALL):
             assert len({len(re.findall("<t[hd]>", row)) for row in table.split("<tr>")[1:]}) == 1
+
+    hostile = [*NAMES.values()]
+    folders = [
+        write_run(name, matrices(seed), change=lambda results: rename(results, hostile[:3]))
+        for seed, name in enumerate("ab")
+    ]
+    assert cli.main(["compare", *map(str, folders)]) == 0
+    check(capsys.readouterr().out)
     assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "comparison.html").read_text(encoding="utf-8")
-    assert hypertext("".join(names)) in page and "\x1b" not in page
+    assert hypertext("".join(hostile[:3])) in page and "\x1b" not in page
+    comparison = compare(folders)
+    for number in range(0, len(hostile), 3):
+        for arm in comparison.arms:
+            rename(arm.runs[0].results, (hostile + hostile)[number : number + 3])
+        arms = tuple(replace(arm, name=arm.runs[0].name) for arm in comparison.arms)
+        differences = [replace(difference, first=arms[0], second=arms[1]) for difference in comparison.differences]
+        check(as_markdown(build_sections(replace(comparison, arms=arms, differences=differences)), pictures=False))
 
 
 def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
