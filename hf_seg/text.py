@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TextIO
 from urllib.parse import quote
@@ -41,12 +42,15 @@ class _Printable(logging.Formatter):
 
 def prepare_output() -> None:
     """Called where a program starts: output takes every text, whatever its encoding (such as a pipe's on Windows), and
-    warnings are printable too."""
+    warnings and tracebacks are printable too."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Printable())
+    sys.excepthook = lambda *error: say(
+        "".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr, keep="\n"
+    )
 
 
 def hypertext(text: str) -> str:

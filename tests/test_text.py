@@ -126,12 +126,15 @@ def test_output_in_any_encoding(encoding, monkeypatch):
     assert len(lines) == len(NAMES) + 1 and (encoding != "ascii" or lines[0].startswith(r"\xd7 \u2192 \u9053 "))
 
 
-def test_warnings_are_printable(monkeypatch):
+def test_warnings_and_tracebacks_are_printable(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "excepthook", None)
     prepare_output()
     record = logging.LogRecord("hf_seg.data", logging.WARNING, "", 1, "%s: left out\n2", ("\x1b[31m",), None)
     logging.lastResort.handle(record)
     assert sys.stderr.getvalue() == "\\x1b[31m: left out\n2\n"
+    sys.excepthook(ValueError, ValueError("\x1b[32m"), None)
+    assert sys.stderr.getvalue().endswith("ValueError: \\x1b[32m\n")
 
 
 def test_all_output_goes_through_one_function():
