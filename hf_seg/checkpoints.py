@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.recipe import RecipeError
 from hf_seg.results import write_json
+from hf_seg.text import printable
 
 CHECKSUMS = "checksums.json"
 CHUNK = 1 << 20
@@ -97,7 +98,7 @@ def last_checkpoint(run_dir: Path) -> str | None:
         damage = find_damage(folder)
         if damage is None:
             return str(folder)
-        PartialState().print(f"{folder}: {damage}; the checkpoint is left aside")
+        PartialState().print(printable(f"{folder}: {damage}; the checkpoint is left aside"))
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_seg.recipe import RecipeError, json_schema, load_recipes
+from hf_seg.text import prepare_output, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, an exported
         model does not compute what PyTorch computes, or two trainings differ; 2 when nothing could be done at all.
     """
+    prepare_output()
     # Neither parser abbreviates: `--help` is the only option here, and a recipe's overrides must be spelt out.
     parser = argparse.ArgumentParser(prog="hf-seg", description="Semantic segmentation recipes.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -67,7 +69,7 @@ def _add_init(commands) -> None:
         help="folder with images/ and masks/, or train/, validation/ and test/; or with Parquet files; or a Hub id",
     )
     init.add_argument("--arch", choices=("segformer", "fcn"), default="segformer")
-    init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png anew")
+    init.add_argument("--overwrite", action="store_true", help="write recipe.json and preview.png again")
     init.add_argument("--out", metavar="DIR", help="folder to write to; a data set on the Hub needs one")
     init.add_argument("--revision", help="of a data set on the Hub: commit, tag or branch")
     init.add_argument("--config_name", help="of a data set with several configurations")
@@ -144,7 +146,7 @@ def _add_demo(commands) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    print(json.dumps(json_schema(), indent=2))
+    say(json.dumps(json_schema(), indent=2), keep="\n")
     return 0
 
 
@@ -152,11 +154,11 @@ def _check(arguments: argparse.Namespace) -> int:
     try:
         recipes = load_recipes(*_split(arguments.rest))
     except RecipeError as error:
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr, keep="\n")
         return 1
     for number, recipe in enumerate(recipes, 1):
         encoder = f", encoder of {recipe.encoder_recipe}" if recipe.encoder_recipe else ""
-        print(f"{number}. {recipe.name} ({recipe.path}{encoder})")
+        say(f"{number}. {recipe.name} ({recipe.path}{encoder})")
     return 0
 
 
@@ -176,7 +178,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         arguments.refuse("name a recipe or a folder")
     machine, everything = arguments.json or "--json" in arguments.rest, arguments.all or "--all" in arguments.rest
     report = diagnose(paths, overrides, disable_bar=None if machine else False)
-    print(as_json(report) if machine else as_text(report, show_all=everything))
+    say(as_json(report) if machine else as_text(report, show_all=everything), keep="\n")
     return 0 if report.would_start else 1
 
 
@@ -187,13 +189,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         comparison = compare(arguments.run_dirs)
     except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     if arguments.out is None:
-        print(as_markdown(build_sections(comparison), pictures=False))
+        say(as_markdown(build_sections(comparison), pictures=False), keep="\n")
     else:
         write_report(comparison, arguments.out)
-        print(arguments.out / "comparison.html")
+        say(arguments.out / "comparison.html")
     return 0
 
 
@@ -205,9 +207,9 @@ def _repro(arguments: argparse.Namespace) -> int:
     try:
         report = reproduce(arguments.run_dir, steps=arguments.steps, data_root=arguments.data_root)
     except (RecipeError, DataError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
-    print(as_json(report) if arguments.json else as_text(report))
+    say(as_json(report) if arguments.json else as_text(report), keep="\n")
     return 0 if report.same else 1
 
 
@@ -222,10 +224,10 @@ def _predict(arguments: argparse.Namespace) -> int:
             arguments.model, arguments.paths, arguments.out, flip=arguments.tta == "flip", **options
         )
     except PredictError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     for file in unreadable:
-        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+        say(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -237,7 +239,7 @@ def _init(arguments: argparse.Namespace) -> int:
         options = ("out", "arch", "overwrite", "revision", "config_name", "image_column", "mask_column")
         complete = init(arguments.source, **{option: getattr(arguments, option) for option in options})
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     return 0 if complete else 1
 
@@ -251,9 +253,9 @@ def _push(arguments: argparse.Namespace) -> int:
             arguments.run_dir, repo=arguments.repo, private=arguments.private or None, revision=arguments.revision
         )
     except (HubError, RecipeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
-    print(url)
+    say(url)
     return 0
 
 
@@ -264,11 +266,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     try:
         if arguments.space:
-            print(push_space(arguments.models, arguments.space, private=arguments.private))
+            say(push_space(arguments.models, arguments.space, private=arguments.private))
         else:
             serve(arguments.models, host=arguments.host, port=arguments.port)
     except (DemoError, HubError, PredictError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     return 0
 
@@ -282,12 +284,12 @@ def _export(arguments: argparse.Namespace) -> int:
             raise ExportError(f"{arguments.model}: is no folder here, so say by --out where the file goes")
         comparison = export_onnx(arguments.model, out, images=arguments.images)
     except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 1 if isinstance(error, DisagreementError) else 2
     for file in comparison.unreadable:
-        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
-    print(f"agrees with PyTorch on {comparison}")
+        say(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
+    say(f"agrees with PyTorch on {comparison}")
     return 1 if comparison.unreadable else 0
 
 

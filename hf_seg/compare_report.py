@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hf_seg.compare_plots import (
     plot_roc_side_by_side,
     plot_same_images,
 )
+from hf_seg.text import hypertext, markdown, markdown_table
 
 Value = Callable[[dict[str, Any]], float]
 
@@ -166,12 +166,9 @@ def have_same_samples(arms: Sequence[Arm]) -> bool:
 def as_markdown(sections: Sequence[Section], pictures: bool = True) -> str:
     parts = []
     for number, section in enumerate(sections):
-        parts += [f"{'##' if number else '#'} {section.title}", *section.text]
-        parts += ["\n".join(f"- {point}" for point in section.points)] if section.points else []
-        if section.head:
-            lines = [section.head, ["---"] * len(section.head), *section.rows]
-            cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-            parts.append("\n".join(f"| {line} |" for line in cells))
+        parts += [f"{'##' if number else '#'} {markdown(section.title)}", *map(markdown, section.text)]
+        parts += ["\n".join(f"- {markdown(point)}" for point in section.points)] if section.points else []
+        parts += [markdown_table([section.head, *section.rows])] if section.head else []
         parts += [f"![{section.alt}]({section.picture})"] if section.picture and pictures else []
     return "\n\n".join(parts) + "\n"
 
@@ -180,18 +177,18 @@ def as_html(sections: Sequence[Section], folder: Path) -> str:
     parts = []
     for number, section in enumerate(sections):
         tag = "h2" if number else "h1"
-        parts.append(f"<{tag}>{html.escape(section.title)}</{tag}>")
-        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
+        parts.append(f"<{tag}>{hypertext(section.title)}</{tag}>")
+        parts += [f"<p>{hypertext(paragraph)}</p>" for paragraph in section.text]
         if section.points:
-            parts.append("<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in section.points) + "</ul>")
+            parts.append("<ul>" + "".join(f"<li>{hypertext(point)}</li>" for point in section.points) + "</ul>")
         if section.head:
             lines = [("th", section.head), *(("td", row) for row in section.rows)]
-            rows = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
+            rows = ("".join(f"<{tag}>{hypertext(cell)}</{tag}>" for cell in line) for tag, line in lines)
             parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
         if section.picture:
             data = base64.b64encode((folder / section.picture).read_bytes()).decode()
-            parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(section.alt)}">')
-    head = f'<meta charset="utf-8"><title>{html.escape(sections[0].title)}</title><style>{STYLE}</style>'
+            parts.append(f'<img src="data:image/png;base64,{data}" alt="{hypertext(section.alt)}">')
+    head = f'<meta charset="utf-8"><title>{hypertext(sections[0].title)}</title><style>{STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 

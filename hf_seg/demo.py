@@ -21,6 +21,7 @@ from hf_seg.models import FCNConfig
 from hf_seg.predict import Segmenter, load_segmenter
 from hf_seg.predict_files import palette_of
 from hf_seg.push import model_files, stage
+from hf_seg.text import link, markdown, printable, say
 
 # what a Space needs; the floors are those of pyproject.toml
 REQUIREMENTS = (
@@ -86,7 +87,7 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
                 f"{host}:{port}: cannot be listened on, the port is taken or the host is not this machine's; choose "
                 "others with --port and --host"
             ) from error
-        print(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)", flush=True)
+        say(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)")
         page.block_thread()
 
 
@@ -175,8 +176,8 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
         app_file="app.py",
         models=references or None,
     )
-    sources = "".join(f"- [{name}](https://huggingface.co/{name})\n" for name in references)
-    text = README.format(title=title, sources=sources + (INSIDE if inside else ""))
+    sources = "".join(f"- {link(name, f'https://huggingface.co/{name}')}\n" for name in references)
+    text = README.format(title=markdown(title), sources=sources + (INSIDE if inside else ""))
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
 
 
@@ -204,7 +205,8 @@ def _load(models: Sequence[str | Path]) -> list[Segmenter]:
 def _names(models: Sequence[str | Path]) -> list[str]:
     """A run folder's name or the Hub id; where two folders have one name, their paths."""
     names = [Path(model).resolve().name if Path(model).is_dir() else str(model) for model in models]
-    return names if len(set(names)) == len(names) else [str(model) for model in models]
+    names = names if len(set(names)) == len(names) else [str(model) for model in models]
+    return [printable(name) for name in names]
 
 
 def _write_examples(folder: Path) -> list[Path]:

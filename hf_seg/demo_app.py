@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -219,6 +219,11 @@ def legend(shown: ShownModel, result: Segmented) -> str:
             f'<span class="bar"><span style="width: {share:.2%}; background: {colour}"></span></span></li>'
         )
     return f'<ul class="legend">{"".join(lines)}</ul>'
+
+
+def escape(text: str) -> str:
+    """Text from outside for HTML; as [`hf_seg.text.hypertext`], which Spaces do not have."""
+    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def per_cent(share: float) -> str:

@@ -18,6 +18,7 @@ from hf_seg.environment_check import check_folder, check_gpu, check_packages, ch
 from hf_seg.finding import LEVELS, Finding
 from hf_seg.recipe import Recipe, RecipeError, load_recipes
 from hf_seg.recipe_keys import DataRecipe, TrainingRecipe
+from hf_seg.text import printable
 
 if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
     from hf_seg.data.gather import Gathered
@@ -178,7 +179,7 @@ def as_json(report: Report) -> str:
         "data": report.data,
     }
     findings = [dataclasses.asdict(finding) for finding in report.findings]
-    return json.dumps({"findings": findings, "summary": summary}, indent=2, ensure_ascii=False)
+    return json.dumps({"findings": findings, "summary": summary}, indent=2)
 
 
 def as_text(report: Report, *, show_all: bool = False) -> str:
@@ -199,4 +200,4 @@ def as_text(report: Report, *, show_all: bool = False) -> str:
     levels = Counter(finding.level for finding in report.findings)
     counted = ", ".join(f"{levels[level]:,} {level}{'' if levels[level] == 1 else 's'}" for level in LEVELS)
     verdict = "training would start" if report.would_start else "training would be refused"
-    return "\n".join([*lines, "", f"{counted}: {verdict}."])
+    return "\n".join(map(printable, [*lines, "", f"{counted}: {verdict}."]))

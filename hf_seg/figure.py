@@ -9,6 +9,8 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hf_seg.text import printable
+
 DPI = 150
 WIDTH = 8.0  # inches; with DPI: 1200 pixels
 INK, FAINT = "#222222", "#777777"
@@ -58,4 +60,5 @@ def open_figure(path: str | os.PathLike, height: float, layout: str = "compresse
 
 def shorten(name: str, length: int = 24) -> str:
     """Cut the middle out of a long name: what tells two names apart is mostly at their ends."""
+    name = printable(name)  # a font has no sign for what is not printable
     return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"

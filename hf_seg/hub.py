@@ -19,6 +19,7 @@ from huggingface_hub.utils._http import default_client_factory
 from hf_seg.model_card import without_private_parts
 from hf_seg.recipe import Recipe
 from hf_seg.results import changed_keys
+from hf_seg.text import printable, without_secrets
 
 WAITS = (4.0, 16.0, 64.0)  # seconds before each further attempt; huggingface_hub has tried several times by itself
 LONGEST_WAIT = 300.0  # what a server may ask for by Retry-After
@@ -245,11 +246,11 @@ def explain(error: BaseException, what: str) -> str:
         text, remedy = f"is no name for a repository ({said})", "correct it"
     else:
         text, remedy = f"{type(error).__name__}: {said}", "correct what it names and try again"
-    return redact(f"{what}: {' '.join(text.split())}; {remedy}")
+    return printable(redact(f"{what}: {' '.join(text.split())}; {remedy}"))
 
 
 def redact(text: str) -> str:
-    """Text without the token in use, without what looks like one, and without the query of any URL."""
+    """Text without the token in use, without what looks like one or like a password, and without any URL's query."""
     token = get_token()
     text = text.replace(token, "***") if token else text
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text))
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", without_secrets(text))

@@ -24,6 +24,7 @@ from hf_seg.data.spec import DataError, PairError, report_pairs
 from hf_seg.preview import plot_preview
 from hf_seg.recipe import Recipe
 from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
+from hf_seg.text import printable, say
 
 MAX_IMAGE_SIZE = 256
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
@@ -184,14 +185,15 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         for split, row in list(findings.looks)[:: -(-count // 8)]
     ]
     plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
-    print(_describe(name, findings, classes, about))
+    say(_describe(name, findings, classes, about), keep="\n")
     if errors:
-        print(f"\n{report_pairs(name, errors, count + len(errors))}")
-        print('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
-    print(f"\nWrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
+        say(f"\n{report_pairs(name, errors, count + len(errors))}", keep="\n")
+        say('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
+    say()
+    say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     run = f"hf_seg/train.py {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
-    print("With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.")
-    print(f"Then: accelerate launch {run}")
+    say("With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.")
+    say(f"Then: accelerate launch {run}")
     return not errors
 
 
@@ -224,14 +226,14 @@ def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str,
     widths, heights = zip(*(look.size for look in looks), strict=True)
     turned = sum(look.turned for look in looks)
     lines = [
-        f"{name}: {len(looks)} pairs",
-        *about[:2],
+        f"{printable(name)}: {len(looks)} pairs",
+        *map(printable, about[:2]),
         f"  images  {_counted(look.image_kind for look in looks)}; {_sizes(widths, heights)}"
         + (f"; turned upright: {turned}" if turned else ""),
         f"  masks   {_counted(look.mask_kind for look in looks)}; {'colours' if findings.by_color else 'ids'}",
-        *about[2:],
+        *map(printable, about[2:]),
     ]
-    shares = pixel_shares(findings, classes)
+    shares = [(value, printable(label), *counts) for value, label, *counts in pixel_shares(findings, classes)]
     width = max(len(label) for _, label, *_ in shares)
     for value, label, share, pictures in shares:
         lines.append(f"  {value:>8}  {label:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_seg.model_card_sections import METRICS, TASK, write_sections, write_summary
+from hf_seg.text import address, code, markdown, printable, redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class Terms:
     """What binds the users of a model because of one thing that it was made from.
 
     Args:
-        subject (`str`): that thing.
+        subject (`str`): that thing, in Markdown.
         text (`str`): the terms in a sentence or two.
         license (`str`, *optional*): the Hub's identifier, `"other"` or `"unknown"`; None when nobody has a say.
         name (`str`, *optional*), link (`str`, *optional*): with `"other"`, what the Hub shows in its place.
@@ -62,6 +64,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         the machine that the run was made on is published.
     """
     record = without_private_parts({key: value for key, value in record.items() if value is not None})
+    record = _each_text(record, printable)
     # where things lie on that machine, which a recipe can do without
     record["recipe"]["data"].pop("cache", None)
     record["recipe"]["data"]["root"] = None
@@ -70,23 +73,21 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
     sections = write_sections(record, repo_id or f"runs/{record['recipe']['name']}", _terms_text(terms))
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     return ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {metadata.model_name}\n\n{write_summary(record)}\n\n{body}\n"
+        f"---\n{metadata.to_yaml()}\n---\n\n# {markdown(metadata.model_name)}\n\n{write_summary(record)}\n\n{body}\n"
     )
 
 
 def without_private_parts(value: Any) -> Any:
-    """A record without tokens, and with paths of the machine reduced to their last part."""
+    """A record without tokens, and with all its texts, names of classes among them, as [`redact`] makes them."""
+    return _each_text(value, redact)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {key: without_private_parts(item) for key, item in value.items() if not key.endswith("token")}
+        return {change(key): _each_text(item, change) for key, item in value.items() if not key.endswith("token")}
     if isinstance(value, list | tuple):
-        return [without_private_parts(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    value = re.sub(r"hf_[A-Za-z0-9]{20,}", "", value).removeprefix("file://")
-    if re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    # a path within a text follows a space, a quotation mark or the like; an address has a colon before its slash
-    return re.sub(r"(?<![^\s=,;'\"(])(?:~|[A-Za-z]:)?[/\\](?:[^\s,;'\")/\\]*[/\\])*([^\s,;'\")/\\]+)", r"\1", value)
+        return [_each_text(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
@@ -103,7 +104,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
     if encoder.get("run"):
         found = terms_of(encoder["run"]["init"], encoder["run"]["data"])
     elif encoder["sha256"]:
-        subject = f"Initial weights of the encoder (`{encoder['source']}`)"
+        subject = f"Initial weights of the encoder ({code(encoder['source'])})"
         known = [terms for prefix, terms in WEIGHTS.items() if encoder["source"].startswith(prefix)]
         if known:
             found = [Terms(subject=subject, **known[0])]
@@ -112,7 +113,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
             found = [Terms(subject=subject, text=text, license="unknown")]
     terms, name = data.get("terms"), data.get("license_name")
     own = Terms(
-        subject=f"Data ({data.get('title', data['name'])})",
+        subject=f"Data ({markdown(data.get('title', data['name']))})",
         text=terms or "hf_seg does not know its terms, which bind the model too: look them up where it comes from.",
         license="other" if name else None if terms else "unknown",
         name=name,
@@ -122,7 +123,10 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
 
 
 def _terms_text(terms: list[Terms]) -> str:
-    lines = [f"- {each.subject}: {each.text}" + (f" <{each.link}>" if each.link else "") for each in terms]
+    lines = [
+        f"- {each.subject}: {markdown(each.text)}" + (f" <{address(each.link)}>" if each.link else "")
+        for each in terms
+    ]
     if not any(each.license for each in terms):
         lines.append("- Nobody else's weights or data are in the model: whoever publishes it chooses its licence.")
     return "\n".join(lines)
@@ -173,7 +177,7 @@ def _datasets(init: dict, data: dict) -> list[str]:
 
 
 def _identifier(data: dict) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-") or data["name"]
 
 
 def _base_model(init: dict) -> str | None:

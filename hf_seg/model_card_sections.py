@@ -1,9 +1,15 @@
-"""The text of a model card, a function a section; each takes the record that `build_card` has been given."""
+"""The text of a model card, a function a section; each takes the record that `build_card` has been given.
+
+What the record holds is text from outside: it goes through [`markdown`], [`code`] or [`link`], or into a table.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
+
+from hf_seg.text import Markdown, code, link, markdown, markdown_table
 
 TASK = "image-segmentation"
 METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
@@ -39,10 +45,11 @@ def write_sections(record: dict, model: str, terms: str) -> dict[str, str]:
 def write_summary(record: dict) -> str:
     """What the model is, in two sentences; before them, when training goes on, that it does."""
     data, size = record["data"], record["recipe"]["data"]["image_size"]
-    names = f" ({', '.join(data['class_names'])})" if len(data["class_names"]) <= 6 else ""
+    names = f" ({', '.join(map(markdown, data['class_names']))})" if len(data["class_names"]) <= 6 else ""
+    model = f"{'An' if record['model']['arch'] == 'fcn' else 'A'} {markdown(_architecture(record))}"
     text = (
-        f"{'An' if record['model']['arch'] == 'fcn' else 'A'} {_architecture(record)} for semantic segmentation into "
-        f"{len(data['class_names'])} classes{names}, trained on {data['title']} at {size}×{size} pixels by hf_seg. "
+        f"{model} for semantic segmentation into {len(data['class_names'])} classes{names}, trained on "
+        f"{markdown(data['title'])} at {size}×{size} pixels by hf_seg. "
     )
     if record["status"] != "training":
         return (
@@ -58,10 +65,10 @@ def write_summary(record: dict) -> str:
 
 
 def _usage(record: dict, model: str) -> str:
-    remote = record["model"]["arch"] == "fcn"
+    remote, quoted = record["model"]["arch"] == "fcn", json.dumps(model, ensure_ascii=False)
     text = (
         "```python\nfrom transformers import pipeline\n\n"
-        f'segment = pipeline("{TASK}", model="{model}"{", trust_remote_code=True" if remote else ""})\n'
+        f'segment = pipeline("{TASK}", model={quoted}{", trust_remote_code=True" if remote else ""})\n'
         'masks = segment("photograph.jpg")\n```\n\n'
         "Each of `masks` has a `label` and a `mask`: a PIL image of the photograph's size, 255 where the class is. "
     )
@@ -73,7 +80,7 @@ def _usage(record: dict, model: str) -> str:
             "that has imported `hf_seg.models`, no `trust_remote_code` is needed and nothing is logged. "
         )
     return f"{text}Where hf_seg is installed, there is a command for folders of photographs:\n\n" + (
-        f"```sh\nhf-seg predict {model} photographs/ --out masks\n```"
+        f"```sh\nhf-seg predict {shlex.quote(model)} photographs/ --out masks\n```"
     )
 
 
@@ -87,7 +94,7 @@ def _scores(record: dict) -> str:
     rows = [[name, *(_score(record[split].get(key)) for split in splits)] for key, name in names.items()]
     text = (
         f"At {size}×{size} pixels, summed over all pixels of a split; a mean is one over the classes that occur.\n\n"
-        f"{_table(header, rows)}"
+        f"{markdown_table([header, *rows])}"
     )
     check = record.get("test", {}).get("cross_check", {})
     if check.get("available"):
@@ -107,7 +114,7 @@ def _class_table(scores: dict, data: dict) -> str:
         missing = "undefined" if count else "does not occur"
         cells = [_score(values.get(name), missing) for values in columns.values()]
         rows.append([name, *cells, f"{100 * count / max(sum(pixels), 1):.2f} %"])
-    return _table(["class", *columns, "share of the pixels"], rows)
+    return markdown_table([["class", *columns, "share of the pixels"], *rows])
 
 
 def _pictures(record: dict) -> str:
@@ -132,10 +139,10 @@ def _architecture(record: dict) -> str:
     return "SegFormer" if SEGFORMER_SIZES & model["config"].keys() else "SegFormer-B0"
 
 
-def _input(record: dict) -> str:
+def _input(record: dict) -> Markdown:
     data = record["recipe"]["data"]
     scaled = ", less ImageNet's mean and by its standard deviation" if data["normalize"] == "imagenet" else ""
-    return f"RGB, resized to {data['image_size']}×{data['image_size']} pixels, scaled to [0, 1]{scaled}"
+    return Markdown(f"RGB, resized to {data['image_size']}×{data['image_size']} pixels, scaled to [0, 1]{scaled}")
 
 
 def _model(record: dict) -> str:
@@ -143,14 +150,14 @@ def _model(record: dict) -> str:
     height, width = model["logits_size"]
     rows = [
         ["architecture", _architecture(record)],
-        *([["`path`", f"`{path}`"]] if (path := record["recipe"]["model"].get("path")) else []),
-        *([f"`{key}`", f"`{json.dumps(value)}`"] for key, value in record["recipe"]["model"]["config"].items()),
+        *([[code("path"), code(path)]] if (path := record["recipe"]["model"].get("path")) else []),
+        *([code(key), code(json.dumps(value))] for key, value in record["recipe"]["model"]["config"].items()),
         ["parameters", f"{model['parameters']:,}"],
         ["multiply-adds", f"{model['multiply_adds'] / 1e9:.3g} G for a picture of {size}×{size} pixels"],
         ["input", _input(record)],
         ["output", f"logits of {len(record['data']['class_names'])} classes at {height}×{width} positions"],
     ]
-    return _table(["", ""], rows)
+    return markdown_table([["", ""], *rows])
 
 
 def _initial_weights(init: dict) -> str:
@@ -158,39 +165,41 @@ def _initial_weights(init: dict) -> str:
     if not encoder["sha256"]:
         return (
             f"Random: all tensors, {encoder['tensors_fresh']} of the encoder and {head['tensors_fresh']} of the head, "
-            "were drawn anew. No trained weights were loaded."
+            "were drawn at random. No trained weights were loaded."
         )
-    source, run = f"`{encoder['source']}`", encoder.get("run")
+    source, run = code(encoder["source"]), encoder.get("run")
     if encoder.get("from_hub"):
-        source = f"[{encoder['source']}](https://huggingface.co/{encoder['source']})"
+        source = link(encoder["source"], f"https://huggingface.co/{encoder['source']}")
     text = (
         f"- Encoder: all {encoder['tensors_loaded']} tensors from {source}"
         f"{'; it was frozen, so only the head was trained' if init['frozen'] else ''}.\n"
-        f"- SHA-256 of the encoder's file: `{encoder['sha256']}`\n"
-        f"- Head: {head['tensors_fresh']} tensors, drawn anew."
+        f"- SHA-256 of the encoder's file: {code(encoder['sha256'])}\n"
+        f"- Head: {head['tensors_fresh']} tensors, drawn at random."
     )
     if run:
-        title = run["data"].get("title", run["data"]["name"])
+        title = markdown(run["data"].get("title", run["data"]["name"]))
         text += (
-            f"\n\nThe encoder is that of the run `{run['name']}`, trained on {title} (fingerprint "
-            f"`{run['data']['fingerprint']}`). That run's own initial weights:\n\n{_initial_weights(run['init'])}"
+            f"\n\nThe encoder is that of the run {code(run['name'])}, trained on {title} (fingerprint "
+            f"{code(run['data']['fingerprint'])}). That run's own initial weights:\n\n{_initial_weights(run['init'])}"
         )
     return text
 
 
 def _data(record: dict) -> str:
     data, recipe = record["data"], record["recipe"]["data"]
-    rows = [["data set", f"[{data['title']}]({data['homepage']})" if data["homepage"] else data["title"]]]
+    rows = [["data set", link(data["title"], data["homepage"]) if data["homepage"] else data["title"]]]
     for split, count in data["counts"].items():
-        limited = f", the first of the split (`max_{split}_samples`)" if recipe[f"max_{split}_samples"] else ""
-        rows.append([split, f"{count:,} pictures{limited}"])
-    rows.append(["fingerprint", f"`{data['fingerprint']}`"])
+        limited = (
+            f", the first of the split ({code(f'max_{split}_samples')})" if recipe[f"max_{split}_samples"] else ""
+        )
+        rows.append([split, Markdown(f"{count:,} pictures{limited}")])
+    rows.append(["fingerprint", code(data["fingerprint"])])
     if data.get("stored_size"):
         sizes = dict.fromkeys("×".join(map(str, size)) for size in data["stored_size"].values())
         official = f" (the official ones: {data['official_size']})" if data.get("official_size") else ""
         rows.append(["first picture of each split, as stored", f"{', '.join(sizes)} pixels{official}"])
-    rule = f"Splits: {data['split_rule']} " if data["split_rule"] else ""
-    return f"{_table(['', ''], rows)}\n\n{rule}Nothing was chosen by the test split."
+    rule = f"Splits: {markdown(data['split_rule'])} " if data["split_rule"] else ""
+    return f"{markdown_table([['', ''], *rows])}\n\n{rule}Nothing was chosen by the test split."
 
 
 def _training(record: dict) -> str:
@@ -225,7 +234,8 @@ def _training(record: dict) -> str:
         rows.append(["hardware", hardware])
         rows.append(["versions", ", ".join(f"{name} {environment[name]}" for name in versions)])
     full = json.dumps({key: value for key, value in recipe.items() if key != "name"}, indent=2)
-    return f"{_table(['', ''], rows)}\n\n" + (
+    full = full.replace("<", "\\u003c")  # which JSON reads the same, and nobody takes for HTML
+    return f"{markdown_table([['', ''], *rows])}\n\n" + (
         f"<details>\n<summary>The full recipe</summary>\n\n```json\n{full}\n```\n\n</details>"
     )
 
@@ -244,7 +254,7 @@ def _limits(record: dict) -> str:
         f"narrower than about {100 / min(height, width):.0f} % of the picture's side is mostly lost.",
         f"The scores are those of masks of {size}×{size} pixels. They do not say how well masks fit at a photograph's "
         "own size, and cannot be compared with scores taken at another size.",
-        *record["data"].get("limits", []),
+        *map(markdown, record["data"].get("limits", [])),
         "How the model does on pictures of any other kind has not been measured.",
         "Its softmax scores are not calibrated: a score of 0.9 does not mean right nine times out of ten.",
         "This is one run with one seed. How much the scores vary from seed to seed has not been measured.",
@@ -253,17 +263,17 @@ def _limits(record: dict) -> str:
 
 
 def _repeat(record: dict) -> str:
-    name, train, encoder = record["recipe"]["name"], record.get("train", {}), record["model"]["init"]["encoder"]
-    version = record.get("environment", {}).get("hf_seg")
+    train, encoder = record.get("train", {}), record["model"]["init"]["encoder"]
+    name, version = f"{record['recipe']['name']}.json", record.get("environment", {}).get("hf_seg")
     text = (
-        f"Save the full recipe as `{name}.json` and run it with hf_seg{f' {version}' if version else ''}, on data of "
-        f"the fingerprint above:\n\n```sh\naccelerate launch hf_seg/train.py {name}.json\n```\n\n"
+        f"Save the full recipe as {code(name)} and run it with hf_seg{f' {markdown(version)}' if version else ''}, on "
+        f"data of the fingerprint above:\n\n```sh\naccelerate launch hf_seg/train.py {shlex.quote(name)}\n```\n\n"
         "Other hardware and other versions round otherwise, and end at slightly different scores."
     )
     if "precision" in train and record["recipe"]["training"]["bf16"] == "auto":
-        text += f' The recipe\'s `"bf16": "auto"` meant {train["precision"]} here.'
+        text += f' The recipe\'s `"bf16": "auto"` meant {markdown(train["precision"])} here.'
     if encoder.get("run"):
-        text += f" The encoder comes from the run `{encoder['run']['name']}`, which has to be made first."
+        text += f" The encoder comes from the run {code(encoder['run']['name'])}, which has to be made first."
     elif encoder["sha256"] and not encoder.get("from_hub"):
         text += " The file of the encoder's weights is needed too; the recipe above shows only the end of its path."
     return text
@@ -271,11 +281,3 @@ def _repeat(record: dict) -> str:
 
 def _score(value: float | None, missing: str = "undefined") -> str:
     return missing if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells]
-    lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
-    return "\n".join(lines)

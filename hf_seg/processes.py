@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from hf_seg.recipe import RecipeError
+from hf_seg.text import say
 
 TIMEOUT = "HF_SEG_TIMEOUT"
 PATIENCE = 10  # seconds that a process waits for another before it says so
@@ -130,11 +131,10 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 
 
 def _say_what_is_waited_for(what: str) -> None:
-    print(
-        f"{what}: one process of the machine is at it, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
+    say(
+        f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
         "sets that)",
         file=sys.stderr,
-        flush=True,
     )
 
 

@@ -17,6 +17,7 @@ from hf_seg.recipe_arguments import training_arguments
 from hf_seg.recipe_checks import check_name
 from hf_seg.recipe_files import read_files
 from hf_seg.recipe_keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, all_keys
+from hf_seg.text import printable
 
 
 @dataclass(kw_only=True)
@@ -50,8 +51,7 @@ class RecipeError(ValueError):
     def __init__(self, problems: str | Sequence[str]):
         problems = [problems] if isinstance(problems, str) else problems
         # Keys and values come from the file: a line break in one must not look like the next problem.
-        lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem) for problem in problems)
-        self.problems = list(dict.fromkeys(lines))
+        self.problems = list(dict.fromkeys(map(printable, problems)))
         super().__init__("\n".join(self.problems))
 
 

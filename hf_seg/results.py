@@ -15,6 +15,7 @@ import torch
 from hf_seg.recipe import RecipeError
 from hf_seg.recipe_files import parse_json
 from hf_seg.recipe_keys import all_keys
+from hf_seg.text import markdown_table
 
 FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
 RESULTS = "results.json"
@@ -296,9 +297,4 @@ def format_table(results: list[dict[str, Any]]) -> str:
                 f"{result['train']['seconds'] / 60:.1f}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown_table(rows)

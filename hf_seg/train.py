@@ -59,6 +59,8 @@ from hf_seg.results import (
 )
 from hf_seg.roc import stack_curves
 from hf_seg.run_folder import CARD, PLOTS, describe_data, hold_runs, open_run, start_run
+from hf_seg.text import prepare_output
+from hf_seg.text import say as say_here
 from hf_seg.trainer import SegTrainer
 from hf_seg.transforms import build_transforms
 
@@ -72,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         `int`: exit status; 2 when a recipe, its data, its initial weights or its place on the Hub were refused, 1 when
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
+    prepare_output()
     options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
     named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
     try:
@@ -86,9 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             hold_runs(recipes, options.output_dir, overwrite),
         ):
             results, failed = run_all(recipes, options.output_dir, uploads, overwrite, options.mean_iou_script)
-            say("\n" + format_table(results))
+            say("\n" + format_table(results), keep="\n")
     except REFUSALS as error:
-        say(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     except Interrupted as interruption:
         say(f"{interruption}; launch again to go on", file=sys.stderr)
@@ -96,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if (message := lost_contact(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        say_here(f"error: {message}", file=sys.stderr)
         return 1
     PartialState().destroy_process_group()
     return 1 if failed or uploads.unpushed else 0
@@ -156,11 +159,11 @@ def run_all(
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
                 if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
-                    print(f"error: process {PartialState().process_index}: {error}", file=sys.stderr, flush=True)
+                    say_here(f"error: process {PartialState().process_index}: {error}", file=sys.stderr, keep="\n")
                 raise
             if not isinstance(error, REFUSALS):
-                traceback.print_exc()
-            say(f"error: {recipe.name}: {error}", file=sys.stderr)
+                say_here(traceback.format_exc(), file=sys.stderr, keep="\n")
+            say(f"error: {recipe.name}: {error}", file=sys.stderr, keep="\n")
             failed.add(recipe.name)
     return results, failed
 
@@ -270,9 +273,10 @@ def run(
     return results
 
 
-def say(message: str, file=None) -> None:
-    """Print from the main process only."""
-    PartialState().print(message, file=file or sys.stdout, flush=True)
+def say(message: str, file=None, keep: str = "") -> None:
+    """[`hf_seg.text.say`], from the main process only."""
+    if PartialState().is_local_main_process:
+        say_here(message, file, keep)
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

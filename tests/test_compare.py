@@ -2,9 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hostile_names import NAMES
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from records import CLASSES, made_up
 
@@ -16,6 +19,7 @@ from hf_seg.metrics import scores_from_confusion
 from hf_seg.recipe import RecipeError
 from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
 from hf_seg.roc import ROC_BINS, roc_from_histograms, stack_curves
+from hf_seg.text import hypertext
 
 
 def matrices(seed, images=200, right=0.7):
@@ -74,6 +78,10 @@ def write_run(tmp_path):
         return folder
 
     return write
+
+
+def squeeze(table):
+    return re.sub(" +", " ", table)
 
 
 def interval(first, second, **keys):
@@ -216,14 +224,14 @@ def test_a_protocol_that_differs_is_said(write_run):
     ]
     report = compare(folders)
     assert report.protocol == {"training.learning_rate": [0.001, 0.5]}
-    text = as_markdown(build_sections(report))
-    assert "| run | learning_rate |\n| --- | --- |\n| a | 0.001 |\n| b | 0.5 |" in text
+    text = squeeze(as_markdown(build_sections(report)))
+    assert re.search(r"\| run \| learning_rate \|\n\|-+\|-+\|\n\| a \| 0.001 \|\n\| b \| 0.5 \|", text)
 
 
 def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     folders = [write_run("a", matrices(0, right=0.9)), write_run("b", matrices(1))]
     assert cli.main(["compare", *map(str, folders)]) == 0
-    report = capsys.readouterr().out
+    report = squeeze(capsys.readouterr().out)
     known = set()
     for folder in folders:
         results = json.loads((folder / "results.json").read_text())
@@ -280,6 +288,44 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert "![Test mIoU over multiply-adds" in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_hostile_names_in_a_report(write_run, tmp_path, capsys):
+    """As names of classes, of the data set and of runs."""
+
+    def rename(results, names):
+        results["recipe"]["name"] = results["recipe"]["name"][0] + names[0]
+        results["data"] |= {"class_names": names, "title": "".join(names)}
+        for scores in (results["validation"], results["test"]):
+            for key in {"per_category_iou", "roc_auc"} & scores.keys():
+                scores[key] = dict(zip(names, scores[key].values(), strict=True))
+
+    def check(text):
+        assert all(line.isprintable() for line in text.split("\n"))
+        page = MarkdownIt("commonmark").enable("table").render(text)
+        assert not re.search(r"<(script|img|a|em|code|blockquote)\b", page)
+        lines = [line for line in text.split("\n") if line.startswith("|")]
+        assert page.count("<tr>") == len(lines) - page.count("<table>")
+        for table in re.findall("<table>.*?</table>", page, re.DOTALL):
+            assert len({len(re.findall("<t[hd]>", row)) for row in table.split("<tr>")[1:]}) == 1
+
+    hostile = [*NAMES.values()]
+    folders = [
+        write_run(name, matrices(seed), change=lambda results: rename(results, hostile[:3]))
+        for seed, name in enumerate("ab")
+    ]
+    assert cli.main(["compare", *map(str, folders)]) == 0
+    check(capsys.readouterr().out)
+    assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "comparison.html").read_text(encoding="utf-8")
+    assert hypertext("".join(hostile[:3])) in page and "\x1b" not in page
+    comparison = compare(folders)
+    for number in range(0, len(hostile), 3):
+        for arm in comparison.arms:
+            rename(arm.runs[0].results, (hostile + hostile)[number : number + 3])
+        arms = tuple(replace(arm, name=arm.runs[0].name) for arm in comparison.arms)
+        differences = [replace(difference, first=arms[0], second=arms[1]) for difference in comparison.differences]
+        check(as_markdown(build_sections(replace(comparison, arms=arms, differences=differences)), pictures=False))
 
 
 def test_names_in_pictures_leave_out_what_all_begin_with(write_run):

@@ -9,7 +9,18 @@ from hub_server import ANOTHER, READER, WRITER, Blob
 
 from hf_seg import hub as hub_module
 from hf_seg import train
-from hf_seg.hub import Destination, HubError, attempt, check_free, create, destinations, full_name, redact, upload
+from hf_seg.hub import (
+    Destination,
+    HubError,
+    attempt,
+    check_free,
+    create,
+    destinations,
+    explain,
+    full_name,
+    redact,
+    upload,
+)
 from hf_seg.recipe import load_recipes
 
 
@@ -241,3 +252,9 @@ def test_redact(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-another-form")
     text = redact(f"Bearer {WRITER}, a-token-of-another-form, https://storage/x?X-Signature=abc&y=1 and http://a/b?c")
     assert text == "Bearer ***, ***, https://storage/x and http://a/b"
+    assert redact("cannot reach https://bob:pass@host/x") == "cannot reach https://host/x"
+
+
+def test_what_a_server_says_is_one_printable_line(capsys):
+    said = explain(ValueError("\x1b[31mgone\nerror: \x9b by https://bob:pass@host"), "a/b")
+    assert said == r"a/b: ValueError: \x1b[31mgone error: \x9b by https://host; correct what it names and try again"

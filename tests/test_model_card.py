@@ -1,15 +1,20 @@
+import ast
 import copy
 import json
 import re
+import shlex
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 import yaml
+from hostile_names import NAMES
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
+from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -20,6 +25,7 @@ from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe_keys import DataRecipe
+from hf_seg.text import markdown, printable
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "oxford-pet-segformer-scratch"
 SCRATCH = {"source": "random initialisation", "from_hub": False, "sha256": None, "run": None}
@@ -304,6 +310,50 @@ def test_nothing_of_the_machine_and_no_token_gets_into_a_card(record):
 )
 def test_what_is_no_path_stays(text):
     assert without_private_parts({"a": [text, 1, None]}) == {"a": [text, 1, None]}
+
+
+def test_hostile_names_are_text_in_a_card(record):
+    """As names of classes, of data sets, of runs, of an encoder and of what it was made from."""
+    names, whole = [printable(name) for name in NAMES.values()], record("synthetic_pet", "fcn")
+    for name, shown in zip(NAMES.values(), names, strict=True):
+        one = copy.deepcopy(whole)
+        run = {"name": name, "data": whole["data"] | {"title": name}, "init": whole["model"]["init"]}
+        one["model"]["init"]["encoder"] = loaded_from(name, run=run)
+        scores = scores_of([*NAMES.values()])
+        scores["roc_auc"] = dict.fromkeys(NAMES.values(), 0.9)
+        one |= {"validation": scores, "test": scores}
+        one["recipe"]["name"] = one["recipe"]["model"]["encoder_weights"] = name
+        one["recipe"]["model"]["config"] = {name: [name]}
+        one["data"] |= {"title": name, "class_names": [*NAMES.values()], "limits": [name], "split_rule": name}
+        one["environment"]["hardware"] = name
+        card = build_card(one)
+        text = str(card)
+        assert all(line.isprintable() for line in text.split("\n"))
+        metadata = yaml.safe_load(text.split("---\n")[1])
+        assert metadata == card.data.to_dict() and metadata["library_name"] == "transformers"
+        assert metadata["model-index"][0]["name"] == shown
+        dataset = metadata["model-index"][0]["results"][0]["dataset"]
+        assert dataset["name"] == f"{shown} at 64×64 pixels" and dataset["type"]
+        assert str(ModelCard(text)) == text
+        body = text.split("---\n", 2)[2]
+        assert body.startswith(f"\n# {markdown(shown)}\n")
+        page = MarkdownIt("commonmark").enable("table").render(body)
+        # all markup is the card's own
+        tags = re.sub(r"<(code|a href=.https://[^<>]*|img src=.plots/[^<>]*|pre><code class=.[^<>]*)>", "", page)
+        allowed = "h1 h2 p ul li table thead tbody tr th td strong blockquote details summary".split()
+        assert set(re.findall(r"<([a-z0-9]+)", tags)) <= set(allowed)
+        rows = [line for line in body.split("\n") if line.startswith("|")]
+        assert page.count("<tr>") == len(rows) - page.count("<table>")
+        by_class = next(t for t in re.findall("<table>.*?</table>", page, re.DOTALL) if "ROC AUC" in t)
+        cells = [re.findall("<td>(.*?)</td>", row, re.DOTALL) for row in by_class.split("<tr>")[2:]]
+        assert [unescape(first) for first, *_ in cells] == [name.strip() for name in names]
+        assert {len(row) for row in cells} == {5}
+        recipe = re.search("```json\n(.*?)\n```", text, re.DOTALL)[1]
+        assert json.loads(recipe)["model"]["config"] == {shown: [shown]}
+        python, shell = re.findall("```(?:python|sh)\n(.*?)\n```", text, re.DOTALL)[:2]
+        call = ast.parse(python).body[1].value
+        assert {key.arg: key.value.value for key in call.keywords}["model"] == f"runs/{shown}"
+        assert shlex.split(shell)[2] == f"runs/{shown}"
 
 
 def test_the_recipe_in_a_card_makes_the_run_again(record, tmp_path):

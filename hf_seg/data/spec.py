@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hf_seg.text import printable
+
 IGNORE_INDEX = 255  # label of pixels that neither loss nor metric counts
 INVALID = -1  # table entry of a raw value that no mask of the data set may hold
 
@@ -23,7 +25,7 @@ class PairError(DataError):
     """
 
     def __init__(self, file: str, reason: str, remedy: str):
-        super().__init__(f"{file}: {reason}. {remedy}")
+        super().__init__(printable(f"{file}: {reason}. {remedy}"))
         self.file, self.reason, self.remedy = file, reason, remedy
 
     def __reduce__(self):  # a data loader's worker sends it to the main process
@@ -34,7 +36,8 @@ def report_pairs(name: str, errors: list[PairError], total: int) -> DataError:
     """One error for many pairs: names up to ten, counts them all, says each remedy once."""
     lines = listing([f"{error.file}: {error.reason}" for error in errors])
     remedies = "\n".join(dict.fromkeys(error.remedy for error in errors))
-    return DataError(f"{name}: {len(errors)} of {total} image and mask pairs cannot be used:\n{lines}\n{remedies}")
+    what = f"{printable(name)}: {len(errors)} of {total} image and mask pairs cannot be used:"
+    return DataError(f"{what}\n{lines}\n{remedies}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,7 @@ def build_label_table(mapping: Mapping[int, int]) -> tuple[int, ...]:
 
 def listing(items: list[str], limit: int = 10) -> str:
     """Name up to `limit` items, one a line, and say how many more there are; for error messages."""
-    lines = [f"  {item}" for item in items[:limit]]
+    lines = [f"  {printable(item)}" for item in items[:limit]]
     if len(items) > limit:
         lines.append(f"  … and {len(items) - limit} more")
     return "\n".join(lines)

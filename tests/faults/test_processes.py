@@ -98,7 +98,9 @@ def test_a_loss_that_is_no_number_on_one_rank(write_recipe, two_ranks, tmp_path)
 def test_a_rank_that_keeps_the_other_waiting(write_recipe, two_ranks):
     status, output = two_ranks(write_recipe("a"), "slow", HF_SEG_TIMEOUT="15")
     assert status != 0
-    assert "a: data and weights: one process of the machine is at it, the others wait (at most 15 seconds; " in output
+    assert (
+        "a: data and weights: one process of this machine does that, the others wait (at most 15 seconds; " in output
+    )
     assert "error: process 1 has lost contact with the others (" in output
 
 
