@@ -27,7 +27,7 @@ from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from torch import Tensor
 
-from hf_seg.data.check import check_splits, describe_state, in_memory
+from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
 from hf_seg.data.download import cache_folder, one_process
 from hf_seg.data.pairs import StoredPair, decode_pair, stored_pairs
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
@@ -131,6 +131,7 @@ def prepare_splits(
     Raises:
         DataError: as `check_splits`, for all splits together; or when the cache cannot be written.
     """
+    check_palettes(splits, spec)
     if cache is False:
         check_splits(splits, spec)
         return {name: UncachedPairs(split, transforms[name].prepare) for name, split in splits.items()}
