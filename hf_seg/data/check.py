@@ -80,12 +80,17 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
         return json.dumps([[pair.split, pair.index, error.file, error.reason, error.remedy] for pair, error in errors])
 
     errors = json.loads(_remembered(splits, spec, ".bad", look))
-    bad = {(split, index) for split, index, *_ in errors}
+    good = without(splits, {(split, index) for split, index, *_ in errors})
+    return good, [PairError(*error) for _, _, *error in errors]
+
+
+def without(splits: DatasetDict, bad: set[tuple[str, int]]) -> DatasetDict:
+    """The splits without some pairs, which are named by split and position."""
     good = {
         split: dataset.select([index for index in range(len(dataset)) if (split, index) not in bad])
         for split, dataset in splits.items()
     }
-    return DatasetDict(good), [PairError(*error) for _, _, *error in errors]
+    return DatasetDict(good)
 
 
 def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[StoredPair, PairError]]:

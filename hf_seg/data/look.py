@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset
 
-from hf_seg.data.classes import MAX_CLASSES, Classes, distinct_colors
+from hf_seg.data.classes import MAX_CLASSES, Classes, distinct_colors, writable_name
 from hf_seg.data.own_images import (
     COLOURS,
     UprightImage,
@@ -229,7 +229,7 @@ def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) ->
 def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[str]:
     if not given and len(values) == 2 and values[0] == 0 and (not by_color or values[1] == 0xFFFFFF):
         return ["background", "foreground"]
-    names = [given.get(value, f"class_{index}") for index, value in enumerate(values)]
+    names = [writable_name(given.get(value, f"class_{index}")) for index, value in enumerate(values)]
     often = {name for name, count in Counter(names).items() if count > 1}  # classes.json wants different ones
     return [f"{name} ({value})" if name in often else name for name, value in zip(names, values, strict=True)]
 

@@ -116,9 +116,11 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind) -> None:
     elif any(";16" in str(tile.args) for tile in header.tile):  # what Pillow calls RGB has lost its lower 8 bits
         _refuse_depth(16, 3, name, kind)
     if getattr(header, "is_animated", False) and header.format != "MPO":  # phones put a preview behind a photograph
-        pages = header.n_frames
         if header.format == "TIFF":  # which may hold smaller copies of its pages
-            pages = 1 + sum(not tags.get(Base.NewSubfileType, 0) & NO_PAGE for tags in _directories(header.fp))
+            kinds = [tags.get(Base.NewSubfileType, 0) for tags in _directories(header.fp)]
+            pages = 1 + sum(not kind & NO_PAGE for kind in kinds[1:])
+        else:
+            pages = header.n_frames
         if pages > 1:
             raise PairError(name, f"the {kind} has {pages:,} pages or frames", PAGES)
 
