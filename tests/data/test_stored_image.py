@@ -90,7 +90,7 @@ REFUSED = {
     "float TIFF": (saved(GRADIENT / np.float32(255), "TIFF"), "deep-image", "8 bits a channel (32)", "mode F"),
     "float colour TIFF": (tiff(COLORS / np.float32(255), 2), "deep-image", "8 bits a channel (32)", ...),
     "near infrared": (tiff(FOUR, 2, extra=(0,)), "many-bands", "has 4 bands: red, green, blue and 1 more", ...),
-    "five bands": (tiff(np.repeat(COLORS[..., :1], 5, 2), 1), "many-bands", "5 bands: one of grey or ids and 4 more", ...),
+    "five bands": (tiff(np.repeat(COLORS[..., :1], 5, 2), 1), "many-bands", "one of grey or ids and 4 more", ...),
     "grey ×4": (tiff(FOUR, 1, extra=(0, 0)), "many-bands", "has 4 bands: one of grey or ids and 3 more", ...),
     "a stack": (animated("TIFF"), "many-pages", "has 3 pages or frames", ...),
     "a stack with a thumbnail": (tiff(COLORS, 2, pages=(0, 2, 1)), "many-pages", "has 2 pages or frames", ...),
