@@ -82,11 +82,12 @@ def _add_doctor(commands) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="find what would hurt a training run, in its data and on this machine",
-        usage="hf-seg doctor [--json] [--all] RECIPE|DIR [RECIPE|DIR ...] [--section.key value ...]",
+        usage="hf-seg doctor [--json] [--all] [--deep] RECIPE|DIR [RECIPE|DIR ...] [--section.key value ...]",
         allow_abbrev=False,
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.add_argument("--all", action="store_true", help="name all files, not ten of a kind")
+    doctor.add_argument("--deep", action="store_true", help="compare the caches of resized pairs with the files")
     doctor.add_argument("rest", nargs=argparse.REMAINDER, metavar="RECIPE|DIR", help="and overrides")
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
 
@@ -172,12 +173,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from hf_seg.doctor import as_json, as_text, diagnose
 
     # the options may stand anywhere, and the parser gives all that follows the first path as it is
-    rest = [word for word in arguments.rest if word not in ("--json", "--all")]
-    paths, overrides = _split(rest)
+    machine, everything, deep = (
+        getattr(arguments, option) or f"--{option}" in arguments.rest for option in ("json", "all", "deep")
+    )
+    paths, overrides = _split([word for word in arguments.rest if word not in ("--json", "--all", "--deep")])
     if not paths:
         arguments.refuse("name a recipe or a folder")
-    machine, everything = arguments.json or "--json" in arguments.rest, arguments.all or "--all" in arguments.rest
-    report = diagnose(paths, overrides, disable_bar=None if machine else False)
+    report = diagnose(paths, overrides, deep=deep, disable_bar=None if machine else False)
     say(as_json(report) if machine else as_text(report, show_all=everything), keep="\n")
     return 0 if report.would_start else 1
 

@@ -45,7 +45,7 @@ class Report:
 
 
 def diagnose(
-    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, disable_bar: bool | None = False
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False, disable_bar: bool | None = False
 ) -> Report:
     """Examine what the runs of recipes would meet. Nothing is written, unpacked or trained.
 
@@ -53,6 +53,7 @@ def diagnose(
         paths (`Sequence[str | Path]`): recipe files; a folder stands for the `recipe.json` in it, else for the
             pictures that it holds.
         overrides (`Sequence[str]`): `--section.key value` pairs, as in training.
+        deep (`bool`): decode the pictures again for each cache of resized pairs, and compare.
         disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
 
     Returns:
@@ -68,7 +69,7 @@ def diagnose(
     sections = [(recipe.data, recipe.training) for recipe in recipes]
     sections += [(data, TrainingRecipe()) for folder in folders for data in _recognise(folder)]
     for same in _group(sections):
-        _examine(same, report, disable_bar)
+        _examine(same, report, deep, disable_bar)
     return report
 
 
@@ -120,7 +121,9 @@ def _group(sections: list[tuple[DataRecipe, TrainingRecipe]]) -> list[list[tuple
     return list(groups.values())
 
 
-def _examine(same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, disable_bar: bool | None) -> None:
+def _examine(
+    same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, deep: bool, disable_bar: bool | None
+) -> None:
     from hf_seg.data.examine import describe, examine
     from hf_seg.data.gather import gather
 
@@ -142,12 +145,50 @@ def _examine(same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, disa
         report.findings += examination.findings
         described["splits"] = describe(examination, gathered.spec)
     report.findings += _check_room(same, gathered)
+    if deep:
+        report.findings += _compare_caches([data for data, _ in same], gathered, disable_bar)
+
+
+def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar: bool | None) -> list[Finding]:
+    """Pairs of which a cache holds other pixels than the files give now."""
+    from hf_seg.data.cache import find_stale, prepared_folder
+    from hf_seg.data.check import find_bad_pairs, in_memory, without
+    from hf_seg.transforms import build_transforms
+
+    if gathered.splits is None or gathered.spec is None or not gathered.split_known or in_memory(gathered.splits):
+        return []
+    splits, spec, stale = gathered.splits, gathered.spec, {}
+    if sections[0].on_bad_pair == "drop":  # as a run's cache is of those that are left
+        splits = without(splits, {(pair.split, pair.index) for pair, _ in find_bad_pairs(splits, spec)})
+    for data in sections:
+        for name, transform in build_transforms(data, spec).items() if data.cache is not False else ():
+            place, files = find_stale(
+                name,
+                splits[name],
+                spec,
+                prepare=transform.prepare,
+                size=transform.prepared_size,
+                folder=prepared_folder(data.cache),
+                disable_bar=disable_bar,
+            )
+            stale[place] = files
+    return [
+        Finding(
+            level="warning",
+            code="stale-cache",
+            file=file,
+            what=f"{place} holds other pixels of this pair than its files give now",
+            remedy="Delete that folder: the next launch makes it again.",
+        )
+        for place, files in stale.items()
+        for file in files
+    ]
 
 
 def _check_room(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
     """Disk and shared memory of the runs on one data set."""
+    from hf_seg.data.cache import prepared_folder
     from hf_seg.data.check import in_memory
-    from hf_seg.data.download import cache_folder
     from hf_seg.transforms import build_transforms
 
     if gathered.splits is None or gathered.spec is None or not gathered.split_known or in_memory(gathered.splits):
@@ -156,7 +197,7 @@ def _check_room(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathere
     findings = []
     for data, training in same:
         transforms = build_transforms(data, gathered.spec)
-        folder = cache_folder() / "prepared" if data.cache is True else Path(data.cache or "").expanduser()
+        folder = prepared_folder(data.cache or "")
         for name, split in gathered.splits.items():
             side = transforms[name].prepared_size
             if data.cache is not False:

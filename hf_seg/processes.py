@@ -81,6 +81,18 @@ def lost_contact(error: Exception) -> str | None:
     )
 
 
+def lost_worker(error: Exception) -> str | None:
+    """What to say of an error that means that a loader's worker process has ended by itself; None of any other."""
+    reason = str(error).partition("\n")[0].removesuffix(".")
+    if not isinstance(error, RuntimeError) or not reason.startswith("DataLoader worker (pid"):  # torch 2.15
+        return None
+    return (
+        f"a process that loads the pictures has ended ({reason}); most often the system ends it because the memory "
+        "or the shared memory (/dev/shm) is full: set training.dataloader_num_workers to a smaller number (0: no such "
+        "processes) and launch again: training goes on from the last checkpoint"
+    )
+
+
 def on_main_process(action: Callable[[], T]) -> T | None:
     """Let the main process do what is to be done once. Returns what it made there, None on the others.
 

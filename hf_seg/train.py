@@ -37,6 +37,7 @@ from hf_seg.processes import (
     check_agreement,
     first_on_each_machine,
     lost_contact,
+    lost_worker,
     on_main_process,
     start_processes,
 )
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{interruption}; launch again to go on", file=sys.stderr)
         return interruption.exit_status
     except Exception as error:
-        if (message := lost_contact(error)) is None:
+        if (message := lost_worker(error) or lost_contact(error)) is None:
             raise
         say_here(f"error: {message}", file=sys.stderr)
         return 1
@@ -161,9 +162,10 @@ def run_all(
                 if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
                     say_here(f"error: process {PartialState().process_index}: {error}", file=sys.stderr, keep="\n")
                 raise
-            if not isinstance(error, REFUSALS):
+            known = lost_worker(error)
+            if not known and not isinstance(error, REFUSALS):
                 say_here(traceback.format_exc(), file=sys.stderr, keep="\n")
-            say(f"error: {recipe.name}: {error}", file=sys.stderr, keep="\n")
+            say(f"error: {recipe.name}: {known or error}", file=sys.stderr, keep="\n")
             failed.add(recipe.name)
     return results, failed
 

@@ -441,6 +441,26 @@ def test_a_folder_with_its_recipe(root, ask, write_recipe):
     assert ask(root)[1]["summary"]["data"][0]["splits"]["test"]["pairs"] == 1
 
 
+@pytest.mark.parametrize("on_bad_pair", ["stop", "drop"])
+def test_deep_compares_the_cache_with_the_files(root, ask, write_recipe, is_refused, tmp_path, on_bad_pair):
+    split(root)
+    if on_bad_pair == "drop":
+        truncate(root)
+    section = {"name": "folder", "root": str(root), "cache": str(tmp_path / "cache"), "on_bad_pair": on_bad_pair}
+    recipe = write_recipe("own", data=section)
+    assert not is_refused(recipe)  # makes the cache
+    assert "stale-cache" not in ask(recipe, "--deep")[1]["summary"]["codes"]
+    (train,) = (tmp_path / "cache").glob("folder-train-*[0-9a-f]")
+    labels = np.load(train / "labels.npy", mmap_mode="r+")
+    labels[-1, 0, 0] ^= 1
+    labels.flush()
+    assert "stale-cache" not in ask(recipe)[1]["summary"]["codes"]
+    status, report = ask(recipe, "--deep")
+    (finding,) = [finding for finding in report["findings"] if finding["code"] == "stale-cache"]
+    assert status == 0 and finding["level"] == "warning" and finding["file"] == str(photo(root, COUNT - 1))
+    assert str(train) in finding["what"] and "Delete that folder" in finding["remedy"]
+
+
 def test_text_for_people(root, capsys, monkeypatch):
     monkeypatch.setattr(doctor, "FILES_SHOWN", 4)
     for number in range(COUNT):

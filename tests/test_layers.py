@@ -24,7 +24,7 @@ ALLOWED = {
     "models/build": [*FLAT, "models/auto", "models/weights"],
     "data": ["data", "data/*"],
     "data/*": ["data", "data/*"],
-    "data/classes": ["data/*", "recipe_checks", "recipe_files"],
+    "data/classes": ["data/*", "recipe_checks", "recipe_files", "text"],
     "data/hub_files": ["data/*", "recipe_checks", "recipe_files"],
     **dict.fromkeys(["data/archives", "data/examine", "data/examine_pair"], ["data", "data/*", "finding"]),
     "data/gather": ["data", "data/*", "finding"],

@@ -355,8 +355,6 @@ def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
     write_json(made_up("own"), tmp_path / "runs" / "own" / "results.json")
     status, out, _ = run(path)
     assert status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out
-        status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out and "| own " in out
-    )
     write_folder(root, "ids", 12)
     status, _, err = run(path)
     assert status == 2 and "runs/own: holds a run on other data than there is now (train: 2 pairs more" in err

@@ -27,9 +27,9 @@ from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from torch import Tensor
 
-from hf_seg.data.check import check_splits, describe_state, in_memory
+from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
 from hf_seg.data.download import cache_folder, one_process
-from hf_seg.data.pairs import StoredPair, decode_pair, stored_pairs
+from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, stored_pairs
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)
@@ -131,10 +131,11 @@ def prepare_splits(
     Raises:
         DataError: as `check_splits`, for all splits together; or when the cache cannot be written.
     """
+    check_palettes(splits, spec)
     if cache is False:
         check_splits(splits, spec)
         return {name: UncachedPairs(split, transforms[name].prepare) for name, split in splits.items()}
-    folder = None if in_memory(splits) else cache_folder() / "prepared" if cache is True else Path(cache).expanduser()
+    folder = None if in_memory(splits) else prepared_folder(cache)
     prepared, errors = {}, []
     for name, split in splits.items():
         result = cache_split(
@@ -147,6 +148,11 @@ def prepare_splits(
     if errors:
         raise report_pairs(spec.name, errors, sum(map(len, splits.values())))
     return prepared
+
+
+def prepared_folder(cache: bool | str) -> Path:
+    """Where a recipe with this `data.cache` keeps prepared pairs."""
+    return cache_folder() / "prepared" if cache is True else Path(cache).expanduser()
 
 
 def cache_split(
@@ -174,7 +180,7 @@ def cache_split(
     if folder is None:
         arrays = _collect(batches, shapes)
         return errors or CachedPairs(**arrays)
-    place = folder / f"{spec.name}-{name}-{size}-{_key(name, dataset, spec, size)}"
+    place = _place(folder, name, dataset, spec, size)
     cached = _open(place, shapes)
     if cached is None:
         try:
@@ -190,11 +196,44 @@ def cache_split(
     return cached or errors or CachedPairs.open(place)
 
 
-def _key(name: str, dataset: Dataset, spec: DatasetSpec, size: int) -> str:
-    """Changes with whatever changes the arrays."""
+def find_stale(
+    name: str,
+    dataset: Dataset,
+    spec: DatasetSpec,
+    *,
+    prepare: Prepare,
+    size: int,
+    folder: Path,
+    disable_bar: bool | None = False,
+) -> tuple[Path, list[str]]:
+    """Decode a split again, and compare it with its cache.
+
+    Args:
+        name, dataset, spec, prepare, size, folder: as for `cache_split`.
+        disable_bar (`bool`, *optional*): as tqdm's `disable`.
+
+    Returns:
+        `tuple`: where the cache is, or would be, and the images of the pairs of which it holds other pixels.
+    """
+    place = _place(folder, name, dataset, spec, size)
+    cached = _open(place, {"pixel_values": (len(dataset), 3, size, size), "labels": (len(dataset), size, size)})
+    if cached is None:
+        return place, []
+
+    def is_stale(pair: StoredPair) -> bool:
+        now, then = _prepare_pair(pair, dataset, spec, prepare), cached[pair.index]
+        return isinstance(now, PairError) or any(not torch.equal(now[key][0], then[key]) for key in now)
+
+    compared = map_pairs(is_stale, {name: dataset}, desc=f"Comparing {place.name}", disable_bar=disable_bar)
+    return place, [pair.image_name for pair, stale in compared if stale]
+
+
+def _place(folder: Path, name: str, dataset: Dataset, spec: DatasetSpec, size: int) -> Path:
+    """The folder of a cache, which changes with whatever changes the arrays."""
     # decoders and resizing may round differently from version to version
     parts = [VERSION, size, PIL.__version__, torchvision.__version__, describe_state(name, dataset, spec)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return folder / f"{spec.name}-{name}-{size}-{key}"
 
 
 def _open(place: Path, shapes: dict[str, tuple[int, ...]]) -> CachedPairs | None:
@@ -215,17 +254,23 @@ def _open(place: Path, shapes: dict[str, tuple[int, ...]]) -> CachedPairs | None
     return None
 
 
+def _prepare_pair(
+    pair: StoredPair, dataset: Dataset, spec: DatasetSpec, prepare: Prepare
+) -> dict[str, Tensor] | PairError:
+    try:
+        image, mask = decode_pair(pair, dataset.features, spec)
+    except PairError as error:
+        return error
+    return prepare({"image": [image], "mask": [mask]})
+
+
 def _prepared(
     name: str, dataset: Dataset, spec: DatasetSpec, prepare: Prepare, errors: list[PairError], *, quiet: bool
 ) -> Iterator[dict[str, Tensor]]:
     """Decode, check and resize a split's pairs, in order; what cannot be used is left out, and added to `errors`."""
 
     def work(pair: StoredPair) -> dict[str, Tensor] | PairError:
-        try:
-            image, mask = decode_pair(pair, dataset.features, spec)
-        except PairError as error:
-            return error
-        return prepare({"image": [image], "mask": [mask]})
+        return _prepare_pair(pair, dataset, spec, prepare)
 
     bar = tqdm(desc=f"Preparing {spec.name} {name}", total=len(dataset), unit=" pairs", disable=quiet)
     pairs = stored_pairs(name, dataset)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from datasets.utils import tqdm
 
 from hf_seg.data.download import cache_folder, one_process
-from hf_seg.data.pairs import StoredPair, decode_pair, is_file, stored_pairs
+from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, stored_pairs
+from hf_seg.data.palettes import find_other_palette, reads_ids
 from hf_seg.data.spec import DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)
-
-AT_ONCE = 256  # pairs that are in memory at a time
 
 
 def fingerprint(splits: DatasetDict) -> str:
@@ -43,7 +39,8 @@ def fingerprint(splits: DatasetDict) -> str:
     for pair in _all_pairs(splits):
         for stored in (pair.image, pair.mask):
             if is_file(stored):
-                content = [Path(stored["path"]).relative_to(root).as_posix(), _stat(stored["path"])[0]]
+                size, *_ = _stat(stored["path"])
+                content = [Path(stored["path"]).relative_to(root).as_posix(), size]
             else:
                 content = hashlib.sha256(stored["bytes"]).hexdigest()
             digest.update(json.dumps([pair.name, content]).encode())
@@ -83,12 +80,17 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
         return json.dumps([[pair.split, pair.index, error.file, error.reason, error.remedy] for pair, error in errors])
 
     errors = json.loads(_remembered(splits, spec, ".bad", look))
-    bad = {(split, index) for split, index, *_ in errors}
+    good = without(splits, {(split, index) for split, index, *_ in errors})
+    return good, [PairError(*error) for _, _, *error in errors]
+
+
+def without(splits: DatasetDict, bad: set[tuple[str, int]]) -> DatasetDict:
+    """The splits without some pairs, which are named by split and position."""
     good = {
         split: dataset.select([index for index in range(len(dataset)) if (split, index) not in bad])
         for split, dataset in splits.items()
     }
-    return DatasetDict(good), [PairError(*error) for _, _, *error in errors]
+    return DatasetDict(good)
 
 
 def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[StoredPair, PairError]]:
@@ -101,16 +103,24 @@ def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[StoredP
             return error
         return None
 
-    total = sum(map(len, splits.values()))
-    bar = tqdm(desc=f"Checking {spec.name}", total=total, unit=" pairs", disable=in_memory(splits))
-    bad = []
-    # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        waiting = _all_pairs(splits)
-        while pairs := list(itertools.islice(waiting, AT_ONCE)):
-            bad += [(pair, error) for pair, error in zip(pairs, pool.map(look, pairs), strict=True) if error]
-            bar.update(len(pairs))
-    return bad
+    checked = map_pairs(look, splits, desc=f"Checking {spec.name}", disable_bar=in_memory(splits))
+    return [(pair, error) for pair, error in checked if error]
+
+
+def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
+    """Refuse to read the indices of palettes as ids where palettes differ; remembered, as in `check_splits`.
+
+    Raises:
+        PairError: names two such masks.
+    """
+
+    def compare() -> str:
+        if error := find_other_palette(splits):
+            raise error
+        return ""
+
+    if reads_ids(splits):
+        _remembered(splits, spec, ".palettes", compare)
 
 
 def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], str]) -> str:
@@ -151,7 +161,7 @@ def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
         spec (`DatasetSpec`): gives the label table.
 
     Returns:
-        `str`: 64 hex digits. Files count by path, size and time of change, and so do the files of a mapped table;
+        `str`: 64 hex digits. Files count by path, size and times of change, and so do the files of a mapped table;
         generated pictures by their bytes.
     """
     digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, str(dataset.features)]).encode())
@@ -176,10 +186,13 @@ def _all_pairs(splits: DatasetDict) -> Iterator[StoredPair]:
         yield from stored_pairs(name, split)
 
 
-def _stat(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in ns; -1 for what is not there, which decoding will report by name."""
+def _stat(path: str) -> tuple[int, int, int]:
+    """Size in bytes, and times of change in ns; -1 for what is not there, which decoding will report by name.
+
+    The second one is the inode's, which a program that restores the first one (cp -p, rsync -t, unzip) cannot set.
+    """
     try:
         status = os.stat(path)
     except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+        return -1, -1, -1
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -6,6 +6,7 @@ import colorsys
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from hf_seg.data.own_images import MAX_ID, as_text
 from hf_seg.data.spec import IGNORE_INDEX, DataError
 from hf_seg.recipe_checks import did_you_mean
 from hf_seg.recipe_files import parse_json
+from hf_seg.text import printable
 
 FILE_NAME = "classes.json"
 MAX_CLASSES = 255  # class ids are kept in 8 bits, of which 255 stands for what is ignored
 KEYS = ("classes", "ignore", "label_map")
 CLASS_KEYS = ("name", "id", "color")
 ID = f"a whole number from 0 to {MAX_ID}"
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 COLOUR = 'a colour, "#rrggbb" or [red, green, blue] from 0 to 255'
 
 Color = tuple[int, int, int]
@@ -66,7 +69,7 @@ def load_classes(root: Path) -> Classes:
     classes, problems = read_classes(content)
     if problems:
         lines = [f"{path}: {key}: {problem}" if key else f"{path}: {problem}" for key, problem in problems]
-        raise DataError("\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines))
+        raise DataError("\n".join(map(printable, lines)))
     return classes
 
 
@@ -100,6 +103,11 @@ def read_classes(content: Any) -> tuple[Classes | None, list[Problem]]:
     return Classes(names=tuple(reader.names), palette=palette, by_color=by_color, meaning=reader.meaning), []
 
 
+def writable_name(name: str) -> str:
+    """A class's name without characters that move the cursor, end a line, or cannot be written to a file."""
+    return printable(name) if any(unicodedata.category(character) in CONTROL for character in name) else name
+
+
 class _Reader:
     """Reads `classes.json` part by part and collects what is wrong with it."""
 
@@ -125,6 +133,8 @@ class _Reader:
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
             self.problems.append((f"{key}.name", "is missing or no text; give the class a name"))
+        elif name != writable_name(name):
+            self.problems.append((f"{key}.name", f"{_shown(name)} holds a control character; take it out"))
         else:
             self._once(f"{key}.name", name, _shown(name), self.names)
         wanted = "color" if self.by_color else "id"

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from datasets.utils import tqdm
 
 from hf_seg.data.duplicates import SIDE, find_duplicates, is_flat
-from hf_seg.data.examine_pair import PairFacts, examine_pair
-from hf_seg.data.pairs import StoredPair, stored_pairs
+from hf_seg.data.examine_pair import PairFacts, as_finding, examine_pair
+from hf_seg.data.pairs import StoredPair, map_pairs
+from hf_seg.data.palettes import find_other_palette, reads_ids
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.finding import Finding, Level
 
-AT_ONCE = 256  # pairs that are in memory at a time
 RARE = 0.001  # share of a split's labelled pixels
 MOSTLY = 0.5  # share of a split's pixels
 MAX_DUPLICATES = 10_000  # a film from one place has as many pairs as it has frames, squared
@@ -80,6 +77,8 @@ def examine(
         disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
     """
     examination = Examination(findings=[], splits={name: SplitFacts() for name in splits})
+    if reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
+        examination.findings.append(as_finding(error, "error"))
     names, split_of, thumbnails, small = [], [], [], []
     bad: Level = "warning" if drop else "error"
     for pair, facts in _examine_pairs(splits, spec or ANYTHING, bad, disable_bar):
@@ -114,15 +113,9 @@ def _examine_pairs(
     def look(pair: StoredPair) -> PairFacts:
         return examine_pair(pair, splits[pair.split].features, spec, bad)
 
-    waiting = itertools.chain.from_iterable(stored_pairs(name, split) for name, split in splits.items())
-    total = sum(map(len, splits.values()))
-    bar = tqdm(desc="Examining", total=total, unit=" pairs", disable=disable_bar)
-    # as in check: Pillow lets go of the interpreter lock. Its warnings are findings of ours.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        while pairs := list(itertools.islice(waiting, AT_ONCE)):
-            yield from zip(pairs, pool.map(look, pairs), strict=True)
-            bar.update(len(pairs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's are findings of ours
+        yield from map_pairs(look, splits, desc="Examining", disable_bar=disable_bar)
 
 
 class _Report:

@@ -6,31 +6,37 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from datasets import Features
 
-from hf_seg.data import folder, hub_dataset, own_images, pairs
+from hf_seg.data import folder, hub_dataset, own_images, pairs, palettes, stored_image
 from hf_seg.data.duplicates import thumbnail
 from hf_seg.data.own_images import UprightImage
-from hf_seg.data.pairs import Stored, StoredPair, decode_pair, is_file
+from hf_seg.data.pairs import StoredPair, decode_pair
 from hf_seg.data.spec import DatasetSpec, PairError
+from hf_seg.data.stored_image import Stored, open_header
 from hf_seg.finding import Finding, Level
 
 LONG = 4  # times as long as wide, from which on squeezing a picture into a square spoils what is in it
 # the code of a pair that cannot be used, by the remedy that its error names; every other one is about values
 CODES = {
-    pairs.DAMAGED: "undecodable",
+    stored_image.DAMAGED: "undecodable",
+    stored_image.TEXT: "undecodable",
+    stored_image.HUGE: "huge-image",
+    stored_image.DEEP: "deep-image",
+    stored_image.BANDS: "many-bands",
+    stored_image.PAGES: "many-pages",
+    stored_image.IN_ALPHA: "mask-kind",
     pairs.SIZES: "size-mismatch",
     pairs.SAME: "size-mismatch",
     pairs.TURNED: "size-mismatch",
     pairs.CHANNELS: "mask-kind",
     own_images.NO_LABELS: "mask-kind",
     own_images.COLOURS: "mask-kind",
-    own_images.DEEP: "deep-image",
+    palettes.OTHER_PALETTE: "mask-palettes",
     folder.KINDS: "mask-kind",
     folder.ONE_TO_ONE: "unpaired",
     hub_dataset.EMPTY: "unpaired",
@@ -89,10 +95,6 @@ def examine_pair(pair: StoredPair, features: Features, spec: DatasetSpec, bad: L
 
 def as_finding(error: PairError, level: Level) -> Finding:
     """A pair that cannot be used."""
-    if "DecompressionBombError" in error.reason:
-        millions = 2 * PIL.Image.MAX_IMAGE_PIXELS // 10**6
-        remedy = f"Make a smaller copy: Pillow opens pictures of up to {millions} million pixels."
-        return Finding(level=level, code="huge-image", file=error.file, what=error.reason, remedy=remedy)
     code = CODES.get(error.remedy, "mask-values")
     return Finding(level=level, code=code, file=error.file, what=error.reason, remedy=error.remedy)
 
@@ -101,7 +103,7 @@ def as_finding(error: PairError, level: Level) -> Finding:
 def _open(stored: Stored) -> Iterator[PIL.Image.Image | None]:
     """The header alone; None when it cannot be read."""
     try:
-        image = PIL.Image.open(stored["path"] if is_file(stored) else BytesIO(stored["bytes"]))
+        image = open_header(stored)
     except Exception:  # as in pairs: decode_pair says what it is
         yield None
         return
@@ -120,9 +122,6 @@ def _look_at_image(header: PIL.Image.Image, name: str, *, upright: bool) -> Iter
     elif header.mode == "CMYK":
         what = "is for print (mode CMYK); as RGB without its colour profile, its colours are not those that people see"
         yield _warning("cmyk-image", name, what, "Convert it to RGB with a program that knows colour profiles.")
-    elif header.mode.startswith(("I", "F")) and not upright:  # of one's own pictures, that is an error
-        what = f"has more than 8 bits a channel (mode {header.mode}): what is above 255 becomes white"
-        yield _warning("deep-image", name, what, own_images.DEEP)
     note = _orientation(header)
     if note > 1:
         what = f"is stored turned (EXIF orientation {note})"
@@ -152,10 +151,8 @@ def _formats() -> dict[str, str]:
 
 
 def _orientation(header: PIL.Image.Image) -> int:
-    if header.format == "PNG" and "exif" not in header.info:
-        return 1  # it would be decoded to look for a note behind the pixels
     try:
-        return own_images.orientation(header)
+        return stored_image.orientation(header)
     except Exception:  # a broken note: where it counts, decode_pair says so
         return 1
 

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from datasets import Dataset
-from datasets.utils import tqdm
 
-from hf_seg.data.classes import MAX_CLASSES, Classes, distinct_colors
+from hf_seg.data.classes import MAX_CLASSES, Classes, distinct_colors, writable_name
 from hf_seg.data.own_images import (
     COLOURS,
     UprightImage,
     as_text,
     has_colors,
-    open_stored,
-    orientation,
     raw_values,
     unknown_values,
     white,
 )
-from hf_seg.data.pairs import DAMAGED, Stored, StoredPair, is_file, size_error, stored_pairs
+from hf_seg.data.pairs import StoredPair, map_pairs, size_error
+from hf_seg.data.palettes import find_other_palette
 from hf_seg.data.spec import IGNORE_INDEX, DataError, PairError
+from hf_seg.data.stored_image import open_header, open_mask, orientation
 
 MAX_COLORS = 4096  # of one mask; a mask with more is a photograph, or was compressed like one
-AT_ONCE = 256  # pairs that are in memory at a time
-SMALL_ID = 64  # ids below it are counted up from 0 or 1; above, they may be shades of grey spread over 0 to 255
+SPREAD = 8  # so many times as far from the other ids as these are from each other, 255 is void and no shade of grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,36 +79,38 @@ def look_at_pairs(splits: Mapping[str, Dataset], classes: Classes | None) -> Fin
     Args:
         splits (`Mapping[str, Dataset]`): tables with the columns `image` and `mask`, pictures as stored.
         classes ([`Classes`], *optional*): what the masks mean. None: masks are read by their colours when one of
-            them is not grey, else by their ids.
+            them is not grey, or when their palettes differ, else by their ids.
 
     Returns:
         [`Findings`]: with `classes`, masks that hold anything else count as pairs that cannot be used.
+
+    Raises:
+        PairError: when the masks' palettes differ from file to file, and `classes` gives ids, or other masks hold ids.
     """
-    total = sum(map(len, splits.values()))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        by_color = classes.by_color if classes else any(any(pool.map(_is_colored, some)) for some in _batches(splits))
-        findings = Findings(by_color=by_color)
-
-        def look(pair: StoredPair) -> Look | PairError:
-            return _look(pair, by_color, classes)
-
-        with tqdm(desc="Looking", total=total, unit=" pairs") as bar:
-            for some in _batches(splits):
-                for pair, found in zip(some, pool.map(look, some), strict=True):
-                    if isinstance(found, PairError):
-                        findings.errors.append(found)
-                    else:
-                        findings.looks[pair.split, pair.index] = found
-                bar.update(len(some))
-    if classes is None and not by_color:
+    colored = map_pairs(_is_colored, splits, desc="Looking for colours", disable_bar=True)
+    by_color = classes.by_color if classes else any(found for _, found in colored)
+    other_palette = None if by_color else find_other_palette(splits)
+    if other_palette and classes:
+        raise other_palette
+    findings = Findings(by_color=by_color or other_palette is not None)
+    for pair, found in map_pairs(lambda pair: _look(pair, findings.by_color, classes), splits, desc="Looking"):
+        if isinstance(found, PairError):
+            findings.errors.append(found)
+        else:
+            findings.looks[pair.split, pair.index] = found
+    if other_palette and _has_other_grays(findings):
+        raise other_palette
+    if classes is None and not findings.by_color:
         _name_white(findings)
     return findings
 
 
-def _batches(splits: Mapping[str, Dataset]) -> Iterator[list[StoredPair]]:
-    pairs = itertools.chain.from_iterable(stored_pairs(name, dataset) for name, dataset in splits.items())
-    while some := list(itertools.islice(pairs, AT_ONCE)):
-        yield some
+def _has_other_grays(findings: Findings) -> bool:
+    """Whether masks without palette hold shades of grey that no palette has: these are ids, and no colours."""
+    colors: dict[bool, set[int]] = {True: set(), False: set()}
+    for look in findings.looks.values():
+        colors[bool(look.palette)] |= look.counts.keys()
+    return not colors[False] <= colors[True]
 
 
 def _name_white(findings: Findings) -> None:
@@ -128,40 +125,32 @@ def _name_white(findings: Findings) -> None:
 
 
 def _look(pair: StoredPair, by_color: bool, classes: Classes | None) -> Look | PairError:
-    name = pair.image_name
+    name = pair.mask_name
     try:
-        with _open(pair.image) as file:
+        image = UprightImage().decode_example(pair.image | {"path": pair.image_name})  # by which its errors name it
+        with open_header(pair.image) as file:
             image_kind, note = f"{file.format} {file.mode}", orientation(file)
-        image = UprightImage().decode_example(pair.image | {"path": name})  # by which its errors name it
-        name = pair.mask_name
-        mask = open_stored(pair.mask)
-        if image.size != mask.size:
-            return size_error(pair.image_name, image.size, name, mask.size, upright=True, turned=note >= 5)
-        counts = _count(mask, by_color, name)
-        if classes:
-            if mask.mode == "1" and not by_color and 1 in counts:
-                counts[white(classes.meaning)] = counts.pop(1)
-            unknown = {value: count for value, count in counts.items() if value not in classes.meaning}
-            if unknown:
-                return PairError(name, *unknown_values(unknown, by_color))
-        palette = mask.getpalette() if mask.mode == "P" else None
-        return Look(
-            size=image.size,
-            image_kind=image_kind,
-            mask_kind=f"{mask.format} {mask.mode}",
-            turned=note > 1,
-            counts=counts,
-            palette=tuple(zip(*[iter(palette or ())] * 3, strict=False)),
-        )
+        with open_mask(pair.mask | {"path": name}) as mask:
+            if image.size != mask.size:
+                return size_error(pair.image_name, image.size, name, mask.size, upright=True, turned=note >= 5)
+            counts = _count(mask, by_color, name)
+            if classes:
+                if mask.mode == "1" and not by_color and 1 in counts:
+                    counts[white(classes.meaning)] = counts.pop(1)
+                unknown = {value: count for value, count in counts.items() if value not in classes.meaning}
+                if unknown:
+                    return PairError(name, *unknown_values(unknown, by_color))
+            palette = mask.getpalette() if mask.mode == "P" else None
+            return Look(
+                size=image.size,
+                image_kind=image_kind,
+                mask_kind=f"{mask.format} {mask.mode}",
+                turned=note > 1,
+                counts=counts,
+                palette=tuple(zip(*[iter(palette or ())] * 3, strict=False)),
+            )
     except PairError as error:
         return error
-    except Exception as error:  # as in check
-        return PairError(name, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED)
-
-
-def _open(stored: Stored) -> PIL.Image.Image:
-    """Read the header only."""
-    return PIL.Image.open(stored["path"] if is_file(stored) else BytesIO(stored["bytes"]))
 
 
 def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
@@ -180,7 +169,7 @@ def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
 def _is_colored(pair: StoredPair) -> bool:
     """Whether a mask is of a kind that holds colours, and is not merely grey in three channels."""
     try:
-        with _open(pair.mask) as mask:
+        with open_header(pair.mask) as mask:
             if not has_colors(mask):
                 return False  # as the header says: nothing has to be decoded
             raw_values(mask, by_color=False, name=pair.mask_name)
@@ -194,8 +183,8 @@ def _is_colored(pair: StoredPair) -> bool:
 def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) -> dict[str, Any]:
     """Guess the content of `classes.json` from the masks: a class for each id or colour, void where that is certain.
 
-    Two classes, 0 and another id or black and white, become background and foreground. 255 beside two or more ids that
-    are all below 64 is void; so is 65535.
+    Two classes, 0 and another id or black and white, become background and foreground. 255, or 65535, is void beside
+    two or more ids without a gap, or when it is far from them (`SPREAD`); shades of grey are classes.
 
     Args:
         findings ([`Findings`]): from `look_at_pairs`.
@@ -212,8 +201,10 @@ def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) ->
     values = sorted(counts)
     what = "colours" if findings.by_color else "ids"
     void = []
-    if not findings.by_color and len(values) > 2 and values[-1] in (255, 65_535) and values[-2] < SMALL_ID:
-        void = [] if values[-1] in names else [values.pop()]
+    if not findings.by_color and len(values) > 2 and values[-1] in (255, 65_535) and values[-1] not in names:
+        *steps, last = (after - before for before, after in itertools.pairwise(values))
+        if last > (1 if max(steps) == 1 else SPREAD * max(steps)):
+            void = [values.pop()]
     if len(values) > MAX_CLASSES:
         rarest = min(values, key=counts.__getitem__)
         raise DataError(
@@ -238,7 +229,7 @@ def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) ->
 def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[str]:
     if not given and len(values) == 2 and values[0] == 0 and (not by_color or values[1] == 0xFFFFFF):
         return ["background", "foreground"]
-    names = [given.get(value, f"class_{index}") for index, value in enumerate(values)]
+    names = [writable_name(given.get(value, f"class_{index}")) for index, value in enumerate(values)]
     often = {name for name, count in Counter(names).items() if count > 1}  # classes.json wants different ones
     return [f"{name} ({value})" if name in often else name for name, value in zip(names, values, strict=True)]
 

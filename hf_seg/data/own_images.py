@@ -6,21 +6,17 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from datasets import Image
 from datasets.features.features import register_feature
 
 from hf_seg.data.spec import INVALID, PairError
+from hf_seg.data.stored_image import name_of, open_image, open_mask
 
 MAX_ID = 65_535
-DEEP = (
-    "Save it with 8 bits a channel: what a deeper picture's darkest and brightest values are, its file does not say."
-)
 NO_LABELS = (
     "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
 )
@@ -39,10 +35,7 @@ class UprightImage(Image):
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        image = open_stored(value)
-        if image.mode.startswith(("I", "F")):  # Pillow would make white of everything above 255
-            raise PairError(_name(value), f"the image has more than 8 bits a channel (mode {image.mode})", DEEP)
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+        return open_image(value, upright=True)
 
 
 @dataclass
@@ -63,7 +56,8 @@ class ClassMask(Image):
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        raw = raw_values(open_stored(value), by_color=self.by_color, name=_name(value))
+        with open_mask(value) as mask:
+            raw = raw_values(mask, by_color=self.by_color, name=name_of(value))
         if raw.dtype == bool:
             raw = raw * np.uint8(white(self.values))
         table = _table(self.by_color, tuple(self.values), tuple(self.labels))
@@ -72,7 +66,7 @@ class ClassMask(Image):
         if (labels == INVALID).any():
             unknown, counts = np.unique(raw[labels == INVALID], return_counts=True)
             counted = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
-            raise PairError(_name(value), *unknown_values(counted, self.by_color))
+            raise PairError(name_of(value), *unknown_values(counted, self.by_color))
         return PIL.Image.fromarray(labels.astype(np.uint8))
 
 
@@ -132,22 +126,6 @@ def white(values: Collection[int]) -> int:
 
 def as_text(value: int, by_color: bool) -> str:
     return f"#{value:06x}" if by_color else str(value)
-
-
-def open_stored(value: dict[str, Any]) -> PIL.Image.Image:
-    """Decode an image of a table, its format still known."""
-    with PIL.Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
-        image.load()
-        return image
-
-
-def orientation(image: PIL.Image.Image) -> int:
-    """A photograph's EXIF note: 1 is upright as stored; from 5 on, turning it exchanges width and height."""
-    return image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)
-
-
-def _name(value: dict[str, Any]) -> str:
-    return value["path"] or "a mask of the table"
 
 
 @lru_cache(maxsize=4)  # a table of colours has 32 MB, and looking a pixel up in it is the fastest way

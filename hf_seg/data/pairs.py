@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import PIL.Image
 from datasets import Dataset, Features, Image
+from datasets.utils import tqdm
 
-from hf_seg.data.own_images import UprightImage, open_stored, orientation
+from hf_seg.data.own_images import UprightImage
 from hf_seg.data.spec import INVALID, DatasetSpec, PairError
+from hf_seg.data.stored_image import Stored, open_header, orientation
 
-# An image or mask as a table stores it: {"path": str, "bytes": None} for a file, {"path": None, "bytes": bytes} if
-# it was generated, or both for a row of a table in which pictures lie.
-Stored = dict[str, Any]
-READ_AT_ONCE = 256  # rows of a table, whose pictures' bytes may lie in it
+T = TypeVar("T")
 
-DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
+AT_ONCE = 256  # pairs that are in memory at a time: a picture's bytes may lie in its table's row
+
 SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
 SAME = "An image and its mask must have the same width and height."
 TURNED = (
@@ -69,11 +72,33 @@ def stored_pairs(split: str, dataset: Dataset) -> Iterator[StoredPair]:
     stored = dataset.with_format(None)
     for column in ("image", "mask"):
         stored = stored.cast_column(column, Image(decode=False))
-    for start in range(0, len(stored), READ_AT_ONCE):
-        rows = stored[start : start + READ_AT_ONCE]
+    for start in range(0, len(stored), AT_ONCE):
+        rows = stored[start : start + AT_ONCE]
         origins = rows.get("origin", [None] * len(rows["mask"]))
         for index, (image, mask, origin) in enumerate(zip(rows["image"], rows["mask"], origins, strict=True), start):
             yield StoredPair(split=split, index=index, image=image, mask=mask, origin=origin)
+
+
+def map_pairs(
+    work: Callable[[StoredPair], T], splits: Mapping[str, Dataset], *, desc: str, disable_bar: bool | None = False
+) -> Iterator[tuple[StoredPair, T]]:
+    """One pass over all pairs, on all cores.
+
+    Args:
+        work (`Callable`): what to do with a pair. Pillow's decoders let go of the interpreter lock, so threads use all
+            cores and nothing has to be copied.
+        splits (`Mapping[str, Dataset]`): as for `stored_pairs`.
+        desc (`str`), disable_bar (`bool`, *optional*): of the progress bar; None: a bar on terminals only.
+
+    Yields:
+        `tuple`: each pair, in order, and what `work` returned for it.
+    """
+    waiting = itertools.chain.from_iterable(stored_pairs(name, split) for name, split in splits.items())
+    bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=disable_bar)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        while pairs := list(itertools.islice(waiting, AT_ONCE)):
+            yield from zip(pairs, pool.map(work, pairs), strict=True)
+            bar.update(len(pairs))
 
 
 def image_name(split: str, dataset: Dataset, index: int) -> str:
@@ -101,15 +126,13 @@ def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tupl
     Raises:
         PairError: when the pair cannot be used.
     """
-    image, mask = (
-        _decode(features[column], stored, name)
-        for column, stored, name in (("image", pair.image, pair.image_name), ("mask", pair.mask, pair.mask_name))
-    )
+    image = features["image"].decode_example(pair.image | {"path": pair.image_name})  # by which its errors name it
+    mask = features["mask"].decode_example(pair.mask | {"path": pair.mask_name})
     if mask.mode not in ("L", "P"):
         raise PairError(pair.mask_name, f"the mask has the mode {mask.mode}", CHANNELS)
     if image.size != mask.size:
         upright = isinstance(features["image"], UprightImage)
-        turned = upright and orientation(open_stored(pair.image)) >= 5
+        turned = upright and orientation(open_header(pair.image)) >= 5
         raise size_error(pair.image_name, image.size, pair.mask_name, mask.size, upright=upright, turned=turned)
     counts = {value: count for value, count in enumerate(mask.histogram()) if count}
     strange = [f"{value} ({n} pixels)" for value, n in counts.items() if spec.label_table[value] == INVALID]
@@ -118,15 +141,6 @@ def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tupl
         remedy = VALUES.format(name=spec.name, allowed=allowed)
         raise PairError(pair.mask_name, f"holds {', '.join(strange)}", remedy)
     return image, mask
-
-
-def _decode(feature: Image, stored: Stored, name: str) -> PIL.Image.Image:
-    try:
-        return feature.decode_example({**stored, "path": name})  # the columns' own errors name it, too
-    except PairError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-        raise PairError(name, f"cannot be decoded ({type(error).__name__}: {error})", DAMAGED) from error
 
 
 def size_error(

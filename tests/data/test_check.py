@@ -46,6 +46,19 @@ def test_good_data_passes_and_is_remembered(pet_folder, check_pets, monkeypatch)
     assert len(looked) == 23
 
 
+def test_a_file_of_the_same_size_and_date_is_another(pet_folder, recipe):
+    data, file = recipe("oxford_pet", pet_folder), pet_folder / "images" / "Cat_3.jpg"
+    before = os.stat(file)
+    states = {check.describe_state("test", load_splits(data)["test"], load_spec(data)) for _ in range(2)}
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (os.stat(file).st_size, os.stat(file).st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    states.add(check.describe_state("test", load_splits(data)["test"], load_spec(data)))
+    assert len(states) == 2
+
+
 def test_a_failed_check_is_not_remembered(pet_folder, failure):
     (pet_folder / "images" / "Cat_3.jpg").write_bytes(b"")
     assert failure() == failure()

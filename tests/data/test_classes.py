@@ -64,6 +64,10 @@ def test_several_ids_fold_into_a_class_and_255_may_be_one():
         ({"classes": [CAT, "dog"]}, "classes[1]: must be an object with name, id or color"),
         ({"classes": [CAT, {"id": 1}]}, "classes[1].name: is missing or no text; give the class a name"),
         ({"classes": [CAT, {"name": " ", "id": 1}]}, "classes[1].name: is missing or no text; give the class a name"),
+        ({"classes": [CAT, DOG | {"name": "do\x1b[31mg"}]}, 'classes[1].name: "do\\u001b[31mg" holds a control'),
+        ({"classes": [CAT, DOG | {"name": "dog\n"}]}, 'classes[1].name: "dog\\n" holds a control character; take'),
+        ({"classes": [CAT, DOG | {"name": "\x85dog"}]}, 'classes[1].name: "\x85dog" holds a control character'),
+        ({"classes": [CAT, DOG | {"name": "\ud800"}]}, 'classes[1].name: "\ud800" holds a control character'),
         ({"classes": [CAT, DOG | {"name": "cat"}]}, 'classes[1].name: "cat" stands at classes[0].name too; each may'),
         ({"classes": [CAT, DOG | {"id": 0}]}, "classes[1].id: 0 stands at classes[0].id too; each may be there once"),
         (

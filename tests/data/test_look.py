@@ -67,19 +67,29 @@ def test_the_masks_own_palette_is_taken_over(tmp_path):
     ("values", "classes", "ignore"),
     [
         ([0, 1, 255], [0, 1], [255]),
-        ([1, 63, 255], [1, 63], [255]),
+        ([*range(150), 255], [*range(150)], [255]),
+        ([*range(1, 254), 255], [*range(1, 254)], [255]),
+        ([0, 9, 15, 255], [0, 9, 15], [255]),  # some of many classes, in a small data set
         ([0, 64, 255], [0, 64, 255], None),  # may be shades of grey
+        ([0, 50, 100, 255], [0, 50, 100, 255], None),
         ([0, 85, 170, 255], [0, 85, 170, 255], None),
         ([7, 255], [7, 255], None),
         ([0, 1, 65535], [0, 1], [65535]),
     ],
 )
 def test_void_is_guessed_only_where_it_is_certain(tmp_path, values, classes, ignore):
-    mask = np.resize(np.array(values, np.uint8 if max(values) < 256 else np.uint16), (8, 8))
-    write_image(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    mask = np.resize(np.array(values, np.uint8 if max(values) < 256 else np.uint16), (16, 16))
+    write_image(tmp_path / "images" / "a.png", np.zeros((16, 16, 3), np.uint8))
     write_image(tmp_path / "masks" / "a.png", mask)
     guessed = guess_classes(look(tmp_path))
     assert [entry["id"] for entry in guessed["classes"]] == classes and guessed.get("ignore") == ignore
+
+
+def test_names_from_elsewhere_can_stand_in_classes_json(tmp_path):
+    names = {0: "sky", 1: "tree\nhouse", 2: "caf\u00e9 \ud800"}
+    guessed = guess_classes(look(write_folder(tmp_path, "palette", 3)), names)
+    assert [entry["name"] for entry in guessed["classes"]] == ["sky", "tree\\nhouse", "caf\u00e9 \\ud800"]
+    assert read_classes(guessed)[1] == []
 
 
 def test_one_bit_masks_beside_0_and_255(tmp_path):

@@ -3,16 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hf_seg import train
 from hf_seg.trainer import SegTrainer
 
 TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
@@ -198,3 +201,23 @@ def test_a_full_disk(write_recipe, tmp_path, seen_before):
     listed = process.stdout.splitlines()
     assert "checkpoint-4" in listed and "checkpoint-8" not in listed
     assert '"model.safetensors": [' in process.stdout  # the older one is whole
+
+
+class DyingPairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where the memory is full
+
+
+def test_a_loader_process_that_is_killed(monkeypatch, capsys):
+    def run(*arguments):
+        list(torch.utils.data.DataLoader(DyingPairs(), num_workers=1))
+
+    monkeypatch.setattr(train, "run", run)
+    recipe = SimpleNamespace(name="a", encoder_recipe=None)
+    assert train.run_all([recipe], Path("runs"), None, set()) == ([], {"a"})
+    (line,) = capsys.readouterr().err.splitlines()  # no traceback
+    assert line.startswith("error: a: a process that loads the pictures has ended (DataLoader worker (pid")
+    assert "set training.dataloader_num_workers to a smaller number (0: no such processes) and launch again" in line
