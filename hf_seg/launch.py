@@ -71,7 +71,7 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Check
     recipes = [recipe for recipe in recipes if states.get(recipe.name) != "finished"]
     with _collected(problems, ""):
         checked.destinations = on_main_process(lambda: destinations(recipes, overwrite)) or {}
-    tried: dict[str, list[str]] = {}
+    tried: dict[str, list[str] | Exception] = {}
     for recipe in recipes:
         with _collected(problems, recipe.name):
             encoder_model = models[recipe.encoder_recipe] if recipe.encoder_recipe else None
@@ -80,7 +80,12 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Check
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
             if same not in tried:  # over seeds, for one
                 counts = {name: len(split) for name, split in data.splits.items()}
-                tried[same] = try_out(recipe, data.spec, counts)
+                try:
+                    tried[same] = try_out(recipe, data.spec, counts)
+                except REFUSALS as error:
+                    tried[same] = error
+            if isinstance(tried[same], Exception):
+                raise tried[same]
             checked.without_gradient[recipe.name] = tried[same]
     _raise_together(problems)
     return checked
@@ -232,9 +237,9 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
 
 def _without_each_key(training: TrainingRecipe) -> Iterator[tuple[str, TrainingRecipe]]:
     """Each key that differs from its default, and the section without it."""
-    default = TrainingRecipe()
+    default, batch = TrainingRecipe(), ("global_train_batch_size", "gradient_accumulation_steps")  # which go together
     for own in dataclasses.fields(training):
-        if own.name != "arguments" and getattr(training, own.name) != getattr(default, own.name):
+        if own.name not in ("arguments", *batch) and getattr(training, own.name) != getattr(default, own.name):
             yield own.name, replace(training, **{own.name: getattr(default, own.name)})
     for key in training.arguments:
         rest = {other: value for other, value in training.arguments.items() if other != key}
@@ -242,7 +247,7 @@ def _without_each_key(training: TrainingRecipe) -> Iterator[tuple[str, TrainingR
 
 
 def _say(result: object) -> str:
-    return " ".join(str(result).split()) or type(result).__name__
+    return " ".join(str(result).split()).rstrip(".") or type(result).__name__
 
 
 def _blank(count: int, size: int) -> CachedPairs:
