@@ -204,10 +204,7 @@ def _check_trackers(report_to: str | list[str] | None) -> Iterator[Problem]:
             hint = did_you_mean(name, known, f"; accepted: auto, none, all, {', '.join(known)}")
             yield "training.report_to", f'there is no tracker "{name}"{hint}'
         elif not known[name]:
-            yield (
-                "training.report_to",
-                f'"{name}" is not installed; install its package, or set another tracker or "none"',
-            )
+            yield "training.report_to", f'"{name}" is not installed here; install its package, or set "none"'
 
 
 def is_path_or_hub_id(weights: str) -> bool:

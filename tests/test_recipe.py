@@ -312,8 +312,6 @@ training {"gradient_accumulation_steps": 3}
     gradient_accumulation_steps: a batch of 64 does not divide by 3; choose of 1, 2, 4, 8, 16, 32, 64
 training {"report_to": "wanbd"}
     report_to: there is no tracker "wanbd"; did you mean "wandb"?
-training {"report_to": ["none", "wandb"]}
-    report_to: there is no tracker "none"; did you mean "neptune"?
 training {"mean_iou_script": "mean_iou.py"}
     mean_iou_script: there is no file "mean_iou.py"; correct the path, or leave it out
 """
