@@ -6,12 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from hf_seg.data import load_spec, load_splits, prepare_splits
-from hf_seg.models.build import build_image_processor
 from hf_seg.recipe import Recipe
 from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
+from hf_seg.seg_data import load_data
 from hf_seg.trainer import SegTrainer
-from hf_seg.transforms import build_transforms
 
 BATCH = 64
 
@@ -45,18 +43,6 @@ def build_trainer(
     recipe: Recipe, run_dir: Path, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()
 ) -> SegTrainer:
     """A trainer on prepared pairs; it prints no logs, which would run into the table."""
-    spec = load_spec(recipe.data)
-    transforms = build_transforms(recipe.data, spec)
-    prepared = prepare_splits(load_splits(recipe.data), spec, transforms, recipe.data.cache)
-    trainer = SegTrainer(
-        recipe=recipe,
-        run_dir=run_dir,
-        model=model,
-        image_processor=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
-        spec=spec,
-        prepared=prepared,
-        transforms=transforms,
-        callbacks=callbacks,
-    )
+    trainer = SegTrainer(recipe=recipe, run_dir=run_dir, model=model, data=load_data(recipe.data), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,7 +1,9 @@
 """From a recipe's training section to `TrainingArguments`, for the device and the ranks of this launch."""
 
 import importlib.util
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hf_seg.recipe import Recipe, RecipeError
 from hf_seg.recipe_keys import TrainingRecipe
 
 # Arguments of the Trainer that hf_seg.push does the work of: the Trainer's own pushes can end a training.
+EVAL_LOGITS = 2**23  # numbers, of 4 bytes each; an evaluation holds some five times as much
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 
 
@@ -71,13 +74,36 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     return wanted and num_processes > 1
 
 
-def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments:
+def eval_batch_size(train_batch: int, num_classes: int, image_size: int) -> int:
+    """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB.
+
+    That many images as are trained on at a time do fit, since training also keeps what the gradient needs.
+    """
+    return min(64, max(train_batch, EVAL_LOGITS // (num_classes * image_size**2)))
+
+
+def checkpoints_kept(training: TrainingRecipe) -> int:
+    """How many checkpoints of a run are kept: `save_total_limit`, of which null means all."""
+    limit = training.arguments.get("save_total_limit", 2)
+    return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
+
+
+def build_training_arguments(
+    recipe: Recipe, run_dir: Path, num_classes: int = 2, without_gradient: Sequence[str] | None = None
+) -> TrainingArguments:
     """`TrainingArguments` for a recipe on this launch's device and number of ranks.
+
+    Args:
+        recipe ([`Recipe`]): whose `training` they are made of.
+        run_dir (`Path`): checkpoints and logs go here.
+        num_classes (`int`): of the data.
+        without_gradient (`Sequence[str]`, *optional*): parameters that get no gradient; None: it is not known.
 
     Raises:
         RecipeError: when the global batch does not divide, or several GPUs are visible to one process.
     """
     training, state = recipe.training, PartialState()
+    train_batch = per_device_batch_size(training, state.num_processes)
     # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
     # but on a CPU workers would take the cores from the training.
     decodes = recipe.data.cache is False and state.device.type != "cpu"
@@ -86,10 +112,11 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
         "save_total_limit": 2,
-        "per_device_eval_batch_size": 64,
+        "per_device_eval_batch_size": eval_batch_size(train_batch, num_classes, recipe.data.image_size),
         "dataloader_num_workers": workers,
         "dataloader_persistent_workers": workers > 0,
-        "ddp_find_unused_parameters": False,  # every trainable parameter of both models takes part in every step
+        # to find them takes time in each step; not to find them ends a training at its second step
+        "ddp_find_unused_parameters": without_gradient is None or len(without_gradient) > 0,
         "dataloader_pin_memory": state.device.type == "cuda",
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
     report_to = training.report_to
@@ -98,7 +125,7 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
     args = TrainingArguments(
         output_dir=str(run_dir),
         num_train_epochs=training.num_train_epochs,
-        per_device_train_batch_size=per_device_batch_size(training, state.num_processes),
+        per_device_train_batch_size=train_batch,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
@@ -124,18 +151,3 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
             "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         )
     return args
-
-
-def explain_memory(args: TrainingArguments, training: TrainingRecipe, shape: torch.Size) -> str:
-    """What to do when a device has not the memory for a batch of `pixel_values` of a shape."""
-    parts = training.gradient_accumulation_steps
-    more = [n for n in range(parts + 1, shape[0] * parts + 1) if shape[0] * parts % n == 0]
-    remedy = (
-        f"set training.gradient_accumulation_steps to {more[0]}, which halves what is there at a time or more"
-        if more
-        else "use a device with more memory"
-    )
-    return (
-        f"{args.output_dir}: {args.device} has not the memory for {shape[0]} images of {shape[-2]}×{shape[-1]} pixels "
-        f"at a time; {remedy}, or lower data.image_size"
-    )

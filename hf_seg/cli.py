@@ -160,6 +160,7 @@ def _check(arguments: argparse.Namespace) -> int:
     for number, recipe in enumerate(recipes, 1):
         encoder = f", encoder of {recipe.encoder_recipe}" if recipe.encoder_recipe else ""
         say(f"{number}. {recipe.name} ({recipe.path}{encoder})")
+    say("not tried: data, weights, the Hub, and a step of training (`hf-seg doctor` and a launch try the step)")
     return 0
 
 

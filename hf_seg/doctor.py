@@ -1,6 +1,7 @@
 """`hf-seg doctor`: everything in the data and on the machine that would hurt a training run, before it starts.
 
-The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → room on the disk.
+The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → room on the disk → a
+step of each recipe.
 What training would refuse is found by the functions that training refuses it with.
 """
 
@@ -22,6 +23,7 @@ from hf_seg.text import printable
 
 if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
     from hf_seg.data.gather import Gathered
+    from hf_seg.data.spec import DatasetSpec
 
 FILES_SHOWN = 10  # of a code, unless all are asked for
 PREPARATION = {"image_size": 64, "normalize": "none", "augment": "none", "cache": True}  # not what is examined
@@ -69,7 +71,11 @@ def diagnose(
     sections = [(recipe.data, recipe.training) for recipe in recipes]
     sections += [(data, TrainingRecipe()) for folder in folders for data in _recognise(folder)]
     for same in _group(sections):
-        _examine(same, report, deep, disable_bar)
+        data_set = _examine(same, report, deep, disable_bar)
+        if data_set is not None:
+            for recipe in recipes:
+                if (recipe.data, recipe.training) in same:
+                    report.findings += _try_out(recipe, *data_set)
     return report
 
 
@@ -123,7 +129,8 @@ def _group(sections: list[tuple[DataRecipe, TrainingRecipe]]) -> list[list[tuple
 
 def _examine(
     same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, deep: bool, disable_bar: bool | None
-) -> None:
+) -> tuple[DatasetSpec, dict[str, int]] | None:
+    """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
     from hf_seg.data.examine import describe, examine
     from hf_seg.data.gather import gather
 
@@ -147,6 +154,9 @@ def _examine(
     report.findings += _check_room(same, gathered)
     if deep:
         report.findings += _compare_caches([data for data, _ in same], gathered, disable_bar)
+    usable = {name: split["usable"] for name, split in described["splits"].items()}
+    whole = gathered.spec is not None and gathered.split_known and all(usable.values())
+    return (gathered.spec, usable) if whole else None
 
 
 def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar: bool | None) -> list[Finding]:
@@ -183,6 +193,25 @@ def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar:
         for place, files in stale.items()
         for file in files
     ]
+
+
+def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[Finding]:
+    """What a launch would find by its trial step."""
+    from hf_seg.launch import REFUSALS, try_out
+
+    file = str(recipe.path)
+    try:
+        unused = try_out(recipe, spec, counts)
+    except REFUSALS as error:
+        parts = [problem.rpartition("; ") for problem in getattr(error, "problems", [str(error)])]
+        return [
+            Finding(level="error", code="trial-step", file=file, what=what or remedy, remedy=remedy if what else "")
+            for what, _, remedy in parts
+        ]
+    if not unused:
+        return []
+    what = f"{len(unused)} parameters get no gradient, as {unused[0]}"
+    return [Finding(level="note", code="no-gradient", file=file, what=what, remedy="No step will change them.")]
 
 
 def _check_room(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:

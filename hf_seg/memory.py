@@ -1,10 +1,12 @@
-"""The most memory that a run takes: of the GPU, or of the process where there is none."""
+"""The most memory that a run takes, of the GPU or else of the process, and what to do when it does not suffice."""
 
 import contextlib
 import re
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import TrainingArguments
 
 PROCESS = Path("/proc/self")  # Linux
 
@@ -29,3 +31,32 @@ def peak_memory(device: torch.device) -> float | None:
         return int(re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())[1]) * 1024 / 1e6
     except (OSError, TypeError):
         return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the machine, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def explain_training(args: TrainingArguments, image_size: int) -> str:
+    """What to do when the memory does not suffice for a step of training."""
+    images, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    more = [count for count in range(2 * parts, images * parts + 1) if images * parts % count == 0]
+    remedy = (
+        f"set training.gradient_accumulation_steps to {more[0]}, and it is {images * parts // more[0]} at a time"
+        if more
+        else "use a device with more memory"
+    )
+    return _explain(args, "training", images, image_size, remedy)
+
+
+def explain_evaluation(args: TrainingArguments, image_size: int) -> str:
+    """What to do when the memory does not suffice for the evaluation of a batch."""
+    images = args.per_device_eval_batch_size
+    remedy = f"set training.per_device_eval_batch_size to {images // 2}"
+    return _explain(args, "evaluation", images, image_size, remedy if images > 1 else "use a device with more memory")
+
+
+def _explain(args: TrainingArguments, what: str, images: int, image_size: int, remedy: str) -> str:
+    there = f"{images} images of {image_size}×{image_size} pixels at a time"
+    return f"{args.device} is out of memory in {what}, with {there}; {remedy}, or lower data.image_size"

@@ -93,22 +93,31 @@ def lost_worker(error: Exception) -> str | None:
     )
 
 
+def on_every_process(action: Callable[[], T]) -> T:
+    """Let each process do something by itself.
+
+    Raises:
+        Exception: on every rank, what the action raised on the first rank where it failed: none waits for another in
+            vain.
+    """
+    result = error = None
+    try:
+        result = action()
+    except Exception as raised:
+        error = raised
+    errors = [error for error in gather_object([error]) if error is not None]
+    if errors:
+        raise errors[0]
+    return result
+
+
 def on_main_process(action: Callable[[], T]) -> T | None:
     """Let the main process do what is to be done once. Returns what it made there, None on the others.
 
     Raises:
-        Exception: on every rank, what the action raised on the main process: none waits for another in vain.
+        Exception: on every rank, what the action raised on the main process.
     """
-    state, result, error = PartialState(), None, None
-    if state.is_main_process:
-        try:
-            result = action()
-        except Exception as raised:
-            error = raised
-    (error,) = broadcast_object_list([error])
-    if error is not None:
-        raise error
-    return result
+    return on_every_process(action if PartialState().is_main_process else lambda: None)
 
 
 def first_on_each_machine(action: Callable[[], T], what: str) -> T:
@@ -122,24 +131,17 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
         What the action made in this process.
 
     Raises:
-        Exception: on every rank, what the action raised on the first of them.
+        Exception: on every rank, what the action raised on one of them.
     """
-    state, result, error = PartialState(), None, None
-    if state.is_local_main_process:
-        try:
-            result = action()
-        except Exception as raised:
-            error = raised
+    state = PartialState()
     waiting = threading.Timer(PATIENCE, _say_what_is_waited_for, [what])
     if state.local_process_index == 1:  # one voice a machine
         waiting.start()
     try:
-        errors = [error for error in gather_object([error]) if error is not None]
+        result = on_every_process(action if state.is_local_main_process else lambda: None)
     finally:
         waiting.cancel()
-    if errors:
-        raise errors[0]
-    return result if state.is_local_main_process else action()
+    return on_every_process(lambda: result if state.is_local_main_process else action())
 
 
 def _say_what_is_waited_for(what: str) -> None:

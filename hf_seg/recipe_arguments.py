@@ -56,6 +56,7 @@ REFUSED: dict[str, str] = {
     "bf16_full_eval": _PRECISION,
     "fp16_full_eval": _PRECISION,
     "save_only_model": "checkpoints keep the optimiser's state, or an interrupted run could not resume",
+    "enable_jit_checkpoint": "hf_seg itself saves and stops at SIGTERM, and two handlers collide; leave it out",
     "data_seed": "one seed governs weights, shuffling and augmentation; set seed",
     **dict.fromkeys(
         [
@@ -145,10 +146,31 @@ def _enum_values(node: ast.ClassDef) -> list[str]:
     ]
 
 
+# Trackers that are not called like the package that they take; kubeflow takes none.
+_PACKAGES = {
+    "azure_ml": ["azureml"],
+    "flyte": ["flytekit"],
+    "kubeflow": ["transformers"],
+    "tensorboard": ["tensorboard", "tensorboardX"],
+}
+
+
 @functools.cache
 def scheduler_types() -> tuple[str, ...]:
     """The values of transformers' `SchedulerType`, e.g. `"linear"`."""
     return tuple(_enum_values(_classes("transformers", "trainer_utils.py")["SchedulerType"]))
+
+
+def trackers() -> dict[str, bool]:
+    """The names that `report_to` takes in the installed transformers, and whether the package of each is installed."""
+    source = (_folder("transformers") / "integrations" / "integration_utils.py").read_text(encoding="utf-8")
+    names = [
+        key.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"
+        for key in node.value.keys
+    ]
+    return {name: any(map(importlib.util.find_spec, _PACKAGES.get(name, [name]))) for name in names}
 
 
 def training_arguments() -> dict[str, dict[str, Any]]:

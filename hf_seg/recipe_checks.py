@@ -18,6 +18,7 @@ from hf_seg.recipe_arguments import (
     REFUSED_CONFIG,
     config_fields,
     scheduler_types,
+    trackers,
     training_arguments,
     unreadable_arguments,
 )
@@ -196,6 +197,7 @@ def check_training(training: Mapping[str, Any], keys: Keys) -> Iterator[Problem]
             yield "training.lr_scheduler_type", f'there is no schedule "{schedule}"{hint}'
         elif training.get("lr_decay_per_epoch", decay) != decay:
             yield "training.lr_decay_per_epoch", f'has no effect on the "{schedule}" schedule; leave it out'
+    yield from _check_trackers(training.get("report_to"))
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
     if batch is not None and parts is not None and batch % parts:
         counts = ", ".join(str(count) for count in range(1, min(batch, 256) + 1) if batch % count == 0)
@@ -203,6 +205,18 @@ def check_training(training: Mapping[str, Any], keys: Keys) -> Iterator[Problem]
             "training.gradient_accumulation_steps",
             f"a batch of {batch} does not divide by {parts}; choose of {counts}",
         )
+
+
+def _check_trackers(report_to: str | list[str] | None) -> Iterator[Problem]:
+    if report_to in (None, "auto", "none", "all", ["none"], ["all"]):
+        return
+    known = trackers()
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name not in known:
+            hint = did_you_mean(name, known, f"; accepted: auto, none, all, {', '.join(known)}")
+            yield "training.report_to", f'there is no tracker "{name}"{hint}'
+        elif not known[name]:
+            yield "training.report_to", f'"{name}" is not installed here; install its package, or set "none"'
 
 
 def is_path_or_hub_id(weights: str) -> bool:

@@ -15,14 +15,14 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from hf_seg.data import fingerprint, load_spec, load_splits, prepare_splits
-from hf_seg.models.build import build_image_processor, build_model
+from hf_seg.data import fingerprint
+from hf_seg.models.build import build_model
 from hf_seg.processes import start_processes
 from hf_seg.recipe import Recipe, RecipeError, load_recipes
 from hf_seg.results import environment, load_results
 from hf_seg.run_folder import RECORD, load_run
+from hf_seg.seg_data import SegData, load_data
 from hf_seg.trainer import SegTrainer
-from hf_seg.transforms import build_transforms
 
 
 @dataclass(kw_only=True)
@@ -93,17 +93,13 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
         raise RecipeError(f"--steps {steps}: there is nothing to compare; give 1 or more")
     recipe, record = _load(run_dir, data_root)
     start_processes()
-    spec, splits = load_spec(recipe.data), load_splits(recipe.data)
-    transforms = build_transforms(recipe.data, spec)
-    prepared = prepare_splits(splits, spec, transforms, recipe.data.cache)
+    data = load_data(recipe.data)
     with tempfile.TemporaryDirectory() as folder:
-        first, second = (
-            _train(recipe, Path(folder, name), steps, spec, prepared, transforms) for name in ("first", "second")
-        )
+        first, second = (_train(recipe, Path(folder, name), steps, data) for name in ("first", "second"))
     now = {
         **environment(PartialState().device),
         **first.setup,
-        "data fingerprint": fingerprint(splits),
+        "data fingerprint": fingerprint(data.splits),
         "encoder's first weights": first.init,
     }
     return Report(
@@ -148,7 +144,8 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     record = load_results(run_dir)
     load_run(run_dir)
     init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
-    overrides = [] if data_root is None else ["--data.root", json.dumps(data_root)]
+    overrides = ["--training.report_to", "none"]  # the tracker of the run may not be installed here
+    overrides += [] if data_root is None else ["--data.root", json.dumps(data_root)]
     if init == "checkpoint" and Path(weights).name == weights:  # the name of a run, over seeds not that in the recipe
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
@@ -160,7 +157,6 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     (recipe,) = load_recipes([run_dir / RECORD], overrides)
     quiet = replace(
         recipe.training,
-        report_to="none",
         arguments=recipe.training.arguments | {"disable_tqdm": True, "eval_on_start": False},
     )
     return replace(recipe, name=record["recipe"]["name"], training=quiet), record
@@ -192,18 +188,15 @@ class _Watched(SegTrainer):
         return loss
 
 
-def _train(recipe: Recipe, folder: Path, steps: int, spec, prepared, transforms) -> Training:
+def _train(recipe: Recipe, folder: Path, steps: int, data: SegData) -> Training:
     """As `hf_seg.train.run` does it, from the seed to the trainer."""
     set_seed(recipe.training.seed)
-    model, provenance = build_model(recipe.model, spec, recipe.data.image_size)
+    model, provenance = build_model(recipe.model, data.spec, recipe.data.image_size)
     trainer = _Watched(
         recipe=recipe,
         run_dir=folder,
         model=model,
-        image_processor=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
-        spec=spec,
-        prepared=prepared,
-        transforms=transforms,
+        data=data,
         callbacks=[_StopAfter(steps)],
     )
     trainer.step_losses = {}

@@ -79,6 +79,7 @@ MACHINE_KEYS = {
     "training": {
         "report_to",
         "gradient_accumulation_steps",
+        "per_device_eval_batch_size",
         "dataloader_num_workers",
         "disable_tqdm",
         "push_to_hub",

@@ -1,49 +1,28 @@
 """Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`."""
 
-import argparse
-import itertools
 import sys
 import traceback
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset
 from transformers import set_seed
 
-from hf_seg.arguments import per_device_batch_size, use_sync_batch_norm
+from hf_seg.arguments import checkpoints_kept
 from hf_seg.checkpoints import check_room, last_checkpoint
-from hf_seg.data import describe_dropped, fingerprint, image_name, load_spec, load_splits, prepare_splits
-from hf_seg.data.spec import DataError
-from hf_seg.hub import Destination, HubError, destinations
+from hf_seg.data import describe_dropped, fingerprint
 from hf_seg.interruption import Interrupted, StopWhenAsked
+from hf_seg.launch import REFUSALS, check, parse_arguments
 from hf_seg.memory import peak_memory, reset_peak_memory
 from hf_seg.model_card import build_card
-from hf_seg.models.build import (
-    WeightsError,
-    build_image_processor,
-    build_model,
-    check_model,
-    describe_provenance,
-    locate_encoder_weights,
-    measure_forward,
-)
+from hf_seg.models.build import build_model, describe_provenance, measure_forward
 from hf_seg.native import score_native
 from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
-from hf_seg.processes import (
-    check_agreement,
-    first_on_each_machine,
-    lost_contact,
-    lost_worker,
-    on_main_process,
-    start_processes,
-)
+from hf_seg.processes import lost_contact, lost_worker, on_main_process, start_processes
 from hf_seg.push import Uploads, is_unpushed
-from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
-from hf_seg.recipe_keys import ModelRecipe
+from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.results import (
     FORMAT,
     PER_IMAGE,
@@ -60,12 +39,10 @@ from hf_seg.results import (
 )
 from hf_seg.roc import stack_curves
 from hf_seg.run_folder import CARD, PLOTS, describe_data, hold_runs, open_run, start_run
+from hf_seg.seg_data import load_data
 from hf_seg.text import prepare_output
 from hf_seg.text import say as say_here
 from hf_seg.trainer import SegTrainer
-from hf_seg.transforms import build_transforms
-
-REFUSALS = (RecipeError, DataError, WeightsError, HubError)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     prepare_output()
-    options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+    options, overrides = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
     named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
     try:
         start_processes()
@@ -85,11 +62,14 @@ def main(argv: list[str] | None = None) -> int:
             recipes = over_seeds(recipes, named, options.seeds)
             named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
         overwrite = named if options.overwrite else set()
+        checked = check(recipes, options.output_dir, overwrite)
         with (
-            Uploads(check(recipes, options.output_dir, overwrite), say) as uploads,
+            Uploads(checked.destinations, say) as uploads,
             hold_runs(recipes, options.output_dir, overwrite),
         ):
-            results, failed = run_all(recipes, options.output_dir, uploads, overwrite, options.mean_iou_script)
+            results, failed = run_all(
+                recipes, options.output_dir, uploads, checked.without_gradient, overwrite, options.mean_iou_script
+            )
             say("\n" + format_table(results), keep="\n")
     except REFUSALS as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
@@ -106,40 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed or uploads.unpushed else 0
 
 
-def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> dict[str, Destination]:
-    """Refuse, before the first step of the first run, what any run of the launch would stumble over.
-
-    Returns:
-        `dict[str, Destination]`: where on the Hub the runs go that are to be pushed; empty but in the main process.
-    """
-    models = {recipe.name: recipe.model for recipe in recipes}
-    states = {recipe.name: open_run(recipe, output_dir / recipe.name, recipe.name in overwrite) for recipe in recipes}
-    recipes = [recipe for recipe in recipes if states[recipe.name] != "finished"]
-    where = on_main_process(lambda: destinations(recipes, overwrite)) or {}
-    for recipe in recipes:
-        per_device_batch_size(recipe.training, PartialState().num_processes)
-        use_sync_batch_norm(recipe.training, PartialState().num_processes, PartialState().device)
-        encoder_model = models[recipe.encoder_recipe] if recipe.encoder_recipe else None
-        splits = first_on_each_machine(partial(prepare, recipe, encoder_model), f"{recipe.name}: data and weights")
-        check_agreement(recipe.name, fingerprint(splits))
-    return where
-
-
-def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> dict[str, Dataset]:
-    """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
-    if encoder_model:
-        check_model(recipe.model, encoder_model, recipe.data.image_size)
-    else:
-        locate_encoder_weights(recipe.model, recipe.data.image_size)
-    spec, splits = load_spec(recipe.data), load_splits(recipe.data)
-    prepare_splits(splits, spec, build_transforms(recipe.data, spec), recipe.data.cache)
-    return splits
-
-
 def run_all(
     recipes: list[Recipe],
     output_dir: Path,
     uploads: Uploads,
+    without_gradient: dict[str, list[str]],
     overwrite: set[str],
     mean_iou_script: str | None = None,
 ) -> tuple[list[dict[str, Any]], set[str]]:
@@ -156,7 +107,8 @@ def run_all(
             failed.add(recipe.name)
             continue
         try:
-            results.append(run(recipe, output_dir, uploads, recipe.name in overwrite, mean_iou_script))
+            unused, replace_it = without_gradient.get(recipe.name), recipe.name in overwrite
+            results.append(run(recipe, output_dir, uploads, unused, replace_it, mean_iou_script))
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
                 if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
@@ -174,6 +126,7 @@ def run(
     recipe: Recipe,
     output_dir: Path,
     uploads: Uploads,
+    without_gradient: list[str] | None = None,
     overwrite: bool = False,
     mean_iou_script: str | None = None,
 ) -> dict[str, Any]:
@@ -188,10 +141,8 @@ def run(
             say(f"{recipe.name}: is not on the Hub yet; `hf-seg push {run_dir}` does it")
         return load_results(run_dir)
 
-    spec, splits = load_spec(recipe.data), load_splits(recipe.data)
-    transforms = build_transforms(recipe.data, spec)
-    prepared = prepare_splits(splits, spec, transforms, recipe.data.cache)
-
+    data = load_data(recipe.data)
+    spec, splits = data.spec, data.splits
     set_seed(recipe.training.seed)  # before the model draws its weights
     source = recipe.model
     if recipe.encoder_recipe:
@@ -199,8 +150,9 @@ def run(
     model, provenance = build_model(source, spec, recipe.data.image_size)
     provenance["encoder"]["source"] = recipe.encoder_recipe or provenance["encoder"]["source"]
     provenance["encoder"]["run"] = describe_encoder_run(source.encoder_weights)
-    image_processor = build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize)
     say(f"{recipe.name}: {describe_provenance(provenance)}")
+    if without_gradient:
+        say(f"{recipe.name}: {len(without_gradient)} parameters are not trained, as {without_gradient[0]}")
 
     record = {
         "format": FORMAT,
@@ -224,26 +176,23 @@ def run(
         "environment": environment(PartialState().device),
     }
     start_run(recipe, run_dir, state)
-    check_room(run_dir, model, kept=recipe.training.arguments.get("save_total_limit", 2))
+    check_room(run_dir, model, kept=checkpoints_kept(recipe.training))
     stop = StopWhenAsked()
     reset_peak_memory(PartialState().device)
     trainer = SegTrainer(
         recipe=recipe,
         run_dir=run_dir,
         model=model,
-        image_processor=image_processor,
-        spec=spec,
-        prepared=prepared,
-        transforms=transforms,
-        image_name=lambda index: image_name("train", splits["train"], index),
+        data=data,
+        without_gradient=without_gradient,
         callbacks=[*(on_main_process(lambda: uploads.begin(recipe, run_dir, record)) or []), stop],
     )
     with stop.listening():
         trained = trainer.train(resume_from_checkpoint=last_checkpoint(run_dir)).metrics
         stop.raise_if_asked()
         # both of the best checkpoint by validation mIoU, which training ends with
-        validation, test = trainer.validate(), trainer.test(prepared["test"], mean_iou_script)
-        samples = trainer.sample(prepared["test"])  # on all ranks: a divided model needs each of them
+        validation, test = trainer.validate(), trainer.test(data.prepared["test"], mean_iou_script)
+        samples = trainer.sample(data.prepared["test"])  # on all ranks: a divided model needs each of them
     trainer.save_model()
 
     roc, per_image = test.pop("roc"), test.pop("per_image")
@@ -256,7 +205,7 @@ def run(
     if trainer.is_world_process_zero():
         sizes = [recipe.data.image_size // part for part in (1, 2, 4, 8)]
         results["test"]["native"] = score_native(
-            trainer.predict_logits, splits["test"], prepared["test"], transforms["test"], sizes
+            trainer.predict_logits, splits["test"], data.prepared["test"], data.transforms["test"], sizes
         )
         plots = {name: run_dir / path for name, path in PLOTS.items()}
         plots["curves"].parent.mkdir(exist_ok=True)
@@ -279,49 +228,6 @@ def say(message: str, file=None, keep: str = "") -> None:
     """[`hf_seg.text.say`], from the main process only."""
     if PartialState().is_local_main_process:
         say_here(message, file, keep)
-
-
-def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into our options and the `--section.key value` overrides."""
-    overrides, rest = [], []
-    tokens = iter(argv)
-    for token in tokens:
-        if token.startswith("--") and "." in token.partition("=")[0]:
-            overrides += [token] if "=" in token else [token, *itertools.islice(tokens, 1)]
-        else:
-            rest.append(token)
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, epilog="--section.key VALUE overrides a key of every recipe named."
-    )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--overwrite", action="store_true", help="replace finished or differing runs")
-    parser.add_argument(
-        "--mean_iou_script",
-        type=script,
-        metavar="FILE.py",
-        help="run this copy of evaluate's mean_iou to check the test score with",
-    )
-    parser.add_argument(
-        "--seeds", type=seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on"
-    )
-    return parser.parse_args(rest), overrides
-
-
-def script(text: str) -> str:
-    """The file of `--mean_iou_script`; `evaluate` would look on the Hub for a name that is no file."""
-    path = Path(text).expanduser().resolve()
-    if path.suffix != ".py" or not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text} that ends in .py")
-    return str(path)
-
-
-def seeds(text: str) -> list[int]:
-    """The numbers of `--seeds`, each once."""
-    numbers = list(dict.fromkeys(int(number) for number in text.split(",")))
-    if not all(0 <= number < 2**32 for number in numbers):
-        raise ValueError  # argparse says which option's value is invalid
-    return numbers
 
 
 if __name__ == "__main__":

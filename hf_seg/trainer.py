@@ -4,7 +4,8 @@ import gc
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ import torch
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.arguments import build_training_arguments, explain_memory, use_channels_last, use_sync_batch_norm
+from hf_seg.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
 from hf_seg.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
-from hf_seg.data.spec import DatasetSpec
+from hf_seg.data import image_name
 from hf_seg.evaluation import Evaluation
 from hf_seg.loss import LossWatch, segmentation_loss, upsample
+from hf_seg.memory import explain_evaluation, explain_training, is_out_of_memory
 from hf_seg.metrics import SecondOpinion
+from hf_seg.models.build import build_image_processor
 from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.transforms import SegTransform, collate
+from hf_seg.seg_data import SegData
+from hf_seg.transforms import collate
 
 
 class _EvaluateEvery(TrainerCallback):
@@ -52,11 +54,9 @@ class SegTrainer(Trainer):
     Args:
         recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
         run_dir (`Path`): checkpoints and logs go here.
-        model (`PreTrainedModel`), image_processor: what is trained and saved.
-        spec ([`DatasetSpec`]): names the classes and the label that is ignored.
-        prepared (`Mapping[str, Dataset]`): `"train"` and `"validation"`, as `prepare_splits` gives them.
-        transforms (`Mapping[str, SegTransform]`): of the same splits; `finish` makes pairs the model's input.
-        image_name (`Callable[[int], str]`, *optional*): what to call a training image in messages.
+        model (`PreTrainedModel`): what is trained and saved, with the image processor of the data.
+        data ([`SegData`]): what it is trained and validated on.
+        without_gradient (`Sequence[str]`, *optional*): its parameters that get no gradient; None: it is not known.
         callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
 
     Raises:
@@ -69,33 +69,26 @@ class SegTrainer(Trainer):
         recipe: Recipe,
         run_dir: Path,
         model: PreTrainedModel,
-        image_processor: BaseImageProcessor,
-        spec: DatasetSpec,
-        prepared: Mapping[str, Dataset],
-        transforms: Mapping[str, SegTransform],
-        image_name: Callable[[int], str] = str,
+        data: SegData,
+        without_gradient: Sequence[str] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        self.train_transform, self.eval_transform = transforms["train"], transforms["validation"]
-        self.image_name, self.losses = image_name, LossWatch()
-        self.training_recipe, self.class_names, self.ignore_index = (
-            recipe.training,
-            spec.class_names,
-            spec.ignore_index,
-        )
+        self.train_transform, self.eval_transform = data.transforms["train"], data.transforms["validation"]
+        self.recipe, self.train_pairs, self.losses = recipe, data.splits.get("train"), LossWatch()
+        self.class_names, self.ignore_index = data.spec.class_names, data.spec.ignore_index
         self.evaluation: dict[str, Any] = {}
         self.scoring = Evaluation(self.class_names, self.ignore_index)
-        args = build_training_arguments(recipe, run_dir)
+        args = build_training_arguments(recipe, run_dir, len(self.class_names), without_gradient)
         self.sync_batch_norm = use_sync_batch_norm(recipe.training, args.world_size, args.device)
         if self.sync_batch_norm:
             model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
         super().__init__(
             model=model,
             args=args,
-            train_dataset=prepared["train"],
-            eval_dataset=prepared["validation"],
+            train_dataset=data.prepared["train"],
+            eval_dataset=data.prepared["validation"],
             data_collator=collate,
-            processing_class=image_processor,
+            processing_class=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=lambda logits, labels: self.scoring.reduce_logits(logits, labels),
@@ -119,11 +112,11 @@ class SegTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        if self.training_recipe.lr_scheduler_type != "exponential":
+        if self.recipe.training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = math.ceil(len(self.train_dataset) / self.training_recipe.global_train_batch_size)
-            gamma = self.training_recipe.lr_decay_per_epoch
+            steps_per_epoch = math.ceil(len(self.train_dataset) / self.recipe.training.global_train_batch_size)
+            gamma = self.recipe.training.lr_decay_per_epoch
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: gamma ** (step // steps_per_epoch)
             )
@@ -147,13 +140,43 @@ class SegTrainer(Trainer):
         return torch.Generator().manual_seed(int(seed))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        try:
+        with self._explained(explain_training):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            raise RecipeError(explain_memory(self.args, self.training_recipe, inputs["pixel_values"].shape)) from error
         self.losses.add(loss, (self.state.global_step, self._images))
         self._check_losses()
         return loss
+
+    def try_step(self, images: int) -> list[str]:
+        """The forward and backward pass of a step, in this process alone; no weight is changed.
+
+        Args:
+            images (`int`): how many at a time.
+
+        Returns:
+            `list[str]`: trainable parameters that got no gradient.
+        """
+        if self.args.activation_checkpointing:  # as `train` does
+            options = dict(self.args.activation_checkpointing_kwargs or {})
+            layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **layers)
+        if not self.place_model_on_device:  # it is divided over the ranks when training begins
+            return []
+        self.model.zero_grad()
+        pairs = self.train_dataset.__getitems__([index % len(self.train_dataset) for index in range(images)])
+        batch = self.train_transform.finish(self._prepare_inputs(pairs), self._generator(0))
+        with self._explained(explain_training):
+            super().training_step(self.model, batch)
+        return [name for name, value in self.model.named_parameters() if value.requires_grad and value.grad is None]
+
+    @contextmanager
+    def _explained(self, explain: Callable[[TrainingArguments, int], str]) -> Iterator[None]:
+        """Say what to do when the memory of the device does not suffice."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RecipeError(explain(self.args, self.recipe.data.image_size)) from error
 
     def _check_losses(self, wait: bool = False) -> None:
         """Stop when a loss is no number: the weights are spoilt from that step on."""
@@ -162,7 +185,7 @@ class SegTrainer(Trainer):
             return
         value, (step, images) = found
         indices = torch.cat(images).tolist()
-        names = [self.image_name(index) for index in indices[:10]]
+        names = [image_name("train", self.train_pairs, index) for index in indices[:10]]
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
         last = last_checkpoint(Path(self.args.output_dir))
         raise RecipeError(
@@ -249,6 +272,10 @@ class SegTrainer(Trainer):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    def evaluation_loop(self, *args, **kwargs):
+        with self._explained(explain_evaluation):
+            return super().evaluation_loop(*args, **kwargs)
+
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:
         """Logits `(batch, C, h, w)` of `pixel_values` `(batch, 3, height, width)`, on the device, as in evaluation."""
@@ -285,7 +312,7 @@ class SegTrainer(Trainer):
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": "bf16" if self.args.bf16 else "fp32",
-            "channels_last": use_channels_last(self.training_recipe, self.args.device),
+            "channels_last": use_channels_last(self.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,
             "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],

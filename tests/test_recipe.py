@@ -1,6 +1,7 @@
 """Every way a recipe can be wrong, by its message; and what a right one becomes."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hf_seg.recipe_arguments import (
     REFUSED_CONFIG,
     config_fields,
     scheduler_types,
+    trackers,
     training_arguments,
     unreadable_arguments,
 )
@@ -307,6 +309,8 @@ training {"lr_scheduler_type": "cosin"}
     lr_scheduler_type: there is no schedule "cosin"; did you mean "cosine"?
 training {"gradient_accumulation_steps": 3}
     gradient_accumulation_steps: a batch of 64 does not divide by 3; choose of 1, 2, 4, 8, 16, 32, 64
+training {"report_to": "wanbd"}
+    report_to: there is no tracker "wanbd"; did you mean "wandb"?
 """
 
 
@@ -382,6 +386,19 @@ def test_accepted_combinations(tmp_path):
     load_recipes(
         [save(tmp_path, model={"arch": "segformer", "config": {"num_encoder_blocks": 4, "drop_path_rate": 0}})]
     )
+
+
+def test_trackers_that_are_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, find=importlib.util.find_spec: (
+        None if name in ("wandb", "azureml") else name if name == "mlflow" else find(name)
+    ))  # fmt: skip
+    training = {"report_to": ["mlflow", "wandb", "azure_ml"]}
+    assert problems(save(tmp_path, training=training)) == [
+        f'run.json: training.report_to: "{name}" is not installed here; install its package, or set "none"'
+        for name in ("wandb", "azure_ml")
+    ]
+    for report_to in ("mlflow", "auto", "none", "all", ["none"], []):
+        load_recipes([save(tmp_path, training={"report_to": report_to})])
 
 
 def test_number_beyond_all_bounds(tmp_path):
@@ -636,6 +653,15 @@ class TestAgainstTransformers:
             if "has no such argument" in reason:
                 assert name not in installed
 
+    def test_trackers(self):
+        from transformers.integrations import integration_utils
+
+        assert set(trackers()) == set(integration_utils.INTEGRATION_TO_CALLBACK)
+        available = {"comet_ml": "comet", "azure_ml": "azureml", "flyte": "flytekit"}
+        for name, installed in trackers().items():
+            if name != "kubeflow":  # which is about the machine
+                assert installed == getattr(integration_utils, f"is_{available.get(name, name)}_available")(), name
+
     def test_schedules(self):
         from transformers import SchedulerType
 
@@ -673,7 +699,9 @@ class TestCommand:
         base, late = save(tmp_path, "base"), tmp_path / "late.json"
         save(tmp_path, "late", model={"init": "checkpoint", "encoder_weights": "base"})
         assert main(["check", str(late), "--training.seed", "3"]) == 0
-        assert capsys.readouterr().out == f"1. base ({base})\n2. late ({late}, encoder of base)\n"
+        first, second, last = capsys.readouterr().out.splitlines()
+        assert (first, second) == (f"1. base ({base})", f"2. late ({late}, encoder of base)")
+        assert last.startswith("not tried: data, weights, the Hub, and a step of training")
 
     def test_check_prints_problems(self, tmp_path, capsys):
         path = save(tmp_path)

@@ -4,11 +4,20 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_seg.arguments import use_bf16, use_channels_last, use_sync_batch_norm
+from hf_seg.arguments import (
+    checkpoints_kept,
+    eval_batch_size,
+    use_bf16,
+    use_channels_last,
+    use_sync_batch_norm,
+)
 from hf_seg.checkpoints import load_weights
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
-from hf_seg.recipe import RecipeError
+from hf_seg.models.build import build_model
+from hf_seg.recipe import RecipeError, load_recipes
 from hf_seg.recipe_keys import TrainingRecipe
+from hf_seg.seg_data import load_data
+from hf_seg.trainer import SegTrainer
 
 
 def tiny(arch, seed):
@@ -84,3 +93,45 @@ def test_synchronised_batch_norm_keeps_the_tensors_of_a_model(arch):
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == len(norms)
     for name, tensor in model.state_dict().items():
         assert tensor.data_ptr() == before[name].data_ptr(), name
+
+
+def test_fewer_images_are_evaluated_at_a_time_where_there_are_many_classes_and_pixels():
+    # training batch, classes, image size
+    assert eval_batch_size(64, 3, 64) == eval_batch_size(8, 19, 64) == 64  # as the study's recipes have it
+    assert eval_batch_size(1, 100, 128) == 5
+    assert eval_batch_size(8, 150, 512) == 8  # what can be trained on can be evaluated
+    assert eval_batch_size(1, 150, 2048) == 1
+    assert eval_batch_size(256, 3, 64) == 64
+
+
+def test_all_checkpoints_are_kept_when_there_is_no_limit():
+    assert checkpoints_kept(TrainingRecipe()) == 2
+    assert checkpoints_kept(TrainingRecipe(arguments={"save_total_limit": 5})) == 5
+    every = TrainingRecipe(num_train_epochs=5, eval_every_epochs=2, arguments={"save_total_limit": None})
+    assert checkpoints_kept(every) == 3
+
+
+@pytest.fixture
+def trainer(write_recipe, tmp_path):
+    (recipe,) = load_recipes([write_recipe("a", training={"per_device_eval_batch_size": 4})])
+    data = load_data(recipe.data)
+    model, _ = build_model(recipe.model, data.spec)
+    return SegTrainer(recipe=recipe, run_dir=tmp_path / "run", model=model, data=data)
+
+
+def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
+    small = trainer.validate()
+    trainer.args.per_device_eval_batch_size = 64
+    large = trainer.validate()
+    assert small["confusion_matrix"] == large["confusion_matrix"] and small["mean_iou"] == large["mean_iou"]
+    assert small["loss"] == pytest.approx(large["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("where", ["prediction_step", "_add_batch"])  # in the model, and in the scores
+def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
+    def take(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(*(trainer, "compute_metrics", take) if where == "_add_batch" else (trainer, where, take))
+    with pytest.raises(RecipeError, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
+        trainer.validate()

@@ -76,7 +76,7 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
         WeightsError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
     """
     config, model_class = _build_config(model, image_size, spec)
-    path = locate_encoder_weights(model, image_size)
+    path = None if model.init == "scratch" else locate_encoder_weights(model, image_size)
     built = model_class(config)
     if model.arch == "auto":
         auto.reset_batch_norms(built)

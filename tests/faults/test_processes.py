@@ -94,6 +94,12 @@ def test_a_loss_that_is_no_number_on_one_rank(write_recipe, two_ranks, tmp_path)
     assert "The last checkpoint before it is runs/a/checkpoint-4." in line
 
 
+def test_a_trial_that_one_rank_fails(write_recipe, two_ranks, tmp_path):
+    status, output = two_ranks(write_recipe("a"), "trial")
+    assert status != 0 and "error: a: training.debug: is refused here only; leave it out" in output
+    assert "lost contact" not in output and not (tmp_path / "runs").exists()
+
+
 @pytest.mark.long
 def test_a_rank_that_keeps_the_other_waiting(write_recipe, two_ranks):
     status, output = two_ranks(write_recipe("a"), "slow", HF_SEG_TIMEOUT="15")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from hf_seg import train
+from hf_seg import launch, seg_data, train
+from hf_seg.recipe import RecipeError
 from hf_seg.trainer import SegTrainer
 
 trouble, rank = sys.argv.pop(), int(os.environ["RANK"])
@@ -32,8 +33,15 @@ def load_splits(*arguments):
     return original_splits(*arguments)
 
 
+def step(*arguments):
+    if trouble == "trial" and rank == 1:
+        raise RecipeError("training.debug: is refused here only; leave it out")
+    return original_step(*arguments)
+
+
 original, SegTrainer.training_step = SegTrainer.training_step, training_step
-original_splits, train.load_splits = train.load_splits, load_splits
+original_splits, seg_data.load_splits = seg_data.load_splits, load_splits
+original_step, launch._step = launch._step, step
 if trouble == "apart":
     folder = Path(f"machine-{rank}")
     folder.mkdir()
