@@ -8,7 +8,7 @@ import os
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from datasets import Dataset
 
 from hf_seg.data import folder, hub_dataset, hub_files
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
+from hf_seg.data.layout import ALL, is_picture_folder
 from hf_seg.data.look import Findings, guess_classes, look_at_pairs, pixel_shares
 from hf_seg.data.pairs import stored_pairs
 from hf_seg.data.spec import DataError, PairError, report_pairs
+from hf_seg.data.split_file import SPLITS
 from hf_seg.preview import plot_preview
 from hf_seg.recipe import Recipe
 from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
@@ -104,8 +106,7 @@ def init(
 
 
 def _is_table(place: Path) -> bool:
-    parts = [*folder.PARTS, *(f"{split}/{part}" for split in folder.SPLITS for part in folder.PARTS)]
-    return not any((place / part).is_dir() for part in parts) and hub_files.is_table_folder(place)
+    return not is_picture_folder(place) and hub_files.is_table_folder(place)
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -115,17 +116,23 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
 
 
 def _look_into_folder(root: Path) -> Source:
-    """All pairs, of whatever split; no split is drawn yet."""
-    pairs, errors = [], []
-    drawn = not folder.has_split_folders(root)
-    for place in [root] if drawn else [root / split for split in folder.SPLITS]:
-        found, wrong = folder.find_pairs(place)
-        pairs += found.values()
-        errors += wrong
-    splits = {"pairs": folder.as_dataset(pairs)}
+    """All pairs; no split is drawn yet."""
+    found = folder.list_folder(root)
+    own = ALL not in found.splits
     return Source(
-        name=str(root), keys={"name": "folder", "root": str(root)}, splits=splits, errors=errors, drawn=drawn
+        name=str(root),
+        keys={"name": "folder", "root": str(root)},
+        splits={split: folder.as_dataset(list(pairs.values())) for split, pairs in found.splits.items()},
+        errors=found.errors,
+        drawn=bool(found.lacking),
+        about=(_describe_splits(found.splits),) if own else (),
     )
+
+
+def _describe_splits(splits: Mapping[str, Sized]) -> str:
+    lacking = [split for split in SPLITS if split not in splits]
+    counted = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return f"  splits  {counted}" + (f"; {' and '.join(lacking)} will be drawn from train" if lacking else "")
 
 
 def _look_into_table(data: DataRecipe) -> Source:
@@ -135,10 +142,7 @@ def _look_into_table(data: DataRecipe) -> Source:
     rows, columns = hub_dataset.build_rows(data, tables)
     usable, errors = hub_dataset.find_usable(rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
-    lacking = [split for split in folder.SPLITS if split not in splits]
-    about = [f"  columns {columns[0]} (images), {columns[1]} (masks)"]
-    about += [f"  splits  {', '.join(f'{len(table)} {split}' for split, table in splits.items())}"]
-    about[1] += f"; {' and '.join(lacking)} will be drawn from train" if lacking else ""
+    about = (f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits))
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
     keys |= {"image_column": columns[0], "mask_column": columns[1]}
     features = next(iter(tables.values())).features
@@ -147,8 +151,8 @@ def _look_into_table(data: DataRecipe) -> Source:
         keys=keys,
         splits=splits,
         errors=errors,
-        drawn=bool(lacking),
-        about=tuple(about),
+        drawn=len(splits) < len(SPLITS),
+        about=about,
         find_names=partial(hub_files.load_class_names, data.path, data.revision, features),
     )
 

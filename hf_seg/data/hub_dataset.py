@@ -14,22 +14,25 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from pyarrow import compute
 
-from hf_seg.data.folder import SPLITS, build_mask_column, build_own_spec, find_root
+from hf_seg.data.folder import build_mask_column, build_own_spec, find_root
 from hf_seg.data.hub_columns import find_columns
 from hf_seg.data.hub_files import data_set_name, is_hub_id, load_tables
 from hf_seg.data.own_images import UprightImage
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
-from hf_seg.data.split_file import FILE_NAME, RowSplit, draw_split, load_row_split, save_row_split
+from hf_seg.data.split_file import (
+    FILE_NAME,
+    SPLITS,
+    UNLABELLED,
+    RowSplit,
+    draw_split,
+    find_splits,
+    load_row_split,
+    save_row_split,
+)
 
 if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
 
-# what the splits of a data set may be called
-OWN_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev", "eval"),
-    "test": ("test", "testing"),
-}
 SPLIT_RULE = (
     "the data set's own train, validation and test splits; where it lacks one of the last two, 10 % of train, drawn "
     "at random once and kept in split.json."
@@ -39,10 +42,6 @@ CHANGED = (
     "split is drawn then, and scores before and after are of different test sets."
 )
 EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
-UNLABELLED = (
-    'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and rows of train are '
-    "drawn for it."
-)
 
 
 def find_hub_root(data: DataRecipe) -> Path:
@@ -111,7 +110,7 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
         DataError: when there is no train split, or the columns cannot be told.
     """
     name = data_set_name(data.path)
-    splits = _own_splits(name, tables)
+    splits = {split: tables[own] for split, own in find_splits(name, tables).items()}
     image, mask = find_columns(name, splits["train"].features, data.image_column, data.mask_column)
     rows = {}
     for split, dataset in splits.items():
@@ -121,22 +120,6 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
         dataset = dataset.cast_column("image", Image()).cast_column("mask", Image())
         rows[split] = dataset.add_column("origin", [f"{name} {split}[{row}]" for row in range(len(dataset))])
     return rows, (image, mask)
-
-
-def _own_splits(name: str, tables: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    splits = {}
-    for split, aliases in OWN_NAMES.items():
-        found = [own for own in tables if own.lower() in aliases]
-        if len(found) > 1:
-            raise DataError(f"{name}: which is the {split} split, {' or '.join(found)}? Rename one of them.")
-        if found:
-            splits[split] = tables[found[0]]
-    if "train" not in splits:
-        raise DataError(
-            f"{name}: has no split named train, but {', '.join(tables)}. Name the split to train on so: validation "
-            "and test are drawn from it where there are none."
-        )
-    return splits
 
 
 def find_usable(rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:

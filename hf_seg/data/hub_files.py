@@ -16,15 +16,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from pyarrow import ArrowInvalid, parquet
 
 from hf_seg.data.spec import DataError
+from hf_seg.data.split_file import SPLIT_WORDS
 from hf_seg.recipe_checks import is_path_or_hub_id
 from hf_seg.recipe_files import parse_json
 
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 LAYOUT = (
     "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or what "
     "save_to_disk has written."

@@ -10,7 +10,8 @@ from datasets import load_from_disk
 from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import DataError, check_splits, describe_dropped, fingerprint, folder, load_spec, load_splits
+from hf_seg.data import DataError, check_splits, describe_dropped, fingerprint, load_spec, load_splits
+from hf_seg.data.split_file import SPLITS
 from hf_seg.transforms import SegTransform
 
 IDS = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
@@ -208,10 +209,13 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("folders", "message"),
         [
-            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, or"),
+            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, in"),
             (["photos", "labels"], "has no images, no masks; its folders are labels, photos."),
             (["images"], "has no masks; its folders are images."),
-            (["train/images", "train/masks", "val/images"], "has no validation/images, no validation/masks, no test"),
+            (["train/images", "val/masks"], "has no train/masks, no val/images; its folders are train, val."),
+            (["val/images", "val/masks"], "has no split named train, but val. Name the split to train on so"),
+            (["train/images", "train/masks", "val/images", "val/masks", "dev"], "which is the validation split, dev"),
+            (["images/test", "masks/test"], "/images: has no split named train, but test."),
             (["images", "masks", "test"], "holds both images, masks, test: leave one of the layouts."),
         ],
     )
@@ -219,7 +223,7 @@ class TestRefused:
         root = describe(tmp_path, IDS)
         for name in folders:
             (root / name).mkdir(parents=True)
-        assert refused(root).startswith(f"{root}: {message}")
+        assert refused(root).startswith(f"{root}{message}" if message[0] == "/" else f"{root}: {message}")
 
     def test_files_that_are_no_pair(self, own, refused):
         root = own()
@@ -276,8 +280,8 @@ class TestSplit:
         root = own(count=20)
         first = pairs_of(load_splits(recipe("folder", root)))
         saved = json.loads((root / "split.json").read_text())
-        assert [len(saved[split]) for split in folder.SPLITS] == [16, 2, 2] and saved["seed"] == 0
-        assert sorted(sum((saved[split] for split in folder.SPLITS), [])) == [f"photo_{n:02}" for n in range(20)]
+        assert [len(saved[split]) for split in SPLITS] == [16, 2, 2] and saved["seed"] == 0
+        assert sorted(sum((saved[split] for split in SPLITS), [])) == [f"photo_{n:02}" for n in range(20)]
         write_folder(root, "ids", count=24)  # four more
         second = pairs_of(load_splits(recipe("folder", root)))
         assert first.keys() <= second.keys() and len(second) == 24
@@ -293,7 +297,7 @@ class TestSplit:
         assert not caplog.text
         write_folder(root, "ids", count=12)
         load_splits(recipe("folder", root))
-        assert "2 new pairs were added to train in split.json; the test set stays." in caplog.text
+        assert "2 new pairs count as train, since split.json does not name them." in caplog.text
 
     def test_names_without_files(self, own, recipe, refused):
         root = own()
@@ -306,7 +310,7 @@ class TestSplit:
 
     def test_by_folders(self, tmp_path, recipe):
         root = describe(tmp_path, CLASSES["ids"])
-        for count, split in enumerate(folder.SPLITS, start=2):
+        for count, split in enumerate(SPLITS, start=2):
             write_folder(root / split, "ids", count)
         data = recipe("folder", root, max_test_samples=3)
         assert {name: len(split) for name, split in load_splits(data).items()} == {

@@ -366,7 +366,7 @@ class TestBadRows:
         root = three_splits(tmp_path / "own", test=make_table(range(3), without_mask=range(3)))
         message = refused(root)
         assert (
-            f"{root} test: none of its 3 rows has a mask\n" in message and "rows of train are drawn for it" in message
+            f"{root} test: none of its 3 rows has a mask\n" in message and "a part of train is drawn for it" in message
         )
         assert not (root / "split.json").exists()
         data = hub_recipe(root, on_bad_pair="drop")
