@@ -8,6 +8,7 @@ from pathlib import Path
 
 LINKS = "Links are followed, so each must lead to a file or to a folder that does not hold it. Correct or remove it."
 RENAME = "Rename such files and folders, an image and its mask alike: a name must be text in UTF-8."
+NO_FILE = "Remove it."
 READABLE = "Make it readable, or remove it."
 
 
@@ -72,5 +73,5 @@ def find_files(folder: Path) -> tuple[list[Path], list[Obstacle]]:
             elif entry.is_symlink():
                 stop(path, "is a link to nothing", LINKS)
             else:
-                stop(path, "is neither a file nor a folder", "Remove it.")
+                stop(path, "is neither a file nor a folder", NO_FILE)
     return sorted(files), sorted(obstacles, key=lambda obstacle: obstacle.path)

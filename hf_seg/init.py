@@ -140,7 +140,7 @@ def _look_into_table(data: DataRecipe) -> Source:
     name = hub_dataset.data_set_name(data.path)
     tables = hub_files.load_tables(data.path, data.revision, data.config_name)
     rows, columns = hub_dataset.build_rows(data, tables)
-    usable, errors = hub_dataset.find_usable(rows)
+    usable, errors = hub_dataset.find_usable(data.path, rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
     about = (f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits))
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}

@@ -194,7 +194,7 @@ def _gather_folder(data: DataRecipe) -> Gathered:
 def _hub_splits(data: DataRecipe, gathered: Gathered) -> DatasetDict:
     """The splits of a table, which is loaded, from the Hub when it is there; what is drawn of them is not yet kept."""
     rows, _ = hub_dataset.build_rows(data, load_tables(data.path, data.revision, data.config_name))
-    usable, errors = hub_dataset.find_usable(rows)
+    usable, errors = hub_dataset.find_usable(data.path, rows)
     bad: Level = "warning" if data.on_bad_pair == "drop" else "error"
     gathered.findings += [as_finding(error, bad) for error in errors]
     root = hub_dataset.find_hub_root(data)

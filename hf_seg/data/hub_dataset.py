@@ -6,7 +6,7 @@ The pictures' bytes lie in Arrow tables that `datasets` maps into memory; nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from pyarrow import compute
 
 from hf_seg.data.folder import build_mask_column, build_own_spec, find_root
 from hf_seg.data.hub_columns import find_columns
-from hf_seg.data.hub_files import data_set_name, is_hub_id, load_tables
+from hf_seg.data.hub_files import data_set_name, is_hub_id, load_tables, may_read
 from hf_seg.data.own_images import UprightImage
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
 from hf_seg.data.split_file import (
@@ -29,6 +29,7 @@ from hf_seg.data.split_file import (
     load_row_split,
     save_row_split,
 )
+from hf_seg.text import printable
 
 if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
@@ -40,6 +41,10 @@ SPLIT_RULE = (
 CHANGED = (
     "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
     "split is drawn then, and scores before and after are of different test sets."
+)
+OUTSIDE = (
+    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the pictures' "
+    "bytes into the table."
 )
 EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
 
@@ -84,7 +89,7 @@ def load_hub_splits(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
     root = find_hub_root(data)
     mask = build_mask_column(root)
     rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
-    usable, errors = find_usable(rows)
+    usable, errors = find_usable(data.path, rows)
     if errors and data.on_bad_pair != "drop":
         raise report_pairs(data_set_name(data.path), errors, sum(map(len, rows.values())))
     chosen = _add_held_out(data, root, rows["train"], usable)
@@ -122,10 +127,11 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
     return rows, (image, mask)
 
 
-def find_usable(rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
+def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
     """Find the rows that have both an image and a mask; nothing is decoded.
 
     Args:
+        path (`str`): `data.path`. What a row names outside of that folder is nobody's business, and is not read.
         rows (`Mapping[str, Dataset]`): from `build_rows`.
 
     Returns:
@@ -143,8 +149,24 @@ def find_usable(rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], lis
         for row in np.flatnonzero(no_image | no_mask).tolist():
             reason = f"the row has no {'mask' if no_mask[row] else 'image'}"
             errors.append(PairError(origins[row]["origin"], reason, EMPTY))
-        usable[split] = np.flatnonzero(~(no_image | no_mask))
+        outside = {}
+        for column in ("image", "mask"):
+            outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
+        for row, (column, file) in sorted(outside.items()):
+            reason = f"the {column} is a file outside of the data set, {printable(file)}"
+            errors.append(PairError(origins[row]["origin"], reason, OUTSIDE))
+        usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
     return usable, errors
+
+
+def _named_files(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
+    """The rows whose picture's bytes are not in the table, and the files that these name."""
+    start = 0
+    for chunk in dataset.data.column(column).chunks:
+        only_path = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
+        rows = np.flatnonzero(only_path.to_numpy(zero_copy_only=False))
+        yield from zip((start + rows).tolist(), chunk.field("path").take(rows).to_pylist(), strict=True)
+        start += len(chunk)
 
 
 def _is_empty(dataset: Dataset, column: str) -> np.ndarray:
