@@ -1,6 +1,6 @@
 """`hf-seg doctor`: everything in the data and on the machine that would hurt a training run, before it starts.
 
-The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → room on the disk.
+The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → disk space.
 What training would refuse is found by the functions that training refuses it with.
 """
 
@@ -140,10 +140,10 @@ def _examine(same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, disa
         )
         report.findings += examination.findings
         described["splits"] = describe(examination, gathered.spec)
-    report.findings += _check_room(same, gathered)
+    report.findings += _check_disk(same, gathered)
 
 
-def _check_room(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
+def _check_disk(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
     """Disk and shared memory of the runs on one data set."""
     from hf_seg.data.check import in_memory
     from hf_seg.data.download import cache_folder

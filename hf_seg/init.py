@@ -10,15 +10,14 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sized
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from hf_seg.data import folder, hub_dataset, hub_files
+from hf_seg.data import class_names, folder, hub_dataset, hub_files
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
-from hf_seg.data.layout import ALL, is_picture_folder
+from hf_seg.data.layout import ALL, find_layout, is_picture_folder
 from hf_seg.data.look import Findings, guess_classes, look_at_pairs, pixel_shares
 from hf_seg.data.pairs import stored_pairs
 from hf_seg.data.spec import DataError, PairError, report_pairs
@@ -43,8 +42,8 @@ class Source:
         errors (`list[PairError]`): files and rows that are no pair.
         drawn (`bool`): validation, test or both have to be drawn from the other pairs.
         about (`tuple[str, ...]`): lines for people.
-        find_names (`Callable`, *optional*): from the ids in the masks, the names that the data set has for them, and
-            where they stand.
+        find_names (`Callable`): from what the masks hold, and whether that is colours, the names that the data set has
+            for it, and where they stand; or no names, and why.
     """
 
     name: str
@@ -52,8 +51,8 @@ class Source:
     splits: Mapping[str, Dataset]
     errors: list[PairError]
     drawn: bool
+    find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
     about: tuple[str, ...] = ()
-    find_names: Callable[[Collection[int]], tuple[dict[int, str], str]] | None = None
 
 
 def init(
@@ -118,14 +117,20 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
 def _look_into_folder(root: Path) -> Source:
     """All pairs; no split is drawn yet."""
     found = folder.list_folder(root)
-    own = ALL not in found.splits
+    places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
+
+    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
+        return class_names.find_names(places, values, by_color=by_color)
+
+    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
     return Source(
         name=str(root),
         keys={"name": "folder", "root": str(root)},
         splits={split: folder.as_dataset(list(pairs.values())) for split, pairs in found.splits.items()},
         errors=found.errors,
         drawn=bool(found.lacking),
-        about=(_describe_splits(found.splits),) if own else (),
+        find_names=find_names,
+        about=tuple(about + [f"  note    {note}" for note in found.notes]),
     )
 
 
@@ -142,18 +147,21 @@ def _look_into_table(data: DataRecipe) -> Source:
     rows, columns = hub_dataset.build_rows(data, tables)
     usable, errors = hub_dataset.find_usable(data.path, rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
-    about = (f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits))
+    features = next(iter(tables.values())).features
+
+    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
+        return ({}, "") if by_color else hub_files.load_class_names(data.path, data.revision, features, values)
+
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
     keys |= {"image_column": columns[0], "mask_column": columns[1]}
-    features = next(iter(tables.values())).features
     return Source(
         name=name,
         keys=keys,
         splits=splits,
         errors=errors,
         drawn=len(splits) < len(SPLITS),
-        about=about,
-        find_names=partial(hub_files.load_class_names, data.path, data.revision, features),
+        find_names=find_names,
+        about=(f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits)),
     )
 
 
@@ -168,11 +176,9 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         raise report_pairs(name, errors, len(errors)) if errors else DataError(f"{name}: holds no pair.")
     if count < 3 and source.drawn:
         raise DataError(f"{name}: {count} pairs cannot be split into train, validation and test: it takes 3.")
-    written, about = ["recipe.json", "preview.png"], source.about
+    written, where = ["recipe.json", "preview.png"], ""
     if classes is None:
-        names, where = {}, ""
-        if source.find_names and not findings.by_color:
-            names, where = source.find_names(findings.counts())
+        names, where = source.find_names(findings.counts(), findings.by_color)
         try:
             guessed = guess_classes(findings, names)
         except DataError as error:
@@ -180,7 +186,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         _write(root / FILE_NAME, _format_classes(guessed))
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
-        about = (*about, f"  names   from {where}") if names else about
+        where = f"from {where}" if names else where
     recipe = build_recipe(root, arch, findings, source.keys)
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
     shown = [
@@ -188,7 +194,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         for split, row in list(findings.looks)[:: -(-count // 8)]
     ]
     plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
-    print(_describe(name, findings, classes, about))
+    print(_describe(name, findings, classes, source.about, where))
     if errors:
         print(f"\n{report_pairs(name, errors, count + len(errors))}")
         print('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
@@ -222,18 +228,18 @@ def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, A
     return recipe.to_dict()
 
 
-def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...]) -> str:
+def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...], names: str) -> str:
     """What is there, for people."""
     looks = findings.looks.values()
     widths, heights = zip(*(look.size for look in looks), strict=True)
     turned = sum(look.turned for look in looks)
     lines = [
         f"{name}: {len(looks)} pairs",
-        *about[:2],
+        *about,
         f"  images  {_counted(look.image_kind for look in looks)}; {_sizes(widths, heights)}"
         + (f"; turned upright: {turned}" if turned else ""),
         f"  masks   {_counted(look.mask_kind for look in looks)}; {'colours' if findings.by_color else 'ids'}",
-        *about[2:],
+        *([f"  names   {names}"] if names else []),
     ]
     shares = pixel_shares(findings, classes)
     width = max(len(label) for _, label, *_ in shares)

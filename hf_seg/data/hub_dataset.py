@@ -43,8 +43,8 @@ CHANGED = (
     "split is drawn then, and scores before and after are of different test sets."
 )
 OUTSIDE = (
-    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the pictures' "
-    "bytes into the table."
+    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
+    "the pictures into the table."
 )
 EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
 

@@ -26,11 +26,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from pyarrow import ArrowInvalid, parquet
 
+from hf_seg.data.class_names import read_names
+from hf_seg.data.download import disk_remedy
 from hf_seg.data.spec import DataError, listing
 from hf_seg.data.split_file import SPLIT_WORDS
 from hf_seg.file_search import find_files
 from hf_seg.recipe_checks import is_path_or_hub_id
-from hf_seg.recipe_files import parse_json
 from hf_seg.text import printable
 
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
@@ -159,7 +160,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:  # of Arrow, of datasets, of the Hub's client, ValueError for a configuration, …
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise DataError(f"{name}: cannot be loaded ({reason}). {DAMAGED}") from error
+        raise DataError(f"{name}: cannot be loaded ({reason}). {disk_remedy(cause) or DAMAGED}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -229,11 +230,7 @@ def load_class_names(
             except EntryNotFoundError:
                 file = None
     if file and file.is_file():
-        try:
-            names = parse_json(file.read_text(encoding="utf-8-sig"))
-            return {int(number): str(label) for number, label in names.items()}, file.name
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f'{file}: cannot be read ({error}); it must be an object like {{"0": "name"}}.') from None
+        return read_names(file)[0], file.name
     count = 1 + max(set(ids) - {255, 65_535}, default=-1)  # without void
     labels = {column: _class_label(feature) for column, feature in features.items()}
     labels = {column: label for column, label in labels.items() if label and len(label.names) == count}

@@ -459,6 +459,16 @@ class TestWhatCannotBeLoaded:
         make_table([1]).to_parquet(path)
         assert f"{path}: is a file. data.path names a folder." in refused(path, root=str(tmp_path))
 
+    @pytest.mark.parametrize(("number", "remedy"), [(13, "Give this user the right"), (28, "Free disk space")])
+    def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch, number, remedy):
+        def refuse(*args, **options):
+            raise OSError(number, "no")
+
+        root = three_splits(tmp_path / "own")
+        monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", refuse)
+        message = refused(root)
+        assert "Error: [Errno" in message and remedy in message and "files again" not in message
+
     def test_without_classes(self, tmp_path):
         root = three_splits(tmp_path / "own")
         (root / "classes.json").unlink()
