@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,8 +25,11 @@ from hf_seg.data.spec import DataError, PairError, report_pairs
 from hf_seg.data.split_file import SPLITS
 from hf_seg.preview import plot_preview
 from hf_seg.recipe import Recipe
+from hf_seg.recipe_files import parse_json
 from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
 
+OUTPUTS = ("recipe.json", "preview.png")
+WRITTEN = ".hf_seg-init.json"  # hashes of these: --overwrite is for what init itself has written
 MAX_IMAGE_SIZE = 256
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
 RARE = 0.001  # share of the pixels below which a class is probably none
@@ -71,7 +75,8 @@ def init(
         out (`str` or `Path`, *optional*): the folder to write to, made if need be; by default `source`. A
             `classes.json` that is there is used and kept.
         arch (`str`, *optional*, defaults to `"segformer"`): `"segformer"` or `"fcn"`.
-        overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist.
+        overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist, if they are as
+            this function wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
             folder of files.
 
@@ -109,9 +114,29 @@ def _is_table(place: Path) -> bool:
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
-    existing = [name for name in ("recipe.json", "preview.png") if (root / name).exists()]
+    existing = [name for name in OUTPUTS if os.path.lexists(root / name)]
     if existing and not overwrite:
         raise DataError(f"{root}: holds {' and '.join(existing)} already; move them away, or add --overwrite.")
+    written = _written(root)
+    foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
+    if foreign:
+        raise DataError(
+            f"{root}: {' and '.join(foreign)} cannot be written over, since init has not written it, or it was "
+            "changed since; move it away."
+        )
+
+
+def _written(root: Path) -> dict[str, str]:
+    """Name → hash of the files that init has written into a folder, as they were then."""
+    try:
+        content = parse_json((root / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    return content if isinstance(content, dict) else {}
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _look_into_folder(root: Path) -> Source:
@@ -168,7 +193,7 @@ def _look_into_table(data: DataRecipe) -> Source:
 def _write_all(root: Path, source: Source, arch: str) -> bool:
     """Look at all pairs, write the files, and say so."""
     name = source.name
-    classes = load_classes(root) if (root / FILE_NAME).exists() else None
+    classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
     findings = look_at_pairs(source.splits, classes)
     errors = source.errors + findings.errors
     count = len(findings.looks)
@@ -176,7 +201,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         raise report_pairs(name, errors, len(errors)) if errors else DataError(f"{name}: holds no pair.")
     if count < 3 and source.drawn:
         raise DataError(f"{name}: {count} pairs cannot be split into train, validation and test: it takes 3.")
-    written, where = ["recipe.json", "preview.png"], ""
+    written, where = [*OUTPUTS], ""
     if classes is None:
         names, where = source.find_names(findings.counts(), findings.by_color)
         try:
@@ -194,6 +219,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         for split, row in list(findings.looks)[:: -(-count // 8)]
     ]
     plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
+    _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
     print(_describe(name, findings, classes, source.about, where))
     if errors:
         print(f"\n{report_pairs(name, errors, count + len(errors))}")

@@ -26,15 +26,16 @@ def find_names(folders: Iterable[Path], values: Collection[int], *, by_color: bo
 
     Returns:
         `tuple[dict[int, str], str]`: id or colour → name, and the file's name; or empty, and why no file's are taken.
-
-    Raises:
-        DataError: when a file cannot be read.
     """
     lines = []
     for file in dict.fromkeys(folder / name for folder in folders for name in READERS):
         if not file.is_file():
             continue
-        ids, colors = read_names(file)
+        try:
+            ids, colors = read_names(file)
+        except DataError:  # another program's file of that name
+            lines.append(f"not from {file.name}, which is not {READERS[file.name][1]}")
+            continue
         names = colors if by_color else ids
         nameless = set(values) - names.keys() - (set() if by_color else VOID)
         if names and not nameless:
