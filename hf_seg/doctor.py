@@ -1,7 +1,7 @@
 """`hf-seg doctor`: everything in the data and on the machine that would hurt a training run, before it starts.
 
-The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → room on the disk → a
-step of each recipe.
+The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → disk space → a step of
+each recipe.
 What training would refuse is found by the functions that training refuses it with.
 """
 
@@ -151,7 +151,7 @@ def _examine(
         )
         report.findings += examination.findings
         described["splits"] = describe(examination, gathered.spec)
-    report.findings += _check_room(same, gathered)
+    report.findings += _check_disk(same, gathered)
     if deep:
         report.findings += _compare_caches([data for data, _ in same], gathered, disable_bar)
     usable = {name: split["usable"] for name, split in described["splits"].items()}
@@ -214,7 +214,7 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[
     return [Finding(level="note", code="no-gradient", file=file, what=what, remedy="No step will change them.")]
 
 
-def _check_room(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
+def _check_disk(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
     """Disk and shared memory of the runs on one data set."""
     from hf_seg.data.cache import prepared_folder
     from hf_seg.data.check import in_memory

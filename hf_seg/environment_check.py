@@ -103,7 +103,7 @@ def _reason() -> str:
 
 
 def check_folder(folder: Path, needed: int, what: str) -> list[Finding]:
-    """Whether a folder can be written to, and has the room.
+    """Whether a folder can be written to, and has enough disk space.
 
     Args:
         folder (`Path`): it need not exist yet.
@@ -112,14 +112,14 @@ def check_folder(folder: Path, needed: int, what: str) -> list[Finding]:
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
-        remedy = "Make it writable, or set HF_HOME to a folder that is; else it is made anew in each run."
+        remedy = "Make it writable, or set HF_HOME to a folder that is; else it is made again in each run."
         return [
             _finding("warning", "unwritable-folder", str(folder), f"cannot be written to, and is for {what}", remedy)
         ]
     free = shutil.disk_usage(existing).free
     if free < needed:
         sizes = f"has {free / 1e9:.1f} GB free, and {what} need about {needed / 1e9:.1f} GB"
-        return [_finding("warning", "full-disk", str(folder), sizes, "Make room, or name another folder.")]
+        return [_finding("warning", "full-disk", str(folder), sizes, "Free disk space, or name another folder.")]
     return []
 
 

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from hf_seg.data import folder, hub_dataset, hub_files
+from hf_seg.data import class_names, folder, hub_dataset, hub_files
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
+from hf_seg.data.layout import ALL, find_layout, is_picture_folder
 from hf_seg.data.look import Findings, guess_classes, look_at_pairs, pixel_shares
 from hf_seg.data.pairs import stored_pairs
 from hf_seg.data.spec import DataError, PairError, report_pairs
+from hf_seg.data.split_file import SPLITS
 from hf_seg.preview import plot_preview
 from hf_seg.recipe import Recipe
+from hf_seg.recipe_files import parse_json
 from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.text import printable, say
 
+OUTPUTS = ("recipe.json", "preview.png")
+WRITTEN = ".hf_seg-init.json"  # hashes of these: --overwrite is for what init itself has written
 MAX_IMAGE_SIZE = 256
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
 RARE = 0.001  # share of the pixels below which a class is probably none
@@ -42,8 +47,8 @@ class Source:
         errors (`list[PairError]`): files and rows that are no pair.
         drawn (`bool`): validation, test or both have to be drawn from the other pairs.
         about (`tuple[str, ...]`): lines for people.
-        find_names (`Callable`, *optional*): from the ids in the masks, the names that the data set has for them, and
-            where they stand.
+        find_names (`Callable`): from what the masks hold, and whether that is colours, the names that the data set has
+            for it, and where they stand; or no names, and why.
     """
 
     name: str
@@ -51,8 +56,8 @@ class Source:
     splits: Mapping[str, Dataset]
     errors: list[PairError]
     drawn: bool
+    find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
     about: tuple[str, ...] = ()
-    find_names: Callable[[Collection[int]], tuple[dict[int, str], str]] | None = None
 
 
 def init(
@@ -71,7 +76,8 @@ def init(
         out (`str` or `Path`, *optional*): the folder to write to, made if need be; by default `source`. A
             `classes.json` that is there is used and kept.
         arch (`str`, *optional*, defaults to `"segformer"`): `"segformer"` or `"fcn"`.
-        overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist.
+        overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist, if they are as
+            this function wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
             folder of files.
 
@@ -105,28 +111,59 @@ def init(
 
 
 def _is_table(place: Path) -> bool:
-    parts = [*folder.PARTS, *(f"{split}/{part}" for split in folder.SPLITS for part in folder.PARTS)]
-    return not any((place / part).is_dir() for part in parts) and hub_files.is_table_folder(place)
+    return not is_picture_folder(place) and hub_files.is_table_folder(place)
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
-    existing = [name for name in ("recipe.json", "preview.png") if (root / name).exists()]
+    existing = [name for name in OUTPUTS if os.path.lexists(root / name)]
     if existing and not overwrite:
         raise DataError(f"{root}: holds {' and '.join(existing)} already; move them away, or add --overwrite.")
+    written = _written(root)
+    foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
+    if foreign:
+        raise DataError(
+            f"{root}: {' and '.join(foreign)} cannot be written over, since init has not written it, or it was "
+            "changed since; move it away."
+        )
+
+
+def _written(root: Path) -> dict[str, str]:
+    """Name → hash of the files that init has written into a folder, as they were then."""
+    try:
+        content = parse_json((root / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    return content if isinstance(content, dict) else {}
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _look_into_folder(root: Path) -> Source:
-    """All pairs, of whatever split; no split is drawn yet."""
-    pairs, errors = [], []
-    drawn = not folder.has_split_folders(root)
-    for place in [root] if drawn else [root / split for split in folder.SPLITS]:
-        found, wrong = folder.find_pairs(place)
-        pairs += found.values()
-        errors += wrong
-    splits = {"pairs": folder.as_dataset(pairs)}
+    """All pairs; no split is drawn yet."""
+    found = folder.list_folder(root)
+    places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
+
+    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
+        return class_names.find_names(places, values, by_color=by_color)
+
+    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
     return Source(
-        name=str(root), keys={"name": "folder", "root": str(root)}, splits=splits, errors=errors, drawn=drawn
+        name=str(root),
+        keys={"name": "folder", "root": str(root)},
+        splits={split: folder.as_dataset(list(pairs.values())) for split, pairs in found.splits.items()},
+        errors=found.errors,
+        drawn=bool(found.lacking),
+        find_names=find_names,
+        about=tuple(about + [f"  note    {note}" for note in found.notes]),
     )
+
+
+def _describe_splits(splits: Mapping[str, Sized]) -> str:
+    lacking = [split for split in SPLITS if split not in splits]
+    counted = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return f"  splits  {counted}" + (f"; {' and '.join(lacking)} will be drawn from train" if lacking else "")
 
 
 def _look_into_table(data: DataRecipe) -> Source:
@@ -134,30 +171,30 @@ def _look_into_table(data: DataRecipe) -> Source:
     name = hub_dataset.data_set_name(data.path)
     tables = hub_files.load_tables(data.path, data.revision, data.config_name)
     rows, columns = hub_dataset.build_rows(data, tables)
-    usable, errors = hub_dataset.find_usable(rows)
+    usable, errors = hub_dataset.find_usable(data.path, rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
-    lacking = [split for split in folder.SPLITS if split not in splits]
-    about = [f"  columns {columns[0]} (images), {columns[1]} (masks)"]
-    about += [f"  splits  {', '.join(f'{len(table)} {split}' for split, table in splits.items())}"]
-    about[1] += f"; {' and '.join(lacking)} will be drawn from train" if lacking else ""
+    features = next(iter(tables.values())).features
+
+    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
+        return ({}, "") if by_color else hub_files.load_class_names(data.path, data.revision, features, values)
+
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
     keys |= {"image_column": columns[0], "mask_column": columns[1]}
-    features = next(iter(tables.values())).features
     return Source(
         name=name,
         keys=keys,
         splits=splits,
         errors=errors,
-        drawn=bool(lacking),
-        about=tuple(about),
-        find_names=partial(hub_files.load_class_names, data.path, data.revision, features),
+        drawn=len(splits) < len(SPLITS),
+        find_names=find_names,
+        about=(f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits)),
     )
 
 
 def _write_all(root: Path, source: Source, arch: str) -> bool:
     """Look at all pairs, write the files, and say so."""
     name = source.name
-    classes = load_classes(root) if (root / FILE_NAME).exists() else None
+    classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
     findings = look_at_pairs(source.splits, classes)
     errors = source.errors + findings.errors
     count = len(findings.looks)
@@ -165,11 +202,9 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         raise report_pairs(name, errors, len(errors)) if errors else DataError(f"{name}: holds no pair.")
     if count < 3 and source.drawn:
         raise DataError(f"{name}: {count} pairs cannot be split into train, validation and test: it takes 3.")
-    written, about = ["recipe.json", "preview.png"], source.about
+    written, where = [*OUTPUTS], ""
     if classes is None:
-        names, where = {}, ""
-        if source.find_names and not findings.by_color:
-            names, where = source.find_names(findings.counts())
+        names, where = source.find_names(findings.counts(), findings.by_color)
         try:
             guessed = guess_classes(findings, names)
         except DataError as error:
@@ -177,7 +212,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         _write(root / FILE_NAME, _format_classes(guessed))
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
-        about = (*about, f"  names   from {where}") if names else about
+        where = f"from {where}" if names else where
     recipe = build_recipe(root, arch, findings, source.keys)
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
     shown = [
@@ -185,7 +220,8 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         for split, row in list(findings.looks)[:: -(-count // 8)]
     ]
     plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
-    say(_describe(name, findings, classes, about), keep="\n")
+    _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
+    say(_describe(name, findings, classes, source.about, where), keep="\n")
     if errors:
         say(f"\n{report_pairs(name, errors, count + len(errors))}", keep="\n")
         say('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
@@ -220,18 +256,18 @@ def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, A
     return recipe.to_dict()
 
 
-def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...]) -> str:
+def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...], names: str) -> str:
     """What is there, for people."""
     looks = findings.looks.values()
     widths, heights = zip(*(look.size for look in looks), strict=True)
     turned = sum(look.turned for look in looks)
     lines = [
         f"{printable(name)}: {len(looks)} pairs",
-        *map(printable, about[:2]),
+        *map(printable, about),
         f"  images  {_counted(look.image_kind for look in looks)}; {_sizes(widths, heights)}"
         + (f"; turned upright: {turned}" if turned else ""),
         f"  masks   {_counted(look.mask_kind for look in looks)}; {'colours' if findings.by_color else 'ids'}",
-        *map(printable, about[2:]),
+        *([f"  names   {printable(names)}"] if names else []),
     ]
     shares = [(value, printable(label), *counts) for value, label, *counts in pixel_shares(findings, classes)]
     width = max(len(label) for _, label, *_ in shares)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -217,6 +218,33 @@ def half_an_archive(root):
     (root / "photos.tar.gz").write_bytes((root / "photos.tar.gz").read_bytes()[:50_000])
 
 
+def damaged_xz(root):
+    with tarfile.open(root / "photos.tar.xz", "w:xz") as archive:
+        member = tarfile.TarInfo("images/a.jpg")
+        member.size = 100_000
+        archive.addfile(member, io.BytesIO(np.random.default_rng(0).bytes(100_000)))
+    content = bytearray((root / "photos.tar.xz").read_bytes())
+    content[2000:2100] = b"\xff" * 100
+    (root / "photos.tar.xz").write_bytes(content)
+
+
+def pax_header(root):
+    """A map of the holes in a file that is none."""
+    with tarfile.open(root / "photos.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("images/a.jpg")
+        member.pax_headers = {"GNU.sparse.map": "many"}
+        archive.addfile(member)
+
+
+def exotic_zip(root):
+    """One that asks for a later version of the format than zipfile has."""
+    with zipfile.ZipFile(root / "photos.zip", "w") as archive:
+        archive.writestr("a.jpg", "x")
+    content = bytearray((root / "photos.zip").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99
+    (root / "photos.zip").write_bytes(content)
+
+
 def png_as_jpg(root):
     write_image(photo(root), Image.fromarray(scene(3, SIZE)[0]), format="PNG")
 
@@ -267,6 +295,18 @@ FAULTS = {
         "own",
     ),
     "no masks at all": (lambda root: (root / "masks").rename(root / "m"), "error", "data-set", "own"),
+    "a name that is not UTF-8": (
+        lambda root: (root / "images" / os.fsdecode(b"caf\xe9.jpg")).touch(),
+        "error",
+        "file-name",
+        "images/caf\\udce9.jpg",
+    ),
+    "a loop of links": (
+        lambda root: (root / "images" / "again").symlink_to(root / "images"),
+        "error",
+        "unreachable",
+        "images/again",
+    ),
     "PNG as .jpg": (png_as_jpg, "warning", "wrong-suffix", "images/photo_03.jpg"),
     "transparency": (rgba, "note", "transparency", "images/photo_03.png"),
     "a palette": (
@@ -304,6 +344,9 @@ FAULTS = {
     "a copy in the same split": (copy_in_train, "note", "duplicate-within-split", "images/photo_05.jpg"),
     "a zip file that escapes": (unsafe_zip, "warning", "unsafe-archive", "own/photos.zip"),
     "a tar file that escapes": (unsafe_tar, "warning", "unsafe-archive", "own/photos.tar.gz"),
+    "a damaged .tar.xz": (damaged_xz, "warning", "damaged-archive", "own/photos.tar.xz"),
+    "a pax header": (pax_header, "warning", "damaged-archive", "own/photos.tar"),
+    "an exotic zip file": (exotic_zip, "warning", "damaged-archive", "own/photos.zip"),
     "half a tar file": (half_an_archive, "warning", "damaged-archive", "own/photos.tar.gz"),
 }
 

@@ -82,7 +82,8 @@ def test_what_it_says_and_writes(tmp_path, init):
     assert len((root / "classes.json").read_text().splitlines()) == 8  # a line a class
     with Image.open(root / "preview.png") as preview:
         assert preview.width == 1200
-    assert {path.name for path in root.iterdir()} == {"images", "masks", "classes.json", "recipe.json", "preview.png"}
+    files = {"images", "masks", "classes.json", "recipe.json", "preview.png", ".hf_seg-init.json"}
+    assert {path.name for path in root.iterdir()} == files
 
 
 def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
@@ -149,10 +150,81 @@ def test_overwrite_leaves_the_classes(tmp_path, init):
     classes = read(root / "classes.json")
     classes["classes"][1]["name"] = "disc"
     (root / "classes.json").write_text(json.dumps(classes))
-    (root / "recipe.json").write_text("old")
     status, out, _ = init(root, "--overwrite")
     assert status == 0 and "Wrote recipe.json, preview.png in" in out and "  disc " in out
     assert read(root / "classes.json") == classes and read(root / "recipe.json")["data"]["name"] == "folder"
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "preview.png"])
+@pytest.mark.parametrize("before", [True, False])
+def test_overwrite_is_for_what_init_has_written(tmp_path, init, name, before):
+    root = write_folder(tmp_path / "own", "ids", 4)
+    if before:
+        init(root)
+    (root / name).unlink(missing_ok=True)
+    (root / name).write_bytes(b"mine")
+    content = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    status, out, err = init(root, "--overwrite")
+    assert (status, out) == (2, "") and f"{root}: {name} cannot be written over, since init has not written it" in err
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == content
+    (tmp_path / "mine").write_bytes(b"mine")
+    (root / name).unlink()
+    (root / name).symlink_to(tmp_path / "mine")
+    assert init(root, "--overwrite")[0] == 2 and (tmp_path / "mine").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_splits_of_the_folders_are_said(tmp_path, init, inner):
+    root = tmp_path / "own"
+    for split, numbers in {"train": range(6), "val": range(6, 9)}.items():
+        for number in numbers:
+            image, ids = scene(number)
+            for part, pixels in (("images", image), ("masks", ids)):
+                write_image(root.joinpath(*((part, split) if inner else (split, part)), f"{number}.png"), pixels)
+    status, out, _ = init(root)
+    assert status == 0 and out.startswith(
+        f"{root}: 9 pairs\n  splits  6 train, 3 validation; test will be drawn from t"
+    )
+    assert not (root / "split.json").exists()
+
+
+NAMES = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbar:30,30,200::\ndisc:200,30,30::\n",
+    "_classes.csv": "Pixel Value, Class\n0, background\n1, disc\n2, bar\n",
+    "class_names.txt": "__ignore__\nbackground\ndisc\nbar\n",
+    "label_classes.json": '[{"name": "background", "id": 0}, {"name": "disc", "id": 1}, {"id": 2, "name": "bar"}]',
+    "id2label.json": '{"0": "background", "1": "disc", "2": "bar"}',
+}
+
+
+@pytest.mark.parametrize("place", ["", "masks"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_beside_the_masks(tmp_path, init, name, place):
+    kind = "rgba" if name == "labelmap.txt" else "ids"
+    root = write_folder(tmp_path / "own", kind, 4)
+    (root / place / name).write_text(NAMES[name])
+    status, out, _ = init(root)
+    assert status == 0 and f"  names   from {name}\n" in out
+    order = ["background", "bar", "disc"] if kind == "rgba" else ["background", "disc", "bar"]
+    assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == order
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("_classes.csv", "Pixel Value, Class\n0, background\n", "which has no name for 1, 2"),
+        ("labelmap.txt", "one\ntwo\n", "which is not lines like name:255,0,0::"),
+        ("label_classes.json", "{", 'which is not a list like [{"name"'),
+        ("label_classes.json", "[1]", "which is not a list like"),
+        ("label_classes.json", '[{"name": "disc", "color": "#ff0000ff"}]', "which has no name for 0, 1, 2"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path, init, name, content, why):
+    root = write_folder(tmp_path / "own", "ids", 4)
+    (root / name).write_text(content)
+    status, out, _ = init(root)
+    assert status == 0 and f"  names   not from {name}, {why}" in out
+    assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == ["class_0", "class_1", "class_2"]
 
 
 def test_bad_pairs_are_shown_and_the_files_written(tmp_path, init):

@@ -28,7 +28,7 @@ from datasets.utils import tqdm
 from torch import Tensor
 
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
-from hf_seg.data.download import cache_folder, one_process
+from hf_seg.data.download import cache_folder, disk_remedy, one_process
 from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, stored_pairs
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # of what the arrays hold: another one where `SegTransform.prepare` makes something else of a pair
 AT_ONCE = 256  # pairs that are decoded, but not written yet
-REMEDY = "Name a folder with more room in data.cache, or set it to false: every epoch then decodes the pictures again."
+REMEDY = "Name another folder in data.cache, or set it to false: every epoch then decodes the pictures again."
 
 Prepare = Callable[[dict[str, list[Any]]], dict[str, Tensor]]
 
@@ -190,8 +190,9 @@ def cache_split(
                 if cached is None:
                     _write(place, batches, shapes, errors)
         except OSError as error:
+            remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
             raise DataError(
-                f"{folder}: the {name} pairs of {spec.name} cannot be kept there: {error}. {REMEDY}"
+                f"{folder}: the {name} pairs of {spec.name} cannot be kept there: {error}. {remedy}"
             ) from error
     return cached or errors or CachedPairs.open(place)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import lzma
 import os
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
 from hf_seg.data.spec import DataError
+from hf_seg.text import printable
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".hf_seg.lock"
 # of an archive that is unpacked; pictures hardly shrink in one, and what grows without end is an attack
 MAX_MEMBERS, MAX_GROWTH = 200_000, 20
-UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; the next attempt starts it anew
+UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; the next attempt starts it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,40 @@ def _writing(folder: Path, doing: str) -> Iterator[None]:
         with one_process(folder / LOCK_NAME, doing):
             yield
     except OSError as error:
-        raise DataError(
-            f"{folder}: {doing} failed: {error}. The folder must be writable and have enough free space; otherwise "
-            "put the unpacked data set elsewhere and name that folder in data.root."
-        ) from error
+        remedy = disk_remedy(error) or "The folder must be writable."
+        elsewhere = "Or put the unpacked data set elsewhere and name that folder in data.root."
+        raise DataError(f"{folder}: {doing} failed: {error}. {remedy} {elsewhere}") from error
+
+
+def disk_remedy(error: BaseException | None) -> str:
+    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Free disk space."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
+            "to a folder of your own."
+        )
+    return ""
+
+
+@contextmanager
+def reading_archive(path: Path) -> Iterator[None]:
+    """Make a DataError of whatever is wrong with an archive, but not of what is wrong with the disk.
+
+    tarfile and zipfile raise errors of their own, of each method of compression, RuntimeError for members that are
+    encrypted, NotImplementedError for methods that they do not know, ValueError for headers, …
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        if disk_remedy(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is damaged or cannot be unpacked: {printable(reason)}. Download it again.") from error
 
 
 def fetch_archives(folder: Path, archives: Sequence[Archive], *, may_download: bool, what: str) -> None:
@@ -172,7 +202,7 @@ def _download(archive: Archive, path: Path) -> None:
             raise DataError(
                 f"Could not download {archive.url}: {type(error).__name__}: {error}. Check the connection and start "
                 f"again: it goes on after the {partial.stat().st_size / 1e6:.1f} MB in {partial} (delete it to start "
-                f"anew). Or download it elsewhere and put {path.name} into {path.parent}."
+                f"from the beginning). Or download it elsewhere and put {path.name} into {path.parent}."
             ) from error
         found = calculate_md5(partial)
         if found != archive.md5:
@@ -199,7 +229,7 @@ def _appearing_whole(folder: Path, part: str) -> Iterator[Path]:
 
 
 def _untar(path: Path, part: str) -> None:
-    with _appearing_whole(path.parent, part) as unpacking, tarfile.open(path) as archive:
+    with reading_archive(path), _appearing_whole(path.parent, part) as unpacking, tarfile.open(path) as archive:
         for member in tqdm(archive, desc=f"Unpacking {path.name}", unit=" files"):
             archive.extract(member, unpacking, filter="data")
 
@@ -225,17 +255,11 @@ def unpack_zips(folder: Path, zips: Mapping[str, str], *, wanted: Callable[[str]
     with _writing(folder, "unpacking the official .zip files"):
         for part, path in needed.items():
             if not (folder / part).is_dir():  # another process may have been quicker
-                try:
-                    _unzip(path, part, wanted)
-                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
-                    # RuntimeError: "encrypted", or a method of compression that does not exist
-                    if isinstance(error, DataError):
-                        raise
-                    raise DataError(f"{path} is damaged: {error}. Download it again.") from error
+                _unzip(path, part, wanted)
 
 
 def _unzip(path: Path, part: str, wanted: Callable[[str], bool]) -> None:
-    with zipfile.ZipFile(path) as archive, _appearing_whole(path.parent, part) as unpacking:
+    with reading_archive(path), zipfile.ZipFile(path) as archive, _appearing_whole(path.parent, part) as unpacking:
         members = [m for m in archive.infolist() if m.filename.startswith(f"{part}/") and wanted(m.filename)]
         if not members:
             raise DataError(f"{path} holds none of the files needed from {part}/. Is it the official package?")

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 from datasets import Features
 
+from hf_seg import file_search
 from hf_seg.data import folder, hub_dataset, own_images, pairs, palettes, stored_image
 from hf_seg.data.duplicates import thumbnail
 from hf_seg.data.own_images import UprightImage
@@ -41,6 +42,11 @@ CODES = {
     folder.ONE_TO_ONE: "unpaired",
     hub_dataset.EMPTY: "unpaired",
     hub_dataset.UNLABELLED: "unpaired",
+    hub_dataset.OUTSIDE: "outside-file",
+    file_search.RENAME: "file-name",
+    file_search.LINKS: "unreachable",
+    file_search.READABLE: "unreachable",
+    file_search.NO_FILE: "unreachable",
 }
 
 

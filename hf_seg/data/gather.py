@@ -16,9 +16,10 @@ from hf_seg.data.classes import FILE_NAME
 from hf_seg.data.download import find_folder
 from hf_seg.data.examine_pair import as_finding
 from hf_seg.data.hub_files import load_tables
+from hf_seg.data.layout import ALL
 from hf_seg.data.own_images import ClassMask, UprightImage
-from hf_seg.data.spec import DataError, DatasetSpec, PairError
-from hf_seg.data.split_file import draw_split, load_row_split, load_split
+from hf_seg.data.spec import DataError, DatasetSpec
+from hf_seg.data.split_file import SPLITS, draw_split, load_row_split
 from hf_seg.data.stored_image import StoredImage
 from hf_seg.finding import Finding, Level
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
 
 OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
-HEAP = "pairs"  # the one split of pairs of which it is not known where they belong
 # part of the data set → the archive that holds it
 PACKED = {
     "oxford_pet": {archive.part: archive.file_name for archive in oxford_pet.ARCHIVES},
@@ -53,7 +53,7 @@ class Gathered:
 
     @property
     def split_known(self) -> bool:
-        return self.splits is not None and HEAP not in self.splits
+        return self.splits is not None and ALL not in self.splits
 
     def refuse(self, code: str, error: DataError, file: Path | None = None) -> None:
         """Record what a run would stop with."""
@@ -166,60 +166,44 @@ def _gather_folder(data: DataRecipe) -> Gathered:
     gathered.findings += examine_archives(root, needed=(), official={})
     mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
     try:
-        split_folders = folder.has_split_folders(root)
+        found = folder.list_folder(root)
     except DataError as error:
         gathered.refuse("data-set", error)
         return gathered
+    for note in found.notes:
+        place, _, what = note.partition(": ")
+        what, remedy = explain(what)
+        gathered.findings.append(Finding(level="warning", code="split", file=place, what=what, remedy=remedy))
     try:
         gathered.spec, mask = folder.build_spec(root), folder.build_mask_column(root)
     except DataError as error:
         for line in str(error).splitlines():
             gathered.refuse("classes-json", DataError(line), root / FILE_NAME)
     bad: Level = "warning" if data.on_bad_pair == "drop" else "error"
-    found: dict[str, dict[str, folder.Pair]] = {}
-    wrong = []
-    for name in folder.SPLITS if split_folders else (HEAP,):
-        found[name], errors = folder.find_pairs(root / name if split_folders else root)
-        wrong += errors
-    gathered.findings += [as_finding(error, bad) for error in wrong]
+    gathered.findings += [as_finding(error, bad) for error in found.errors]
     features = Features({"image": UprightImage(), "mask": mask})
-    pairs = {name: list(listed.values()) for name, listed in found.items()}
-    if not split_folders:
-        try:
-            pairs = _draw(root, found[HEAP], wrong)
-        except DataError as error:
-            gathered.refuse("split", error)
+    try:
+        pairs = folder.divide(root, found)[0]
+    except DataError as error:
+        gathered.refuse("split", error)
+        pairs = {ALL: [pair for listed in found.splits.values() for pair in listed.values()]}
     gathered.splits = _tables(pairs, data, features)
     return gathered
-
-
-def _draw(root: Path, found: dict[str, folder.Pair], wrong: list[PairError]) -> dict[str, list[folder.Pair]]:
-    """The split that a run would read, or draw and keep; raises DataError when it would do neither."""
-    saved = load_split(root)
-    listed = {name for names in (saved or {}).values() for name in names}
-    bad = {Path(*Path(error.file).relative_to(root).parts[1:]).with_suffix("").as_posix() for error in wrong}
-    if listed - found.keys() - bad or (saved is None and len(found) < 3):
-        return folder.list_pairs(root, drop=True)[0]  # which says so, and writes nothing
-    if saved is None:
-        saved = draw_split(sorted(found), folder.SPLITS[1:])
-    else:
-        saved["train"] = sorted([*saved["train"], *(found.keys() - listed)])
-    return {split: [found[name] for name in names if name in found] for split, names in saved.items()}
 
 
 def _hub_splits(data: DataRecipe, gathered: Gathered) -> DatasetDict:
     """The splits of a table, which is loaded, from the Hub when it is there; what is drawn of them is not yet kept."""
     rows, _ = hub_dataset.build_rows(data, load_tables(data.path, data.revision, data.config_name))
-    usable, errors = hub_dataset.find_usable(rows)
+    usable, errors = hub_dataset.find_usable(data.path, rows)
     bad: Level = "warning" if data.on_bad_pair == "drop" else "error"
     gathered.findings += [as_finding(error, bad) for error in errors]
     root = hub_dataset.find_hub_root(data)
-    lacking = [split for split in folder.SPLITS if split not in usable]
+    lacking = [split for split in SPLITS if split not in usable]
     if load_row_split(root) is None and lacking and len(usable["train"]) > len(lacking):
         mask = folder.build_mask_column(root)
         drawn = draw_split(usable["train"].tolist(), lacking)
         splits = {}
-        for split in folder.SPLITS:
+        for split in SPLITS:
             chosen = rows["train"].select(drawn[split]) if split in drawn else rows[split].select(usable[split])
             splits[split] = chosen.cast_column("image", UprightImage()).cast_column("mask", mask)
     else:  # nothing to be written
@@ -233,7 +217,7 @@ def _limit(data: DataRecipe, split: str) -> int:
 
 
 def _heap(pairs: Sequence[folder.Pair], features: Features) -> DatasetDict | None:
-    return DatasetDict({HEAP: _table(pairs, features)}) if pairs else None
+    return DatasetDict({ALL: _table(pairs, features)}) if pairs else None
 
 
 def _tables(pairs: Mapping[str, Sequence[folder.Pair]], data: DataRecipe, features: Features) -> DatasetDict:

@@ -6,7 +6,7 @@ The pictures' bytes lie in Arrow tables that `datasets` maps into memory; nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,22 +14,26 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from pyarrow import compute
 
-from hf_seg.data.folder import SPLITS, build_mask_column, build_own_spec, find_root
+from hf_seg.data.folder import build_mask_column, build_own_spec, find_root
 from hf_seg.data.hub_columns import find_columns
-from hf_seg.data.hub_files import data_set_name, is_hub_id, load_tables
+from hf_seg.data.hub_files import data_set_name, is_hub_id, load_tables, may_read
 from hf_seg.data.own_images import UprightImage
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
-from hf_seg.data.split_file import FILE_NAME, RowSplit, draw_split, load_row_split, save_row_split
+from hf_seg.data.split_file import (
+    FILE_NAME,
+    SPLITS,
+    UNLABELLED,
+    RowSplit,
+    draw_split,
+    find_splits,
+    load_row_split,
+    save_row_split,
+)
+from hf_seg.text import printable
 
 if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
 
-# what the splits of a data set may be called
-OWN_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev", "eval"),
-    "test": ("test", "testing"),
-}
 SPLIT_RULE = (
     "the data set's own train, validation and test splits; where it lacks one of the last two, 10 % of train, drawn "
     "at random once and kept in split.json."
@@ -38,11 +42,11 @@ CHANGED = (
     "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
     "split is drawn then, and scores before and after are of different test sets."
 )
-EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
-UNLABELLED = (
-    'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and rows of train are '
-    "drawn for it."
+OUTSIDE = (
+    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
+    "the pictures into the table."
 )
+EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
 
 
 def find_hub_root(data: DataRecipe) -> Path:
@@ -85,7 +89,7 @@ def load_hub_splits(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
     root = find_hub_root(data)
     mask = build_mask_column(root)
     rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
-    usable, errors = find_usable(rows)
+    usable, errors = find_usable(data.path, rows)
     if errors and data.on_bad_pair != "drop":
         raise report_pairs(data_set_name(data.path), errors, sum(map(len, rows.values())))
     chosen = _add_held_out(data, root, rows["train"], usable)
@@ -111,7 +115,7 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
         DataError: when there is no train split, or the columns cannot be told.
     """
     name = data_set_name(data.path)
-    splits = _own_splits(name, tables)
+    splits = {split: tables[own] for split, own in find_splits(name, tables).items()}
     image, mask = find_columns(name, splits["train"].features, data.image_column, data.mask_column)
     rows = {}
     for split, dataset in splits.items():
@@ -123,26 +127,11 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
     return rows, (image, mask)
 
 
-def _own_splits(name: str, tables: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    splits = {}
-    for split, aliases in OWN_NAMES.items():
-        found = [own for own in tables if own.lower() in aliases]
-        if len(found) > 1:
-            raise DataError(f"{name}: which is the {split} split, {' or '.join(found)}? Rename one of them.")
-        if found:
-            splits[split] = tables[found[0]]
-    if "train" not in splits:
-        raise DataError(
-            f"{name}: has no split named train, but {', '.join(tables)}. Name the split to train on so: validation "
-            "and test are drawn from it where there are none."
-        )
-    return splits
-
-
-def find_usable(rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
+def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
     """Find the rows that have both an image and a mask; nothing is decoded.
 
     Args:
+        path (`str`): `data.path`. What a row names outside of that folder is nobody's business, and is not read.
         rows (`Mapping[str, Dataset]`): from `build_rows`.
 
     Returns:
@@ -160,8 +149,24 @@ def find_usable(rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], lis
         for row in np.flatnonzero(no_image | no_mask).tolist():
             reason = f"the row has no {'mask' if no_mask[row] else 'image'}"
             errors.append(PairError(origins[row]["origin"], reason, EMPTY))
-        usable[split] = np.flatnonzero(~(no_image | no_mask))
+        outside = {}
+        for column in ("image", "mask"):
+            outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
+        for row, (column, file) in sorted(outside.items()):
+            reason = f"the {column} is a file outside of the data set, {printable(file)}"
+            errors.append(PairError(origins[row]["origin"], reason, OUTSIDE))
+        usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
     return usable, errors
+
+
+def _named_files(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
+    """The rows whose picture's bytes are not in the table, and the files that these name."""
+    start = 0
+    for chunk in dataset.data.column(column).chunks:
+        only_path = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
+        rows = np.flatnonzero(only_path.to_numpy(zero_copy_only=False))
+        yield from zip((start + rows).tolist(), chunk.field("path").take(rows).to_pylist(), strict=True)
+        start += len(chunk)
 
 
 def _is_empty(dataset: Dataset, column: str) -> np.ndarray:

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, load_dataset_builder, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    Features,
+    List,
+    config,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub import DatasetCard, hf_hub_download
+from huggingface_hub import DatasetCard, constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from pyarrow import ArrowInvalid, parquet
 
-from hf_seg.data.spec import DataError
+from hf_seg.data.class_names import read_names
+from hf_seg.data.download import disk_remedy
+from hf_seg.data.spec import DataError, listing
+from hf_seg.data.split_file import SPLIT_WORDS
+from hf_seg.file_search import find_files
 from hf_seg.recipe_checks import is_path_or_hub_id
-from hf_seg.recipe_files import parse_json
+from hf_seg.text import printable
 
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 LAYOUT = (
     "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or what "
     "save_to_disk has written."
@@ -48,6 +58,21 @@ def data_set_name(path: str) -> str:
 def is_hub_id(path: str) -> bool:
     """Whether a path is nothing on this machine and has the form `org/name`."""
     return not Path(path).expanduser().exists() and is_path_or_hub_id(path)
+
+
+def may_read(path: str, file: str) -> bool:
+    """Whether a file belongs to a data set: no link, `..` or absolute path leads out of its folder.
+
+    Args:
+        path (`str`): `data.path`. Of a data set on the Hub, its folders are those in which its files are cached.
+        file (`str`): as a table or a configuration names it.
+    """
+    if is_hub_id(path):
+        repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="dataset")
+        places = [repository, Path(config.DOWNLOADED_DATASETS_PATH)]
+    else:
+        places = [Path(path).expanduser()]
+    return any(Path(file).resolve().is_relative_to(place.resolve()) for place in places)
 
 
 def is_table_folder(folder: Path) -> bool:
@@ -85,6 +110,7 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
         readme = place / "README.md"
         if readme.is_file() and DatasetCard.load(readme, ignore_metadata_errors=True).data.get("configs"):
             builder = load_dataset_builder(str(place), config_name)
+            _refuse_outside(data_set_name(path), builder, lambda file: may_read(path, file))
         else:
             if config_name:
                 remedy = "leave data.config_name out, or name the folder of that configuration in data.path"
@@ -105,8 +131,19 @@ def _load_from_hub(path: str, revision: str | None, config_name: str | None) -> 
                 f"{path} at {revision}: the Hub cannot be reached, and the commit in the cache is {builder.hash}. "
                 f"{NOT_REACHED} Or set data.revision to that commit."
             )
+        _refuse_outside(path, builder, lambda file: file.startswith("hf://datasets/"))
         builder.download_and_prepare()
         return builder.as_dataset()
+
+
+def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str], bool]) -> None:
+    """The README.md of a data set may name any file of this machine as its data."""
+    files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
+    if outside := [file for file in files if not belongs(file)]:
+        raise DataError(
+            f"{name}: its README.md names data outside of the data set:\n{listing([printable(f) for f in outside])}\n"
+            "Do not trust it; or put the files into its folder, and name them there."
+        )
 
 
 @contextmanager
@@ -123,7 +160,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:  # of Arrow, of datasets, of the Hub's client, ValueError for a configuration, …
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise DataError(f"{name}: cannot be loaded ({reason}). {DAMAGED}") from error
+        raise DataError(f"{name}: cannot be loaded ({reason}). {disk_remedy(cause) or DAMAGED}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -131,13 +168,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    below = sorted(path.relative_to(folder) for path in folder.rglob("*.parquet"))
-    return [folder / path for path in below if not any(part.startswith(".") for part in path.parts)]
+    return [path for path in find_files(folder)[0] if path.suffix == ".parquet"]
 
 
 def _by_split(folder: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
     files = _parquet_files(folder)
+    if obstacles := find_files(folder)[1]:
+        found = listing([f"{printable(str(obstacle.path))}: {obstacle.reason}" for obstacle in obstacles])
+        raise DataError(f"{folder}: not all of it can be searched:\n{found}\n{obstacles[0].remedy}")
     if not files:
         raise DataError(f"{folder.absolute()}: holds no Parquet file. {LAYOUT}")
     splits: dict[str, list[str]] = {}
@@ -191,11 +230,7 @@ def load_class_names(
             except EntryNotFoundError:
                 file = None
     if file and file.is_file():
-        try:
-            names = parse_json(file.read_text(encoding="utf-8-sig"))
-            return {int(number): str(label) for number, label in names.items()}, file.name
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f'{file}: cannot be read ({error}); it must be an object like {{"0": "name"}}.') from None
+        return read_names(file)[0], file.name
     count = 1 + max(set(ids) - {255, 65_535}, default=-1)  # without void
     labels = {column: _class_label(feature) for column, feature in features.items()}
     labels = {column: label for column, label in labels.items() if label and len(label.names) == count}

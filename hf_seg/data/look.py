@@ -188,8 +188,8 @@ def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) ->
 
     Args:
         findings ([`Findings`]): from `look_at_pairs`.
-        names (`Mapping[int, str]`, *optional*): of ids, as a data set brings them along. An id with a name is a class
-            even if no mask holds it.
+        names (`Mapping[int, str]`, *optional*): of ids or colours, as a data set brings them along. What has a name is
+            a class even if no mask holds it.
 
     Returns:
         `dict`: for `classes.json`.
@@ -197,7 +197,7 @@ def guess_classes(findings: Findings, names: Mapping[int, str] | None = None) ->
     Raises:
         DataError: when the masks hold one value only, or too many to be classes.
     """
-    counts, names = findings.counts(), {} if findings.by_color else names or {}
+    counts, names = findings.counts(), names or {}
     values = sorted(counts)
     what = "colours" if findings.by_color else "ids"
     void = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,19 @@ from hf_seg.data.spec import DataError
 from hf_seg.recipe_files import parse_json
 
 FILE_NAME = "split.json"
+SPLITS = ("train", "validation", "test")
+# what a split may be called, in lower case: folders, files and splits of tables alike
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 SPLIT_SEED = 0
 REMEDY = "Correct it, or delete it: a new split is drawn then."
+UNLABELLED = (
+    'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and a part of train is '
+    "drawn for it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,41 @@ class RowSplit:
     train_rows: int
     content: str
     held_out: dict[str, list[int]]
+
+
+def join_names(names: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
+    """Which of some folders, or splits of a table, are train, validation and test.
+
+    Args:
+        place (`str`): what holds them, for messages.
+        names (`Iterable[str]`): what they are called; other names are left alone.
+
+    Returns:
+        `dict[str, str]`: `train`, and `validation` and `test` where they are there → the name.
+
+    Raises:
+        DataError: when two names mean the same split, or none means train.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_WORDS.get(name.lower())
+        if split in found:
+            raise DataError(f"{place}: which is the {split} split, {found[split]} or {name}? Rename one of them.")
+        if split:
+            found[split] = name
+    if "train" not in found:
+        raise DataError(
+            f"{place}: has no split named train, but {', '.join(names)}. Name the split to train on so: validation "
+            "and test are drawn from it where there are none."
+        )
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:
@@ -50,26 +97,35 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
     return {"train": sorted(shuffled[len(held_out) * size :])} | drawn
 
 
-def load_split(root: Path) -> dict[str, list[str]] | None:
+def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str]] | None:
     """Read `root/split.json`; None when there is none.
 
+    Args:
+        root (`Path`): the folder.
+        wanted (`Sequence[str]`): the splits that it must hold: all three, or those for which there is no folder.
+
     Returns:
-        `dict[str, list[str]]`: `train`, `validation` and `test`, each with names of pairs, a path below `images`
-        without suffix.
+        `dict[str, list[str]]`: each of `wanted`, with names of pairs (a path below `images` without suffix) in
+        Unicode's form NFC.
 
     Raises:
-        DataError: when the file cannot be read, or is not three lists of names that are each there once.
+        DataError: when the file cannot be read, or is not these lists of names that are each there once.
     """
     path = root / FILE_NAME
     content = _read(path)
     if content is None:
         return None
-    lists = {"train", "validation", "test"}
-    if not isinstance(content, dict) or set(content) - {"seed"} != lists:
-        raise DataError(f"{path}: must hold train, validation and test, and seed if you like. {REMEDY}")
-    split = {name: content[name] for name in ("train", "validation", "test")}
+    if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
+        raise DataError(f"{path}: must hold {join_names(wanted)}, and seed if you like. {REMEDY}")
+    split = {name: content[name] for name in wanted}
     _check_lists(path, split, str, "names")
-    return split
+    return {part: [unicodedata.normalize("NFC", name) for name in names] for part, names in split.items()}
+
+
+def lists_all(root: Path) -> bool:
+    """Whether `root/split.json` says of all pairs which split they belong to, whatever their folders are called."""
+    content = _read(root / FILE_NAME)
+    return isinstance(content, dict) and set(SPLITS) <= content.keys()
 
 
 def save_split(root: Path, split: dict[str, list[str]]) -> None:

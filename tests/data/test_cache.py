@@ -217,7 +217,7 @@ def test_a_full_disk(pet_folder, tmp_path, more):
         f"error: {tmp_path / 'disk' / 'cache'}: the train pairs of oxford_pet cannot be kept there"
     )
     assert ("No space left on device" if more else "they take 0.3 MB, and 0.2 MB are free") in message
-    assert "Name a folder with more room in data.cache, or set it to false" in message
+    assert ("Free disk space. " if more else "") + "Name another folder in data.cache, or set it to false" in message
     left = [name for name in process.stdout.splitlines() if "decoding" not in name and name]
     assert left and all(name.endswith(".lock") for name in left)
 

@@ -1,3 +1,4 @@
+import hashlib
 import re
 import zipfile
 
@@ -7,6 +8,7 @@ import pytest
 
 from hf_seg.data import DataError, cityscapes, load_spec, load_splits
 from hf_seg.data.download import LOCK_NAME, UNPACKING
+from hf_seg.data.gather import gather
 
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 
@@ -159,6 +161,21 @@ def test_damaged_archives(zipped, recipe):
     with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged.*CRC"):
         load_splits(recipe("cityscapes", zipped))
     assert not (zipped / "leftImg8bit").exists()
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)])  # encrypted; a method that does not exist
+def test_an_archive_that_cannot_be_unpacked(zipped, recipe, offset, value):
+    content = bytearray((zipped / ZIPS[0]).read_bytes())
+    for entry in re.finditer(b"PK\x01\x02", bytes(content)):
+        content[entry.start() + offset] = value
+    (zipped / ZIPS[0]).write_bytes(content)
+    before = hashlib.sha256(content).digest()
+    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged or cannot be unpacked: "):
+        load_splits(recipe("cityscapes", zipped))
+    assert not (zipped / "leftImg8bit").exists()
+    codes = [finding.code for finding in gather(recipe("cityscapes", zipped)).findings]
+    assert codes.count("damaged-archive") == 1
+    assert hashlib.sha256((zipped / ZIPS[0]).read_bytes()).digest() == before
 
 
 def test_an_archive_of_something_else(zipped, recipe):

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,7 +12,7 @@ import pytest
 from filelock import FileLock
 from huggingface_hub import constants, file_download
 
-from hf_seg.data import DataError, load_splits, oxford_pet
+from hf_seg.data import DataError, download, load_splits, oxford_pet
 from hf_seg.data.download import LOCK_NAME, UNPACKING, Archive, one_process
 
 # What a second process runs: the same download, from the test's server.
@@ -219,7 +221,7 @@ def test_an_archive_cannot_write_outside(server, target, recipe, monkeypatch):
     server.files["/images.tar.gz"] = buffer.getvalue()
     server.archives[0] = (server.archives[0][0], hashlib.md5(buffer.getvalue()).hexdigest(), "images")
     publish(server, monkeypatch)
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(DataError, match="would be extracted to .*which is outside the destination"):
         load_splits(recipe("oxford_pet"))
     assert not list(target.parent.parent.rglob("outside"))
 
@@ -264,3 +266,23 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     process.kill()
     process.wait()
     FileLock(lock).acquire(timeout=0)  # raises Timeout when it is held
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy", "other"),
+    [
+        (errno.EACCES, "Give this user the right to read and write there; or", "disk space"),
+        (errno.EROFS, "set HF_HOME to a folder of your own", "disk space"),
+        (errno.ENOSPC, "Free disk space", "HF_HOME"),
+    ],
+)
+def test_the_remedy_follows_from_what_the_disk_says(server, target, recipe, monkeypatch, number, remedy, other):
+    def refuse(*args, **options):
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(download, "one_process", refuse)  # as with a cache that belongs to another user
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe("oxford_pet"))
+    message = str(caught.value)
+    assert message.startswith(f"{target}: getting Oxford-IIIT Pet failed: [Errno {number}]") and remedy in message
+    assert other not in message

@@ -10,7 +10,9 @@ from datasets import load_from_disk
 from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import DataError, check_splits, describe_dropped, fingerprint, folder, load_spec, load_splits
+from hf_seg.data import DataError, check_splits, describe_dropped, fingerprint, load_spec, load_splits
+from hf_seg.data.layout import find_ending
+from hf_seg.data.split_file import SPLITS
 from hf_seg.transforms import SegTransform
 
 IDS = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
@@ -208,10 +210,13 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("folders", "message"),
         [
-            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, or"),
+            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, in"),
             (["photos", "labels"], "has no images, no masks; its folders are labels, photos."),
             (["images"], "has no masks; its folders are images."),
-            (["train/images", "train/masks", "val/images"], "has no validation/images, no validation/masks, no test"),
+            (["train/images", "val/masks"], "has no train/masks, no val/images; its folders are train, val."),
+            (["val/images", "val/masks"], "has no split named train, but val. Name the split to train on so"),
+            (["train/images", "train/masks", "val/images", "val/masks", "dev"], "which is the validation split, dev"),
+            (["images/test", "masks/test"], "/images: has no split named train, but test."),
             (["images", "masks", "test"], "holds both images, masks, test: leave one of the layouts."),
         ],
     )
@@ -219,7 +224,7 @@ class TestRefused:
         root = describe(tmp_path, IDS)
         for name in folders:
             (root / name).mkdir(parents=True)
-        assert refused(root).startswith(f"{root}: {message}")
+        assert refused(root).startswith(f"{root}{message}" if message[0] == "/" else f"{root}: {message}")
 
     def test_files_that_are_no_pair(self, own, refused):
         root = own()
@@ -276,8 +281,8 @@ class TestSplit:
         root = own(count=20)
         first = pairs_of(load_splits(recipe("folder", root)))
         saved = json.loads((root / "split.json").read_text())
-        assert [len(saved[split]) for split in folder.SPLITS] == [16, 2, 2] and saved["seed"] == 0
-        assert sorted(sum((saved[split] for split in folder.SPLITS), [])) == [f"photo_{n:02}" for n in range(20)]
+        assert [len(saved[split]) for split in SPLITS] == [16, 2, 2] and saved["seed"] == 0
+        assert sorted(sum((saved[split] for split in SPLITS), [])) == [f"photo_{n:02}" for n in range(20)]
         write_folder(root, "ids", count=24)  # four more
         second = pairs_of(load_splits(recipe("folder", root)))
         assert first.keys() <= second.keys() and len(second) == 24
@@ -293,7 +298,7 @@ class TestSplit:
         assert not caplog.text
         write_folder(root, "ids", count=12)
         load_splits(recipe("folder", root))
-        assert "2 new pairs were added to train in split.json; the test set stays." in caplog.text
+        assert "2 new pairs count as train, since split.json does not name them." in caplog.text
 
     def test_names_without_files(self, own, recipe, refused):
         root = own()
@@ -306,7 +311,7 @@ class TestSplit:
 
     def test_by_folders(self, tmp_path, recipe):
         root = describe(tmp_path, CLASSES["ids"])
-        for count, split in enumerate(folder.SPLITS, start=2):
+        for count, split in enumerate(SPLITS, start=2):
             write_folder(root / split, "ids", count)
         data = recipe("folder", root, max_test_samples=3)
         assert {name: len(split) for name, split in load_splits(data).items()} == {
@@ -346,6 +351,237 @@ class TestSplit:
         root = own()
         (root / "split.json").write_text(content if isinstance(content, str) else json.dumps(content))
         assert message in refused(root) and "Correct it, or delete it: a new split is drawn then." in refused(root)
+
+
+def write_pairs(images, masks, names, ending=""):
+    """Pairs of the given names, the number of each scene being its place; gives the folder of the images."""
+    for number, name in enumerate(names):
+        image, ids = scene(number)
+        write_image(images / f"{name}.png", image)
+        write_image(masks / f"{name}{ending}.png", ids)
+    return images
+
+
+class TestOwnSplits:
+    @pytest.mark.parametrize("inner", [True, False])
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("train", "val", "test"),
+            ("Training", "DEV", "testing"),
+            ("TRAIN", "valid", "Test"),
+            ("train", "eval", "test"),
+        ],
+    )
+    def test_are_used_under_any_usual_name(self, tmp_path, recipe, names, inner):
+        root = describe(tmp_path, IDS)
+        for count, name in enumerate(names, start=1):
+            places = [root / part / name if inner else root / name / part for part in ("images", "masks")]
+            write_pairs(*places, [f"{name}_{number}" for number in range(count)])
+        splits = load_splits(recipe("folder", root))
+        found = {split: {path for own, path in pairs_of(splits) if own == split} for split in splits}
+        assert found == {
+            split: {f"{name}_{number}.png" for number in range(count)}
+            for count, (split, name) in enumerate(zip(SPLITS, names, strict=True), start=1)
+        }
+        assert not (root / "split.json").exists()
+        assert load_spec(recipe("folder", root)).split_rule == "the folders train, validation and test."
+
+    @pytest.mark.parametrize("inner", [True, False])
+    def test_what_lacks_is_drawn_from_train_and_kept(self, tmp_path, recipe, caplog, inner):
+        root = describe(tmp_path, IDS)
+        places = {
+            name: [root / part / name if inner else root / name / part for part in ("images", "masks")]
+            for name in ("train", "val")
+        }
+        write_pairs(*places["train"], range(20)), write_pairs(*places["val"], range(100, 103))
+        first = load_splits(recipe("folder", root))
+        assert first.num_rows == {"train": 18, "validation": 3, "test": 2}
+        assert {name for split, name in pairs_of(first) if split == "validation"} == {"100.png", "101.png", "102.png"}
+        saved = json.loads((root / "split.json").read_text())
+        assert saved.keys() == {"seed", "test"}
+        assert {f"{name}.png" for name in saved["test"]} == {
+            name for split, name in pairs_of(first) if split == "test"
+        }
+        rule = (
+            "the folders train and validation; for test, 10 % of train, drawn at random once and kept in split.json."
+        )
+        assert load_spec(recipe("folder", root)).split_rule == rule
+        write_pairs(*places["train"], range(20, 25))
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 23, "validation": 3, "test": 2}
+        (root / "split.json").write_text('{"validation": ["1"]}')
+        with pytest.raises(DataError, match="must hold test, and seed if you like"):
+            load_splits(recipe("folder", root))
+
+    def test_too_few_to_draw_from(self, tmp_path, refused):
+        root = describe(tmp_path, IDS)
+        for name in ("train", "val"):
+            write_pairs(root / name / "images", root / name / "masks", "a")
+        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: it takes 2."
+
+    @pytest.mark.parametrize("inner", [True, False])
+    def test_a_test_split_without_masks(self, tmp_path, recipe, refused, inner):
+        root = describe(tmp_path, IDS)
+        for name in ("train", "val", "test"):
+            places = [root / part / name if inner else root / name / part for part in ("images", "masks")]
+            write_pairs(*places, range(5))
+            if name == "test":
+                shutil.rmtree(places[1])
+                images = places[0]
+        message = refused(root)
+        assert (
+            f"{images}: none of its 5 images has a mask\n" in message and "a part of train is drawn for it" in message
+        )
+        assert not (root / "split.json").exists()
+        splits = load_splits(recipe("folder", root, on_bad_pair="drop"))
+        assert splits.num_rows == {"train": 4, "validation": 5, "test": 1}
+
+    def test_pictures_beside_the_splits_are_refused(self, tmp_path, refused):
+        root = describe(tmp_path, IDS)
+        for name in ("train", "val", "day1"):
+            write_pairs(root / "images" / name, root / "masks" / name, "ab")
+        message = refused(root)
+        assert message.startswith(f"{root / 'images'}: holds train, val and, beside these, day1: which split is that?")
+        shutil.rmtree(root / "images" / "day1")
+        write_pairs(root / "images", root / "masks", "c")
+        assert "beside these, c.png: which split is that?" in refused(root)
+
+    def test_a_split_file_of_all_pairs_keeps_its_meaning(self, tmp_path, recipe, caplog):
+        root = describe(tmp_path, IDS)
+        for name in ("train", "val"):
+            write_pairs(root / "images" / name, root / "masks" / name, "ab")
+        lists = {"train": ["train/a", "val/a"], "validation": ["val/b"], "test": ["train/b"]}
+        (root / "split.json").write_text(json.dumps(lists))
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 2, "validation": 1, "test": 1}
+        assert "2 pairs are in another split than their folder says, such as val/a (train)" in caplog.text
+
+    def test_folders_of_things_called_train_are_no_splits(self, tmp_path, recipe):
+        root = describe(tmp_path, IDS)
+        for name in ("train", "bus"):
+            write_pairs(root / "images" / name, root / "masks" / name, "ab")
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 2, "validation": 1, "test": 1}
+
+    def test_split_json_is_not_written_again(self, own, recipe):
+        root = own()
+        written = json.dumps({"train": ["photo_02"], "validation": ["photo_00"], "test": ["photo_01"]})
+        (root / "split.json").write_text(written)  # as a person writes it
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 8, "validation": 1, "test": 1}
+        assert (root / "split.json").read_text() == written
+
+
+class TestNames:
+    def test_are_compared_in_one_form_of_unicode(self, tmp_path, recipe):
+        root = describe(tmp_path, IDS)
+        write_pairs(root / "images", tmp_path / "rest", [f"caf\u00e9_{number}" for number in range(4)])
+        write_pairs(tmp_path / "more", root / "masks", [f"cafe\u0301_{number}" for number in range(4)])
+        lists = {"train": ["cafe\u0301_0", "caf\u00e9_1"], "validation": ["caf\u00e9_2"], "test": ["cafe\u0301_3"]}
+        (root / "split.json").write_text(json.dumps(lists))
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 2, "validation": 1, "test": 1}
+
+    def test_that_are_not_utf8_are_named(self, own, refused, recipe):
+        root = own()
+        for part, suffix in (("images", ".jpg"), ("masks", ".png")):
+            (root / part / f"photo_03{suffix}").rename(root / part / os.fsdecode(b"caf\xe9" + suffix.encode()))
+        (root / "images" / os.fsdecode(b"\xff")).mkdir()
+        message = refused(root)
+        assert f"{root}/images/caf\\udce9.jpg: the name is not UTF-8\n" in message and "Rename such files" in message
+        assert f"{root}/masks/caf\\udce9.png: the name" in message and f"{root}/images/\\udcff: the name" in message
+        assert message.isprintable() or message.replace("\n", "").isprintable()
+        data = recipe("folder", root, on_bad_pair="drop")
+        assert sum(load_splits(data).num_rows.values()) == 9
+        assert json.dumps(describe_dropped(data), ensure_ascii=False).encode()
+        strange = root.rename(root.with_name(os.fsdecode(b"caf\xe9")))
+        assert "caf\\udce9: the name is not UTF-8. Rename" in refused(strange)
+
+    def test_masks_with_one_ending_more(self, tmp_path, recipe, refused):
+        root = describe(tmp_path, IDS)
+        write_pairs(root / "images", root / "masks", ["img1", "img10", "img2", "sub/a"], ending="_mask")
+        splits = load_splits(recipe("folder", root))
+        check_splits(splits, load_spec(recipe("folder", root)))
+        assert sum(splits.num_rows.values()) == 4
+        (root / "masks" / "img2_mask.png").unlink()
+        message = refused(root)
+        assert message.startswith(f"{root}: 1 of 4 image") and "img2.png: the image has no mask\n" in message
+        write_image(root / "masks" / "img2_other.png", scene(2)[1])
+        message = refused(root)
+        assert message.startswith(f"{root}: 8 of 8 image") and "All masks may have one ending more" in message
+        assert f'{root / "masks" / "img1_mask.png"}: the mask has no image (there is one without "_mask")\n' in message
+
+    @pytest.mark.parametrize(
+        ("masks", "ending"),
+        [
+            (("a_mask", "b_mask"), "_mask"),
+            (("a (copy)", "b (copy)"), " (copy)"),
+            (("a0", "b0"), ""),  # a number, perhaps
+            (("a", "b_mask"), ""),
+            (("a_mask", "c"), ""),
+        ],
+    )
+    def test_an_ending(self, masks, ending):
+        assert find_ending({"a", "b"}, masks) == ending
+
+    def test_masks_beside_their_images(self, tmp_path, refused):
+        root = describe(tmp_path, IDS)
+        for split in ("train", "valid"):
+            write_pairs(root / split, root / split, "ab", ending="_mask")
+        message = refused(root)
+        assert f'In {root / "train"}, masks seem to lie beside their images, with "_mask" at the end of' in message
+
+    def test_with_a_backslash(self, tmp_path, refused):
+        root = describe(tmp_path, IDS)
+        for name in ("images\\0.png", "masks\\0.png"):
+            write_image(root / name, scene(0)[0])
+        message = refused(root)
+        assert "There are 2 names with a backslash, such as images\\0.png: they come from an archive" in message
+        assert "Unpack it again with `unzip`" in message
+
+
+class TestLinks:
+    def test_are_followed(self, own, recipe, tmp_path):
+        root = own(count=8)
+        for part in ("images", "masks"):
+            (tmp_path / "elsewhere" / part).mkdir(parents=True)
+            for path in sorted((root / part).iterdir())[4:]:
+                path.rename(tmp_path / "elsewhere" / part / path.name)
+            (root / part / "more").symlink_to(tmp_path / "elsewhere" / part)
+        assert sum(load_splits(recipe("folder", root)).num_rows.values()) == 8
+        for part in ("images", "masks"):
+            (root / part).rename(tmp_path / part)
+            (root / part).symlink_to(tmp_path / part)
+        assert sum(load_splits(recipe("folder", root)).num_rows.values()) == 8
+
+    def test_what_is_in_the_way_is_named(self, own, refused):
+        root = own()
+        (root / "images" / "again").symlink_to(root / "images")
+        (root / "images" / "up").symlink_to(root)
+        (root / "images" / "gone").symlink_to(root / "nowhere")
+        (root / "masks" / "photo_03.png").unlink()
+        (root / "masks" / "photo_03.png").symlink_to("photo_99.png")
+        os.mkfifo(root / "images" / "pipe.jpg")
+        message = refused(root)
+        for place, reason in {
+            "images/again": "is a link to a folder that holds it",
+            "images/up/images": "is a link to a folder that holds it",
+            "images/gone": "is a link to nothing",
+            "masks/photo_03.png": "is a link to nothing",
+            "images/pipe.jpg": "is neither a file nor a folder",
+        }.items():
+            assert f"{root / place}: {reason}\n" in message
+        assert "each must lead to a file or to a folder that does not hold it" in message
+
+    def test_a_folder_that_cannot_be_read(self, own, refused, monkeypatch):
+        root = own()
+        (root / "images" / "day2").mkdir()
+        scandir = os.scandir
+
+        def refuse(place):
+            if str(place).endswith("day2"):
+                raise PermissionError(13, "Permission denied")
+            return scandir(place)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        message = refused(root)
+        assert f"{root / 'images' / 'day2'}: cannot be read: Permission denied\n" in message and "readable" in message
 
 
 class TestExif:

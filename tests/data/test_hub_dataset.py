@@ -6,9 +6,11 @@ import json
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from own_folders import KINDS, scene, write_folder
+from pyarrow import parquet
 
 from hf_seg.data import (
     DataError,
@@ -165,7 +167,7 @@ def test_a_table_is_mapped_into_memory_and_not_read(tmp_path):
 
 
 def test_a_table_of_paths(tmp_path):
-    root = write_folder(tmp_path / "photos", "ids", 6)
+    root = write_folder(tmp_path / "own" / "photos", "ids", 6)
     names = {part: sorted((root / part).iterdir()) for part in ("images", "masks")}
 
     def write(rows):
@@ -185,6 +187,55 @@ def test_a_table_of_paths(tmp_path):
     assert f"{names['masks'][4]}: cannot be decoded (FileNotFoundError" in refused(place)
 
 
+def link(root, file):
+    (root / "inside.jpg").symlink_to(file)
+    return root / "inside.jpg"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda root, file: file,
+        lambda root, file: root / ".." / file.name,
+        link,
+        lambda root, file: f"file://{file}",
+        lambda root, file: f"zip://a.jpg::{file}",
+    ],
+)
+def test_a_row_that_names_a_file_elsewhere(tmp_path, named):
+    image, mask = stored(0)
+    (tmp_path / "private.jpg").write_bytes(image)
+    root = tmp_path / "own"
+    root.mkdir()
+    table = make_table(range(4)).to_dict()
+    table["image"][2] = {"bytes": None, "path": str(named(root, tmp_path / "private.jpg"))}
+    parquet.write_table(pyarrow.table(table), describe(root) / "train.parquet")
+    message = refused(root)
+    assert f"{root} train[2]: the image is a file outside of the data set, " in message
+    assert "A row may name a file in the data set's own folder only" in message
+    assert origins(load_splits(hub_recipe(root, on_bad_pair="drop")))["train"] == [f"{root} train[{n}]" for n in (1,)]
+
+
+@pytest.mark.parametrize("place", ["../private.parquet", "/{}/private.parquet"])
+def test_a_card_that_names_data_elsewhere(tmp_path, place):
+    root = describe(tmp_path / "own")
+    make_table(range(4)).to_parquet(tmp_path / "private.parquet")
+    place = place.format(str(tmp_path).strip("/"))
+    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: a\n  data_files: {place}\n---\n")
+    assert "its README.md names data outside of the data set:\n" in refused(root)
+
+
+def test_folders_of_tables_that_are_links(tmp_path):
+    make_table(range(4)).to_parquet(tmp_path / "elsewhere.parquet")
+    root = describe(tmp_path / "own")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "elsewhere.parquet").rename(tmp_path / "more" / "train.parquet")
+    (root / "data").symlink_to(tmp_path / "more")
+    assert sum(counts(load_splits(hub_recipe(root))).values()) == 4
+    (root / "again").symlink_to(root)
+    assert f"{root / 'again'}: is a link to a folder that holds it" in refused(root)
+
+
 class TestColumns:
     @pytest.mark.parametrize(
         ("image", "mask"),
@@ -197,9 +248,6 @@ class TestColumns:
 
     @pytest.mark.parametrize("as_struct", [True, False])
     def test_bytes_of_other_writers(self, tmp_path, as_struct):
-        import pyarrow
-        from pyarrow import parquet
-
         root = describe(tmp_path / "own")
         pairs = [stored(number) for number in range(3)]
         columns = {
@@ -366,7 +414,7 @@ class TestBadRows:
         root = three_splits(tmp_path / "own", test=make_table(range(3), without_mask=range(3)))
         message = refused(root)
         assert (
-            f"{root} test: none of its 3 rows has a mask\n" in message and "rows of train are drawn for it" in message
+            f"{root} test: none of its 3 rows has a mask\n" in message and "a part of train is drawn for it" in message
         )
         assert not (root / "split.json").exists()
         data = hub_recipe(root, on_bad_pair="drop")
@@ -410,6 +458,16 @@ class TestWhatCannotBeLoaded:
         path = describe(tmp_path) / "train.parquet"
         make_table([1]).to_parquet(path)
         assert f"{path}: is a file. data.path names a folder." in refused(path, root=str(tmp_path))
+
+    @pytest.mark.parametrize(("number", "remedy"), [(13, "Give this user the right"), (28, "Free disk space")])
+    def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch, number, remedy):
+        def refuse(*args, **options):
+            raise OSError(number, "no")
+
+        root = three_splits(tmp_path / "own")
+        monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", refuse)
+        message = refused(root)
+        assert "Error: [Errno" in message and remedy in message and "files again" not in message
 
     def test_without_classes(self, tmp_path):
         root = three_splits(tmp_path / "own")

@@ -11,7 +11,7 @@ from hf_seg.data.look import guess_classes, look_at_pairs, pixel_shares
 
 
 def look(root, classes=None):
-    pairs, errors = folder.find_pairs(root)
+    pairs, errors, _ = folder.find_pairs(root / "images", root / "masks")
     assert errors == []
     return look_at_pairs({"pairs": folder.as_dataset(list(pairs.values()))}, classes)
 
