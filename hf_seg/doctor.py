@@ -1,7 +1,7 @@
 """`hf-seg doctor`: everything in the data and on the machine that would hurt a training run, before it starts.
 
-The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → disk space → a step of
-each recipe.
+The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → disk space → a step
+of each recipe.
 What training would refuse is found by the functions that training refuses it with.
 """
 
