@@ -50,6 +50,8 @@ def graphs(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
 
 
 def compiled(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
+    with torch.no_grad():  # transformers takes a lock in a first forward, at which the compiler would cut the graph
+        model(pixel_values=pixel_values)
     return torch.compile(model, mode="reduce-overhead", dynamic=False)
 
 
