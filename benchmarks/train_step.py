@@ -77,8 +77,10 @@ def now() -> float:
     return time.perf_counter()
 
 
-def bare_loop(model, recipe: Recipe, device: torch.device, batches: list[dict], compiled: bool) -> Callable[[], None]:
-    """An epoch over batches that are in memory."""
+def bare_loop(
+    model, recipe: Recipe, device: torch.device, batches: list[dict], wrap: Callable = lambda model: model
+) -> Callable[[], None]:
+    """An epoch over batches that are in memory; `wrap` makes what is called of the model on the device."""
     training = recipe.training
     model = model.to(device).train()
     if use_channels_last(training, device):
@@ -86,7 +88,7 @@ def bare_loop(model, recipe: Recipe, device: torch.device, batches: list[dict], 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, amsgrad=training.amsgrad, fused=device.type in ("cpu", "cuda")
     )
-    forward = torch.compile(model) if compiled else model
+    forward = wrap(model)
 
     def epoch() -> None:
         for batch in batches:
@@ -112,7 +114,8 @@ def compare(
         for start in range(0, steps * BATCH, BATCH):
             batch = trainer.train_transform.finish(trainer.train_dataset.__getitems__(range(start, start + BATCH)))
             batches.append({name: values.to(device) for name, values in batch.items()})
-        turns = TakeTurns(bare_loop(copy.deepcopy(model), recipe, device, batches, compiled))
+        wrap = {"wrap": torch.compile} if compiled else {}
+        turns = TakeTurns(bare_loop(copy.deepcopy(model), recipe, device, batches, **wrap))
         trainer.add_callback(turns)
         seconds = put_clocks_around_parts(trainer) if parts else {}
         trainer.train()

@@ -141,8 +141,12 @@ def _architecture(record: dict) -> str:
 
 def _input(record: dict) -> Markdown:
     data = record["recipe"]["data"]
-    scaled = ", less ImageNet's mean and by its standard deviation" if data["normalize"] == "imagenet" else ""
-    return Markdown(f"RGB, resized to {data['image_size']}×{data['image_size']} pixels, scaled to [0, 1]{scaled}")
+    scaled = {
+        "none": "scaled to [0, 1]",
+        "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
+        "inception": "scaled to [-1, 1]",
+    }[data["normalize"]]
+    return Markdown(f"RGB, resized to {data['image_size']}×{data['image_size']} pixels, {scaled}")
 
 
 def _model(record: dict) -> str:

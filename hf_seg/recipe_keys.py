@@ -92,8 +92,10 @@ class DataRecipe:
         maximum=2048,
         multipleOf=32,
     )
-    normalize: Literal["none", "imagenet"] = _key(
-        "After scaling to [0, 1]: nothing more, or ImageNet's mean and standard deviation.", "none"
+    normalize: Literal["none", "imagenet", "inception"] = _key(
+        "After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), "
+        "as Inception and timm's tf_ models.",
+        "none",
     )
     augment: Literal["none", "flip", "standard", "strong"] = _key(
         "Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same "

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_seg.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
 from hf_seg.data.spec import INVALID, DataError, DatasetSpec
+from hf_seg.normalization import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from hf_seg.recipe_keys import DataRecipe
@@ -40,7 +40,7 @@ class SegTransform:
     the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias, the aspect ratio
     is not kept; the mask is mapped by the data set's label table and resized with `NEAREST_EXACT`, whose sample points
     are the pixel centres that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then
-    scaled by 1/255 to [0, 1], and normalised by ImageNet's mean and standard deviation only if asked.
+    scaled by 1/255 to [0, 1], and normalised by a mean and a standard deviation only if asked.
 
     It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
     each time: its results can be kept, see `hf_seg.data.cache`. [`~SegTransform.finish`], from there to the model's
@@ -56,7 +56,7 @@ class SegTransform:
             alone; `"strong"`: the same, from a crop of 25–100 %, turned by up to 30° either way. Geometry is drawn
             once for an image and its mask. Crops are taken from a copy of 1.5 or 2 times `image_size`, so that next
             to none is enlarged.
-        normalize (`str`, *optional*, defaults to `"none"`): `"none"` or `"imagenet"`.
+        normalize (`str`, *optional*, defaults to `"none"`): `"none"`, or a key of `NORMALIZATIONS`.
     """
 
     def __init__(self, *, image_size: int, spec: DatasetSpec, augment: str = "none", normalize: str = "none"):
@@ -118,8 +118,8 @@ class SegTransform:
             boxes = draw_boxes(len(labels), generator, scale).to(labels.device)
             pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.image_size)
             pixel_values = jitter_colors(pixel_values, generator)
-        if self.normalize == "imagenet":
-            pixel_values = F.normalize(pixel_values, list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
+        if self.normalize != "none":
+            pixel_values = F.normalize(pixel_values, *NORMALIZATIONS[self.normalize])
         return {"pixel_values": pixel_values, "labels": labels.to(torch.int64)}
 
     def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:

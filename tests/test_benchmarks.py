@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROGRAMS = ["data", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
+PROGRAMS = ["data", "gpu", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -120,3 +121,77 @@ def test_what_is_mirrored_comes_back_to_its_place(program):
     images = torch.rand(2, 3, 8, 8)
     plain, averaged = module.probabilities(SimpleNamespace(model=model), images, (8, 8))
     torch.testing.assert_close(averaged, plain)
+
+
+GPU_HEAD = ["model", "batch", "precision", "way", "ms a step", "images/s", "of the peak", "start, s"]
+
+
+@pytest.fixture
+def gpu(program, monkeypatch, tiny_models):
+    """`gpu.py` with a tiny SegFormer."""
+    module = program("gpu")
+    build_recipe = module.build_recipe
+
+    def tiny(**arguments):
+        recipe = build_recipe(**arguments)
+        recipe.model.config = tiny_models["segformer"]["config"]
+        return recipe
+
+    monkeypatch.setattr(module, "build_recipe", tiny)
+
+    def start(*arguments: str):
+        fixed = [
+            "--device",
+            "cpu",
+            "--models",
+            "SegFormer-B0",
+            "--steps",
+            "1",
+            "--repeats",
+            "1",
+            "--trainer_steps",
+            "1",
+        ]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *fixed, *arguments])
+        module.main()
+
+    return SimpleNamespace(module=module, main=start)
+
+
+def test_gpu_on_a_cpu_has_eager_rows(gpu, capsys):
+    gpu.main("--batches", "2", "64")
+    head, *rows = table(capsys.readouterr().out)
+    assert head == [*GPU_HEAD, "SegTrainer ÷ bare loop"]
+    assert [row[:4] for row in rows] == [
+        ["SegFormer-B0", batch, precision, "eager"] for precision in ("bf16", "fp32") for batch in ("2", "64")
+    ]
+    for row in rows:
+        step, images, share, start, ratio = row[4:]
+        assert NUMBER.fullmatch(step) and NUMBER.fullmatch(images.replace(",", "")) and NUMBER.fullmatch(start)
+        assert float(images.replace(",", "")) == pytest.approx(int(row[1]) / float(step) * 1000, rel=0.1)
+        assert share == "–"  # a peak is assumed of cards that are named only
+        assert bool(NUMBER.fullmatch(ratio)) == (row[1:3] == ["64", "fp32"])
+
+
+def test_gpu_says_why_a_row_has_no_number(gpu, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no | such\nkernel")
+
+    monkeypatch.setitem(gpu.module.WAYS, "eager", fail)
+    gpu.main("--batches", "2")
+    assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["failed: RuntimeError: no / such"] * 2
+    gpu.main("--batches", "2", "--seconds", "0")
+    assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["not measured: the time is over"] * 2
+
+
+def test_gpu_stops_a_row_that_takes_too_long(gpu, monkeypatch, capsys):
+    monkeypatch.setitem(gpu.module.WAYS, "eager", lambda *_: time.sleep(60))
+    gpu.main("--batches", "2", "--seconds", "1")
+    assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["not measured: the time is over"] * 2
+
+
+def test_gpu_share_of_the_peak(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert gpu.module.peak_of(torch.device("cuda"), "tf32") == 494
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert gpu.module.peak_of(torch.device("cuda"), "tf32") is None

@@ -18,11 +18,13 @@ DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8"))
 
 # name: data, arch, init, where the encoder's weights are from, frozen, config
-V2, B0 = "timm/resnet50.tv2_in1k", "nvidia/mit-b0"
+V2, B0, LITE0 = "timm/resnet50.tv2_in1k", "nvidia/mit-b0", "timm/tf_efficientnet_lite0.in1k"
 STRIDE2 = {"strides": [2, 2, 2, 2]}
 FCN_STRIDE2 = {"output_stride": 32, "logits_stride": 2}
 SHIPPED = {
     "cityscapes-fcn-finetune": ("cityscapes", "fcn", "imagenet", V2, False, {}),
+    "cityscapes-fcn-lite0-finetune": ("cityscapes", "fcn", "imagenet", LITE0, False, {}),
+    "cityscapes-fcn-lite0-scratch": ("cityscapes", "fcn", "scratch", None, False, {}),
     "cityscapes-fcn-scratch": ("cityscapes", "fcn", "scratch", None, False, {}),
     "cityscapes-segformer-finetune": ("cityscapes", "segformer", "imagenet", B0, False, {}),
     "cityscapes-segformer-scratch": ("cityscapes", "segformer", "scratch", None, False, {}),
@@ -36,6 +38,10 @@ SHIPPED = {
         *("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
     ),
     "oxford-pet-fcn-frozen": ("oxford_pet", "fcn", "imagenet", V2, True, {}),
+    "oxford-pet-fcn-lite0-finetune": ("oxford_pet", "fcn", "imagenet", LITE0, False, {}),
+    "oxford-pet-fcn-lite0-finetune-half-lr": ("oxford_pet", "fcn", "imagenet", LITE0, False, {}),
+    "oxford-pet-fcn-lite0-frozen": ("oxford_pet", "fcn", "imagenet", LITE0, True, {}),
+    "oxford-pet-fcn-lite0-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
     "oxford-pet-fcn-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
     "oxford-pet-fcn-stride2-scratch": ("oxford_pet", "fcn", "scratch", None, False, FCN_STRIDE2),
     "oxford-pet-mobilevit-scratch": (
@@ -76,8 +82,8 @@ FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "
 
 def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
-    assert len(FILES) == 28
-    assert len(load_recipes(FILES)) == 28
+    assert len(FILES) == 34
+    assert len(load_recipes(FILES)) == 34
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -88,7 +94,10 @@ def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
     said = (data.name, model.arch, model.init, model.encoder_weights, model.freeze_encoder, model.config)
     assert said == SHIPPED[name]
     assert recipe.encoder_recipe == (model.encoder_weights if model.init == "checkpoint" else None)
-    assert (data.image_size, data.normalize, data.augment) == (64, "none", "none")
+    # Lite0's weights were trained on [-1, 1]; its scratch runs see the same, so that they differ in the weights alone
+    lite0 = "-lite0-" in name
+    assert model.encoder == ("tf_efficientnet_lite0" if lite0 else "resnet50" if model.arch == "fcn" else None)
+    assert (data.image_size, data.normalize, data.augment) == (64, "inception" if lite0 else "none", "none")
     assert (data.max_train_samples, data.max_validation_samples, data.max_test_samples) == (None, None, None)
     assert (training.global_train_batch_size, training.num_train_epochs, training.eval_every_epochs) == (64, 30, 2)
     assert training.learning_rate == (5e-4 if name.endswith("-half-lr") else 1e-3)

@@ -1,3 +1,5 @@
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 
 from hf_seg.data.spec import INVALID, DataError, DatasetSpec
 from hf_seg.models.build import build_image_processor
+from hf_seg.recipe_keys import DataRecipe
 from hf_seg.transforms import SegTransform
 
 SPEC = DatasetSpec(
@@ -54,7 +57,7 @@ def test_convention_against_torchvision():
     assert (out["labels"][0].numpy() == expected).all()
 
 
-@pytest.mark.parametrize("normalize", ["none", "imagenet"])
+@pytest.mark.parametrize("normalize", get_args(get_type_hints(DataRecipe)["normalize"]))
 def test_training_and_inference_see_the_same_pixels(normalize):
     image = photograph((333, 500))
     ours = transform(normalize=normalize)({"image": [image], "mask": [mask((333, 500))]})["pixel_values"]

@@ -19,8 +19,10 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
 )
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_utils import PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
+
+from hf_seg.normalization import NORMALIZATIONS
 
 from . import auto, weights
 from .configuration_fcn import FCNConfig
@@ -129,8 +131,8 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
 
     Args:
         image_size (`int`): height and width in pixels that a photograph is resized to (bilinear, antialiased).
-        normalize (`str`): "none" leaves RGB in [0, 1]; "imagenet" subtracts ImageNet's mean and divides by its
-            standard deviation.
+        normalize (`str`): "none" leaves RGB in [0, 1]; a key of `NORMALIZATIONS` subtracts its mean and divides by
+            its standard deviation.
 
     Returns:
         `SegformerImageProcessor`: the torchvision-backed one.
@@ -138,17 +140,19 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
     Raises:
         ValueError: when `normalize` is neither.
     """
-    if normalize not in ("none", "imagenet"):
-        raise ValueError(f'normalize must be "none" or "imagenet", not {normalize!r}.')
+    if normalize not in ("none", *NORMALIZATIONS):
+        raise ValueError(f"normalize must be one of none, {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
+    # what an image processor that does not normalise holds is never used
+    mean, std = NORMALIZATIONS.get(normalize, NORMALIZATIONS["imagenet"])
     return SegformerImageProcessor(
         do_resize=True,
         size={"height": image_size, "width": image_size},
         resample=PILImageResampling.BILINEAR,
         do_rescale=True,
         rescale_factor=1 / 255,
-        do_normalize=normalize == "imagenet",
-        image_mean=list(IMAGENET_DEFAULT_MEAN),
-        image_std=list(IMAGENET_DEFAULT_STD),
+        do_normalize=normalize != "none",
+        image_mean=mean,
+        image_std=std,
         do_reduce_labels=False,
     )
 

@@ -587,7 +587,14 @@ def test_offline_the_older_file_format_is_found_in_the_cache(files, tmp_path):
     assert all(torch.equal(t, files["fcn"].state_dict()[name]) for name, t in built.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("normalize", ["none", "imagenet"])
+MEAN_AND_STD = {
+    "none": ([0, 0, 0], [1, 1, 1]),
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "inception": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize("normalize", MEAN_AND_STD)
 def test_image_processor(normalize, tmp_path):
     build_image_processor(image_size=96, normalize=normalize).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
@@ -595,8 +602,7 @@ def test_image_processor(normalize, tmp_path):
     assert dict(processor.size) == {"height": 96, "width": 96}
     pixels = torch.randint(0, 256, (3, 150, 200), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = tvf.resize(pixels, [96, 96], antialias=True).float() / 255
-    if normalize == "imagenet":
-        expected = tvf.normalize(expected, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    expected = tvf.normalize(expected, *MEAN_AND_STD[normalize])
     result = processor(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")
     assert result["pixel_values"].shape == (1, 3, 96, 96)
     assert torch.allclose(result["pixel_values"][0], expected, atol=1e-5)
@@ -605,7 +611,7 @@ def test_image_processor(normalize, tmp_path):
 
 
 def test_image_processor_refuses_an_unknown_normalisation():
-    with pytest.raises(ValueError, match='normalize must be "none" or "imagenet", not \'ImageNet\''):
+    with pytest.raises(ValueError, match="one of none, imagenet, inception, not 'ImageNet'"):
         build_image_processor(image_size=64, normalize="ImageNet")
 
 

@@ -1,0 +1,197 @@
+"""A training step on a GPU, by model, batch, precision and the way it is launched: `python benchmarks/gpu.py`.
+
+One Markdown table in under three minutes. At 64×64 a GPU waits for Python to launch its kernels: CUDA graphs and
+`torch.compile` launch many at once. The step is that of the bare loop in `train_step.py`: forward, loss, backward,
+clipping, optimiser, on a batch that lies on the device. Eager rows and CUDA graphs come first, then compilation, as
+far as the time reaches; a row that fails or is not reached says why. fp32 multiplies in full precision; tf32 lets
+convolutions and matrix products round to TF32; bf16 is autocast, on top of what fp32 allows.
+
+`start` is the time until the first steps are done, capturing or compiling included. The share of the peak is that of
+three times the forward pass's multiply-adds, since the backward pass takes twice as many. On a CPU there are eager
+rows only.
+"""
+
+import argparse
+import gc
+import itertools
+import signal
+import statistics
+import time
+from types import SimpleNamespace
+
+import torch
+from accelerate import PartialState
+from measure import machine, print_row, print_table
+from seg_run import BATCH, build_recipe
+from torch import nn
+from train_step import bare_loop, compare, now
+from transformers import set_seed
+
+from hf_seg.data import load_spec
+from hf_seg.models.build import build_model, measure_forward
+from hf_seg.recipe import Recipe
+from hf_seg.recipe_keys import DataRecipe
+
+MODELS = {"SegFormer-B0": "segformer", "FCN ResNet-50": "fcn"}
+PRECISIONS = ("bf16", "tf32", "fp32")
+# Dense, as the vendor's data sheet of the SXM parts has them, in TFLOP/s; the H200 has the H100's arithmetic.
+PEAKS = {name: {"bf16": 989, "tf32": 494, "fp32": 67} for name in ("H100", "H200")}
+IMAGE_SIZE = 64
+
+
+def eager(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
+    return model
+
+
+def graphs(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
+    """Forward and backward as one launch each; the loss and the optimiser stay outside."""
+    graphed = torch.cuda.make_graphed_callables(Logits(model, bf16), (pixel_values,))
+    return lambda pixel_values: SimpleNamespace(logits=graphed(pixel_values))
+
+
+def compiled(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
+    with torch.no_grad():  # transformers takes a lock in a first forward, at which the compiler would cut the graph
+        model(pixel_values=pixel_values)
+    return torch.compile(model, mode="reduce-overhead", dynamic=False)
+
+
+WAYS = {"eager": eager, "CUDA graphs": graphs, "compile": compiled}
+
+
+class Logits(nn.Module):
+    """A model that takes and gives a tensor, as graphs need it. Autocast's cache would lie outside of the graph."""
+
+    def __init__(self, model: nn.Module, bf16: bool):
+        super().__init__()
+        self.model, self.bf16 = model, bf16
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            return self.model(pixel_values=pixel_values).logits
+
+
+def allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def recipe_of(arch: str, precision: str, batch: int, **arguments) -> Recipe:
+    data = DataRecipe(name="synthetic_pet", max_validation_samples=1, max_test_samples=1)
+    recipe = build_recipe(arch=arch, data=data, epochs=4, batch=batch, **arguments)
+    recipe.training.bf16 = precision == "bf16"
+    return recipe
+
+
+def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step over `repeats` times `steps` of them, and seconds until the first `steps` are done."""
+    batch = recipe.training.global_train_batch_size
+    spec = load_spec(recipe.data)
+    set_seed(0)
+    model, _ = build_model(recipe.model, spec, IMAGE_SIZE)
+    pixel_values = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    labels = torch.randint(0, spec.num_labels, (batch, IMAGE_SIZE, IMAGE_SIZE), device=device)
+    start = now()
+    epoch = bare_loop(
+        model,
+        recipe,
+        device,
+        [{"pixel_values": pixel_values, "labels": labels}] * steps,
+        lambda model: WAYS[way](model, pixel_values, recipe.training.bf16),
+    )
+    epoch()
+    first = now() - start
+    seconds = []
+    for _ in range(repeats):
+        start = now()
+        epoch()
+        seconds.append((now() - start) / steps)
+    return statistics.median(seconds), first
+
+
+def trainer_ratio(arch: str, device: torch.device, steps: int) -> float:
+    """An epoch of `SegTrainer` ÷ one of the bare loop, as `train_step.py` measures it; eager, in bf16 on a GPU."""
+    arguments = {"use_cpu": True} if device.type == "cpu" else {}
+    recipe = recipe_of(arch, "fp32" if device.type == "cpu" else "bf16", BATCH, **arguments)
+    recipe.data.max_train_samples = steps * BATCH
+    trainer, bare, _ = compare(recipe, device, steps, compiled=False, parts=False)
+    return trainer / bare
+
+
+def row_of(name: str, batch: int, precision: str, way: str, device: torch.device, options) -> list[str]:
+    allow_tf32(precision == "tf32")
+    recipe = recipe_of(MODELS[name], precision, batch)
+    seconds, first = step_seconds(recipe, way, device, options.steps, options.repeats)
+    model, _ = build_model(recipe.model, load_spec(recipe.data), IMAGE_SIZE)
+    operations = 2 * 3 * measure_forward(model, IMAGE_SIZE)["multiply_adds"] * batch
+    peak = peak_of(device, precision)
+    share = f"{operations / seconds / peak / 1e12:.1%}" if peak else "–"
+    ratio = "–"
+    if (batch, way) == (BATCH, "eager") and precision == ("fp32" if device.type == "cpu" else "bf16"):
+        ratio = f"{trainer_ratio(MODELS[name], device, options.trainer_steps):.2f}"
+    return [f"{seconds * 1e3:.2f}", f"{batch / seconds:,.0f}", share, f"{first:.1f}", ratio]
+
+
+def peak_of(device: torch.device, precision: str) -> float | None:
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peaks[precision] for name, peaks in PEAKS.items() if name in card), None)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, short enough for a cell."""
+    said = (str(error).strip().splitlines() or [""])[0].replace("|", "/")
+    return f"{type(error).__name__}: {said}"[:120]
+
+
+class TimeIsOver(BaseException):
+    """No `Exception`, so that no library takes it for trouble of its own."""
+
+
+def ring(*_) -> None:
+    raise TimeIsOver
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--steps", type=int, default=5, help="at a time (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="of these, of which the median counts (default: 5)")
+    parser.add_argument("--trainer_steps", type=int, default=8, help="of an epoch of SegTrainer (default: 8)")
+    parser.add_argument("--seconds", type=int, default=170, help="after which no row is begun (default: 170)")
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
+    device = PartialState(cpu=options.device == "cpu").device
+    on_gpu = device.type == "cuda"
+    print(machine(device.type))
+    if peaks := [f"{p} {peak_of(device, p)}" for p in PRECISIONS if peak_of(device, p)]:
+        print(f"Assumed peak, dense, in TFLOP/s: {', '.join(peaks)}.")
+    print()
+    head = ["model", "batch", "precision", "way", "ms a step", "images/s", "of the peak", "start, s"]
+    print_table([*head, "SegTrainer ÷ bare loop"])
+    signal.signal(signal.SIGALRM, ring)
+    # what starts quickly first; and of what compiles for long, what one would use
+    groups = [["eager", "CUDA graphs"], ["compile"]] if on_gpu else [["eager"]]
+    precisions = PRECISIONS if on_gpu else ("bf16", "fp32")
+    for ways in groups:
+        for precision, batch, name, way in itertools.product(precisions, options.batches, options.models, ways):
+            left = end - time.monotonic()
+            try:
+                if left <= 0:
+                    ring()
+                signal.setitimer(signal.ITIMER_REAL, left)
+                cells = row_of(name, batch, precision, way, device, options)
+            except TimeIsOver:
+                cells = ["not measured: the time is over", *"––––"]
+            except Exception as error:  # whatever it is, the next row may work
+                cells = [f"failed: {reason(error)}", *"––––"]
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            print_row([name, str(batch), precision, way, *cells])
+            torch.compiler.reset()
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
