@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_seg.recipe import RecipeError, json_schema, load_recipes
+from hf_seg.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,7 +226,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for file in unreadable:
-        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+        print(f"{printable(str(file.path))}: left out: {printable(file.reason)}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -285,7 +286,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DisagreementError) else 2
     for file in comparison.unreadable:
-        print(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+        print(f"{printable(str(file.path))}: left out: {printable(file.reason)}", file=sys.stderr)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
     print(f"agrees with PyTorch on {comparison}")
     return 1 if comparison.unreadable else 0
