@@ -147,9 +147,7 @@ def _device(device: str | None) -> str:
         return str(best or "cpu")
     there = ["cpu"] + [f"{best.type}:{index}" for index in range(torch.accelerator.device_count()) if best]
     if device not in there and f"{device}:0" not in there:
-        raise PredictError(
-            f"device: there is no {device!r} here; there is {', '.join(there)}, or leave the option out"
-        )
+        raise PredictError(f"device: there is no {device!r} here, only {', '.join(there)}; or leave the option out")
     return device
 
 
@@ -235,7 +233,7 @@ def _try_out(segmenter: Segmenter, missing: set[str]) -> None:
             "encoder or a classifier?); name the folder of a finished run, or a Hub id of such a model"
         )
     if not scores.isfinite().all():
-        raise ValueError(f"its scores of a picture are not numbers (NaN) in {model.dtype}; try float32")
+        raise ValueError(f"its scores of a picture are not numbers (NaN), computed in {model.dtype}")
     if scores.ndim != 4 or scores.shape[1] != len(segmenter.class_names):
         raise ValueError(f"puts out {tuple(scores.shape)} for {len(segmenter.class_names)} classes in config.json")
     for tensor in absent.values():

@@ -354,7 +354,7 @@ def test_a_call_that_is_interrupted_leaves_the_lines_of_the_one_before(segmenter
     root.mkdir()
     for number in range(3):
         photograph(seed=number).save(root / f"{number}.png")
-    predict_to_folder(segmenter, [root / "0.png"], out)
+    predict_to_folder(segmenter, [root / "2.png"], out)
     before = (out / "predictions.jsonl").read_bytes()
     scores = Segmenter.scores
     calls = iter([False, True])

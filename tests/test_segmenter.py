@@ -315,7 +315,7 @@ def drop(pattern):
 
 
 FAULTS = {
-    "a block is missing": (drop("stages.1.blocks"), r"has no weights for \S*stages.1.blocks\S*, .* and \d+ more"),
+    "a block is missing": (drop("block.1.0"), r"has no weights for segformer\S*1.blocks.0\S*, .* and \d+ more"),
     "a norm is missing": (drop("running_var"), "has no weights for decode_head.batch_norm.running_var, so it"),
     "the classifier is missing": (drop("head.classifier"), r"head.classifier.weight, so|3 classes, and no tensor"),
     "a value is NaN": (one_value(torch.nan), "decode_head.classifier.weight have values that are no numbers"),
@@ -335,7 +335,10 @@ FAULTS = {
     "ten million labels": (config(id2label=None, num_labels=10**7), "10,000,000 classes, and no tensor in its file"),
     "layers": (config(depths=[10**5, 1]), "config.json has depths 100,000, and its file of weights has \\d+ tensors"),
     "lists": (config(hidden_sizes=[16] * 10**5), "config.json has hidden_sizes 100,000, and its file"),
-    "width": (config(decoder_hidden_size=10**6), "of a model of [\\d,]+ parameters, its file of weights has [\\d,]+"),
+    "width": (
+        config(decoder_hidden_size=10**6),
+        r"of a model of 2,\d{3},[\d,]+ parameters, its file of weights has \d+,",
+    ),
     "unknown dtype": (unknown_dtype, "no semantic segmentation model"),
     "dtype in config": (config(dtype="float99"), "no semantic segmentation model"),
     "code": (own_code, "no semantic segmentation model"),

@@ -188,6 +188,4 @@ def check_parameters(auto: type, config: PreTrainedConfig, header: Header | None
         model = auto.from_config(config, trust_remote_code=False)
     there, needed = sum(map(prod, header.values())), sum(tensor.numel() for tensor in model.state_dict().values())
     if needed > MOST_PARAMETERS * there:
-        raise ValueError(
-            f"its config.json is of a model of {needed:,} parameters, its file of weights holds {there:,}"
-        )
+        raise ValueError(f"its config.json is of a model of {needed:,} parameters, its file of weights has {there:,}")
