@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether labels and logits are equal within `EQUAL_LABELS` and `LOGITS_TOLERANCE`."""
-        near = self.largest_difference <= LOGITS_TOLERANCE * self.largest_logit  # False for NaN
-        return near and self.equal_labels >= EQUAL_LABELS
+        near = self.largest_difference <= LOGITS_TOLERANCE * self.largest_logit
+        # a comparison with NaN is False, but infinity is as large as infinity
+        return near and math.isfinite(self.largest_logit) and self.equal_labels >= EQUAL_LABELS
 
     def __str__(self) -> str:
         return (
