@@ -168,6 +168,16 @@ def test_query_models_flip_tile_and_model_size(folder, photographs, tmp_path):
     assert tiled.mask.shape == (80, 120) and 1 / 3 < tiled.mean_confidence < 1
 
 
+def test_a_bias_that_fused_attention_would_hide_is_missed(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    tensors = load_file(copy / "model.safetensors")
+    gone = max(name for name in tensors if name.endswith(("encoder_attn.q_proj.bias", "cross_attn.in_proj_bias")))
+    del tensors[gone]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PredictError, match="has no weights for "):
+        load_segmenter(copy, device="cpu")
+
+
 def test_command_takes_query_models(folder, photographs, tmp_path):
     assert cli.main(["predict", str(folder), str(photographs), "--out", str(tmp_path), "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
