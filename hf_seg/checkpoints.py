@@ -121,7 +121,7 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
     Raises:
         RecipeError: when the folder holds another architecture or class count, or a tensor is missing or left over.
     """
-    saved_config = AutoConfig.from_pretrained(folder)
+    saved_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for key in ("model_type", "num_labels"):
         theirs, ours = getattr(saved_config, key), getattr(model.config, key)
         if theirs != ours:

@@ -230,7 +230,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     for file in unreadable:
-        say(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+        say(f"{file.path}: left out: {file.reason}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -290,7 +290,7 @@ def _export(arguments: argparse.Namespace) -> int:
         say(f"error: {error}", file=sys.stderr, keep="\n")
         return 1 if isinstance(error, DisagreementError) else 2
     for file in comparison.unreadable:
-        say(f"{file.path}: left out, it cannot be read ({file.reason})", file=sys.stderr)
+        say(f"{file.path}: left out: {file.reason}", file=sys.stderr)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
     say(f"agrees with PyTorch on {comparison}")
     return 1 if comparison.unreadable else 0

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import io
 import json
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCardData
+from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
+from hf_seg.data.own_images import UprightImage
+from hf_seg.data.spec import PairError
 from hf_seg.data.synthetic import generate
 from hf_seg.hub import HubError, attempt, full_name
-from hf_seg.models import FCNConfig
+from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
+from hf_seg.models.weight_files import sha256
 from hf_seg.predict import Segmenter, load_segmenter
 from hf_seg.predict_files import palette_of
 from hf_seg.push import model_files, stage
@@ -34,6 +39,12 @@ REQUIREMENTS = (
 )
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}
+# of the FCN, the only code of a model's that a Space runs, and how its config.json has to name it
+CODE = {Path(module.__file__).name: Path(module.__file__) for module in (configuration_fcn, modeling_fcn)}
+AUTO_MAP = {
+    "AutoConfig": "configuration_fcn.FCNConfig",
+    "AutoModelForSemanticSegmentation": "modeling_fcn.FCNForSemanticSegmentation",
+}
 ENLARGED = 4  # the generated pictures are small for a page
 
 README = """
@@ -55,7 +66,7 @@ class DemoError(ValueError):
 
 
 def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until Ctrl-C. The page fetches nothing from elsewhere and sends nothing there.
+    """Serve the page until Ctrl-C or SIGTERM, which delete the uploads. It fetches nothing from elsewhere.
 
     Args:
         models (`Sequence[str | Path]`): one run folder or Hub id, or two to be compared.
@@ -79,16 +90,31 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         for name, segmenter in zip(_names(models), segmenters, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        page = demo_app.build_page(shown, _write_examples(Path(folder)))
+        page = demo_app.build_page(shown, _write_examples(Path(folder)), _decode)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for which gradio is prepared
         try:
             page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **demo_app.LAUNCH)
-        except OSError as error:
+            say(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)")
+            page.block_thread()
+        except KeyboardInterrupt:  # before gradio waits for it
+            page.close(verbose=False)
+        except (OSError, OverflowError) as error:  # the second one is a port above 65,535
             raise DemoError(
                 f"{host}:{port}: cannot be listened on, the port is taken or the host is not this machine's; choose "
                 "others with --port and --host"
             ) from error
-        say(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)")
-        page.block_thread()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _decode(path: str | Path) -> Image.Image:
+    """The picture in an uploaded file, as training reads it."""
+    from hf_seg.demo_app import PhotographError
+
+    try:
+        return UprightImage().decode_example({"path": str(path), "bytes": None})
+    except PairError as error:
+        raise PhotographError(f"{Path(path).name}: {error.reason}. {error.remedy}") from error
 
 
 def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = False) -> str:
@@ -145,18 +171,23 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
     entries, references, inside = [], [], False
     for model, name, segmenter in zip(models, _names(models), segmenters, strict=True):
         source, revision = str(model), None
+        runs_code = segmenter.model.config.model_type == FCNConfig.model_type
         if Path(model).is_dir():
             source, inside = f"models/{name.replace('/', '--')}", True
-            stage(Path(model), folder / source, model_files(Path(model)))
+            if runs_code:
+                _check_code(model, Path(model).joinpath)
+            names = [name for name in model_files(Path(model)) if runs_code or not name.endswith(".py")]
+            stage(Path(model), folder / source, names)
         else:
             references.append(source)
             revision = _revision(source)  # a Space runs the code that was there when it was pushed
-        config = segmenter.model.config
+            if runs_code:
+                _check_code(model, functools.partial(_download, source, revision))
         entry = {
             "name": name,
             "model": source,
             "revision": revision,
-            "trust_remote_code": config.model_type == FCNConfig.model_type,
+            "trust_remote_code": runs_code,
             "has_queries": segmenter.has_queries,
             "colours": palette_of(segmenter),
         }
@@ -179,6 +210,24 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
     sources = "".join(f"- {link(name, f'https://huggingface.co/{name}')}\n" for name in references)
     text = README.format(title=markdown(title), sources=sources + (INSIDE if inside else ""))
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
+
+
+def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
+    """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it.
+
+    Raises:
+        DemoError: naming the file.
+    """
+    remedy = "and the Space would run it: save the model again with this version, or push the run again"
+    for name, ours in CODE.items():
+        if not (path := find(name)).is_file() or sha256(path) != sha256(ours):
+            raise DemoError(f"{model}: its {name} is not the one that this version of hf_seg ships, {remedy}")
+    if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
+        raise DemoError(f"{model}: its config.json names other code than that of hf_seg (auto_map), {remedy}")
+
+
+def _download(repo_id: str, revision: str, name: str) -> Path:
+    return Path(attempt(lambda: hf_hub_download(repo_id, name, revision=revision), repo_id))
 
 
 def _check_free(repo_id: str) -> None:

@@ -7,7 +7,7 @@ import html
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,17 +118,31 @@ class Segmented:
     seconds: float
 
 
-def read_photograph(path: str | Path) -> Image.Image:
+def decode(path: str | Path) -> Image.Image:
+    """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses.
+
+    Raises:
+        PhotographError: when the file has more than 8 bits a channel, of which Pillow would make all black or white.
+    """
+    with Image.open(path) as file:
+        if file.mode.startswith(("I", "F")):
+            raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
     """The photograph in a file: RGB, upright, at its own size.
 
     Raises:
-        PhotographError: when the file is no image that Pillow reads, or has more than `MAX_MEGAPIXELS`.
+        PhotographError: when the file is no image that `decode` reads, or has more than `MAX_MEGAPIXELS`.
     """
-    name = Path(path).name
+    name = Path(str(path)).name
     try:
         with Image.open(path) as file:
             small_enough = file.width * file.height <= MAX_MEGAPIXELS * 1_000_000
-            photograph = ImageOps.exif_transpose(file).convert("RGB") if small_enough else None
+        photograph = decode(path) if small_enough else None
+    except PhotographError:
+        raise
     except Image.DecompressionBombError:  # Pillow's own limit, above 179 megapixels
         photograph = None
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
@@ -174,12 +188,16 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
     )
 
 
-def show(models: Sequence[ShownModel], path: str | Path) -> str:
+def problem(text: str) -> str:
+    return f'<p class="problem" role="alert">{escape(text)}</p>'
+
+
+def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> str:
     """The answer to a file: HTML with each model's mask, legend and facts, or with what is wrong with the file."""
     try:
-        photograph = read_photograph(path)
+        photograph = read_photograph(path, decode)
     except PhotographError as error:
-        return f'<p class="problem" role="alert">{escape(str(error))}</p>'
+        return problem(str(error))
     shown_photograph = photograph.copy()
     shown_photograph.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     results = [segment(shown, photograph, shown_photograph.size) for shown in models]
@@ -236,13 +254,24 @@ def data_url(image: Image.Image, file_format: str, **options: int) -> str:
     return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def build_page(models: Sequence[ShownModel], examples: Sequence[str | Path] = ()) -> gr.Blocks:
+def build_page(
+    models: Sequence[ShownModel],
+    examples: Sequence[str | Path] = (),
+    decode: Callable[[str | Path], Image.Image] = decode,
+) -> gr.Blocks:
     """Build the page; `launch(**LAUNCH)` serves it.
 
     Args:
         models (`Sequence[ShownModel]`): one, or two to be compared.
         examples (`Sequence[str | Path]`, *optional*): image files to try, shown as thumbnails.
+        decode (`Callable`, *optional*): from an image file to the picture, RGB and upright.
     """
+
+    def show_example(index: int) -> str:
+        if index not in range(len(examples)):  # the page does not ask for it, but a program may
+            return problem(f"There is no example {index}, only 0 to {len(examples) - 1}.")
+        return show(models, examples[int(index)], decode)
+
     names = " and ".join(shown.name for shown in models)
     subject = "The model" if len(models) == 1 else "Each of the two models"
     # uploads are deleted an hour after they came, and when the server ends
@@ -268,10 +297,12 @@ def build_page(models: Sequence[ShownModel], examples: Sequence[str | Path] = ()
                 results = gr.HTML(WAITING, apply_default_css=False, elem_id="results")
 
         # the file is taken out of the upload again, so that the next photograph can be dropped at once
-        upload.upload(lambda path: (None, show(models, path)), upload, [upload, results], api_visibility="private")
+        upload.upload(
+            lambda path: (None, show(models, path, decode)), upload, [upload, results], api_visibility="private"
+        )
         opacity.change(None, opacity, None, js=SET_OPACITY)
         if examples:
-            picked.click(lambda index: show(models, examples[index]), picked, results, api_visibility="private")
+            picked.click(show_example, picked, results, api_visibility="private")
     return page
 
 
@@ -281,10 +312,10 @@ def load_models(folder: Path) -> list[ShownModel]:
     for entry in json.loads((folder / "models.json").read_text(encoding="utf-8")):
         inside = folder / entry["model"]
         source = str(inside) if inside.is_dir() else entry["model"]
-        options = {"revision": entry["revision"], "trust_remote_code": entry["trust_remote_code"]}
-        image_processor = AutoImageProcessor.from_pretrained(source, **options)
+        revision, trust = entry["revision"], entry["trust_remote_code"]  # the code was compared when this was pushed
+        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForUniversalSegmentation if entry["has_queries"] else AutoModelForSemanticSegmentation
-        model = auto.from_pretrained(source, use_safetensors=True, **options).eval()
+        model = auto.from_pretrained(source, use_safetensors=True, revision=revision, trust_remote_code=trust).eval()
         models.append(
             ShownModel(name=entry["name"], model=model, image_processor=image_processor, colours=entry["colours"])
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether labels and logits are equal within `EQUAL_LABELS` and `LOGITS_TOLERANCE`."""
-        near = self.largest_difference <= LOGITS_TOLERANCE * self.largest_logit  # False for NaN
-        return near and self.equal_labels >= EQUAL_LABELS
+        near = self.largest_difference <= LOGITS_TOLERANCE * self.largest_logit
+        # a comparison with NaN is False, but infinity is as large as infinity
+        return near and math.isfinite(self.largest_logit) and self.equal_labels >= EQUAL_LABELS
 
     def __str__(self) -> str:
         return (
@@ -94,6 +96,8 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     _check_packages()
     if out.is_dir():
         raise ExportError(f"{out}: is a folder; name the file in it, such as {out / 'model.onnx'}")
+    if os.path.lexists(out) and not _is_export(out):
+        raise ExportError(f"{out}: is there already, and is no ONNX file of hf_seg; name another file by --out")
     try:
         files = None if images is None else expand_paths(images)
         segmenter = load_segmenter(model, device="cpu")
@@ -264,6 +268,17 @@ def _batches(segmenter: Segmenter, images: Sequence[Path | Image.Image], unreada
 
 def _prepare(segmenter: Segmenter, image: Image.Image) -> Tensor:
     return segmenter.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _is_export(path: Path) -> bool:
+    """Whether [`write_onnx`] has written a file, which may be replaced then."""
+    import onnx
+
+    try:
+        found = onnx.load(path, load_external_data=False)
+    except Exception:  # of a file of another kind, as many as there are kinds
+        return False
+    return {entry.key for entry in found.metadata_props} >= {"class_names", "image_processor"}
 
 
 def _check_packages() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from hf_seg.data.own_images import UprightImage
+from hf_seg.data.spec import PairError
 from hf_seg.segmenter import PredictError, Segmenter, load_segmenter
 
 __all__ = [
@@ -29,6 +34,7 @@ __all__ = [
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
+BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """A file that is no readable image, and why."""
+    """A file that got no mask, and why: it is no image, or none that models are trained on."""
 
     path: Path
     reason: str
@@ -89,46 +95,79 @@ def predict(
     Raises:
         PredictError: before anything is predicted: when the model or a path cannot be used.
     """
+    check_options(size=size, tile=tile, batch_size=batch_size)
+    files = expand_paths(paths)
+    segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
+    return _predict(segmenter, files, size, flip, tile, batch_size)
+
+
+def check_options(*, size: str = "native", tile: int | None = None, batch_size: int = 32, flip: bool = False) -> None:
+    """Refuse options of [`predict`] that mean nothing, before a model is loaded and before anything is written.
+
+    Raises:
+        PredictError: naming the option.
+    """
     if size not in ("native", "model"):
         raise PredictError(f'size: {size!r} is neither "native" nor "model"')
     if tile is not None and (tile < 32 or size != "native"):
         raise PredictError("tile: takes at least 32 pixels, and masks of native size")
-    files = expand_paths(paths)
-    segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
-    return _predict(segmenter, files, size, flip, tile, batch_size)
+    if batch_size < 1:
+        raise PredictError(f"batch_size: takes at least 1, not {batch_size}")
 
 
 def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
     """Files, the image files in folders (by suffix, sorted, `._*` left out) and the matches of patterns, each once.
 
     Raises:
-        PredictError: when a path does not exist, a pattern matches nothing, or a folder holds no image.
+        PredictError: when a path does not exist, a pattern matches nothing, a folder holds no image, or a link in it
+            leads to a folder that it lies in.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for given in map(Path, paths):
-        if given.is_file():
+        if os.path.isdir(given):
+            matches = _images_in(given)
+        elif os.path.isfile(given):
             matches = [given]
-        elif given.is_dir():
-            matches = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            matches = [path for path in matches if path.is_file() and not path.name.startswith(".")]
         else:
-            matches = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
+            matches = [Path(path) for path in sorted(glob.glob(str(given), recursive=True)) if os.path.isfile(path)]
         if not matches:
-            what = "holds no image" if given.is_dir() else "there is no such file, folder or match"
+            what = "holds no image" if os.path.isdir(given) else "there is no such file, folder or match"
             raise PredictError(f"{given}: {what}; name image files, folders of them, or a pattern such as 'in/*.jpg'")
-        found |= dict.fromkeys(matches)
+        for path in matches:
+            found.setdefault(os.path.abspath(path), path)
     if not found:
         raise PredictError("no path given; name image files, folders of them, or a pattern such as 'in/*.jpg'")
-    return list(found)
+    return list(found.values())
+
+
+def _images_in(root: Path) -> list[Path]:
+    """The image files below a folder, links to folders followed, in order."""
+    images = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        for name in folders:
+            path = Path(folder, name)
+            if path.is_symlink() and any(
+                Path(os.path.realpath(above)).is_relative_to(os.path.realpath(path))
+                for above in path.parents
+                if above.is_relative_to(root)
+            ):
+                raise PredictError(f"{path}: is a link to a folder that it lies in; remove it, or name other folders")
+        images += [
+            Path(folder, name)
+            for name in files
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(path for path in images if path.is_file())
 
 
 def read_image(path: Path) -> Image.Image | Unreadable:
-    """Read an image file of any kind: RGB, turned upright, the first frame of several."""
+    """Read an image file as training does: RGB, turned upright; what training refuses is [`Unreadable`]."""
     try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+        return UprightImage().decode_example({"path": str(path), "bytes": None})
+    except PairError as error:
+        return Unreadable(path=path, reason=f"{error.reason}. {error.remedy}")
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-        return Unreadable(path=path, reason=f"{type(error).__name__}: {error}")
+        return Unreadable(path=path, reason=f"it cannot be read, {type(error).__name__}: {error}")
 
 
 def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:
@@ -139,25 +178,46 @@ def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Predict
         processor = None if tile else segmenter.image_processor  # a tile gets its pixel_values when it is cut
         return path, image, processor and processor(image, return_tensors="pt")["pixel_values"][0]
 
+    decoding: list = []
     with ThreadPoolExecutor(max_workers=4) as pool:
         # a batch ahead is decoded while this one is computed; more would only fill the memory
-        waiting = [pool.submit(read, path) for path in files[: 2 * batch_size]]
-        for start in range(0, len(files), batch_size):
-            batch = [future.result() for future in waiting[:batch_size]]
-            ahead = files[start + 2 * batch_size : start + 3 * batch_size]
-            waiting = waiting[batch_size:] + [pool.submit(read, path) for path in ahead]
+        for ahead in itertools.chain(_batches(files, batch_size), [[]]):
+            ready, decoding = decoding, [pool.submit(read, path) for path in ahead]
+            batch = [ready.pop(0).result() for _ in range(len(ready))]
             if tile:
                 for item in batch:
                     yield (
                         item if isinstance(item, Unreadable) else _tiled(segmenter, *item[:2], flip, tile, batch_size)
                     )
-            else:
+            elif batch:
                 yield from _whole(segmenter, batch, size, flip)
+
+
+def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
+    """Files for one forward pass each: at most `batch_size`, and no more pixels than `BATCH_PIXELS`."""
+    batch, total = [], 0
+    for path in files:
+        pixels = _pixels(path)
+        if batch and (len(batch) == batch_size or total + pixels > BATCH_PIXELS):
+            yield batch
+            batch, total = [], 0
+        batch.append(path)
+        total += pixels
+    yield batch
+
+
+def _pixels(path: Path) -> int:
+    """How many pixels an image file says it has; none of a file that says nothing, which is not decoded either."""
+    try:
+        with Image.open(path) as file:
+            return file.width * file.height
+    except Exception:  # read_image says what is wrong with it
+        return 0
 
 
 def _whole(segmenter: Segmenter, batch: list, size: str, flip: bool) -> Iterator[Prediction | Unreadable]:
     """Each image resized as a whole by the image processor; those that end up of one shape go together."""
-    predicted: dict[Path, Prediction] = {}
+    predicted: dict[Path, Prediction | Unreadable] = {}
     readable = sorted((item for item in batch if not isinstance(item, Unreadable)), key=lambda item: item[2].shape)
     for _, group in itertools.groupby(readable, key=lambda item: item[2].shape):
         group = list(group)
@@ -201,14 +261,21 @@ def _ramp(length: int) -> Tensor:
     return torch.minimum(position, length - 1 - position) + 1.0
 
 
-def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction:
+def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction | Unreadable:
     confidence, ids = scores.max(dim=0)
+    mean_confidence = float(confidence.mean())
+    if not math.isfinite(mean_confidence):
+        reason = "the model's scores of it are not numbers (NaN). Compute in float32, or use another model"
+        return Unreadable(path=path, reason=reason)
     names = segmenter.class_names
-    shares = (torch.bincount(ids.flatten(), minlength=len(names)).double() / ids.numel()).tolist()
+    shares: Counter[str] = Counter()  # classes may share a name
+    for name, count in zip(names, torch.bincount(ids.flatten(), minlength=len(names)).tolist(), strict=True):
+        if count:
+            shares[name] += count / ids.numel()
     return Prediction(
         path=path,
         image=image,
         mask=ids.cpu().numpy().astype(np.uint8 if len(names) <= 256 else np.uint16),
-        class_shares={name: share for name, share in zip(names, shares, strict=True) if share},
-        mean_confidence=float(confidence.mean()),
+        class_shares=dict(shares),
+        mean_confidence=mean_confidence,
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 from torch import Tensor
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -21,15 +26,18 @@ from transformers import (
 )
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+from hf_seg.models.weight_files import check_config, check_parameters, read_header
 from hf_seg.models.weights import WeightsError, verify_download
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
 # EoMT, DETR) are not here: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding.
 QUERY_MODELS = ("mask2former", "maskformer")
+DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_SIDE = 2**14  # in pixels, of a model's input
 
 
 class PredictError(ValueError):
-    """The model or the paths cannot be used; nothing has been predicted yet."""
+    """The model, the paths or the output folder cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,38 +105,146 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         dtype (`str`, *optional*, defaults to `"float32"`): precision to compute in, or `"bfloat16"`, `"float16"`.
 
     Raises:
-        PredictError: when there is no such model, it is no semantic segmentation model, its weights are not all of
-            one, or its download is damaged.
+        PredictError: when there is no such device or model, it is no semantic segmentation model, its weights are not
+            all of one or are not numbers, it computes nothing from a picture, or its download is damaged.
     """
-    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = _device(device)
+    if dtype not in DTYPES:
+        raise PredictError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    if not os.path.isdir(model):
+        try:
+            validate_repo_id(str(model))
+        except HFValidationError as error:
+            raise PredictError(
+                f"{model}: there is no such folder, and it is no Hub id such as nvidia/mit-b0 either; name the folder "
+                "of a finished run, or a Hub id"
+            ) from error
     try:
-        image_processor = AutoImageProcessor.from_pretrained(model)
-        config = AutoConfig.from_pretrained(model)
-        if config.model_type in QUERY_MODELS:
-            auto = AutoModelForUniversalSegmentation
-        elif type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            auto = AutoModelForSemanticSegmentation
-        else:
-            raise ValueError(f"a model of type {config.model_type} is none that hf_seg can use for it")
-        loaded, report = auto.from_pretrained(
-            model, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-        )
+        segmenter, report = _load(model, dtype)
     except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here
         raise PredictError(f"{model}: {' '.join(str(error).split())}") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a damaged or hostile folder makes transformers and torch raise nearly anything
         _verify_downloads(model)  # a damaged file explains more than what came of it
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()) or type(error).__name__
         raise PredictError(
             f"{model}: no semantic segmentation model with its image processor could be loaded ({said}); name the "
             "folder of a finished run, or a Hub id (offline, one that is in the cache)"
         ) from error
     _verify_downloads(model)
-    if parts := _parts_without_weights(loaded, report["missing_keys"]):
-        raise PredictError(
-            f"{model}: has no weights for {', '.join(parts)}, so it is no trained semantic segmentation model (an "
+    try:
+        _check_tensors(segmenter.model, report)
+        segmenter.model.to(device)
+        _try_out(segmenter, set(report["missing_keys"]))
+    except ValueError as error:
+        raise PredictError(f"{model}: {error}") from error
+    return segmenter
+
+
+def _device(device: str | None) -> str:
+    """A device that is there: the one that is named, or the best one."""
+    best = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return str(best or "cpu")
+    there = ["cpu"] + [f"{best.type}:{index}" for index in range(torch.accelerator.device_count()) if best]
+    if device not in there and f"{device}:0" not in there:
+        raise PredictError(f"device: there is no {device!r} here, only {', '.join(there)}; or leave the option out")
+    return device
+
+
+def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
+    """The model with its image processor, and transformers' report of its tensors. Code in the folder is not run."""
+    header = read_header(model)
+    check_config(model, header)
+    image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+    for key in ("size", "crop_size", "pad_size"):
+        sides = dict(getattr(image_processor, key, None) or {})
+        if not all(0 < side <= LARGEST_SIDE for side in sides.values() if side is not None):
+            raise ValueError(
+                f"{key} in preprocessor_config.json is {sides}, and a side has 1 to {LARGEST_SIDE:,} pixels"
+            )
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    if config.model_type in QUERY_MODELS:
+        auto = AutoModelForUniversalSegmentation
+    elif type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        auto = AutoModelForSemanticSegmentation
+    else:
+        raise ValueError(f"a model of type {config.model_type} is none that hf_seg can use for it")
+    ids = sorted(config.id2label)
+    if ids != list(range(len(ids))) or not all(isinstance(name, str) for name in config.id2label.values()):
+        raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1}, by a text")
+    check_parameters(auto, config, header)
+    loaded, report = auto.from_pretrained(
+        model,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # so that they are in the report, all of them
+        output_loading_info=True,
+    )
+    return Segmenter(model=loaded.eval(), image_processor=image_processor), report
+
+
+def _check_tensors(model: PreTrainedModel, report: dict) -> None:
+    """Refuse tensors of other shapes and values that are not finite.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if mismatched := sorted(report["mismatched_keys"]):
+        shapes = (f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched)
+        raise ValueError(f"its file of weights is not of the model in config.json: {_first(shapes)}")
+    loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if broken := [name for name, tensor in loaded.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"the weights of {_first(broken)} have values that are no numbers (NaN) or infinite in "
+            f"{str(model.dtype).removeprefix('torch.')}; the training that they come from has diverged, or they are "
+            "damaged"
+        )
+
+
+@torch.inference_mode()
+def _try_out(segmenter: Segmenter, missing: set[str]) -> None:
+    """Segment a grey ramp, then again with NaN for what the file has no weights for: where that shows, it is needed.
+
+    transformers makes up random weights for what is missing, and only logs it. Some models on the Hub lack tensors
+    that their forward pass never uses, such as DPT's first residual layer; these are left as they are.
+
+    Raises:
+        ValueError: when the image processor or the model does not compute numbers from a picture, a score for each
+            class and pixel.
+    """
+    model = segmenter.model
+    tensors = model.state_dict()  # whole numbers, such as a batch norm's counter of batches, are for training only
+    absent = {name: tensors[name] for name in sorted(missing) if tensors[name].is_floating_point()}
+    try:
+        ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+        pixel_values = segmenter.image_processor(ramp, return_tensors="pt")["pixel_values"]
+        if not pixel_values.isfinite().all() or pixel_values.min() == pixel_values.max():
+            raise ValueError("its image processor makes of a picture no numbers, or all the same (is image_std zero?)")
+        scores = segmenter.scores(pixel_values)
+        for tensor in absent.values():
+            tensor.fill_(torch.nan)
+        # fused attention may make numbers of NaN, but not the same numbers
+        needed = absent and not torch.allclose(scores, segmenter.scores(pixel_values))
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it cannot segment a picture: {said}") from error
+    if needed:
+        raise ValueError(
+            f"has no weights for {_first(absent)}, so it is no trained semantic segmentation model (an "
             "encoder or a classifier?); name the folder of a finished run, or a Hub id of such a model"
         )
-    return Segmenter(model=loaded.eval().to(device), image_processor=image_processor)
+    if not scores.isfinite().all():
+        raise ValueError(f"its scores of a picture are not numbers (NaN), computed in {model.dtype}")
+    if scores.ndim != 4 or scores.shape[1] != len(segmenter.class_names):
+        raise ValueError(f"puts out {tuple(scores.shape)} for {len(segmenter.class_names)} classes in config.json")
+    for tensor in absent.values():
+        tensor.zero_()
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _verify_downloads(model: str | Path) -> None:
@@ -141,12 +257,3 @@ def _verify_downloads(model: str | Path) -> None:
                 verify_download(path)
             except WeightsError as error:
                 raise PredictError(f"{model}: {error}") from error
-
-
-def _parts_without_weights(model: PreTrainedModel, missing: set[str]) -> list[str]:
-    """Parts of a model of which no tensor was in the file: transformers makes up random ones, and only logs it.
-
-    A tensor missing here and there is not counted: some models on the Hub lack what their forward pass never uses.
-    """
-    loaded = {name.partition(".")[0] for name in model.state_dict() if name not in missing}
-    return sorted({name.partition(".")[0] for name in missing} - loaded)

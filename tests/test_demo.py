@@ -12,7 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import gradio
@@ -187,6 +190,60 @@ def test_files_that_cannot_be_shown_say_why(tmp_path, name, write, message):
     write(tmp_path / name)
     page = demo_app.show([], tmp_path / name)
     assert page.startswith('<p class="problem" role="alert">') and message in page
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_deep_photographs_are_refused_as_in_training(tmp_path, kind):
+    Image.fromarray(np.full((40, 30), 1000, dtype=kind)).save(tmp_path / "deep.tif")
+    for decode in (demo_module._decode, demo_app.decode):  # here, and in a Space
+        page = demo_app.show([], tmp_path / "deep.tif", decode)
+        assert page.startswith('<p class="problem" role="alert">deep.tif') and "8 bits" in page
+
+
+@pytest.mark.parametrize("index", [999, -1, None, "a", 0.5, [0]])
+def test_an_example_that_is_not_there(index, photograph):
+    page = demo_app.build_page([], [photograph])
+    (click,) = [fn.fn for fn in page.fns.values() if fn.fn and fn.fn.__name__ == "show_example"]
+    assert click(index).startswith('<p class="problem" role="alert">There is no example ')
+    assert click(0).startswith('<div class="results">')
+
+
+def test_no_path_is_no_photograph():
+    assert "None cannot be read as an image" in demo_app.show([], None)
+
+
+def test_sigterm_deletes_the_uploads(folders, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    before = signal.getsignal(signal.SIGTERM)
+    port, answers = free_port(), []
+
+    def visit():
+        try:
+            url = f"http://127.0.0.1:{port}/gradio_api"
+            body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="secret.png"\r\n\r\n'
+            body += photograph.read_bytes() + b"\r\n--x--\r\n"
+            head = {"Content-Type": "multipart/form-data; boundary=x"}
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    answers.append(urllib.request.urlopen(urllib.request.Request(f"{url}/upload", body, head)).status)
+                    break
+                time.sleep(0.1)
+            answers.append(len(list((tmp_path / "cache").rglob("secret.png"))))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    serve(folders[1:], port=port)
+    visitor.join()
+    assert answers == [200, 1]
+    assert not list((tmp_path / "cache").rglob("secret.png"))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_port_that_is_none(folders, capsys):
+    assert cli.main(["demo", str(folders[1]), "--port", "99999"]) == 2
+    assert "127.0.0.1:99999: cannot be listened on" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -386,6 +443,26 @@ def test_what_a_space_is_made_of(folders, tmp_path):
     floors |= set(project["optional-dependencies"]["demo"])
     assert set((tmp_path / "requirements.txt").read_text().splitlines()) <= floors
     assert project["requires-python"] == f">={demo_module.PYTHON}"
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("modeling_fcn.py", lambda text: text + "\nopen('/tmp/x', 'w')\n"),
+        ("configuration_fcn.py", lambda text: "import os\n" + text),
+        ("config.json", lambda text: text.replace('"modeling_fcn.FCN', '"owner/name--modeling_fcn.FCN')),
+    ],
+)
+def test_code_of_others_does_not_get_into_a_space(folders, tmp_path, file, change):
+    folder = shutil.copytree(folders[0], tmp_path / "run")
+    (folder / "settings.py").write_text("TOKEN = 'secret'")
+    (tmp_path / "good").mkdir()
+    stage_space([folder], tmp_path / "good")
+    assert not list((tmp_path / "good").rglob("settings.py"))
+    (folder / file).write_text(change((folder / file).read_text()))
+    (tmp_path / "space").mkdir()
+    with pytest.raises(DemoError, match=f"run: its {file} (is not the one|names other code)"):
+        stage_space([folder], tmp_path / "space")
 
 
 @pytest.mark.slow

@@ -75,11 +75,22 @@ def quick(tmp_path, monkeypatch):
         ]
         graph = onnx.helper.make_graph([pool], "pool", ends[:1], ends[1:])
         opset = onnx.helper.make_opsetid("", OPSET)
-        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+        model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+        onnx.helper.set_model_props(model, {"class_names": "[]", "image_processor": "{}"})
+        onnx.save(model, path)
 
     monkeypatch.setattr(export, "write_onnx", write)
     monkeypatch.setattr(export.Segmenter, "_scores", lambda self, x: torch.nn.functional.avg_pool2d(x, 4))
     return tmp_path / "run"
+
+
+def write_older(path):
+    """An export of long ago, as far as its metadata says."""
+    graph = onnx.helper.make_graph([], "nothing", [], [])
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, {"class_names": "[]", "image_processor": "{}"})
+    onnx.save(model, path)
+    return path.read_bytes()
 
 
 def test_file_agrees_with_pytorch(exported):
@@ -152,7 +163,7 @@ def test_command_compares_on_photographs(quick, tmp_path, capsys):
 
     assert cli.main([*arguments, "--images", str(tmp_path)]) == 1  # 17 files, one of them no image
     printed = capsys.readouterr()
-    assert f"{tmp_path / 'bad.jpg'}: left out, it cannot be read (" in printed.err
+    assert f"{tmp_path / 'bad.jpg'}: left out: it cannot be read, " in printed.err
     assert "on 16 images in batches of 1, 16: " in printed.out
     assert (quick / "model.onnx").is_file()
 
@@ -165,10 +176,10 @@ def test_a_file_that_disagrees_is_not_kept(quick, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(export.Segmenter, "_scores", lambda self, x: torch.nn.functional.avg_pool2d(1 - x, 4))
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "model.onnx"
-    out.write_bytes(b"an older one")
+    older = write_older(out)
     with pytest.raises(DisagreementError, match="does not agree with PyTorch and was not kept: 16 images in batches"):
         export_onnx(quick, out)
-    assert out.read_bytes() == b"an older one" and list(out.parent.iterdir()) == [out]
+    assert out.read_bytes() == older and list(out.parent.iterdir()) == [out]
     assert cli.main(["export", str(quick), "--out", str(out)]) == 1
     assert "error: " in capsys.readouterr().err
 
@@ -179,7 +190,8 @@ def test_numbers_that_are_none_do_not_agree(quick, tmp_path, monkeypatch, value)
 
     def broken(self, pixel_values):
         result = scores(self, pixel_values)
-        result[0, 0, 0, 0] = value
+        if len(result) > 1:  # not yet when the model is tried out
+            result[0, 0, 0, 0] = value
         return result
 
     monkeypatch.setattr(export.Segmenter, "_scores", broken)
@@ -191,7 +203,7 @@ def test_numbers_that_are_none_do_not_agree(quick, tmp_path, monkeypatch, value)
 def test_an_export_that_fails_leaves_the_older_file(quick, tmp_path, monkeypatch):
     out = tmp_path / "out" / "model.onnx"
     out.parent.mkdir()
-    out.write_bytes(b"an older one")
+    older = write_older(out)
 
     def fail(_, path):
         path.write_bytes(b"half of a file")
@@ -200,7 +212,7 @@ def test_an_export_that_fails_leaves_the_older_file(quick, tmp_path, monkeypatch
     monkeypatch.setattr(export, "write_onnx", fail)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(quick, out)
-    assert out.read_bytes() == b"an older one" and list(out.parent.iterdir()) == [out]
+    assert out.read_bytes() == older and list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("package", export.PACKAGES)
@@ -252,3 +264,23 @@ def test_every_file_that_cannot_be_read_is_told(quick, tmp_path):
     comparison = export_onnx(quick, tmp_path / "model.onnx", images=[tmp_path])
     assert comparison.images == 1 and [file.path.name for file in comparison.unreadable] == ["b.png", "c.png"]
     assert all(isinstance(file, Unreadable) for file in comparison.unreadable)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "photograph.jpg", "other.onnx", "link.onnx"])
+def test_a_file_that_is_no_export_is_not_replaced(quick, tmp_path, capsys, name):
+    out = quick / name
+    if name == "photograph.jpg":
+        generated_images()[0].save(out)
+    elif name == "other.onnx":
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "theirs", [], [])), out)
+    elif name == "link.onnx":
+        out.symlink_to(quick / "model.safetensors")
+    before = out.read_bytes()
+    assert cli.main(["export", str(quick), "--out", str(out)]) == 2
+    assert f"error: {out}: is there already, and is no ONNX file of hf_seg" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+    older = quick / "model.onnx"
+    write_older(older)
+    export_onnx(quick, older)
+    assert len(onnx.load(older).graph.node) == 1

@@ -1,13 +1,17 @@
 """Models that are not of hf_seg: queries instead of logits a pixel, sizes that vary, and what is no such model."""
 
+import builtins
 import hashlib
 import json
+import shutil
+import time
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     DetrConfig,
     Mask2FormerConfig,
@@ -164,6 +168,16 @@ def test_query_models_flip_tile_and_model_size(folder, photographs, tmp_path):
     assert tiled.mask.shape == (80, 120) and 1 / 3 < tiled.mean_confidence < 1
 
 
+def test_a_bias_that_fused_attention_would_hide_is_missed(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    tensors = load_file(copy / "model.safetensors")
+    gone = max(name for name in tensors if name.endswith(("encoder_attn.q_proj.bias", "cross_attn.in_proj_bias")))
+    del tensors[gone]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PredictError, match="has no weights for "):
+        load_segmenter(copy, device="cpu")
+
+
 def test_command_takes_query_models(folder, photographs, tmp_path):
     assert cli.main(["predict", str(folder), str(photographs), "--out", str(tmp_path), "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -188,7 +202,7 @@ def save_segformer(path, kind=SegformerForSemanticSegmentation):
 
 def test_an_encoder_is_no_segmentation_model(tmp_path):
     save_segformer(tmp_path, SegformerForImageClassification)
-    with pytest.raises(PredictError, match="has no weights for decode_head, so it is no trained semantic segm"):
+    with pytest.raises(PredictError, match=r"no weights for decode_head\.\S+, .* so it is no trained semantic segm"):
         load_segmenter(tmp_path)
 
 
@@ -244,3 +258,141 @@ def test_a_damaged_download_is_refused(damage, tmp_path, monkeypatch):
     else:
         with pytest.raises(PredictError, match=f"model.safetensors is damaged: .* Delete {blob} and try again"):
             load_segmenter("owner/name", device="cpu")
+
+
+# -- folders that are damaged, or made to do harm ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    torch.manual_seed(0)
+    save_segformer(path)
+    return path
+
+
+def config(**keys):
+    """Change keys of config.json."""
+
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+    return change
+
+
+def processor(**keys):
+    def change(folder):
+        file = folder / "preprocessor_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+    return change
+
+
+def tensors(change_one):
+    """Change the file of weights, tensor by tensor; None leaves one out."""
+
+    def change(folder):
+        file = folder / "model.safetensors"
+        changed = {name: change_one(name, tensor.clone()) for name, tensor in load_file(file).items()}
+        save_file({n: t for n, t in changed.items() if t is not None}, file, metadata={"format": "pt"})
+
+    return change
+
+
+def one_value(value):
+    def change(name, tensor):
+        if name.endswith("classifier.weight"):
+            tensor.flatten()[0] = value
+        return tensor
+
+    return tensors(change)
+
+
+def unknown_dtype(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F99"', 1))
+
+
+def own_code(folder):
+    config(model_type="theirs", architectures=["Theirs"], auto_map={"AutoConfig": "theirs.Theirs"})(folder)
+    processor(image_processor_type="Theirs", auto_map={"AutoImageProcessor": "theirs.Theirs"})(folder)
+    (folder / "theirs.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Theirs: pass\n")
+
+
+def drop(pattern):
+    return tensors(lambda name, tensor: None if pattern in name else tensor)
+
+
+FAULTS = {
+    "a block is missing": (drop("block.1.0"), r"has no weights for segformer\S*1.blocks.0\S*, .* and \d+ more"),
+    "a norm is missing": (drop("running_var"), "has no weights for decode_head.batch_norm.running_var, so it"),
+    "the classifier is missing": (drop("head.classifier"), r"head.classifier.weight, so|3 classes, and no tensor"),
+    "a value is NaN": (one_value(torch.nan), "decode_head.classifier.weight have values that are no numbers"),
+    "a value is infinite": (one_value(torch.inf), "decode_head.classifier.weight have values that are no numbers"),
+    "other shapes": (
+        tensors(lambda name, t: t[:, :8].contiguous() if name.endswith("classifier.weight") else t),
+        r"decode_head.classifier.weight is \(3, 8, 1, 1\), not \(3, 32, 1, 1\)",
+    ),
+    "std 0": (processor(do_normalize=True, image_mean=[0.5] * 3, image_std=[0, 0, 0]), "image_std zero"),
+    "size 0": (processor(size={"height": 0, "width": 0}), "size in preprocessor_config.json is"),
+    "size -1": (processor(size={"height": 64, "width": -1}), "size in preprocessor_config.json is"),
+    "huge size": (processor(size={"height": 10**6, "width": 10**6}), "a side has 1 to 16,384 pixels"),
+    "black": (processor(rescale_factor=0), "makes of a picture no numbers, or all the same"),
+    "gaps": (config(id2label={"0": "a", "2": "b", "3": "c"}), "id2label in config.json must name each id from 0 to 2"),
+    "no text": (config(id2label={"0": "a", "1": None, "2": "c"}), "id2label in config.json must name each id"),
+    "no number": (config(id2label={"a": "a", "1": "b", "2": "c"}), "no semantic segmentation model"),
+    "ten million labels": (config(id2label=None, num_labels=10**7), "10,000,000 classes, and no tensor in its file"),
+    "layers": (config(depths=[10**5, 1]), "config.json has depths 100,000, and its file of weights has \\d+ tensors"),
+    "lists": (config(hidden_sizes=[16] * 10**5), "config.json has hidden_sizes 100,000, and its file"),
+    "width": (
+        config(decoder_hidden_size=10**6),
+        r"of a model of 2,\d{3},[\d,]+ parameters, its file of weights has \d+,",
+    ),
+    "unknown dtype": (unknown_dtype, "no semantic segmentation model"),
+    "dtype in config": (config(dtype="float99"), "no semantic segmentation model"),
+    "code": (own_code, "no semantic segmentation model"),
+    "no object": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds no JSON object"),
+    "nesting": (lambda folder: (folder / "config.json").write_text("[" * 10**5), "no semantic segmentation model"),
+    "length": (lambda folder: (folder / "config.json").write_bytes(b" " * (2**24 + 1)), "has more than 16 MB"),
+    "zero heads": (config(num_attention_heads=[0, 0]), "no semantic segmentation model|cannot segment a picture"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked on standard input"))
+    folder = shutil.copytree(whole, tmp_path / "model")
+    change, message = FAULTS[fault]
+    change(folder)
+    start = time.perf_counter()
+    with pytest.raises(PredictError, match=message):
+        load_segmenter(folder, device="cpu")
+    assert time.perf_counter() - start < 5  # minutes, where something is built of a hostile config.json
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b"])
+def test_what_is_neither_a_folder_nor_a_hub_id(model):
+    with pytest.raises(PredictError, match="there is no such folder, and it is no Hub id such as"):
+        load_segmenter(model)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:7", "meta", "", "xpu"])
+def test_a_device_that_is_not_there(whole, device, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    arguments = ["predict", str(whole), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--device", device]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: device: there is no {device!r} here, only cpu") and not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_is_none(whole):
+    with pytest.raises(PredictError, match="dtype: 'float99' is none of float32, bfloat16, float16"):
+        load_segmenter(whole, dtype="float99")
+
+
+def test_counters_of_a_batch_norm_may_be_missing(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    drop("num_batches_tracked")(folder)
+    load_segmenter(folder, device="cpu")

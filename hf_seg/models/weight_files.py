@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -16,9 +22,17 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+from transformers.initialization import meta_device_safe_creation_ops
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 # The second one is all that some repositories have; it is read as data only (`weights_only=True`).
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+LARGEST_CONFIG = 2**24  # bytes of config.json; 20,000 classes take 1 MB
+MOST_CLASSES = 2**16  # a mask has 16 bits a pixel
+MOST_PARAMETERS = 4  # times those in the file: some models on the Hub lack what their forward pass never uses
 REMEDY = (
     "Where there is network, `hf download` it once (its cache is then used offline too), or name a local file or "
     "folder in model.encoder_weights."
@@ -94,3 +108,84 @@ def verify_download(path: Path) -> None:
             f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub. Delete {stored} and "
             "try again, which downloads it once more."
         )
+
+
+Header = dict[str, tuple[int, ...]]
+
+
+def read_header(model: str | Path) -> Header | None:
+    """The tensors in a model's safetensors files, by their headers alone: name → shape.
+
+    Args:
+        model (`str` or `Path`): a folder or a Hub id, of which the files are downloaded.
+
+    Returns:
+        `Header`, or None when it has no such file: then `from_pretrained` says what is wrong.
+    """
+    may_lack = {"_raise_exceptions_for_missing_entries": False}
+    file = cached_file(model, WEIGHT_FILES[0], **may_lack)
+    index = None if file else cached_file(model, f"{WEIGHT_FILES[0]}.index.json", **may_lack)
+    if not file and not index:
+        return None
+    header = {}
+    for path in [file] if file else get_checkpoint_shard_files(model, index)[0]:
+        with safe_open(path, "pt") as tensors:
+            header |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return header
+
+
+def check_config(model: str | Path, header: Header | None) -> None:
+    """Refuse a config.json of more classes or layers than there are tensors for, before anything is built of it.
+
+    Raises:
+        ValueError: naming the key.
+        OSError: when there is no config.json.
+    """
+    path = cached_file(model, "config.json")
+    if os.path.getsize(path) > LARGEST_CONFIG:
+        raise ValueError(f"its config.json has more than {LARGEST_CONFIG >> 20} MB")
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("its config.json holds no JSON object")
+    if header is None:
+        return
+    labels = config.get("id2label")
+    classes = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    rows = {shape[0] for shape in header.values() if shape}
+    # a model with queries has one class more, for those that found nothing
+    if classes > MOST_CLASSES or not {classes, classes + 1} & rows:
+        raise ValueError(f"its config.json has {classes:,} classes, and no tensor in its file of weights has as many")
+    for key, count in _counts(config):
+        if count > len(header):
+            raise ValueError(
+                f"its config.json has {key} {count:,}, and its file of weights has {len(header):,} tensors in all"
+            )
+
+
+def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Numbers of parts in a configuration: `num_hidden_layers`, `depths`, the lengths of lists of numbers."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _counts(value, name)
+    elif isinstance(config, list):
+        if config and all(isinstance(value, (int, float)) for value in config):
+            yield key, len(config)
+        for value in config:
+            yield from _counts(value, key)
+    elif isinstance(config, int) and re.search("layers|depth|blocks|stages|convs", key):
+        yield key, config
+
+
+def check_parameters(auto: type, config: PreTrainedConfig, header: Header | None) -> None:
+    """Refuse a configuration whose model is much larger than what its file of weights holds; nothing is allocated.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if header is None:
+        return
+    with torch.device("meta"), meta_device_safe_creation_ops():
+        model = auto.from_config(config, trust_remote_code=False)
+    there, needed = sum(map(prod, header.values())), sum(tensor.numel() for tensor in model.state_dict().values())
+    if needed > MOST_PARAMETERS * there:
+        raise ValueError(f"its config.json is of a model of {needed:,} parameters, its file of weights has {there:,}")

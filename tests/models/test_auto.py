@@ -4,13 +4,22 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.loss import segmentation_loss
-from hf_seg.models.build import WeightsError, build_model, check_model, encoder_of, locate_encoder_weights
+from hf_seg.models.build import (
+    WeightsError,
+    build_image_processor,
+    build_model,
+    check_model,
+    encoder_of,
+    locate_encoder_weights,
+)
 from hf_seg.recipe_keys import ModelRecipe
 from hf_seg.results import load_results
+from hf_seg.segmenter import PredictError, load_segmenter
 
 SPEC = DatasetSpec(
     name="three",
@@ -114,6 +123,26 @@ def test_the_encoder_of_a_folder(saved, path, frozen):
         "tensors_fresh": 0,
     }
     assert not any(p.requires_grad for p in encoder_of(model).parameters()) == frozen
+
+
+@EVERY
+def test_a_tensor_that_is_missing_is_refused_unless_nothing_uses_it(saved, path):
+    folder, source = saved(path)
+    build_image_processor(image_size=64, normalize="none").save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    source.train()(pixel_values=torch.rand(2, 3, 64, 64)).logits.sum().backward()
+    used = [name for name, parameter in source.named_parameters() if parameter.grad is not None]
+    # what has no gradient is of no use, nor are the auxiliary head and the counters of batch norms
+    kept = {name: tensor for name, tensor in tensors.items() if name in used or "running" in name}
+    assert len(kept) < len(tensors) or path == "upernet"
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    load_segmenter(folder, device="cpu")
+    for gone in (used[0], used[len(used) // 2], used[-1]):
+        save_file(
+            {n: t for n, t in tensors.items() if n != gone}, folder / "model.safetensors", metadata={"format": "pt"}
+        )
+        with pytest.raises(PredictError, match=f"has no weights for {gone}, so it is no trained"):
+            load_segmenter(folder, device="cpu")
 
 
 def test_a_config_file_gives_the_architecture_only(saved):
