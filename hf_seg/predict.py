@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_seg.data.own_images import UprightImage
 from hf_seg.data.spec import PairError
+from hf_seg.file_search import find_files
 from hf_seg.segmenter import PredictError, Segmenter, load_segmenter
 
 __all__ = [
@@ -141,23 +142,13 @@ def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _images_in(root: Path) -> list[Path]:
-    """The image files below a folder, links to folders followed, in order."""
-    images = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        for name in folders:
-            path = Path(folder, name)
-            if path.is_symlink() and any(
-                Path(os.path.realpath(above)).is_relative_to(os.path.realpath(path))
-                for above in path.parents
-                if above.is_relative_to(root)
-            ):
-                raise PredictError(f"{path}: is a link to a folder that it lies in; remove it, or name other folders")
-        images += [
-            Path(folder, name)
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(path for path in images if path.is_file())
+    """The image files below a folder, in order; a link to nothing is one, whose record will say so."""
+    files, obstacles = find_files(root)
+    for obstacle in obstacles:
+        if obstacle.path.is_dir():
+            raise PredictError(f"{obstacle.path}: {obstacle.reason}. {obstacle.remedy}")
+    found = [*files, *(obstacle.path for obstacle in obstacles)]
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_image(path: Path) -> Image.Image | Unreadable:
