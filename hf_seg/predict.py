@@ -157,8 +157,6 @@ def read_image(path: Path) -> Image.Image | Unreadable:
         return UprightImage().decode_example({"path": str(path), "bytes": None})
     except PairError as error:
         return Unreadable(path=path, reason=f"{error.reason}. {error.remedy}")
-    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
-        return Unreadable(path=path, reason=f"it cannot be read, {type(error).__name__}: {error}")
 
 
 def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:

@@ -163,7 +163,7 @@ def test_command_compares_on_photographs(quick, tmp_path, capsys):
 
     assert cli.main([*arguments, "--images", str(tmp_path)]) == 1  # 17 files, one of them no image
     printed = capsys.readouterr()
-    assert f"{tmp_path / 'bad.jpg'}: left out: it cannot be read, " in printed.err
+    assert f"{tmp_path / 'bad.jpg'}: left out: cannot be decoded (UnidentifiedImageError: " in printed.err
     assert "on 16 images in batches of 1, 16: " in printed.out
     assert (quick / "model.onnx").is_file()
 

@@ -16,7 +16,7 @@ from hf_seg.data.synthetic import PET_SPEC
 from hf_seg.launch import smallest_batch, try_out
 from hf_seg.recipe import RecipeError, load_recipes
 from hf_seg.recipe_keys import TrainingRecipe
-from hf_seg.results import open_run
+from hf_seg.run_folder import open_run
 
 COUNTS = {"train": 32, "validation": 10, "test": 10}
 ODD = COUNTS | {"train": 33}  # in batches of 8, the last has one image

@@ -13,7 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipe
 
 from hf_seg import cli
 from hf_seg import predict as predict_module
-from hf_seg.data.own_images import DEEP
+from hf_seg.data.stored_image import DEEP
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.predict import PredictError, Segmenter, Unreadable, _starts, expand_paths, load_segmenter, predict
@@ -148,7 +148,7 @@ def test_command_writes_masks_overlays_and_lines(folder, photographs, tmp_path, 
     pattern = str(photographs / "*.[jpg][pni]*")  # for shells that do not expand
     status = cli.main(["predict", str(folder), str(photographs), pattern, "--out", str(out), "--device", "cpu"])
     assert status == 1
-    assert f"{photographs / 'd.jpg'}: left out: it cannot be read, OSError: " in capsys.readouterr().err
+    assert f"{photographs / 'd.jpg'}: left out: cannot be decoded (OSError: " in capsys.readouterr().err
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {"predictions.jsonl"} | {
         f"{name}{ending}" for name in ("a", "b_png", "b_gif", "more/c") for ending in (".png", "_overlay.jpg")
@@ -340,7 +340,7 @@ def test_links_to_folders_are_followed_and_loops_named(tmp_path):
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     assert [path.name for path in expand_paths([tmp_path / "in"])] == ["in.png", "elsewhere.png"]
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    with pytest.raises(PredictError, match="in/link/back: is a link to a folder that it lies in"):
+    with pytest.raises(PredictError, match="in/link/back: is a link to a folder that holds it"):
         expand_paths([tmp_path / "in"])
 
 
@@ -406,7 +406,7 @@ def png_with_text(path):
         ("deep.png", lambda path: grey(np.uint16).save(path), DEEP),
         ("deep.tif", lambda path: grey(np.int32).save(path), DEEP),
         ("float.tif", lambda path: grey(np.float32).save(path), DEEP),
-        ("text.png", png_with_text, "it cannot be read, ValueError: Decompressed data too large"),
+        ("text.png", png_with_text, "cannot be decoded (ValueError: Decompressed data too large"),
     ],
 )
 def test_what_training_refuses_gets_no_mask(segmenter, tmp_path, name, write, reason):

@@ -354,13 +354,14 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
     monkeypatch.setenv("HF_TOKEN", WRITER)
     hub.fail("POST", "/repos/create", status=403)
     assert "alice/segformer: the Hub does not allow it (403: a fault on purpose)" in refused(run_dir)
+    (run_dir / "hub.json").write_text("{")
+    assert "hub.json: cannot be read" in refused(run_dir)
+    (run_dir / "hub.json").unlink()
     results = json.loads((run_dir / "results.json").read_text())
     del results["data"]["publish_images"]
     (run_dir / "results.json").write_text(json.dumps(results))
     said = refused(run_dir)
     assert "runs/segformer/results.json: is not the record of a finished run (data.publish_images is missing)" in said
-    (run_dir / "hub.json").write_text("{")
-    assert "hub.json: cannot be read" in refused(run_dir)
 
 
 @pytest.mark.slow

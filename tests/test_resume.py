@@ -12,7 +12,7 @@ OPTIONS = {"data": {"augment": "standard"}, "training": {"num_train_epochs": 4}}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "other"), [("fcn", "segformer"), ("segformer", "fcn")])
-def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, arch, other):
+def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, input_tree, arch, other):
     recipe = write_recipe("a", arch=arch, **OPTIONS)
     first = write_recipe("first", arch=other, training={"num_train_epochs": 1, "bf16": True, "seed": 5})
 
@@ -30,6 +30,7 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, arch, other)
     # a checkpoint that the kill cut short is left aside
     (run / "checkpoint-9").mkdir()
     (run / "checkpoint-9" / "trainer_state.json").write_text('{"global_st')
+    input_tree.written.add(str(run / "checkpoint-9" / "trainer_state.json"))  # as if the program had
     again = launch(recipe, "--output_dir", tmp_path / "killed")
     assert "checkpoint-9: trainer_state.json cannot be read: " in again.stdout
     assert "; the checkpoint is left aside" in again.stdout

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from hf_seg.data import DataError, load_splits
+from hf_seg.data.spec import PairError
 
 
 def stored(split, column):
@@ -39,7 +40,7 @@ def test_loading_reads_no_picture(pet_folder, recipe):
     splits = load_splits(recipe("oxford_pet", pet_folder))
     assert all(item["bytes"] is None for item in stored(splits["train"], "image"))
     assert all(item["bytes"] is None for item in stored(splits["train"], "mask"))
-    with pytest.raises(PIL.UnidentifiedImageError):
+    with pytest.raises(PairError, match="cannot be decoded"):
         splits["train"][0]
 
 

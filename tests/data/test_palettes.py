@@ -43,7 +43,7 @@ def look(root, classes=None):
 
 
 def load_splits_of(root):
-    return {"pairs": folder.as_dataset(list(folder.find_pairs(root)[0].values()))}
+    return {"pairs": folder.as_dataset(list(folder.find_pairs(root / "images", root / "masks")[0].values()))}
 
 
 def load(root, cache=False):

@@ -60,7 +60,7 @@ def test_out_of_memory(write_recipe, run, at_step):
     at_step(2, raise_it)
     status, _, err = run(write_recipe("a", training={"gradient_accumulation_steps": 2}))
     assert status == 1
-    assert "error: a: runs/a: cpu has not the memory for 4 images of 64×64 pixels at a time; set " in err
+    assert "error: a: cpu is out of memory in training, with 4 images of 64×64 pixels at a time; set " in err
     assert "training.gradient_accumulation_steps to 4" in err
 
 
@@ -217,7 +217,7 @@ def test_a_loader_process_that_is_killed(monkeypatch, capsys):
 
     monkeypatch.setattr(train, "run", run)
     recipe = SimpleNamespace(name="a", encoder_recipe=None)
-    assert train.run_all([recipe], Path("runs"), None, set()) == ([], {"a"})
+    assert train.run_all([recipe], Path("runs"), None, {}, set()) == ([], {"a"})
     (line,) = capsys.readouterr().err.splitlines()  # no traceback
     assert line.startswith("error: a: a process that loads the pictures has ended (DataLoader worker (pid")
     assert "set training.dataloader_num_workers to a smaller number (0: no such processes) and launch again" in line
