@@ -25,8 +25,8 @@ from per_pair import SIZE, PerPair
 from torch.utils.data import DataLoader
 
 from hf_seg.data import load_spec, load_splits, prepare_splits
-from hf_seg.recipe_keys import DataRecipe
-from hf_seg.transforms import build_transforms, collate
+from hf_seg.data.transforms import build_transforms, collate
+from hf_seg.recipe.keys import DataRecipe
 
 BATCH = 64
 CORES = len(os.sched_getaffinity(0))

@@ -30,7 +30,7 @@ from transformers import set_seed
 from hf_seg.data import load_spec
 from hf_seg.models.build import build_model, measure_forward
 from hf_seg.recipe import Recipe
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 MODELS = {"SegFormer-B0": "segformer", "FCN ResNet-50": "fcn"}
 PRECISIONS = ("bf16", "tf32", "fp32")

@@ -17,10 +17,10 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_seg.data import load_spec, load_splits
+from hf_seg.inference.predict import load_segmenter, predict
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
-from hf_seg.predict import load_segmenter, predict
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 DATA = DataRecipe(name="synthetic_pet", max_train_samples=100, max_validation_samples=1, max_test_samples=1)
 

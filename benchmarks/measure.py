@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from hf_seg.results import environment
+from hf_seg.runs.record import environment
 
 
 def machine(device: str = "cpu") -> str:

@@ -17,7 +17,7 @@ import evaluate
 import numpy as np
 from measure import PeakMemory, in_own_process, machine, print_row, print_table
 
-from hf_seg.metrics import SegMetric
+from hf_seg.scoring.metrics import SegMetric
 
 # maps, height, width, classes, maps in a batch
 SETS = {"Oxford-IIIT Pet, test": (3669, 64, 64, 3, 64), "Cityscapes, test": (500, 1024, 2048, 19, 4)}

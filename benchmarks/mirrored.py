@@ -13,12 +13,12 @@ from measure import print_row, print_table
 from torch import Tensor
 
 from hf_seg.data import fingerprint, load_spec, load_splits, prepare_splits
-from hf_seg.loss import upsample
-from hf_seg.metrics import SegMetric
+from hf_seg.data.transforms import build_transforms
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.recipe import load_recipes
-from hf_seg.results import load_results
-from hf_seg.segmenter import Segmenter, load_segmenter
-from hf_seg.transforms import build_transforms
+from hf_seg.runs.record import load_results
+from hf_seg.scoring.loss import upsample
+from hf_seg.scoring.metrics import SegMetric
 
 BATCH = 64
 

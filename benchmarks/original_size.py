@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_seg.data import cityscapes, load_splits, oxford_pet
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.data import load_splits
+from hf_seg.data.sources import cityscapes, oxford_pet
+from hf_seg.recipe.keys import DataRecipe
 
 Pair = tuple[Path, Path]
 VALIDATION_SHARE = {"oxford_pet": 1 / 9, "cityscapes": 359 / 2616}  # of the number of train pairs

@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_seg.data import DatasetSpec, load_spec, load_splits
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 WORKERS = 2
 EPOCHS, EVALUATIONS = 30, 15

@@ -23,7 +23,7 @@ from original_size import TRAIN_PAIRS, build_root
 from peer_ways import WAYS, Job, Times
 from per_pair import SIZE
 
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 TASKS = {
     "pet-segformer": ("oxford_pet", "segformer"),

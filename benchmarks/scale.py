@@ -25,7 +25,7 @@ from transformers import set_seed
 
 from hf_seg.data import load_spec
 from hf_seg.models.build import build_model
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 FACTOR = 8
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
+from hf_seg.data.seg_data import load_data
 from hf_seg.recipe import Recipe
-from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
-from hf_seg.seg_data import load_data
-from hf_seg.trainer import SegTrainer
+from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
+from hf_seg.training.trainer import SegTrainer
 
 BATCH = 64
 

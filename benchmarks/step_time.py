@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_seg.loss import segmentation_loss
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.scoring.loss import segmentation_loss
 
 MODELS = {
     "FCN ResNet-50": lambda: FCNForSemanticSegmentation(FCNConfig(num_labels=3)),

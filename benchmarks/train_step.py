@@ -21,12 +21,12 @@ from measure import machine, print_row, print_table
 from seg_run import BATCH, build_recipe, build_trainer
 from transformers import TrainerCallback, set_seed
 
-from hf_seg.arguments import use_bf16, use_channels_last
 from hf_seg.data import load_spec
-from hf_seg.loss import segmentation_loss
 from hf_seg.models.build import build_model
 from hf_seg.recipe import Recipe
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
+from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.training.arguments import use_bf16, use_channels_last
 
 # of an epoch of the trainer → the method that does it
 PARTS = {

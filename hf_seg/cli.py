@@ -171,7 +171,7 @@ def _split(rest: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from hf_seg.doctor import as_json, as_text, diagnose
+    from hf_seg.doctor.doctor import as_json, as_text, diagnose
 
     # the options may stand anywhere, and the parser gives all that follows the first path as it is
     machine, everything, deep = (
@@ -187,7 +187,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from hf_seg.compare import compare
-    from hf_seg.compare_report import as_markdown, build_sections, write_report
+    from hf_seg.compare.report import as_markdown, build_sections, write_report
 
     try:
         comparison = compare(arguments.run_dirs)
@@ -205,7 +205,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _repro(arguments: argparse.Namespace) -> int:
     from hf_seg.data.spec import DataError
     from hf_seg.models.build import WeightsError
-    from hf_seg.repro import as_json, as_text, reproduce
+    from hf_seg.training.repro import as_json, as_text, reproduce
 
     try:
         report = reproduce(arguments.run_dir, steps=arguments.steps, data_root=arguments.data_root)
@@ -218,8 +218,8 @@ def _repro(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     # these take seconds to import, which the other commands need not
-    from hf_seg.predict import PredictError
-    from hf_seg.predict_files import predict_to_folder
+    from hf_seg.inference.predict import PredictError
+    from hf_seg.inference.write import predict_to_folder
 
     options = {key: getattr(arguments, key) for key in ("size", "tile", "batch_size", "device", "dtype")}
     try:
@@ -236,7 +236,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     from hf_seg.data.spec import DataError
-    from hf_seg.init import init
+    from hf_seg.doctor.init import init
 
     try:
         options = ("out", "arch", "overwrite", "revision", "config_name", "image_column", "mask_column")
@@ -248,8 +248,8 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from hf_seg.hub import HubError
-    from hf_seg.push import push_run
+    from hf_seg.hub.client import HubError
+    from hf_seg.hub.push import push_run
 
     try:
         url = push_run(
@@ -263,9 +263,9 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from hf_seg.demo import DemoError, push_space, serve
-    from hf_seg.hub import HubError
-    from hf_seg.predict import PredictError
+    from hf_seg.hub.client import HubError
+    from hf_seg.inference.demo import DemoError, push_space, serve
+    from hf_seg.inference.predict import PredictError
 
     try:
         if arguments.space:
@@ -279,7 +279,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hf_seg.export import OPSET, DisagreementError, ExportError, export_onnx
+    from hf_seg.inference.export import OPSET, DisagreementError, ExportError, export_onnx
 
     out = arguments.out or Path(arguments.model) / "model.onnx"
     try:

@@ -25,19 +25,19 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_seg.arguments import per_device_batch_size, use_sync_batch_norm
 from hf_seg.data import DatasetSpec, fingerprint
 from hf_seg.data.cache import CachedPairs
+from hf_seg.data.seg_data import SegData, load_data
 from hf_seg.data.spec import DataError
-from hf_seg.hub import Destination, HubError, destinations
+from hf_seg.data.transforms import build_transforms
+from hf_seg.hub.client import Destination, HubError, destinations
 from hf_seg.models.build import WeightsError, build_model, check_model, locate_encoder_weights
 from hf_seg.processes import check_agreement, first_on_each_machine, on_main_process
 from hf_seg.recipe import Recipe, RecipeError
-from hf_seg.recipe_keys import ModelRecipe, TrainingRecipe
-from hf_seg.run_folder import open_run
-from hf_seg.seg_data import SegData, load_data
-from hf_seg.trainer import SegTrainer
-from hf_seg.transforms import build_transforms
+from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
+from hf_seg.runs.folder import open_run
+from hf_seg.training.arguments import per_device_batch_size, use_sync_batch_norm
+from hf_seg.training.trainer import SegTrainer
 
 REFUSALS = (RecipeError, DataError, WeightsError, HubError)
 

@@ -10,20 +10,17 @@ import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
-from hf_seg.arguments import checkpoints_kept
-from hf_seg.checkpoints import check_room, last_checkpoint
 from hf_seg.data import describe_dropped, fingerprint
-from hf_seg.interruption import Interrupted, StopWhenAsked
+from hf_seg.data.seg_data import load_data
+from hf_seg.hub.push import Uploads, is_unpushed
 from hf_seg.launch import REFUSALS, check, parse_arguments
-from hf_seg.memory import peak_memory, reset_peak_memory
-from hf_seg.model_card import build_card
 from hf_seg.models.build import build_model, describe_provenance, measure_forward
-from hf_seg.native import score_native
-from hf_seg.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.processes import lost_contact, lost_worker, on_main_process, start_processes
-from hf_seg.push import Uploads, is_unpushed
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
-from hf_seg.results import (
+from hf_seg.runs.card import build_card
+from hf_seg.runs.folder import CARD, PLOTS, describe_data, hold_runs, open_run, start_run
+from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
+from hf_seg.runs.record import (
     FORMAT,
     PER_IMAGE,
     RESULTS,
@@ -37,12 +34,15 @@ from hf_seg.results import (
     save_arrays,
     write_json,
 )
-from hf_seg.roc import stack_curves
-from hf_seg.run_folder import CARD, PLOTS, describe_data, hold_runs, open_run, start_run
-from hf_seg.seg_data import load_data
+from hf_seg.scoring.native import score_native
+from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import prepare_output
 from hf_seg.text import say as say_here
-from hf_seg.trainer import SegTrainer
+from hf_seg.training.arguments import checkpoints_kept
+from hf_seg.training.callbacks import Interrupted, StopWhenAsked
+from hf_seg.training.checkpoints import check_room, last_checkpoint
+from hf_seg.training.memory import peak_memory, reset_peak_memory
+from hf_seg.training.trainer import SegTrainer
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from hf_seg.recipe import Recipe
-from hf_seg.recipe_keys import DataRecipe, ModelRecipe, TrainingRecipe
+from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 
 CLASSES = ["sky", "tree", "boat"]
 _RECIPE = Recipe(

@@ -86,7 +86,7 @@ def test_data(program, capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["oxford_pet", "cityscapes"])
 def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch, tmp_path, name):
     from hf_seg.data import load_splits
-    from hf_seg.recipe_keys import DataRecipe
+    from hf_seg.recipe.keys import DataRecipe
 
     program("data")
     original_size = sys.modules["original_size"]

@@ -1,79 +1,264 @@
-"""The files for `accelerate launch` in `recipes/accelerate`: they start the ranks that they promise."""
+"""What a launch and the doctor find before anything trains, by building all that training will build."""
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
+import torch
+from accelerate import PartialState
+from transformers import Trainer
+from transformers.utils import logging
 
-CONFIGS = Path(__file__).parent.parent / "recipes" / "accelerate"
-IN_EVAL_MODE = Path(__file__).parent / "train_in_eval_mode.py"
-# 255 is in these masks, unevenly; 11 and 7 images leave an uneven last batch to two ranks
-DATA = {"name": "synthetic_cityscapes", "max_train_samples": 64, "max_validation_samples": 11, "max_test_samples": 7}
-EIGHT_STEPS = {"num_train_epochs": 1, "logging_strategy": "steps", "logging_steps": 1}
+from hf_seg import cli, launch, train
+from hf_seg.data.sources.synthetic import PET_SPEC
+from hf_seg.launch import smallest_batch, try_out
+from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.runs.folder import open_run
+from hf_seg.training.arguments import build_training_arguments
+
+COUNTS = {"train": 32, "validation": 10, "test": 10}
+ODD = COUNTS | {"train": 33}  # in batches of 8, the last has one image
+POOLING = {  # and batch norm after it
+    "arch": "auto",
+    "path": "mobilevit",
+    "init": "scratch",
+    "config": {
+        "image_size": 64,
+        "hidden_sizes": [16, 24, 32],
+        "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
+        "aspp_out_channels": 16,
+    },
+}
+DPT = {
+    "arch": "auto",
+    "path": "dpt",
+    "init": "scratch",
+    "config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 16,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "neck_hidden_sizes": [8, 16, 16, 16],
+        "fusion_hidden_size": 16,
+    },
+}
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
-def test_a_config_leaves_the_precision_to_the_recipe(config):
-    # any other value reaches Trainer by the environment, and overrules `training.bf16: false` without a word
-    assert load_config_from_file(str(config)).mixed_precision == "no"
+@pytest.fixture
+def read(write_recipe):
+    """A tiny recipe, as a launch has it."""
+
+    def make(**sections):
+        return load_recipes([write_recipe("a", **sections)])[-1]
+
+    return make
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+@pytest.fixture
+def problems(read):
+    def find(counts=COUNTS, **sections):
+        with pytest.raises(RecipeError) as refused:
+            try_out(read(**sections), PET_SPEC, counts)
+        return refused.value.problems
+
+    return find
 
 
-def launch_on_cpus(machines: list[list[str]], *arguments) -> None:
-    """Run one `accelerate launch` for each list of its options at the same time; all of them have to succeed."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml")]
-    launchers = [
-        subprocess.Popen(
-            [*command, "--num_processes", "2", *options, str(IN_EVAL_MODE), *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for options in machines
+@pytest.mark.parametrize(
+    ("keys", "where", "words"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type", "One of min_lr or min_lr_rate"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type", "'num_decay_steps'"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+            "lr_scheduler_kwargs",
+            "unexpected keyword argument 'min_lr'",
+        ),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor", "--dataloader_num_workers > 0"),
+        (
+            {"dataloader_drop_last": True, "global_train_batch_size": 64},
+            "dataloader_drop_last",
+            "32 train pairs",
+        ),
+        ({"torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
+        ({"debug": "underflow"}, "debug", "underflow"),
+        pytest.param(
+            {"tf32": True},
+            "tf32",
+            "Ampere",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it"),
+        ),
+    ],
+)
+def test_arguments_that_only_a_trainer_finds_wrong(problems, keys, where, words):
+    (problem,) = problems(training=keys)
+    place, what = problem.split(": ", 1)
+    assert f"training.{where}" in place.split(", ") and words in what and "; " in what
+
+
+def test_a_model_that_does_not_checkpoint_its_activations(problems):
+    (problem,) = problems(arch="fcn", training={"activation_checkpointing": True})
+    assert problem.startswith("training.activation_checkpointing: FCNForSemanticSegmentation does not support")
+    assert problem.endswith("; correct it, or leave it out")
+
+
+def test_all_problems_of_one_recipe_come_at_once(problems):
+    found = problems(
+        training={"dataloader_prefetch_factor": 2, "lr_scheduler_type": "cosine_with_min_lr", "debug": "underflow"}
+    )
+    assert [problem.partition(": ")[0] for problem in found] == [
+        "training.debug",
+        "training.dataloader_prefetch_factor",
+        "training.lr_scheduler_type",
     ]
-    try:
-        outputs = [launcher.communicate(timeout=180)[0] for launcher in launchers]
-    finally:
-        for launcher in launchers:
-            launcher.terminate()  # torch's agent takes its ranks along; nothing to do for one that has ended
-    assert [launcher.returncode for launcher in launchers] == [0] * len(machines), "\n".join(outputs)
 
 
-@pytest.mark.slow
-def test_two_ranks_on_one_machine_and_on_two_score_as_one_process_does(write_recipe, launch, tmp_path):
-    recipe = write_recipe("launched", data=DATA, training=EIGHT_STEPS)
-    launch(recipe, "--output_dir", tmp_path / "one-process", script=IN_EVAL_MODE)
-    launch_on_cpus([[]], recipe, "--output_dir", tmp_path / "one-machine")
-    meet = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
-    two = [[*meet, "--machine_rank", "0"], [*meet, "--machine_rank", "1"]]
-    launch_on_cpus(two, recipe, "--output_dir", tmp_path / "two-machines")
+def test_a_last_batch_of_one_that_batch_norm_cannot_take(problems, read):
+    (problem,) = problems(ODD, model=POOLING)
+    assert problem.startswith("training.global_train_batch_size: of 33 train pairs in batches of 8, the last has one")
+    assert problem.endswith("; set it to 6, 7, 9 or the like, or training.dataloader_drop_last to true")
+    for batch in (6, 7, 9):
+        try_out(read(model=POOLING, training={"global_train_batch_size": batch}), PET_SPEC, ODD)
+    try_out(read(model=POOLING, training={"dataloader_drop_last": True}), PET_SPEC, ODD)
+    try_out(read(arch="segformer"), PET_SPEC, ODD)  # has batch norm, too, but over pixels
 
-    def read(way: str) -> dict:
-        return json.loads((tmp_path / way / "launched" / "results.json").read_text())
+    (problem,) = problems(model=POOLING, training={"gradient_accumulation_steps": 8})
+    assert "one image is trained on at a time" in problem and problem.endswith("; set it to 16, 24 or the like")
 
-    def losses(result: dict) -> np.ndarray:
-        return np.array([entry["loss"] for entry in result["train"]["history"] if "loss" in entry])
 
-    reference = read("one-process")
-    assert reference["train"]["world_size"] == 1 and len(losses(reference)) == 8
-    for way in ("one-machine", "two-machines"):
-        result = read(way)
-        assert result["train"]["world_size"] == 2 and result["environment"]["device"] == "cpu", way
-        np.testing.assert_allclose(losses(result), losses(reference), rtol=1e-4, err_msg=way)
-        for split in ("validation", "test"):
-            ours, theirs = result[split], reference[split]
-            assert np.sum(ours["confusion_matrix"]) == np.sum(theirs["confusion_matrix"]) > 20_000
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), (way, split)
-            assert ours["mean_iou"] == pytest.approx(theirs["mean_iou"], abs=1e-3), (way, split)
+@pytest.mark.parametrize(
+    ("pairs", "ranks", "keys", "images"),
+    [
+        (32, 1, {}, 8),
+        (33, 1, {}, 1),
+        (5, 1, {}, 5),
+        (34, 1, {"gradient_accumulation_steps": 2}, 2),
+        (33, 1, {"gradient_accumulation_steps": 8}, 1),
+        (33, 2, {}, 4),
+        (33, 1, {"arguments": {"dataloader_drop_last": True}}, 8),
+    ],
+)
+def test_the_smallest_batch_is_that_of_the_loader(pairs, ranks, keys, images):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    training = TrainingRecipe(global_train_batch_size=8, **keys)
+    assert smallest_batch(training, pairs, ranks) == images
+    batch = 8 // ranks // training.gradient_accumulation_steps
+    sampler = BatchSampler(range(pairs), batch, "dataloader_drop_last" in training.arguments)
+    shards = [BatchSamplerShard(sampler, ranks, rank) for rank in range(ranks)] if ranks > 1 else [sampler]
+    assert min(len(indices) for shard in shards for indices in shard) == images
+
+
+@pytest.mark.parametrize(("model", "count"), [(DPT, 6), ({}, 0)])
+def test_parameters_that_get_no_gradient(read, model, count):
+    unused = try_out(read(model=model), PET_SPEC, COUNTS)
+    assert len(unused) == count
+    for known, finds in ((unused, bool(count)), (None, True)):
+        assert build_training_arguments(read(model=model), Path("run"), 3, known).ddp_find_unused_parameters is finds
+    chosen = read(model=model, training={"ddp_find_unused_parameters": True})
+    assert build_training_arguments(chosen, Path("run"), 3, []).ddp_find_unused_parameters is True
+
+
+def test_a_trial_leaves_nothing_behind(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    recipe = read(training={"full_determinism": True, "log_level": "error", "use_cpu": True})
+
+    def state():
+        return (
+            dict(os.environ),
+            dict(PartialState()._shared_state),
+            logging.get_verbosity(),
+            torch.are_deterministic_algorithms_enabled(),
+            (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.fp32_precision),
+            sorted(tmp_path.rglob("*")),
+        )
+
+    before = state()
+    try_out(recipe, PET_SPEC, COUNTS)
+    assert state() == before
+
+
+def test_every_recipe_of_a_launch_is_tried_and_nothing_is_started(write_recipe, run):
+    good = write_recipe("a-good")
+    keys = {
+        "b-lr": {"lr_scheduler_type": "cosine_with_min_lr"},
+        "b-pre": {"dataloader_prefetch_factor": 2},
+        "b-div": {"global_train_batch_size": 7, "gradient_accumulation_steps": 7, "dataloader_prefetch_factor": 2},
+    }
+    bad = [write_recipe(name, training=training) for name, training in keys.items()]
+    status, _, err = run(good, *bad)
+    assert status == 2 and "Traceback" not in err and not Path("runs").exists()
+    assert "error: b-lr: training.lr_scheduler_type: One of min_lr" in err
+    assert "\nb-pre, b-div: training.dataloader_prefetch_factor: " in err  # the same is said once
+    (corrected,) = load_recipes([write_recipe("b-lr")])
+    assert open_run(corrected, Path("runs/b-lr")) == "new"  # and not a run of another recipe
+
+
+def test_a_launch_over_seeds_is_tried_once_and_a_finished_run_not_at_all(write_recipe, tmp_path, monkeypatch):
+    from hf_seg.recipe import over_seeds
+
+    tried = []
+    monkeypatch.setattr(launch, "try_out", lambda recipe, *_: tried.append(recipe.name) or ["head"])
+    recipes = over_seeds(load_recipes([write_recipe("a")]), {"a"}, [0, 1, 2])
+    (b,) = load_recipes([write_recipe("b", training={"learning_rate": 0.1})])
+    checked = launch.check([*recipes, b], tmp_path / "runs", set())
+    assert tried == ["a-seed0", "b"]
+    assert checked.without_gradient == {name: ["head"] for name in ("a-seed0", "a-seed1", "a-seed2", "b")}
+    monkeypatch.setattr(launch, "open_run", lambda *_: "finished")
+    assert launch.check(recipes, tmp_path / "runs", set()).without_gradient == {} and len(tried) == 2
+
+
+def test_an_encoder_that_is_not_trained_yet(write_recipe, tmp_path):
+    city = write_recipe("city")
+    model = {"init": "checkpoint", "encoder_weights": "city"}
+    pet = write_recipe("pet", model=model, training={"dataloader_prefetch_factor": 2})
+    with pytest.raises(RecipeError, match=r"^pet: training\.dataloader_prefetch_factor") as refused:
+        launch.check(load_recipes([city, pet]), tmp_path / "runs", set())
+    assert len(refused.value.problems) == 1
+
+
+def test_a_trial_draws_nothing_from_the_run_that_follows(write_recipe, monkeypatch, run):
+    begun = []
+
+    def begin(*, model, **_):
+        begun.append([*(tensor.clone() for tensor in model.state_dict().values()), torch.get_rng_state()])
+        raise RecipeError("that is enough")
+
+    recipe = write_recipe("a")
+    monkeypatch.setattr(train, "SegTrainer", begin)
+    assert run(recipe)[0] == 1
+    monkeypatch.setattr(launch, "try_out", lambda *_: [])
+    assert run(recipe)[0] == 1
+    assert all(map(torch.equal, *begun))
+
+
+def test_out_of_memory_is_explained(problems, monkeypatch):
+    def step(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    (problem,) = problems(training={"gradient_accumulation_steps": 2})
+    assert problem == (
+        "cpu is out of memory in training, with 4 images of 64×64 pixels at a time; set "
+        "training.gradient_accumulation_steps to 4, and it is 2 at a time, or lower data.image_size"
+    )
+
+
+def test_the_doctor_tries_the_step_too(write_recipe, capsys):
+    bad = write_recipe("bad", training={"dataloader_prefetch_factor": 2})
+    dpt = write_recipe("dpt", model=DPT)
+    assert cli.main(["doctor", "--json", str(bad), str(dpt)]) == 1
+    findings = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["file"] in (str(bad), str(dpt))]
+    assert [(f["level"], f["code"], f["file"]) for f in findings] == [
+        ("error", "trial-step", str(bad)),
+        ("note", "no-gradient", str(dpt)),
+    ]
+    assert findings[0]["what"].startswith("training.dataloader_prefetch_factor: ") and findings[0]["remedy"]
+    assert findings[1]["what"].startswith("6 parameters get no gradient, as ")

@@ -15,10 +15,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import hf_seg
-from hf_seg import cli, demo_app
+from hf_seg import cli
 from hf_seg.data.spec import PairError, report_pairs
-from hf_seg.figure import open_figure, shorten
+from hf_seg.inference import demo_app
 from hf_seg.recipe import RecipeError
+from hf_seg.runs.figure import open_figure, shorten
 from hf_seg.text import code, hypertext, link, markdown, markdown_table, prepare_output, printable, redact, say
 
 every_name = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)

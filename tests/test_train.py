@@ -16,13 +16,13 @@ from records import made_up
 from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForImageClassification
 
-from hf_seg.arguments import per_device_batch_size
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.recipe import RecipeError, load_recipes
-from hf_seg.recipe_keys import TrainingRecipe
-from hf_seg.results import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json
-from hf_seg.run_folder import start_run
+from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.runs.folder import start_run
+from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json
+from hf_seg.training.arguments import per_device_batch_size
 
 
 def results_of(name):

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from hf_seg import train
-from hf_seg.trainer import SegTrainer
+from hf_seg.training.trainer import SegTrainer
 
 
 def training_step(self, *arguments, **keywords):

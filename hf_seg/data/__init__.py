@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, Features
 
-from hf_seg.data import cityscapes, folder, hub_dataset, oxford_pet, synthetic
 from hf_seg.data.cache import prepare_splits
 from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
-from hf_seg.data.download import find_folder
-from hf_seg.data.own_images import UprightImage
+from hf_seg.data.columns import UprightImage
 from hf_seg.data.pairs import image_name
+from hf_seg.data.sources import cityscapes, folder, oxford_pet, synthetic
+from hf_seg.data.sources import table as hub_dataset
+from hf_seg.data.sources.download import find_folder
 from hf_seg.data.spec import DataError, DatasetSpec, PairError
 from hf_seg.data.stored_image import StoredImage
 
 if TYPE_CHECKING:
-    from hf_seg.recipe_keys import DataRecipe
+    from hf_seg.recipe.keys import DataRecipe
 
 __all__ = [
     "DataError",

@@ -28,8 +28,8 @@ from datasets.utils import tqdm
 from torch import Tensor
 
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
-from hf_seg.data.download import cache_folder, disk_remedy, one_process
 from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, stored_pairs
+from hf_seg.data.sources.download import cache_folder, disk_remedy, one_process
 from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)

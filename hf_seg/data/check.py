@@ -11,9 +11,9 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from hf_seg.data.download import cache_folder, one_process
 from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, stored_pairs
 from hf_seg.data.palettes import find_other_palette, reads_ids
+from hf_seg.data.sources.download import cache_folder, one_process
 from hf_seg.data.spec import DatasetSpec, PairError, report_pairs
 
 logger = logging.getLogger(__name__)

@@ -10,27 +10,56 @@ from typing import TYPE_CHECKING
 from datasets import Dataset, DatasetDict, Features
 from huggingface_hub import constants
 
-from hf_seg.data import cityscapes, folder, hub_dataset, load_spec, load_splits, oxford_pet
-from hf_seg.data.archives import examine_archives
+from hf_seg.data import columns as own_images
+from hf_seg.data import file_search, load_spec, load_splits, pairs, palettes, stored_image
 from hf_seg.data.classes import FILE_NAME
-from hf_seg.data.download import find_folder
-from hf_seg.data.examine_pair import as_finding
-from hf_seg.data.hub_files import load_tables
-from hf_seg.data.layout import ALL
-from hf_seg.data.own_images import ClassMask, UprightImage
-from hf_seg.data.spec import DataError, DatasetSpec
-from hf_seg.data.split_file import SPLITS, draw_split, load_row_split
+from hf_seg.data.columns import ClassMask, UprightImage
+from hf_seg.data.sources import cityscapes, folder, oxford_pet
+from hf_seg.data.sources import table as hub_dataset
+from hf_seg.data.sources.archives import examine_archives
+from hf_seg.data.sources.download import find_folder
+from hf_seg.data.sources.layouts import ALL
+from hf_seg.data.sources.split import SPLITS, draw_split, load_row_split
+from hf_seg.data.sources.table_files import load_tables
+from hf_seg.data.spec import DataError, DatasetSpec, PairError
 from hf_seg.data.stored_image import StoredImage
-from hf_seg.finding import Finding, Level
+from hf_seg.problem import Finding, Level
 
 if TYPE_CHECKING:
-    from hf_seg.recipe_keys import DataRecipe
+    from hf_seg.recipe.keys import DataRecipe
 
 OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
 # part of the data set → the archive that holds it
 PACKED = {
     "oxford_pet": {archive.part: archive.file_name for archive in oxford_pet.ARCHIVES},
     "cityscapes": cityscapes.ZIPS,
+}
+
+# the code of a pair that cannot be used, by the remedy that its error names; every other one is about values
+CODES = {
+    stored_image.DAMAGED: "undecodable",
+    stored_image.TEXT: "undecodable",
+    stored_image.HUGE: "huge-image",
+    stored_image.DEEP: "deep-image",
+    stored_image.BANDS: "many-bands",
+    stored_image.PAGES: "many-pages",
+    stored_image.IN_ALPHA: "mask-kind",
+    pairs.SIZES: "size-mismatch",
+    pairs.SAME: "size-mismatch",
+    pairs.TURNED: "size-mismatch",
+    pairs.CHANNELS: "mask-kind",
+    own_images.NO_LABELS: "mask-kind",
+    own_images.COLOURS: "mask-kind",
+    palettes.OTHER_PALETTE: "mask-palettes",
+    folder.KINDS: "mask-kind",
+    folder.ONE_TO_ONE: "unpaired",
+    hub_dataset.EMPTY: "unpaired",
+    hub_dataset.UNLABELLED: "unpaired",
+    hub_dataset.OUTSIDE: "outside-file",
+    file_search.RENAME: "file-name",
+    file_search.LINKS: "unreachable",
+    file_search.READABLE: "unreachable",
+    file_search.NO_FILE: "unreachable",
 }
 
 
@@ -227,3 +256,9 @@ def _tables(pairs: Mapping[str, Sequence[folder.Pair]], data: DataRecipe, featur
 def _table(pairs: Sequence[folder.Pair], features: Features) -> Dataset:
     columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
     return Dataset.from_dict(columns, features=features)
+
+
+def as_finding(error: PairError, level: Level) -> Finding:
+    """A pair that cannot be used."""
+    code = CODES.get(error.remedy, "mask-values")
+    return Finding(level=level, code=code, file=error.file, what=error.reason, remedy=error.remedy)

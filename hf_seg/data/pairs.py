@@ -13,7 +13,7 @@ import PIL.Image
 from datasets import Dataset, Features, Image
 from datasets.utils import tqdm
 
-from hf_seg.data.own_images import UprightImage
+from hf_seg.data.columns import UprightImage
 from hf_seg.data.spec import INVALID, DatasetSpec, PairError
 from hf_seg.data.stored_image import Stored, open_header, orientation
 

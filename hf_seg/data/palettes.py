@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import PIL.Image
 from datasets import Dataset
 
-from hf_seg.data.own_images import ClassMask, as_text, has_colors
+from hf_seg.data.columns import ClassMask, as_text, has_colors
 from hf_seg.data.pairs import StoredPair, map_pairs
 from hf_seg.data.spec import PairError
 from hf_seg.data.stored_image import open_header, open_mask

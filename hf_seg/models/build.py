@@ -22,7 +22,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
 
-from hf_seg.normalization import NORMALIZATIONS
+from hf_seg.data.normalization import NORMALIZATIONS
 
 from . import auto, weights
 from .configuration_fcn import FCNConfig
@@ -31,7 +31,7 @@ from .weights import WeightsError, encoder_of
 
 if TYPE_CHECKING:
     from hf_seg.data.spec import DatasetSpec
-    from hf_seg.recipe_keys import ModelRecipe
+    from hf_seg.recipe.keys import ModelRecipe
 
 __all__ = [
     "WeightsError",

@@ -27,7 +27,7 @@ from .modeling_fcn import build_encoder
 from .weight_files import WEIGHT_FILES, WeightsError, download, find_in_folder, sha256, verify_download
 
 if TYPE_CHECKING:
-    from hf_seg.recipe_keys import ModelRecipe
+    from hf_seg.recipe.keys import ModelRecipe
 
 __all__ = ["WeightsError", "compare", "encoder_of", "locate", "read", "sha256", "source_of", "verify_download"]
 

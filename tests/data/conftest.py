@@ -3,7 +3,7 @@ import PIL.Image
 import pytest
 from huggingface_hub import constants
 
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 
 @pytest.fixture(autouse=True)

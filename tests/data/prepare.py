@@ -6,8 +6,8 @@ from shutil import disk_usage
 from types import SimpleNamespace
 
 from hf_seg.data import DataError, cache, load_spec, load_splits, prepare_splits
-from hf_seg.recipe_keys import DataRecipe
-from hf_seg.transforms import build_transforms
+from hf_seg.data.transforms import build_transforms
+from hf_seg.recipe.keys import DataRecipe
 
 pets, folder, pause = *sys.argv[1:3], float(sys.argv[3]) if len(sys.argv) > 3 else 0
 decode_pair, cache.AT_ONCE = cache.decode_pair, 4

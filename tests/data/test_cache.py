@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_seg.data import DataError, cache, load_spec, load_splits, prepare_splits
-from hf_seg.transforms import build_transforms, collate
+from hf_seg.data.transforms import build_transforms, collate
 
 PREPARE = Path(__file__).parent / "prepare.py"
 

@@ -8,12 +8,13 @@ from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_im
 from PIL import Image
 
 from hf_seg import cli
-from hf_seg.data import DataError, check, folder, load_spec, load_splits, prepare_splits
+from hf_seg.data import DataError, check, load_spec, load_splits, prepare_splits
 from hf_seg.data.classes import load_classes
-from hf_seg.data.look import guess_classes, look_at_pairs
 from hf_seg.data.palettes import find_other_palette
-from hf_seg.recipe_keys import DataRecipe
-from hf_seg.transforms import build_transforms
+from hf_seg.data.sources import folder
+from hf_seg.data.transforms import build_transforms
+from hf_seg.doctor.look import guess_classes, look_at_pairs
+from hf_seg.recipe.keys import DataRecipe
 
 IDS = {"classes": [{"name": name, "id": value} for value, name in enumerate(("ground", "disc", "bar"))]}
 

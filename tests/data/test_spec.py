@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from hf_seg.data import cityscapes, load_spec, oxford_pet
+from hf_seg.data import load_spec
+from hf_seg.data.sources import cityscapes, oxford_pet
 from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table, listing
 
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_seg.data.examine_pair import as_finding
-from hf_seg.data.own_images import ClassMask, UprightImage
+from hf_seg.data.columns import ClassMask, UprightImage
+from hf_seg.data.gather import as_finding
 from hf_seg.data.spec import PairError
 from hf_seg.data.stored_image import StoredImage
 

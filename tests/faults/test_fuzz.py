@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_seg.data import cityscapes, load_spec
-from hf_seg.data.own_images import ClassMask, UprightImage
+from hf_seg.data import load_spec
+from hf_seg.data.columns import ClassMask, UprightImage
 from hf_seg.data.pairs import StoredPair, decode_pair
+from hf_seg.data.sources import cityscapes
 from hf_seg.data.spec import DataError, PairError
 from hf_seg.data.stored_image import StoredImage
 from hf_seg.recipe import RecipeError, load_recipes
-from hf_seg.recipe_keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 pytestmark = pytest.mark.faults
 

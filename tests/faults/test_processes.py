@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_seg.checkpoints import last_checkpoint
+from hf_seg.training.checkpoints import last_checkpoint
 
 TROUBLE = Path(__file__).parent / "train_with_trouble.py"
 FOUR_EPOCHS = {"num_train_epochs": 4}  # of four steps

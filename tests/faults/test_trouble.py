@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from hf_seg import train
-from hf_seg.trainer import SegTrainer
+from hf_seg.training.trainer import SegTrainer
 
 TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
 OTHER_DATA = Path(__file__).parent / "train_on_other_data.py"

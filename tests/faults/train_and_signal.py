@@ -5,7 +5,7 @@ import signal
 import sys
 
 from hf_seg import train
-from hf_seg.trainer import SegTrainer
+from hf_seg.training.trainer import SegTrainer
 
 when, name = sys.argv.pop(), sys.argv.pop()
 METHODS = {"step": "training_step", "evaluation": "prediction_step", "saving": "_save_checkpoint", "test": "test"}

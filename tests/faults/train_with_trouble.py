@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from hf_seg import launch, seg_data, train
+from hf_seg import launch, train
+from hf_seg.data import seg_data
 from hf_seg.recipe import RecipeError
-from hf_seg.trainer import SegTrainer
+from hf_seg.training.trainer import SegTrainer
 
 trouble, rank = sys.argv.pop(), int(os.environ["RANK"])
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_seg.data.spec import DatasetSpec, build_label_table
-from hf_seg.loss import segmentation_loss
+from hf_seg.inference.segmenter import PredictError, load_segmenter
 from hf_seg.models.build import (
     WeightsError,
     build_image_processor,
@@ -17,9 +17,9 @@ from hf_seg.models.build import (
     encoder_of,
     locate_encoder_weights,
 )
-from hf_seg.recipe_keys import ModelRecipe
-from hf_seg.results import load_results
-from hf_seg.segmenter import PredictError, load_segmenter
+from hf_seg.recipe.keys import ModelRecipe
+from hf_seg.runs.record import load_results
+from hf_seg.scoring.loss import segmentation_loss
 
 SPEC = DatasetSpec(
     name="three",

@@ -43,7 +43,7 @@ from hf_seg.models.build import (
     locate_encoder_weights,
     measure_forward,
 )
-from hf_seg.recipe_keys import ModelRecipe
+from hf_seg.recipe.keys import ModelRecipe
 
 SPEC = DatasetSpec(
     name="three",

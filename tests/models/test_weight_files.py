@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from hf_seg.models.build import locate_encoder_weights
 from hf_seg.models.weights import WeightsError, verify_download
-from hf_seg.recipe_keys import ModelRecipe
+from hf_seg.recipe.keys import ModelRecipe
 
 
 @pytest.fixture

@@ -1,0 +1,160 @@
+"""Cityscapes: which files belong to which split, and what the labelIds mean.
+
+Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016;
+https://www.cityscapes-dataset.com.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_seg.data.sources.download import unpack_zips
+from hf_seg.data.spec import IGNORE_INDEX, DataError, DatasetSpec, build_label_table, listing
+
+# labelId of each of the 19 evaluated classes, with the name and the colour under which the benchmark reports it.
+CLASSES = (
+    (7, "road", (128, 64, 128)),
+    (8, "sidewalk", (244, 35, 232)),
+    (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)),
+    (13, "fence", (190, 153, 153)),
+    (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)),
+    (20, "traffic sign", (220, 220, 0)),
+    (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)),
+    (23, "sky", (70, 130, 180)),
+    (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)),
+    (26, "car", (0, 0, 142)),
+    (27, "truck", (0, 0, 70)),
+    (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)),
+    (32, "motorcycle", (0, 0, 230)),
+    (33, "bicycle", (119, 11, 32)),
+)
+# labelIds run from 0 to 33, and -1 (licence plate), which an 8-bit file can only hold as 255.
+LABEL_TABLE = build_label_table(
+    {value: IGNORE_INDEX for value in (*range(34), 255)}
+    | {label_id: train_id for train_id, (label_id, _, _) in enumerate(CLASSES)}
+)
+
+VALIDATION_CITIES = 3
+SPLIT_RULE = (
+    "validation is the last three city folders of leftImg8bit/train, train the cities before them (so it needs four), "
+    "test the cities of leftImg8bit/val."
+)
+
+SPEC = DatasetSpec(
+    name="cityscapes",
+    class_names=tuple(name for _, name, _ in CLASSES),
+    palette=tuple(colour for _, _, colour in CLASSES),
+    label_table=LABEL_TABLE,
+    title="Cityscapes",
+    homepage="https://www.cityscapes-dataset.com",
+    terms=(
+        "Non-commercial purposes such as research only. The data must not be passed on, in whole or in part, and that "
+        "goes for pictures that show it."
+    ),
+    license_name="cityscapes-terms",
+    split_rule=SPLIT_RULE,
+    official_size="2048×1024 pixels",
+    limits=(
+        "Test is the official validation set, since the labels of the official test set are not public: the scores "
+        "are not those of the benchmark's server.",
+        "The data set shows streets from a car's view, by day and in fair weather. A model trained on it is a subject "
+        "of research and no part for a vehicle.",
+        "Where a reduced copy of the data was used: label maps that were shrunk by interpolation have wrong ids at "
+        "the borders of objects, which limits the scores.",
+    ),
+)
+
+FOLDER_NAME = "cityscapes"
+PARTS = ("leftImg8bit", "gtFine")
+ZIPS = {"leftImg8bit": "leftImg8bit_trainvaltest.zip", "gtFine": "gtFine_trainvaltest.zip"}
+IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
+MASK_SUFFIXES = ("_gtFine_labelIds.png",)
+
+HOW_TO_GET = (
+    "Cityscapes cannot be downloaded without an account: log in at https://www.cityscapes-dataset.com, download the "
+    "packages leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and put both files, or the "
+    "folders leftImg8bit and gtFine that they hold, into {folder}; or name the folder where they are in data.root, or "
+    "set HF_SEG_DATA to a folder that holds it as cityscapes."
+)
+
+
+def prepare(folder: Path, *, may_download: bool) -> None:
+    """Make sure that the unpacked data set is in `folder`, unpacking the official archives when only they are there.
+
+    Args:
+        folder (`Path`): where `leftImg8bit` and `gtFine`, or the two official .zip files, are.
+        may_download (`bool`): without effect, since Cityscapes cannot be downloaded without an account.
+
+    Raises:
+        DataError: when the data set is absent or cannot be unpacked.
+    """
+    unpack_zips(folder, ZIPS, wanted=is_wanted, remedy=HOW_TO_GET.format(folder=folder))
+
+
+def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """List the (image, labelIds) files of each split.
+
+    The last three city folders of the official train set (by name) are validation, its other cities are train. The
+    official val set is test, since the labels of the official test set are not public.
+
+    Args:
+        folder (`Path`): folder with `leftImg8bit` and `gtFine`.
+
+    Returns:
+        `dict[str, list[tuple[Path, Path]]]`: split name → pairs, sorted by city and name.
+
+    Raises:
+        DataError: when an image has no mask, a mask no image, or an image is there twice.
+    """
+    official_train = _pairs_by_city(folder, "train")
+    cities = sorted(official_train)
+    held_out = cities[-VALIDATION_CITIES:]
+    return {
+        "train": [pair for city in cities if city not in held_out for pair in official_train[city]],
+        "validation": [pair for city in held_out for pair in official_train[city]],
+        "test": [pair for _, pairs in sorted(_pairs_by_city(folder, "val").items()) for pair in pairs],
+    }
+
+
+def is_wanted(member: str) -> bool:
+    """Whether a file in the official archives is needed: images and labelIds of train and val."""
+    parts = member.split("/")
+    return len(parts) == 4 and parts[1] in ("train", "val") and parts[3].endswith(IMAGE_SUFFIXES + MASK_SUFFIXES)
+
+
+def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]]]:
+    images, twice = _find(folder / "leftImg8bit" / split, IMAGE_SUFFIXES)
+    masks, _ = _find(folder / "gtFine" / split, MASK_SUFFIXES)
+    problems = [f"{path.relative_to(folder)} (there is another image of this name)" for path in twice]
+    problems += [f"{images[key].relative_to(folder)} (no mask)" for key in sorted(images.keys() - masks.keys())]
+    problems += [f"{masks[key].relative_to(folder)} (no image)" for key in sorted(masks.keys() - images.keys())]
+    if problems:
+        raise DataError(
+            f"{folder}: {len(problems)} files of {split} are not one image to one mask:\n{listing(problems)}\n"
+            f"Each image leftImg8bit/{split}/CITY/NAME_leftImg8bit.png (or .jpg) needs its mask "
+            f"gtFine/{split}/CITY/NAME_gtFine_labelIds.png: add the missing files or remove these."
+        )
+    by_city: dict[str, list[tuple[Path, Path]]] = {}
+    for city, name in sorted(images):
+        by_city.setdefault(city, []).append((images[city, name], masks[city, name]))
+    return by_city
+
+
+def _find(directory: Path, suffixes: tuple[str, ...]) -> tuple[dict[tuple[str, str], Path], list[Path]]:
+    """Files directory/CITY/NAME+suffix by (city, name), and those whose name another suffix already has."""
+    found: dict[tuple[str, str], Path] = {}
+    twice = []
+    for path in sorted(directory.glob("*/*")):
+        suffix = next((s for s in suffixes if path.name.endswith(s)), None)
+        if suffix is None or path.name.startswith("."):  # ._* are file attributes that macOS leaves on foreign disks
+            continue
+        key = (path.parent.name, path.name.removesuffix(suffix))
+        if key in found:
+            twice.append(path)
+        found[key] = path
+    return found, twice

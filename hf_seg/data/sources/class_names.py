@@ -1,0 +1,118 @@
+"""Names of classes in the small files that annotation programs write beside the masks."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_seg.data.spec import DataError
+from hf_seg.recipe.reading import parse_json
+from hf_seg.text import printable
+
+VOID = {255, 65_535}
+Names = dict[int, str]  # of an id, or of a colour as 0xRRGGBB
+
+
+def find_names(folders: Iterable[Path], values: Collection[int], *, by_color: bool) -> tuple[Names, str]:
+    """The names in the first file that has one for everything in the masks.
+
+    Args:
+        folders (`Iterable[Path]`): where to look.
+        values (`Collection[int]`): what the masks hold, ids or colours; of ids, 255 and 65535 need no name.
+        by_color (`bool`): they are colours.
+
+    Returns:
+        `tuple[dict[int, str], str]`: id or colour → name, and the file's name; or empty, and why no file's are taken.
+    """
+    lines = []
+    for file in dict.fromkeys(folder / name for folder in folders for name in READERS):
+        if not file.is_file():
+            continue
+        try:
+            ids, colors = read_names(file)
+        except DataError:  # another program's file of that name
+            lines.append(f"not from {file.name}, which is not {READERS[file.name][1]}")
+            continue
+        names = colors if by_color else ids
+        nameless = set(values) - names.keys() - (set() if by_color else VOID)
+        if names and not nameless:
+            return names, file.name
+        shown = ", ".join(f"#{value:06x}" if by_color else str(value) for value in sorted(nameless)[:5])
+        lines.append(f"not from {file.name}, which has no name for {shown}")
+    return {}, "; ".join(dict.fromkeys(lines))
+
+
+def read_names(file: Path) -> tuple[Names, Names]:
+    """What a file of one of the known names says: id → name, and colour → name.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    reader, form = READERS[file.name]
+    try:
+        ids, colors = reader(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise DataError(f"{file}: cannot be read ({printable(str(error))}); it must be {form}.") from None
+    return tuple({value: printable(str(name)).strip() for value, name in names.items()} for names in (ids, colors))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _read_labelmap(text: str) -> tuple[Names, Names]:
+    rows = [line.split(":") for line in _lines(text)]
+    return {}, {_color([int(part) for part in row[1].split(",")]): row[0] for row in rows}
+
+
+def _read_csv(text: str) -> tuple[Names, Names]:
+    rows = list(csv.reader(_lines(text)))
+    return {int(row[0]): row[1] for row in rows if row[0].strip().isdecimal()}, {}
+
+
+def _read_list(text: str) -> tuple[Names, Names]:
+    return dict(enumerate(name for name in _lines(text) if name != "__ignore__")), {}
+
+
+def _read_id2label(text: str) -> tuple[Names, Names]:
+    return {int(number): name for number, name in parse_json(text).items()}, {}
+
+
+def _read_label_classes(text: str) -> tuple[Names, Names]:
+    content = parse_json(text)
+    ids: Names = {}
+    colors: Names = {}
+    if isinstance(content, Mapping) and all(str(key).isdecimal() for key in content):
+        return {int(key): name for key, name in content.items()}, {}
+    for entry in content if isinstance(content, list) else next(iter(content.values())):
+        name = _first(entry, "name", "class_name", "label")
+        value, color = (_first(entry, *keys) for keys in (("id", "class_id", "index", "value"), ("color", "colour")))
+        if isinstance(value, int):
+            ids[value] = name
+        if color is not None:
+            colors[_color(color)] = name
+    return ids, colors
+
+
+def _first(entry: Mapping[str, Any], *keys: str) -> Any:
+    return next((entry[key] for key in keys if key in entry), None)
+
+
+def _color(color: Any) -> int:
+    if isinstance(color, str):
+        return int(re.fullmatch("#([0-9a-fA-F]{6})(?:[0-9a-fA-F]{2})?", color)[1], 16)
+    red, green, blue, *_ = color
+    return red << 16 | green << 8 | blue
+
+
+# name of the file → how it is read, and how it must look
+READERS: dict[str, tuple[Callable[[str], tuple[Names, Names]], str]] = {
+    "id2label.json": (_read_id2label, 'an object like {"0": "name"}'),
+    "labelmap.txt": (_read_labelmap, "lines like name:255,0,0::"),
+    "_classes.csv": (_read_csv, "lines like 0, name"),
+    "class_names.txt": (_read_list, "a name a line, in the order of the ids from 0"),
+    "label_classes.json": (_read_label_classes, 'a list like [{"name": "name", "id": 0, "color": "#ff0000"}]'),
+}

@@ -1,0 +1,120 @@
+"""Oxford-IIIT Pet: which files belong to which split, and what the trimap values mean.
+
+Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; https://www.robots.ox.ac.uk/~vgg/data/pets/.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hf_seg.data.sources.download import Archive, fetch_archives
+from hf_seg.data.spec import DataError, DatasetSpec, build_label_table, listing
+
+VALIDATION_EVERY = 10
+SPLIT_RULE = (
+    "train and validation are the names in annotations/trainval.txt (every tenth is validation, so it needs ten), "
+    "test those in annotations/test.txt."
+)
+
+SPEC = DatasetSpec(
+    name="oxford_pet",
+    class_names=("foreground", "background", "boundary"),
+    palette=((230, 97, 1), (58, 76, 110), (253, 219, 120)),
+    label_table=build_label_table({1: 0, 2: 1, 3: 2}),
+    title="Oxford-IIIT Pet",
+    homepage="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+    terms=(
+        "The README of the annotations says that they are for research purposes only and that each photograph stays "
+        "under the terms of the web site it came from; third parties state CC BY-SA 4.0 for the data set."
+    ),
+    license_name="oxford-iiit-pet-terms",
+    split_rule=SPLIT_RULE,
+    official_size="various sizes, mostly about 500 pixels on the longer side",
+    limits=(
+        "The data set shows cats and dogs, mostly one a picture. Foreground is the animal, of whatever species and "
+        "breed; boundary is a band around its outline.",
+    ),
+)
+
+ARCHIVES = (
+    Archive(
+        part="images",
+        url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+        md5="5c4f3ee8e5d25df40f4fd59a7f44e54c",
+    ),
+    Archive(
+        part="annotations",
+        url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
+        md5="95a8c909bbe2e81eed6a22bccdf3f68f",
+    ),
+)
+
+FOLDER_NAME = "oxford-iiit-pet"
+PARTS = ("images", "annotations")
+
+
+def prepare(folder: Path, *, may_download: bool) -> None:
+    """Make sure that the unpacked data set is in `folder`, downloading or unpacking what is not there yet.
+
+    Args:
+        folder (`Path`): where `images` and `annotations` are or shall be; their archives may lie there instead.
+        may_download (`bool`): whether absent archives are downloaded.
+
+    Raises:
+        DataError: when the data set is absent and cannot be downloaded.
+    """
+    fetch_archives(folder, ARCHIVES, may_download=may_download, what="Oxford-IIIT Pet")
+
+
+def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """List the (image, trimap) files of each split.
+
+    The 10th, 20th, 30th … name of the official trainval list is validation, its other names are train; the official
+    test list is test. Only names in the lists are read, so stray files in the folders do no harm.
+
+    Args:
+        folder (`Path`): folder with `images` and `annotations`.
+
+    Returns:
+        `dict[str, list[tuple[Path, Path]]]`: split name → pairs, in the order of the lists.
+
+    Raises:
+        DataError: when a list or a listed file is missing.
+    """
+    trainval = _read_list(folder / "annotations" / "trainval.txt")
+    names = {
+        "train": [name for line, name in enumerate(trainval, start=1) if line % VALIDATION_EVERY != 0],
+        "validation": [name for line, name in enumerate(trainval, start=1) if line % VALIDATION_EVERY == 0],
+        "test": _read_list(folder / "annotations" / "test.txt"),
+    }
+
+    images, trimaps = folder / "images", folder / "annotations" / "trimaps"
+    pairs = {split: [(images / f"{n}.jpg", trimaps / f"{n}.png") for n in listed] for split, listed in names.items()}
+    # Two directory listings instead of a stat for each of 14,698 files: this must stay quick on a network disk.
+    present = {place: set(os.listdir(place)) if place.is_dir() else set() for place in (images, trimaps)}
+    missing = [
+        str(path.relative_to(folder))
+        for split_pairs in pairs.values()
+        for pair in split_pairs
+        for path in pair
+        if path.name not in present[path.parent]
+    ]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:\n"
+            f"{listing(missing)}\n"
+            "Unpack the official images.tar.gz and annotations.tar.gz there again, or remove the lines from the lists."
+        )
+    return pairs
+
+
+def _read_list(path: Path) -> list[str]:
+    """Names in a split list: the first word of each line that is neither blank nor a `#` comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing. It belongs to the official annotations.tar.gz: unpack that again."
+        ) from None
+    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]

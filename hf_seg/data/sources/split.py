@@ -1,0 +1,199 @@
+"""`split.json`: which pair of a person's own data is train, validation or test; drawn once, the same ever after."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_seg.data.spec import DataError
+from hf_seg.recipe.reading import parse_json
+
+FILE_NAME = "split.json"
+SPLITS = ("train", "validation", "test")
+# what a split may be called, in lower case: folders, files and splits of tables alike
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+SPLIT_SEED = 0
+REMEDY = "Correct it, or delete it: a new split is drawn then."
+UNLABELLED = (
+    'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and a part of train is '
+    "drawn for it."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSplit:
+    """Rows that were taken out of a table's train split.
+
+    Args:
+        train_rows (`int`): how many rows the train split had.
+        content (`str`): a hash of what was in them.
+        held_out (`dict[str, list[int]]`): `validation`, `test` or both → row numbers.
+    """
+
+    train_rows: int
+    content: str
+    held_out: dict[str, list[int]]
+
+
+def join_names(names: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
+    """Which of some folders, or splits of a table, are train, validation and test.
+
+    Args:
+        place (`str`): what holds them, for messages.
+        names (`Iterable[str]`): what they are called; other names are left alone.
+
+    Returns:
+        `dict[str, str]`: `train`, and `validation` and `test` where they are there → the name.
+
+    Raises:
+        DataError: when two names mean the same split, or none means train.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_WORDS.get(name.lower())
+        if split in found:
+            raise DataError(f"{place}: which is the {split} split, {found[split]} or {name}? Rename one of them.")
+        if split:
+            found[split] = name
+    if "train" not in found:
+        raise DataError(
+            f"{place}: has no split named train, but {', '.join(names)}. Name the split to train on so: validation "
+            "and test are drawn from it where there are none."
+        )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:
+    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed.
+
+    Args:
+        names (`Sequence`): of the pairs, in an order that is the same every time.
+        held_out (`Sequence[str]`): the splits to draw, such as `validation` and `test`.
+
+    Returns:
+        `dict[str, list]`: `train`, with what is left, and each of `held_out`, sorted.
+    """
+    shuffled = list(names)
+    random.Random(SPLIT_SEED).shuffle(shuffled)
+    size = max(1, round(len(names) / 10))
+    drawn = {split: sorted(shuffled[n * size : (n + 1) * size]) for n, split in enumerate(held_out)}
+    return {"train": sorted(shuffled[len(held_out) * size :])} | drawn
+
+
+def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str]] | None:
+    """Read `root/split.json`; None when there is none.
+
+    Args:
+        root (`Path`): the folder.
+        wanted (`Sequence[str]`): the splits that it must hold: all three, or those for which there is no folder.
+
+    Returns:
+        `dict[str, list[str]]`: each of `wanted`, with names of pairs (a path below `images` without suffix) in
+        Unicode's form NFC.
+
+    Raises:
+        DataError: when the file cannot be read, or is not these lists of names that are each there once.
+    """
+    path = root / FILE_NAME
+    content = _read(path)
+    if content is None:
+        return None
+    if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
+        raise DataError(f"{path}: must hold {join_names(wanted)}, and seed if you like. {REMEDY}")
+    split = {name: content[name] for name in wanted}
+    _check_lists(path, split, str, "names")
+    return {part: [unicodedata.normalize("NFC", name) for name in names] for part, names in split.items()}
+
+
+def lists_all(root: Path) -> bool:
+    """Whether `root/split.json` says of all pairs which split they belong to, whatever their folders are called."""
+    content = _read(root / FILE_NAME)
+    return isinstance(content, dict) and set(SPLITS) <= content.keys()
+
+
+def save_split(root: Path, split: dict[str, list[str]]) -> None:
+    """Write `root/split.json`, whole or not at all. Many processes may do so at once: all of them write the same.
+
+    Raises:
+        DataError: when the folder cannot be written to.
+    """
+    _write(root / FILE_NAME, {"seed": SPLIT_SEED, **split}, "sort the pairs into train/, validation/ and test/")
+
+
+def load_row_split(root: Path) -> RowSplit | None:
+    """Read `root/split.json` of a table; None when there is none.
+
+    Raises:
+        DataError: when the file cannot be read, or does not hold what [`save_row_split`] writes.
+    """
+    path = root / FILE_NAME
+    content = _read(path)
+    if content is None:
+        return None
+    keys = set(content) - {"seed", "validation", "test"} if isinstance(content, dict) else set()
+    if keys != {"train_rows", "content"}:
+        keys = "train_rows, content, and the row numbers of validation, test or both"
+        raise DataError(f"{path}: must hold {keys}, as this data set is a table. {REMEDY}")
+    held_out = {name: content[name] for name in ("validation", "test") if name in content}
+    _check_lists(path, held_out, int, "row numbers")
+    rows = content["train_rows"]
+    if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
+        raise DataError(f"{path}: row numbers must be from 0 to below train_rows. {REMEDY}")
+    return RowSplit(train_rows=rows, content=content["content"], held_out=held_out)
+
+
+def save_row_split(root: Path, split: RowSplit) -> None:
+    """Write `root/split.json` of a table, as [`save_split`] does."""
+    content = {"seed": SPLIT_SEED, "train_rows": split.train_rows, "content": split.content, **split.held_out}
+    _write(root / FILE_NAME, content, "give the data set validation and test splits of its own")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from None
+
+
+def _check_lists(path: Path, split: dict[str, Any], kind: type, words: str) -> None:
+    seen: set[Any] = set()
+    for part, names in split.items():
+        if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
+            raise DataError(f"{path}: {part} must be a list of {words}, and not empty. {REMEDY}")
+        for name in names:
+            if name in seen:
+                raise DataError(
+                    f"{path}: {json.dumps(name)} stands there twice; a pair belongs to one split. {REMEDY}"
+                )
+            seen.add(name)
+
+
+def _write(path: Path, content: dict[str, Any], otherwise: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: the split cannot be saved ({error.strerror}), and unsaved it could change from run to run. Make "
+            f"the folder writable, or {otherwise}."
+        ) from None

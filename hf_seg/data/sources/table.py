@@ -1,0 +1,228 @@
+"""A data set with an image and a mask column: on the Hugging Face Hub, in Parquet files, or written by `save_to_disk`.
+
+The pictures' bytes lie in Arrow tables that `datasets` maps into memory; nothing here reads a whole column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Image
+from pyarrow import compute
+
+from hf_seg.data.columns import UprightImage
+from hf_seg.data.sources.folder import build_mask_column, build_own_spec, find_root
+from hf_seg.data.sources.split import (
+    FILE_NAME,
+    SPLITS,
+    UNLABELLED,
+    RowSplit,
+    draw_split,
+    find_splits,
+    load_row_split,
+    save_row_split,
+)
+from hf_seg.data.sources.table_columns import find_columns
+from hf_seg.data.sources.table_files import data_set_name, is_hub_id, load_tables, may_read
+from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
+from hf_seg.text import printable
+
+if TYPE_CHECKING:
+    from hf_seg.recipe.keys import DataRecipe
+
+SPLIT_RULE = (
+    "the data set's own train, validation and test splits; where it lacks one of the last two, 10 % of train, drawn "
+    "at random once and kept in split.json."
+)
+CHANGED = (
+    "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
+    "split is drawn then, and scores before and after are of different test sets."
+)
+OUTSIDE = (
+    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
+    "the pictures into the table."
+)
+EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
+
+
+def find_hub_root(data: DataRecipe) -> Path:
+    """The folder of `classes.json` and `split.json`: `data.root`, or the data set's own folder.
+
+    Raises:
+        DataError: when it does not exist.
+    """
+    return find_root(data.root or data.path)
+
+
+def build_hub_spec(data: DataRecipe) -> DatasetSpec:
+    """What the masks mean; the data set itself is not touched.
+
+    Raises:
+        DataError: when `classes.json` is absent or not in order.
+    """
+    place, homepage = Path(data.path).expanduser(), None
+    title = place.resolve().name or data.path
+    if is_hub_id(data.path):
+        title, homepage = data.path, f"https://huggingface.co/datasets/{data.path}"
+        homepage += f"/tree/{data.revision}" if data.revision else ""
+    return build_own_spec(find_hub_root(data), name="hub", title=title, split_rule=SPLIT_RULE, homepage=homepage)
+
+
+def load_hub_splits(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
+    """Load the three splits; those that the data set lacks are drawn from train, and saved, when first asked for.
+
+    Args:
+        data (`DataRecipe`): the recipe's data section.
+
+    Returns:
+        `tuple`: `train`, `validation` and `test`, each with the columns `image`, `mask` (class ids) and `origin` (of a
+        row, such as `org/name train[12]`); and the rows without image or mask that were left out.
+
+    Raises:
+        DataError: when the data set cannot be had, has no train split, no such columns, rows without mask that are not
+            to be dropped, or is another than the one that `split.json` was made for.
+    """
+    root = find_hub_root(data)
+    mask = build_mask_column(root)
+    rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
+    usable, errors = find_usable(data.path, rows)
+    if errors and data.on_bad_pair != "drop":
+        raise report_pairs(data_set_name(data.path), errors, sum(map(len, rows.values())))
+    chosen = _add_held_out(data, root, rows["train"], usable)
+    splits = {}
+    for split in SPLITS:
+        dataset = rows[split if split in usable else "train"].select(chosen[split])
+        splits[split] = dataset.cast_column("image", UprightImage()).cast_column("mask", mask)
+    return DatasetDict(splits), errors
+
+
+def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], tuple[str, str]]:
+    """Take the image and the mask column of a data set's splits.
+
+    Args:
+        data (`DataRecipe`): the recipe's data section.
+        tables (`Mapping[str, Dataset]`): from `load_tables`.
+
+    Returns:
+        `tuple`: `train`, `validation` and `test`, as far as the data set has them, with the columns `image` and
+        `mask`, pictures as stored, and `origin`; and what these two columns are called in the data set.
+
+    Raises:
+        DataError: when there is no train split, or the columns cannot be told.
+    """
+    name = data_set_name(data.path)
+    splits = {split: tables[own] for split, own in find_splits(name, tables).items()}
+    image, mask = find_columns(name, splits["train"].features, data.image_column, data.mask_column)
+    rows = {}
+    for split, dataset in splits.items():
+        if missing := {image, mask} - set(dataset.column_names):
+            raise DataError(f"{name}: its {split} split has no column {', '.join(sorted(missing))}, which train has.")
+        dataset = dataset.select_columns([image, mask]).rename_columns({image: "image", mask: "mask"})
+        dataset = dataset.cast_column("image", Image()).cast_column("mask", Image())
+        rows[split] = dataset.add_column("origin", [f"{name} {split}[{row}]" for row in range(len(dataset))])
+    return rows, (image, mask)
+
+
+def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
+    """Find the rows that have both an image and a mask; nothing is decoded.
+
+    Args:
+        path (`str`): `data.path`. What a row names outside of that folder is nobody's business, and is not read.
+        rows (`Mapping[str, Dataset]`): from `build_rows`.
+
+    Returns:
+        `tuple`: split → row numbers, without a validation or test split in which no row has a mask, as test sets are
+        whose labels are kept secret; and what is wrong with the other rows.
+    """
+    usable, errors = {}, []
+    for split, dataset in rows.items():
+        no_image, no_mask = (_is_empty(dataset, column) for column in ("image", "mask"))
+        if split != "train" and len(dataset) and no_mask.all():
+            place = dataset.select_columns("origin")[0]["origin"].removesuffix("[0]")
+            errors.append(PairError(place, f"none of its {len(dataset):,} rows has a mask", UNLABELLED))
+            continue
+        origins = dataset.select_columns("origin")
+        for row in np.flatnonzero(no_image | no_mask).tolist():
+            reason = f"the row has no {'mask' if no_mask[row] else 'image'}"
+            errors.append(PairError(origins[row]["origin"], reason, EMPTY))
+        outside = {}
+        for column in ("image", "mask"):
+            outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
+        for row, (column, file) in sorted(outside.items()):
+            reason = f"the {column} is a file outside of the data set, {printable(file)}"
+            errors.append(PairError(origins[row]["origin"], reason, OUTSIDE))
+        usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
+    return usable, errors
+
+
+def _named_files(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
+    """The rows whose picture's bytes are not in the table, and the files that these name."""
+    start = 0
+    for chunk in dataset.data.column(column).chunks:
+        only_path = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
+        rows = np.flatnonzero(only_path.to_numpy(zero_copy_only=False))
+        yield from zip((start + rows).tolist(), chunk.field("path").take(rows).to_pylist(), strict=True)
+        start += len(chunk)
+
+
+def _is_empty(dataset: Dataset, column: str) -> np.ndarray:
+    """Of each row, whether it holds no picture; what says so is read, and not the pictures."""
+    empty = [np.zeros(0, bool)]
+    for chunk in dataset.data.column(column).chunks:
+        no_bytes, no_path = (chunk.field(part).is_null() for part in ("bytes", "path"))
+        empty.append(compute.or_(chunk.is_null(), compute.and_(no_bytes, no_path)).to_numpy(zero_copy_only=False))
+    return np.concatenate(empty)
+
+
+def describe_content(dataset: Dataset) -> str:
+    """A hash of the sizes of a table's pictures (of files, the names), in order; no picture is read for it.
+
+    Returns:
+        `str`: 16 hex digits.
+    """
+    digest = hashlib.sha256()
+    for column in ("image", "mask"):
+        for chunk in dataset.data.column(column).chunks:
+            sizes = compute.binary_length(chunk.field("bytes")).fill_null(-1)
+            digest.update(sizes.to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+            files = chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist()
+            digest.update("".join(f"{Path(file).name}\n" for file in files if file).encode())
+    return digest.hexdigest()[:16]
+
+
+def _add_held_out(
+    data: DataRecipe, root: Path, train: Dataset, usable: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The rows of all three splits; of those that the data set lacks, the rows of train that `split.json` names."""
+    name, path = data_set_name(data.path), root / FILE_NAME
+    lacking = [split for split in SPLITS if split not in usable]
+    saved = load_row_split(root)
+    if saved is None and not lacking:
+        return dict(usable)
+    content = describe_content(train)
+    if saved is None:
+        rows = usable["train"].tolist()
+        if len(rows) <= len(lacking):
+            raise DataError(
+                f"{name}: train has {len(rows)} rows with image and mask, of which {' and '.join(lacking)} cannot be "
+                f"drawn: it takes {len(lacking) + 1}."
+            )
+        held_out = draw_split(rows, lacking)
+        held_out.pop("train")
+        saved = RowSplit(train_rows=len(train), content=content, held_out=held_out)
+        save_row_split(root, saved)
+    elif list(saved.held_out) != lacking:
+        wanted = f"{' and '.join(lacking)} must be drawn" if lacking else "nothing has to be drawn"
+        raise DataError(f"{path}: holds {' and '.join(saved.held_out)}, but of {name} {wanted}. {CHANGED}")
+    elif saved.train_rows != len(train):
+        changed = f"was made for {saved.train_rows:,} rows of train, and {name} has {len(train):,}"
+        raise DataError(f"{path}: {changed}. {CHANGED}")
+    elif saved.content != content:
+        raise DataError(f"{path}: was made for other pictures than {name} has now in train. {CHANGED}")
+    held_out = {split: np.intersect1d(rows, usable["train"]) for split, rows in saved.held_out.items()}
+    drawn = np.concatenate(list(held_out.values()))
+    return {**usable, "train": np.setdiff1d(usable["train"], drawn), **held_out}

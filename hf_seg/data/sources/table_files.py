@@ -1,0 +1,246 @@
+"""Getting a data set from the Hugging Face Hub or from a folder, as tables that are mapped into memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    Features,
+    List,
+    config,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.cache.cache import Cache
+from huggingface_hub import DatasetCard, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from pyarrow import ArrowInvalid, parquet
+
+from hf_seg.data.file_search import find_files
+from hf_seg.data.sources.class_names import read_names
+from hf_seg.data.sources.download import disk_remedy
+from hf_seg.data.sources.split import SPLIT_WORDS
+from hf_seg.data.spec import DataError, listing
+from hf_seg.recipe.rules import is_path_or_hub_id
+from hf_seg.text import printable
+
+SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
+LAYOUT = (
+    "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or what "
+    "save_to_disk has written."
+)
+NOT_FOUND = (
+    "Correct data.path and data.revision; of a private or gated data set, ask for access on its page and log in with "
+    "`hf auth login`."
+)
+NOT_REACHED = (
+    "Check the connection and HF_HUB_OFFLINE. Without one, data.path may be a folder that holds the data set's files."
+)
+DAMAGED = "Get the data set's files again; `datasets.load_dataset` must be able to read them."
+
+
+def data_set_name(path: str) -> str:
+    """How messages name a data set: a Hub id as it is, a folder by its path."""
+    place = Path(path).expanduser()
+    return str(place.absolute()) if place.exists() else path
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path is nothing on this machine and has the form `org/name`."""
+    return not Path(path).expanduser().exists() and is_path_or_hub_id(path)
+
+
+def may_read(path: str, file: str) -> bool:
+    """Whether a file belongs to a data set: no link, `..` or absolute path leads out of its folder.
+
+    Args:
+        path (`str`): `data.path`. Of a data set on the Hub, its folders are those in which its files are cached.
+        file (`str`): as a table or a configuration names it.
+    """
+    if is_hub_id(path):
+        repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="dataset")
+        places = [repository, Path(config.DOWNLOADED_DATASETS_PATH)]
+    else:
+        places = [Path(path).expanduser()]
+    return any(Path(file).resolve().is_relative_to(place.resolve()) for place in places)
+
+
+def is_table_folder(folder: Path) -> bool:
+    """Whether a folder holds Parquet files or what `save_to_disk` has written."""
+    return any((folder / name).is_file() for name in SAVED) or bool(_parquet_files(folder))
+
+
+def load_tables(path: str, revision: str | None, config_name: str | None) -> Mapping[str, Dataset]:
+    """Load all splits of a data set under the names that it gives them. No code of a data set is run.
+
+    Args:
+        path (`str`): a folder, or a Hub id.
+        revision (`str`, *optional*): on the Hub, a commit, tag or branch.
+        config_name (`str`, *optional*): which configuration.
+
+    Returns:
+        `Mapping[str, Dataset]`: split → table, mapped into memory.
+
+    Raises:
+        DataError: when it is not there, cannot be reached, or cannot be read.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        return _load_from_hub(path, revision, config_name)
+    if not place.is_dir():
+        raise DataError(f"{place.absolute()}: is a file. data.path names a folder. {LAYOUT}")
+    with _explained(data_set_name(path)):
+        if any((place / name).is_file() for name in SAVED):
+            if config_name:
+                raise DataError(
+                    f"{place}: was written by save_to_disk and has no configurations: leave config_name out."
+                )
+            loaded = load_from_disk(str(place))
+            return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+        readme = place / "README.md"
+        if readme.is_file() and DatasetCard.load(readme, ignore_metadata_errors=True).data.get("configs"):
+            builder = load_dataset_builder(str(place), config_name)
+            _refuse_outside(data_set_name(path), builder, lambda file: may_read(path, file))
+        else:
+            if config_name:
+                remedy = "leave data.config_name out, or name the folder of that configuration in data.path"
+                raise DataError(f"{place}: no README.md in it names configurations; {remedy}.")
+            # Not the folder itself: classes.json and the runs in it would count as data files, too.
+            builder = load_dataset_builder("parquet", data_files=_by_split(place))
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+
+@cache  # a launch loads its data several times, and gets the same commit each time
+def _load_from_hub(path: str, revision: str | None, config_name: str | None) -> DatasetDict:
+    with _explained(path if revision is None else f"{path} at {revision}"):
+        builder = load_dataset_builder(path, config_name, revision=revision)
+        # What datasets falls back to, whatever the revision asked for.
+        if isinstance(builder, Cache) and revision not in (None, "main", builder.hash):
+            raise DataError(
+                f"{path} at {revision}: the Hub cannot be reached, and the commit in the cache is {builder.hash}. "
+                f"{NOT_REACHED} Or set data.revision to that commit."
+            )
+        _refuse_outside(path, builder, lambda file: file.startswith("hf://datasets/"))
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+
+def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str], bool]) -> None:
+    """The README.md of a data set may name any file of this machine as its data."""
+    files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
+    if outside := [file for file in files if not belongs(file)]:
+        raise DataError(
+            f"{name}: its README.md names data outside of the data set:\n{listing([printable(f) for f in outside])}\n"
+            "Do not trust it; or put the files into its folder, and name them there."
+        )
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Make one DataError, with a remedy, of all that `datasets` raises when it cannot load a data set."""
+    try:
+        yield
+    except DataError:
+        raise
+    except DatasetNotFoundError as error:
+        raise DataError(f"{name}: {_first_line(error)} {NOT_FOUND}") from error
+    except ConnectionError as error:
+        raise DataError(f"{name}: the Hub cannot be reached ({_first_line(error)}). {NOT_REACHED}") from error
+    except Exception as error:  # of Arrow, of datasets, of the Hub's client, ValueError for a configuration, …
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {_first_line(cause)}"
+        raise DataError(f"{name}: cannot be loaded ({reason}). {disk_remedy(cause) or DAMAGED}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return [path for path in find_files(folder)[0] if path.suffix == ".parquet"]
+
+
+def _by_split(folder: Path) -> dict[str, list[str]]:
+    """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
+    files = _parquet_files(folder)
+    if obstacles := find_files(folder)[1]:
+        found = listing([f"{printable(str(obstacle.path))}: {obstacle.reason}" for obstacle in obstacles])
+        raise DataError(f"{folder}: not all of it can be searched:\n{found}\n{obstacles[0].remedy}")
+    if not files:
+        raise DataError(f"{folder.absolute()}: holds no Parquet file. {LAYOUT}")
+    splits: dict[str, list[str]] = {}
+    unnamed, first = [], []
+    for file in files:
+        try:  # here, as datasets would not say which file it is
+            columns = parquet.read_schema(file).names
+        except (ArrowInvalid, OSError) as error:
+            raise DataError(f"{file}: is no whole Parquet file ({_first_line(error)}). Get it again.") from error
+        first = first or columns
+        if set(columns) != set(first):
+            other = f"its columns are {', '.join(columns)}, and those of {files[0].name} {', '.join(first)}"
+            raise DataError(f"{file}: {other}. All files of a data set must have the same.")
+        for part in reversed(file.relative_to(folder).with_suffix("").parts):
+            found = {SPLIT_WORDS[word] for word in re.split("[^a-z]+", part.lower()) if word in SPLIT_WORDS}
+            if len(found) == 1:
+                splits.setdefault(found.pop(), []).append(str(file))
+                break
+        else:
+            unnamed.append(str(file))
+    if splits and unnamed:
+        raise DataError(
+            f"{unnamed[0]}: neither its name nor its folder's names a split. {LAYOUT} Move it or rename it."
+        )
+    return splits or {"train": unnamed}
+
+
+def load_class_names(
+    path: str, revision: str | None, features: Features, ids: Collection[int]
+) -> tuple[dict[int, str], str]:
+    """Names for mask ids that a data set brings along, and where they stand; empty when it has none.
+
+    Args:
+        path (`str`), revision (`str`, *optional*): as in `load_tables`.
+        features (`Features`): of one of its tables. Without `id2label.json`, the names of a `ClassLabel` in them are
+            taken if it is the only one with as many as the ids in the masks call for: others name something else.
+        ids (`Collection[int]`): what the masks hold.
+
+    Returns:
+        `tuple[dict[int, str], str]`: id → name, and `id2label.json` or the column.
+
+    Raises:
+        DataError: when `id2label.json` is there and cannot be read.
+    """
+    place = Path(path).expanduser()
+    file: Path | None = place / "id2label.json"
+    if not place.exists():
+        with _explained(path):
+            try:
+                file = Path(hf_hub_download(path, file.name, repo_type="dataset", revision=revision))
+            except EntryNotFoundError:
+                file = None
+    if file and file.is_file():
+        return read_names(file)[0], file.name
+    count = 1 + max(set(ids) - {255, 65_535}, default=-1)  # without void
+    labels = {column: _class_label(feature) for column, feature in features.items()}
+    labels = {column: label for column, label in labels.items() if label and len(label.names) == count}
+    if len(labels) != 1:
+        return {}, ""
+    [(column, label)] = labels.items()
+    return dict(enumerate(label.names)), f"the column {column}"
+
+
+def _class_label(feature: object) -> ClassLabel | None:
+    while isinstance(feature, List):
+        feature = feature.feature
+    return feature if isinstance(feature, ClassLabel) else None

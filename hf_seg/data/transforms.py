@@ -1,0 +1,162 @@
+"""`SegTransform`: photographs and masks, transformed as one, from a batch of PIL images to tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_seg.data.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
+from hf_seg.data.normalization import NORMALIZATIONS
+from hf_seg.data.spec import INVALID, DataError, DatasetSpec
+
+if TYPE_CHECKING:
+    from hf_seg.recipe.keys import DataRecipe
+
+AUGMENTATIONS = ("none", "flip", "standard", "strong")
+
+
+def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransform]:
+    """The transform of each split of a recipe's data: only training pairs are augmented."""
+    common = {"image_size": data.image_size, "spec": spec, "normalize": data.normalize}
+    plain = SegTransform(**common)
+    return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
+
+
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For torch's loaders, which expect a list of samples: prepared pairs come in whole batches."""
+    return batch
+
+
+class SegTransform:
+    """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`.
+
+    The convention, tested against torchvision and equal to the image processor that is saved with the model:
+    the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias, the aspect ratio
+    is not kept; the mask is mapped by the data set's label table and resized with `NEAREST_EXACT`, whose sample points
+    are the pixel centres that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then
+    scaled by 1/255 to [0, 1], and normalised by a mean and a standard deviation only if asked.
+
+    It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
+    each time: its results can be kept, see `hf_seg.data.cache`. [`~SegTransform.finish`], from there to the model's
+    input, holds all that is random, and works on whole batches, on the device where they are. Calling the transform
+    does both.
+
+    Args:
+        image_size (`int`): height and width of the result, in pixels.
+        spec ([`DatasetSpec`]): gives the label table and the ignore index.
+        augment (`str`, *optional*, defaults to `"none"`): `"none"`; `"flip"`: mirrored left to right with probability
+            0.5; `"standard"`: a random crop of 50–100 % of the area (aspect ratio 3/4 to 4/3, both relative to the
+            image's own), flip, and a change of brightness, contrast, saturation (±40 %) and hue (±36°) of the image
+            alone; `"strong"`: the same, from a crop of 25–100 %, turned by up to 30° either way. Geometry is drawn
+            once for an image and its mask. Crops are taken from a copy of 1.5 or 2 times `image_size`, so that next
+            to none is enlarged.
+        normalize (`str`, *optional*, defaults to `"none"`): `"none"`, or a key of `NORMALIZATIONS`.
+    """
+
+    def __init__(self, *, image_size: int, spec: DatasetSpec, augment: str = "none", normalize: str = "none"):
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"augment: {augment!r} is not one of {', '.join(AUGMENTATIONS)}")
+        self.image_size, self.spec, self.augment, self.normalize = image_size, spec, augment, normalize
+        self.table = np.asarray(spec.label_table, dtype=np.int16)
+
+    @property
+    def prepared_size(self) -> int:
+        """Height and width, in pixels, of what `prepare` makes."""
+        # the smallest crop has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's, or √(0.25 · 3/4) ≈ 0.43
+        return int(self.image_size * {"standard": 1.5, "strong": 2}.get(self.augment, 1))
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Transform a batch: [`~SegTransform.prepare`], then [`~SegTransform.finish`]."""
+        return self.finish(self.prepare(batch))
+
+    def prepare(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Resize a batch of pairs.
+
+        Args:
+            batch (`dict`): `image`, a list of PIL images of any mode and size; `mask`, a list of single-channel PIL
+                images, each of its image's size.
+
+        Returns:
+            `dict`: `pixel_values`, uint8 of shape `(batch, 3, prepared_size, prepared_size)`; `labels`, uint8 of shape
+            `(batch, prepared_size, prepared_size)`: class ids, or `spec.ignore_index`.
+
+        Raises:
+            DataError: when a mask is of another size than its image or holds a value outside the label table.
+        """
+        pairs = [self._resize(*pair) for pair in zip(batch["image"], batch["mask"], strict=True)]
+        images, masks = zip(*pairs, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.stack(masks)}
+
+    def finish(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Augment a prepared batch and make it the model's input.
+
+        Args:
+            batch (`dict`): what [`~SegTransform.prepare`] returns, on any device.
+            generator (`torch.Generator`, *optional*): of the CPU, for augmentation; torch's global one if not given.
+
+        Returns:
+            `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, image_size, image_size)`;
+            `labels`, int64 of shape `(batch, image_size, image_size)`: class ids, or `spec.ignore_index`.
+        """
+        pixel_values, labels = batch["pixel_values"], batch["labels"]
+        pixel_values = F.to_dtype(pixel_values, torch.float32, scale=True)
+        if self.augment != "none":
+            flipped = (torch.rand(len(labels), generator=generator) < 0.5).to(labels.device)
+        if self.augment == "flip":
+            pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
+            labels = torch.where(flipped[:, None, None], labels.flip(-1), labels)
+        elif self.augment != "none":
+            if self.augment == "strong":
+                pixel_values, labels = rotate(pixel_values, labels, generator)
+            scale = STRONG_CROP_SCALE if self.augment == "strong" else CROP_SCALE
+            boxes = draw_boxes(len(labels), generator, scale).to(labels.device)
+            pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.image_size)
+            pixel_values = jitter_colors(pixel_values, generator)
+        if self.normalize != "none":
+            pixel_values = F.normalize(pixel_values, *NORMALIZATIONS[self.normalize])
+        return {"pixel_values": pixel_values, "labels": labels.to(torch.int64)}
+
+    def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+        if image.size != mask.size:
+            raise DataError(
+                f"an image of {image.width}×{image.height} pixels has a mask of {mask.width}×{mask.height}: "
+                "an image and its mask must be of one size"
+            )
+        size = [self.prepared_size] * 2
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        pixels = F.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
+        return pixels, torch.from_numpy(self._labels(mask))
+
+    def _labels(self, mask: Image.Image) -> np.ndarray:
+        """Class ids of a mask at the prepared size, uint8."""
+        if len(mask.getbands()) > 1:
+            raise DataError(f"a mask of mode {mask.mode} has several channels: masks hold one class id a pixel")
+        if mask.mode in ("L", "P"):  # counting in C is faster than looking every pixel up
+            values = np.flatnonzero(mask.histogram())
+        else:
+            values = np.unique(np.asarray(mask))
+        strange = values[self._look_up(values) == INVALID]
+        if len(strange):
+            raise DataError(
+                f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
+            )
+        # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
+        small = mask.resize([self.prepared_size] * 2, Image.Resampling.NEAREST)
+        return self._look_up(np.asarray(small)).astype(np.uint8)
+
+    def class_ids(self, mask: Image.Image) -> np.ndarray:
+        """A mask at its own size: uint8 of shape `(height, width)`, class ids or `spec.ignore_index`."""
+        return self._look_up(np.asarray(mask)).astype(np.uint8)
+
+    def _look_up(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids; what 16-bit and 32-bit masks hold beyond the table must not wrap round to a class."""
+        ids = ids.astype(np.int64)
+        inside = (ids >= 0) & (ids < len(self.table))
+        return np.where(inside, self.table[np.where(inside, ids, 0)], INVALID)

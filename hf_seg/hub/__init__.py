@@ -1,0 +1,1 @@
+"""What of a run goes to the Hugging Face Hub, and how."""

@@ -1,0 +1,270 @@
+"""What of a run goes to the Hub, and when: checkpoints during training, the finished run, and what was left over."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
+
+from hf_seg.hub.client import Destination, HubError, check_free, create, full_name, upload
+from hf_seg.recipe import Recipe
+from hf_seg.recipe.reading import parse_json
+from hf_seg.runs.card import build_card, without_private_parts
+from hf_seg.runs.folder import CARD, FCN_CODE, HUB, PLOTS, PROCESSOR, WEIGHTS, load_run
+from hf_seg.runs.record import RESULTS, find_fault, load_results, write_json
+
+# What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
+# Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+RECIPE = "recipe.json"  # what the recipe is called on the Hub
+HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
+
+
+def stage(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Link files into a folder (copy them where links cannot be made): they stay as they are while they are uploaded,
+    though training goes on and clears old checkpoints away.
+
+    Args:
+        source (`Path`), target (`Path`): the folders.
+        names (`Iterable[str]`): paths below them. What is not there is left out.
+
+    Raises:
+        HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = source / name
+        for part in (path, *path.parents[: len(Path(name).parts) - 1]):
+            if part.is_symlink():
+                raise HubError(f"{part}: is a link, and links are not pushed; put the file itself in its place")
+        if path.is_file():
+            (target / name).parent.mkdir(exist_ok=True)
+            try:
+                os.link(path, target / name)
+            except OSError:
+                shutil.copyfile(path, target / name)
+
+
+def model_files(folder: Path) -> list[str]:
+    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes.
+
+    Raises:
+        HubError: when the list of the weights' shards is damaged.
+    """
+    shards: set[str] = set()
+    index = folder / WEIGHTS[1]
+    if index.is_file():
+        try:
+            shards = {*parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            strange = [name for name in shards if not SHARD.fullmatch(name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HubError(f"{index}: cannot be read ({error}); train the run again") from None
+        if strange:
+            raise HubError(f"{index}: names {strange[0]}, which is no part of a model; train the run again")
+    return ["config.json", PROCESSOR, *WEIGHTS, *FCN_CODE, *sorted(shards)]
+
+
+def stage_record(value: dict[str, Any], path: Path) -> None:
+    """Write a part of a run's record without the paths of this machine."""
+    write_json(without_private_parts(value), path)
+
+
+def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
+    """Everything of a finished run that is published: model, processor, code, recipe, results, pictures and card."""
+    results = load_results(run_dir)
+    stage(run_dir, target, model_files(run_dir))
+    stage_record(load_run(run_dir)["recipe"], target / RECIPE)
+    stage_record(results, target / RESULTS)
+    stage(run_dir, target, [path for name, path in PLOTS.items() if _may_show(name, results)])
+    (target / CARD).write_text(str(build_card(results, repo_id=repo_id)), encoding="utf-8")
+
+
+def _may_show(plot: str, results: dict[str, Any]) -> bool:
+    return plot != "samples" or results["data"]["publish_images"]
+
+
+def push_run(
+    run_dir: Path, *, repo: str | None = None, private: bool | None = None, revision: str | None = None
+) -> str:
+    """Upload a finished run: what `hf-seg push` does, and the end of training with `push_to_hub`.
+
+    Args:
+        run_dir (`Path`): the run's folder, with results.json.
+        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else where its
+            recipe says, else its name.
+        private (`bool`, *optional*), revision (`str`, *optional*): as in [`Destination`].
+
+    Returns:
+        `str`: URL of the commit.
+
+    Raises:
+        HubError: when there is nothing to push or it did not work; the run's folder is as it was.
+        RecipeError: when the run's record cannot be read.
+    """
+    if not (run_dir / RESULTS).is_file():
+        raise HubError(f"{run_dir}: is no finished run (no {RESULTS}); launch its recipe again to finish it")
+    recipe = load_results(run_dir)["recipe"]["training"]
+    before = {key: recipe.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
+    if repo:  # said on the command line, it is not the place that recipe or earlier push meant
+        before = {"repo_id": repo}
+    where = Destination(
+        repo_id=full_name(before.get("repo_id") or run_dir.resolve().name),
+        revision=revision or before.get("revision"),
+        private=private or before.get("private"),
+    )
+    check_free(where, load_run(run_dir)["recipe"])
+    create(where)
+    return upload_run(run_dir, where)
+
+
+def upload_run(run_dir: Path, where: Destination) -> str:
+    """[`stage_run`] and [`upload`], with a note in `hub.json` of what came of it."""
+    note(run_dir, where)
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".push-") as folder:
+        stage_run(run_dir, Path(folder), where.repo_id)
+        url = upload(Path(folder), where, f"{run_dir.resolve().name}: finished run")
+    note(run_dir, where, url)
+    return url
+
+
+def note(run_dir: Path, where: Destination, commit: str | None = None) -> None:
+    """Write `hub.json`: where the run goes, and the commit with all of it, None as long as there is none."""
+    write_json(asdict(where) | {"commit": commit}, run_dir / HUB)
+
+
+def _earlier(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / HUB
+    try:
+        noted = parse_json(path.read_text(encoding="utf-8"))
+        fault = find_fault(noted, {"repo_id": str, "commit": (str, type(None))})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        fault = str(error)
+    if fault:
+        raise HubError(f"{path}: cannot be read ({fault}); delete it and name --repo")
+    return noted
+
+
+def is_unpushed(run_dir: Path) -> bool:
+    """Whether a finished run was to be on the Hub and is not, or not all of it."""
+    noted = _earlier(run_dir)
+    return bool(noted) and noted["commit"] is None
+
+
+class Uploads:
+    """What a launch pushes: in the background while training goes on, one upload after the other.
+
+    As a context manager it waits at the end for what is under way, or drops it when the launch fails.
+
+    Args:
+        where (`dict[str, Destination]`): by run name, from [`hub.destinations`]; empty in all but the main process.
+        say (`Callable[[str], None]`): where messages go.
+    """
+
+    def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
+        self.where, self.say = where, say
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub")
+        self.unpushed: list[Path] = []
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
+        """Make the repository of a run; the callbacks, one or none, push its checkpoints.
+
+        Args:
+            recipe ([`Recipe`]): its `hub_strategy` says what is pushed and when.
+            run_dir (`Path`): the run's folder.
+            record (`dict`): what `results.json` will say, as far as it is known before training; for the card.
+
+        Raises:
+            HubError: when the Hub does not let it be made.
+        """
+        if recipe.name not in self.where:
+            return []
+        for left_over in run_dir.glob(".push-*"):  # of a launch that was killed
+            shutil.rmtree(left_over)
+        create(self.where[recipe.name])
+        note(run_dir, self.where[recipe.name])
+        return [_PushCheckpoints(self, run_dir, self.where[recipe.name], recipe, record)]
+
+    def finish(self, run_dir: Path) -> None:
+        """Push a finished run, after its checkpoints that are under way."""
+        if run_dir.name in self.where:
+            self.pool.submit(self._push_run, run_dir)
+
+    def push(self, folder: Path, where: Destination, run: str, message: str) -> None:
+        """Upload a folder of a run in training, then delete it. Whatever goes wrong, training is worth more."""
+        try:
+            with suppress_progress_bars():
+                upload(folder, where, f"Training in progress, {message}")
+        except HubError as error:
+            self.say(f"{run}: {message} was not pushed ({error}); training goes on")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # what is left of it, the next launch clears away
+
+    def _push_run(self, run_dir: Path) -> None:
+        try:
+            with suppress_progress_bars():
+                self.say(f"{run_dir.name}: pushed, {upload_run(run_dir, self.where[run_dir.name])}")
+        except Exception as error:  # in a thread nobody would see it; the run itself is finished and safe
+            self.unpushed.append(run_dir)
+            self.say(
+                f"{run_dir.name}: finished, and whole in {run_dir}, but not pushed ({error}); "
+                f"`hf-seg push {run_dir}` does it later"
+            )
+
+
+class _PushCheckpoints(TrainerCallback):
+    """Hands each checkpoint to [`Uploads`] as soon as it is written."""
+
+    def __init__(self, uploads: Uploads, run_dir: Path, where: Destination, recipe: Recipe, record: dict[str, Any]):
+        self.uploads, self.run_dir, self.where, self.record = uploads, run_dir, where, record
+        self.strategy = recipe.training.arguments.get("hub_strategy", "every_save")
+        self.always = recipe.training.arguments.get("hub_always_push", False)
+        self.running: Future | None = None
+
+    def on_save(self, args, state, control, **kwargs):
+        busy = self.running is not None and not self.running.done()
+        if self.strategy == "end" or (busy and not self.always):
+            return
+        message = f"epoch {state.epoch:g}"
+        try:
+            folder = self._stage(state)
+        except Exception as error:  # a full disk, say: training is worth more
+            self.uploads.say(f"{self.run_dir.name}: {message} was not pushed ({error}); training goes on")
+            return
+        self.running = self.uploads.pool.submit(self.uploads.push, folder, self.where, self.run_dir.name, message)
+
+    def _stage(self, state: TrainerState) -> Path:
+        """A folder with what is pushed of the newest checkpoint."""
+        checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
+        files = model_files(checkpoint)
+        stage(checkpoint, folder, files)
+        stage_record(load_run(self.run_dir)["recipe"], folder / RECIPE)
+        if self.strategy != "every_save":
+            name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
+            states = [path.name for path in checkpoint.iterdir() if RANDOM_STATE.fullmatch(path.name)]
+            stage(checkpoint, folder / name, [*files, *STATE_FILES, *states])
+        scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
+        validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
+        train = {"epochs": state.epoch, "steps": state.global_step}
+        record = self.record | {"train": train, "validation": validation}
+        (folder / CARD).write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
+        return folder

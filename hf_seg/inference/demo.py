@@ -1,0 +1,270 @@
+"""`hf-seg demo`: serve the page of `demo_app` with one model or two, or push it as a Space."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import io
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
+
+from hf_seg.data.columns import UprightImage
+from hf_seg.data.sources.synthetic import generate
+from hf_seg.data.spec import PairError
+from hf_seg.hub.client import HubError, attempt, full_name
+from hf_seg.hub.push import model_files, stage
+from hf_seg.inference.predict import Segmenter, load_segmenter
+from hf_seg.inference.write import palette_of
+from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
+from hf_seg.models.weight_files import sha256
+from hf_seg.text import link, markdown, printable, say
+
+# what a Space needs; the floors are those of pyproject.toml
+REQUIREMENTS = (
+    "gradio>=6.31",
+    "pillow>=12.3",
+    "timm>=1.0.31",
+    "torch>=2.15",
+    "torchvision>=0.29.2",
+    "transformers>=5.23",
+)
+PYTHON = "3.11"
+EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}
+# of the FCN, the only code of a model's that a Space runs, and how its config.json has to name it
+CODE = {Path(module.__file__).name: Path(module.__file__) for module in (configuration_fcn, modeling_fcn)}
+AUTO_MAP = {
+    "AutoConfig": "configuration_fcn.FCNConfig",
+    "AutoModelForSemanticSegmentation": "modeling_fcn.FCNForSemanticSegmentation",
+}
+ENLARGED = 4  # the generated pictures are small for a page
+
+README = """
+# {title}
+
+Drop a photograph: the mask over it, a legend with the share of each class, and a slider for the mask's opacity.
+Made by `hf-seg demo`.
+
+{sources}
+"""
+INSIDE = """
+The weights under `models/` are published with this Space. Make it public only if the terms of the data and of the
+initial weights that they come from allow that.
+"""
+
+
+class DemoError(ValueError):
+    """The page cannot be served or pushed as asked."""
+
+
+def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until Ctrl-C or SIGTERM, which delete the uploads. It fetches nothing from elsewhere.
+
+    Args:
+        models (`Sequence[str | Path]`): one run folder or Hub id, or two to be compared.
+        host (`str`, *optional*): address to listen on; `"0.0.0.0"` lets other machines in.
+        port (`int`, *optional*): port to listen on.
+
+    Raises:
+        DemoError: when there are more than two models, gradio is missing, or the port is taken.
+        PredictError: when a model cannot be loaded; nothing is served then.
+    """
+    segmenters = _load(models)
+    from hf_seg.inference import demo_app  # needs gradio
+
+    shown = [
+        demo_app.ShownModel(
+            name=name,
+            model=segmenter.model,
+            image_processor=segmenter.image_processor,
+            colours=palette_of(segmenter),
+        )
+        for name, segmenter in zip(_names(models), segmenters, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        page = demo_app.build_page(shown, _write_examples(Path(folder)), _decode)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for which gradio is prepared
+        try:
+            page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **demo_app.LAUNCH)
+            say(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)")
+            page.block_thread()
+        except KeyboardInterrupt:  # before gradio waits for it
+            page.close(verbose=False)
+        except (OSError, OverflowError) as error:  # the second one is a port above 65,535
+            raise DemoError(
+                f"{host}:{port}: cannot be listened on, the port is taken or the host is not this machine's; choose "
+                "others with --port and --host"
+            ) from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _decode(path: str | Path) -> Image.Image:
+    """The picture in an uploaded file, as training reads it."""
+    from hf_seg.inference.demo_app import PhotographError
+
+    try:
+        return UprightImage().decode_example({"path": str(path), "bytes": None})
+    except PairError as error:
+        raise PhotographError(f"{Path(path).name}: {error.reason}. {error.remedy}") from error
+
+
+def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = False) -> str:
+    """Push the page as a Space, as one commit.
+
+    Args:
+        models (`Sequence[str | Path]`): one or two; Hub ids are referred to, a folder's model is uploaded.
+        repo_id (`str`): `owner/name` of the Space, which is made when it is not there.
+        private (`bool`, *optional*): of a Space that is still to be made.
+
+    Returns:
+        `str`: URL of the Space.
+
+    Raises:
+        DemoError: when there are more than two models, or gradio is missing.
+        PredictError: when a model cannot be loaded.
+        HubError: when the Hub cannot be reached, or refuses, or the Space holds something else.
+    """
+    segmenters = _load(models)
+    repo_id, api = full_name(repo_id), HfApi()
+    _check_free(repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        _stage_space(models, segmenters, Path(folder))
+        made = attempt(
+            lambda: api.create_repo(
+                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
+            ),
+            repo_id,
+        )
+        attempt(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=folder,
+                commit_message="hf-seg demo",
+                delete_patterns="models/*",  # those of an earlier push
+            ),
+            repo_id,
+        )
+    return str(made)
+
+
+def stage_space(models: Sequence[str | Path], folder: Path) -> None:
+    """Write what [`push_space`] uploads: `app.py`, `models.json`, `requirements.txt`, `README.md`, example pictures,
+    and under `models/` those models that are folders.
+
+    Raises:
+        DemoError, PredictError: as [`push_space`].
+    """
+    _stage_space(models, _load(models), folder)
+
+
+def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], folder: Path) -> None:
+    entries, references, inside = [], [], False
+    for model, name, segmenter in zip(models, _names(models), segmenters, strict=True):
+        source, revision = str(model), None
+        runs_code = segmenter.model.config.model_type == FCNConfig.model_type
+        if Path(model).is_dir():
+            source, inside = f"models/{name.replace('/', '--')}", True
+            if runs_code:
+                _check_code(model, Path(model).joinpath)
+            names = [name for name in model_files(Path(model)) if runs_code or not name.endswith(".py")]
+            stage(Path(model), folder / source, names)
+        else:
+            references.append(source)
+            revision = _revision(source)  # a Space runs the code that was there when it was pushed
+            if runs_code:
+                _check_code(model, functools.partial(_download, source, revision))
+        entry = {
+            "name": name,
+            "model": source,
+            "revision": revision,
+            "trust_remote_code": runs_code,
+            "has_queries": segmenter.has_queries,
+            "colours": palette_of(segmenter),
+        }
+        entries.append(entry)
+    (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("demo_app.py"), folder / "app.py")
+    more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it
+    (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
+    (folder / "examples").mkdir()
+    _write_examples(folder / "examples")
+    title = f"Segmentation: {' and '.join(_names(models))}"
+    data = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        python_version=PYTHON,
+        app_file="app.py",
+        models=references or None,
+    )
+    sources = "".join(f"- {link(name, f'https://huggingface.co/{name}')}\n" for name in references)
+    text = README.format(title=markdown(title), sources=sources + (INSIDE if inside else ""))
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
+
+
+def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
+    """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it.
+
+    Raises:
+        DemoError: naming the file.
+    """
+    remedy = "and the Space would run it: save the model again with this version, or push the run again"
+    for name, ours in CODE.items():
+        if not (path := find(name)).is_file() or sha256(path) != sha256(ours):
+            raise DemoError(f"{model}: its {name} is not the one that this version of hf_seg ships, {remedy}")
+    if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
+        raise DemoError(f"{model}: its config.json names other code than that of hf_seg (auto_map), {remedy}")
+
+
+def _download(repo_id: str, revision: str, name: str) -> Path:
+    return Path(attempt(lambda: hf_hub_download(repo_id, name, revision=revision), repo_id))
+
+
+def _check_free(repo_id: str) -> None:
+    try:
+        files = attempt(lambda: HfApi().list_repo_files(repo_id, repo_type="space"), repo_id, expected=True)
+    except RepositoryNotFoundError:
+        return
+    if set(files) - {".gitattributes", "README.md"} and "models.json" not in files:
+        raise HubError(f"{repo_id}: exists on the Hub and was not made by hf-seg demo; choose another name")
+
+
+def _revision(repo_id: str) -> str:
+    return attempt(lambda: HfApi().model_info(repo_id).sha, repo_id)
+
+
+def _load(models: Sequence[str | Path]) -> list[Segmenter]:
+    if len(models) > 2:
+        raise DemoError(f"{len(models)} models named; the page shows one, or two side by side")
+    if importlib.util.find_spec("gradio") is None:
+        raise DemoError('gradio is not installed, and the page is made with it; run `pip install -e ".[demo]"`')
+    return [load_segmenter(model) for model in models]
+
+
+def _names(models: Sequence[str | Path]) -> list[str]:
+    """A run folder's name or the Hub id; where two folders have one name, their paths."""
+    names = [Path(model).resolve().name if Path(model).is_dir() else str(model) for model in models]
+    names = names if len(set(names)) == len(names) else [str(model) for model in models]
+    return [printable(name) for name in names]
+
+
+def _write_examples(folder: Path) -> list[Path]:
+    paths = []
+    for name, count in EXAMPLES.items():
+        pictures = generate(name, {"train": 1, "validation": 1, "test": count})["test"]["image"]
+        for number, picture in enumerate(pictures):
+            with Image.open(io.BytesIO(picture["bytes"])) as image:
+                enlarged = image.resize((image.width * ENLARGED, image.height * ENLARGED), Image.Resampling.BICUBIC)
+            paths.append(folder / f"{name}-{number}.jpg")
+            enlarged.save(paths[-1], quality=90)
+    return paths

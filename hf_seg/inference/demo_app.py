@@ -1,0 +1,327 @@
+"""The page of `hf-seg demo` and the `app.py` of its Spaces, which have no hf_seg: it imports libraries only."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
+
+MAX_MEGAPIXELS = 50  # decoded, such a photograph takes 150 MB
+SHOWN_SIDE = 1280  # larger photographs are shown, and their masks made, with this longest side in pixels
+OPACITY = 55  # per cent, when the page opens
+
+CSS = """
+.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
+#title .html-container, #results .html-container { padding: 0; }
+#title h1 { margin: 0 0 4px; font-size: 26px; font-weight: 700; }
+#title p, .facts, .agreement, .waiting { margin: 0; color: var(--body-text-color); opacity: 0.7; }
+.results { display: flex; flex-wrap: wrap; gap: 16px; }
+.result { display: flex; flex: 1 1 300px; flex-direction: column; min-width: 0; overflow: hidden;
+  border-radius: var(--block-radius); border: 1px solid var(--border-color-primary);
+  color: var(--body-text-color); background: var(--block-background-fill); }
+.result h2 { margin: 0; padding: 10px 14px; font-size: 16px; font-weight: 600; overflow-wrap: anywhere; }
+.stage { background: var(--background-fill-secondary); }
+.picture { position: relative; margin: 0 auto; }
+.picture img { display: block; width: 100%; height: 100%; }
+.picture img.mask { position: absolute; inset: 0; opacity: var(--mask-opacity); image-rendering: pixelated; }
+.legend { list-style: none; margin: 0; padding: 14px 14px 0; max-height: 340px; overflow-y: auto; }
+.legend li { display: grid; grid-template-columns: 16px 1fr auto; gap: 4px 10px; align-items: center;
+  padding: 0 0 12px; }
+.legend .swatch { width: 16px; height: 16px; border-radius: 4px; box-shadow: inset 0 0 0 1px rgb(0 0 0 / 20%); }
+.legend .share { font-variant-numeric: tabular-nums; font-weight: 600; }
+.legend .bar { grid-column: 2 / 4; height: 4px; border-radius: 2px; background: var(--background-fill-secondary); }
+.legend .bar span { display: block; height: 100%; border-radius: 2px; }
+.facts { margin-top: auto; padding: 0 14px 14px; font-size: 13px; }
+.agreement { padding-top: 12px; }
+.waiting { padding: 140px 24px; text-align: center; border-radius: var(--block-radius);
+  border: 1px dashed var(--border-color-primary); }
+.problem { margin: 0; padding: 14px 16px; border-radius: var(--block-radius); overflow-wrap: anywhere;
+  border: 1px solid var(--error-border-color); color: var(--error-text-color);
+  background: var(--error-background-fill); }
+"""
+# the browser blends the two pictures, so the slider needs no answer from the server
+SET_OPACITY = "opacity => { document.documentElement.style.setProperty('--mask-opacity', opacity / 100) }"
+WAITING = '<p class="waiting">The result appears here.</p>'
+SYSTEM_FONTS = ["system-ui", "sans-serif"]  # gradio's named fonts may be fetched from elsewhere
+LAUNCH = {
+    "css": f":root {{ --mask-opacity: {OPACITY / 100}; }}" + CSS,
+    "theme": gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]),
+    "footer_links": [],
+    "max_file_size": "100mb",
+    "run_history": False,
+    "share": False,
+    "ssr_mode": False,
+    "show_error": True,
+}
+
+
+class PhotographError(ValueError):
+    """A file is no photograph that the page can show; the message is for its reader."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownModel:
+    """A model on the page.
+
+    Args:
+        name (`str`): its heading.
+        model (`PreTrainedModel`): a semantic segmentation model in eval mode, on its device.
+        image_processor (`BaseImageProcessor`): makes its `pixel_values`.
+        colours (`Sequence` of RGB triples in [0, 255]): one a class.
+    """
+
+    name: str
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    colours: Sequence[Sequence[int]]
+
+    @property
+    def class_names(self) -> list[str]:
+        id2label = self.model.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """What a model made of a photograph.
+
+    Args:
+        mask (`np.ndarray` of shape `(height, width)`, int64): class ids.
+        shares (`dict[int, float]`): class id → share of the mask's pixels in [0, 1], largest first; those that occur.
+        mean_confidence (`float`): as [`hf_seg.inference.predict.Prediction`] has it.
+        input_size (`tuple[int, int]`): width and height that the model saw, in pixels.
+        seconds (`float`): from the photograph to the mask.
+    """
+
+    mask: np.ndarray
+    shares: dict[int, float]
+    mean_confidence: float
+    input_size: tuple[int, int]
+    seconds: float
+
+
+def decode(path: str | Path) -> Image.Image:
+    """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses.
+
+    Raises:
+        PhotographError: when the file has more than 8 bits a channel, of which Pillow would make all black or white.
+    """
+    with Image.open(path) as file:
+        if file.mode.startswith(("I", "F")):
+            raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
+    """The photograph in a file: RGB, upright, at its own size.
+
+    Raises:
+        PhotographError: when the file is no image that `decode` reads, or has more than `MAX_MEGAPIXELS`.
+    """
+    name = Path(str(path)).name
+    try:
+        with Image.open(path) as file:
+            small_enough = file.width * file.height <= MAX_MEGAPIXELS * 1_000_000
+        photograph = decode(path) if small_enough else None
+    except PhotographError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, above 179 megapixels
+        photograph = None
+    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
+        raise PhotographError(
+            f"{name} cannot be read as an image: it is damaged, or no JPEG, PNG, WebP, GIF, BMP or TIFF file."
+        ) from error
+    if photograph is None:
+        raise PhotographError(
+            f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
+        )
+    return photograph
+
+
+@torch.inference_mode()
+def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -> Segmented:
+    """Segment one photograph.
+
+    Args:
+        shown ([`ShownModel`]): the model.
+        photograph (`PIL.Image.Image`): RGB.
+        size (`tuple[int, int]`): width and height of the mask.
+    """
+    start = time.perf_counter()
+    pixel_values = shown.image_processor(photograph, return_tensors="pt")["pixel_values"]
+    outputs = shown.model(pixel_values=pixel_values.to(shown.model.device, shown.model.dtype))
+    has_queries = "masks_queries_logits" in outputs  # as Mask2Former and MaskFormer, instead of logits a pixel
+    if has_queries:
+        process = shown.image_processor.post_process_semantic_segmentation
+        scores = process(outputs, return_segmentation_scores=True)[0]["segmentation_scores"][None]
+    else:
+        scores = outputs.logits
+    scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
+    probabilities = F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)
+    confidence, mask = probabilities.max(dim=0)
+    counts = torch.bincount(mask.flatten(), minlength=len(probabilities)).tolist()
+    order = sorted((index for index, count in enumerate(counts) if count), key=lambda index: -counts[index])
+    return Segmented(
+        mask=mask.cpu().numpy(),
+        shares={index: counts[index] / mask.numel() for index in order},
+        mean_confidence=float(confidence.mean()),
+        input_size=tuple(pixel_values.shape[:-3:-1]),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def problem(text: str) -> str:
+    return f'<p class="problem" role="alert">{escape(text)}</p>'
+
+
+def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> str:
+    """The answer to a file: HTML with each model's mask, legend and facts, or with what is wrong with the file."""
+    try:
+        photograph = read_photograph(path, decode)
+    except PhotographError as error:
+        return problem(str(error))
+    shown_photograph = photograph.copy()
+    shown_photograph.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    results = [segment(shown, photograph, shown_photograph.size) for shown in models]
+    source = data_url(shown_photograph, "JPEG", quality=90)
+    panels = [panel(shown, result, source) for shown, result in zip(models, results, strict=True)]
+    agreement = ""
+    if len(models) == 2 and models[0].class_names == models[1].class_names:
+        share = (results[0].mask == results[1].mask).mean()
+        agreement = f'<p class="agreement">The two masks agree on {per_cent(share)} of the pixels.</p>'
+    return f'<div class="results">{"".join(panels)}</div>{agreement}'
+
+
+def panel(shown: ShownModel, result: Segmented, photograph: str) -> str:
+    """HTML of one model's result; `photograph` is the picture as a data URL."""
+    height, width = result.mask.shape
+    mask = data_url(Image.fromarray(np.array(shown.colours, dtype=np.uint8)[result.mask]), "PNG")
+    seen = " × ".join(str(side) for side in result.input_size)
+    facts = f"sees {seen} pixels · mean confidence {per_cent(result.mean_confidence)} · {result.seconds:.2f} s"
+    # as wide as the panel, but never taller than the window
+    box = f"aspect-ratio: {width} / {height}; width: min(100%, {60 * width / height:.1f}vh)"
+    return (
+        f'<section class="result"><h2>{escape(shown.name)}</h2><div class="stage"><div class="picture" style="{box}">'
+        f'<img class="photograph" src="{photograph}" alt="The photograph">'
+        f'<img class="mask" src="{mask}" alt="The mask of {escape(shown.name)}"></div></div>'
+        f'{legend(shown, result)}<p class="facts">{facts}</p></section>'
+    )
+
+
+def legend(shown: ShownModel, result: Segmented) -> str:
+    """HTML list of the classes that occur, with colour and share."""
+    lines = []
+    for index, share in result.shares.items():
+        colour = "rgb({}, {}, {})".format(*shown.colours[index])
+        lines.append(
+            f'<li><span class="swatch" style="background: {colour}"></span>'
+            f'<span class="name">{escape(shown.class_names[index])}</span><span class="share">{per_cent(share)}</span>'
+            f'<span class="bar"><span style="width: {share:.2%}; background: {colour}"></span></span></li>'
+        )
+    return f'<ul class="legend">{"".join(lines)}</ul>'
+
+
+def escape(text: str) -> str:
+    """Text from outside for HTML; as [`hf_seg.text.hypertext`], which Spaces do not have."""
+    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def per_cent(share: float) -> str:
+    return f"{share * 100:.1f}\u00a0%" if share >= 0.0005 else "<\u00a00.1\u00a0%"
+
+
+def data_url(image: Image.Image, file_format: str, **options: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def build_page(
+    models: Sequence[ShownModel],
+    examples: Sequence[str | Path] = (),
+    decode: Callable[[str | Path], Image.Image] = decode,
+) -> gr.Blocks:
+    """Build the page; `launch(**LAUNCH)` serves it.
+
+    Args:
+        models (`Sequence[ShownModel]`): one, or two to be compared.
+        examples (`Sequence[str | Path]`, *optional*): image files to try, shown as thumbnails.
+        decode (`Callable`, *optional*): from an image file to the picture, RGB and upright.
+    """
+
+    def show_example(index: int) -> str:
+        if index not in range(len(examples)):  # the page does not ask for it, but a program may
+            return problem(f"There is no example {index}, only 0 to {len(examples) - 1}.")
+        return show(models, examples[int(index)], decode)
+
+    names = " and ".join(shown.name for shown in models)
+    subject = "The model" if len(models) == 1 else "Each of the two models"
+    # uploads are deleted an hour after they came, and when the server ends
+    with gr.Blocks(title=f"Segmentation: {names}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(
+            f"<h1>Semantic segmentation</h1><p>Drop a photograph. {subject} says for every pixel what is there.</p>",
+            apply_default_css=False,
+            elem_id="title",
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                label = f"Photograph, up to {MAX_MEGAPIXELS} megapixels"
+                upload = gr.File(label=label, height=190, elem_id="upload")
+                if examples:
+                    samples = [[str(path)] for path in examples]
+                    picked = gr.Dataset(
+                        label="Or try one of these", components=["image"], samples=samples, type="index"
+                    )
+            with gr.Column(scale=3, min_width=300):
+                opacity = gr.Slider(
+                    0, 100, OPACITY, step=1, label="Opacity of the mask in per cent", elem_id="opacity"
+                )
+                results = gr.HTML(WAITING, apply_default_css=False, elem_id="results")
+
+        # the file is taken out of the upload again, so that the next photograph can be dropped at once
+        upload.upload(
+            lambda path: (None, show(models, path, decode)), upload, [upload, results], api_visibility="private"
+        )
+        opacity.change(None, opacity, None, js=SET_OPACITY)
+        if examples:
+            picked.click(show_example, picked, results, api_visibility="private")
+    return page
+
+
+def load_models(folder: Path) -> list[ShownModel]:
+    """Load the models that a Space's `models.json` names: folders next to it, or Hub ids at a revision."""
+    models = []
+    for entry in json.loads((folder / "models.json").read_text(encoding="utf-8")):
+        inside = folder / entry["model"]
+        source = str(inside) if inside.is_dir() else entry["model"]
+        revision, trust = entry["revision"], entry["trust_remote_code"]  # the code was compared when this was pushed
+        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
+        auto = AutoModelForUniversalSegmentation if entry["has_queries"] else AutoModelForSemanticSegmentation
+        model = auto.from_pretrained(source, use_safetensors=True, revision=revision, trust_remote_code=trust).eval()
+        models.append(
+            ShownModel(name=entry["name"], model=model, image_processor=image_processor, colours=entry["colours"])
+        )
+    return models
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    build_page(load_models(here), sorted(here.glob("examples/*.jpg"))).launch(**LAUNCH)

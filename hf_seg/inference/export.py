@@ -1,0 +1,300 @@
+"""A model as an ONNX file, which gets its name only when it computes what PyTorch computes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers.image_utils import PILImageResampling
+
+from hf_seg.data.sources.synthetic.pet import draw_pet
+from hf_seg.inference.predict import PredictError, Segmenter, Unreadable, expand_paths, load_segmenter, read_image
+from hf_seg.inference.write import palette_of
+
+OPSET = 20
+EQUAL_LABELS = 0.999  # at least this share of the pixels
+LOGITS_TOLERANCE = 1e-3  # a logit's largest difference, as a share of the largest logit
+GENERATED_IMAGES = 16
+BATCH_SIZE = 16
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights: ONNX files end at 2 GiB, and the graph takes some of them
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+class ExportError(ValueError):
+    """Nothing has been written: the model cannot be exported, or the images cannot be used."""
+
+
+class DisagreementError(ExportError):
+    """Nothing has been kept: the exported model does not compute what PyTorch computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How an ONNX file, run by onnxruntime, agrees with PyTorch.
+
+    Args:
+        images (`int`): images that both have computed.
+        batch_sizes (`tuple[int, ...]`): sizes of the batches that were run, ascending.
+        largest_difference (`float`): of two logits, absolute.
+        largest_logit (`float`): of PyTorch's, absolute.
+        equal_labels (`float`): share of the pixels at the model's input size, in [0, 1].
+        unreadable (`tuple[Unreadable, ...]`): files that were left out.
+    """
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    largest_difference: float
+    largest_logit: float
+    equal_labels: float
+    unreadable: tuple[Unreadable, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether labels and logits are equal within `EQUAL_LABELS` and `LOGITS_TOLERANCE`."""
+        near = self.largest_difference <= LOGITS_TOLERANCE * self.largest_logit
+        # a comparison with NaN is False, but infinity is as large as infinity
+        return near and math.isfinite(self.largest_logit) and self.equal_labels >= EQUAL_LABELS
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images in batches of {', '.join(map(str, self.batch_sizes))}: largest difference of a "
+            f"logit {self.largest_difference:.1e} (largest logit {self.largest_logit:.3g}), equal labels on "
+            f"{self.equal_labels:.4%} of the pixels"
+        )
+
+
+def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Path] | None = None) -> Comparison:
+    """Write a model as one ONNX file, and compare it with PyTorch on images.
+
+    Input `pixel_values`, float32 `(batch, 3, height, width)`, and output `logits`, float32
+    `(batch, num_labels, h, w)`: `batch` is free, the sizes are those of the image processor. What the pixels have to
+    be and what the classes mean is in the file's metadata (see [`metadata_of`]).
+
+    Args:
+        model (`str` or `Path`): a run's folder or a Hub id.
+        out (`str` or `Path`): the file, written whole or not at all; its folder is created.
+        images (`Sequence[str | Path]`, *optional*): files, folders and patterns to compare on; else on generated ones.
+
+    Returns:
+        [`Comparison`]: within the tolerance.
+
+    Raises:
+        DisagreementError: when the file is beyond the tolerance. It is not kept, and an older one stays as it was.
+        ExportError: when the model, the images, the file or a missing package do not let it be written.
+    """
+    out = Path(out)
+    _check_packages()
+    if out.is_dir():
+        raise ExportError(f"{out}: is a folder; name the file in it, such as {out / 'model.onnx'}")
+    if os.path.lexists(out) and not _is_export(out):
+        raise ExportError(f"{out}: is there already, and is no ONNX file of hf_seg; name another file by --out")
+    try:
+        files = None if images is None else expand_paths(images)
+        segmenter = load_segmenter(model, device="cpu")
+    except PredictError as error:
+        raise ExportError(str(error)) from error
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # where this fails, nobody should have waited for the export
+        write_onnx(segmenter, partial)
+        comparison = compare(segmenter, partial, generated_images() if files is None else files)
+        if not comparison.agrees:
+            raise DisagreementError(
+                f"{model}: the exported model does not agree with PyTorch and was not kept: {comparison}; the "
+                f"tolerance is {LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels"
+            )
+        os.replace(partial, out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error}); name another file by --out") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+    return comparison
+
+
+def write_onnx(segmenter: Segmenter, path: Path) -> None:
+    """Write a model as an ONNX file with its metadata, and have it checked by onnx.
+
+    Raises:
+        ExportError: when the model has no logits a pixel, no one input size, too many weights, or cannot be exported.
+    """
+    import onnx
+
+    model = segmenter.model
+    kind = model.config.model_type
+    if segmenter.has_queries:
+        raise ExportError(f"a {kind} puts out queries, and only models with logits a pixel can be exported")
+    if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
+        raise ExportError("the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
+    height, width = input_size(segmenter)
+    try:
+        program = torch.onnx.export(
+            _Logits(model).eval(),
+            (torch.zeros(2, 3, height, width),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch cannot export this {kind} to ONNX ({' '.join(str(error).split())[:500]})") from error
+    program.model.metadata_props.update(metadata_of(segmenter))
+    program.save(path, external_data=False)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"torch has exported this {kind} to a file that onnx finds wrong ({error})") from error
+
+
+def metadata_of(segmenter: Segmenter) -> dict[str, str]:
+    """What a program needs to prepare images for a model and to read its logits.
+
+    Returns:
+        `dict[str, str]`: values in JSON: `class_names` and `palette` (RGB) in the order of the logits' channels;
+        `image_size` (height, width), `resample`, `rescale_factor`, and, where pixels are normalised after that,
+        `image_mean` and `image_std`; `image_processor`, all that transformers has saved of it.
+    """
+    processor = segmenter.image_processor
+    values = {
+        "class_names": segmenter.class_names,
+        "palette": palette_of(segmenter),
+        "image_size": input_size(segmenter),
+        "resample": PILImageResampling(processor.resample).name.lower(),
+        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1,
+        "image_processor": json.loads(processor.to_json_string()),
+    }
+    if processor.do_normalize:
+        values |= {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def input_size(segmenter: Segmenter) -> tuple[int, int]:
+    """Height and width that the image processor gives every image.
+
+    Raises:
+        ExportError: when they depend on the image.
+    """
+    shapes = set()
+    for size in ((97, 61), (61, 97)):
+        shapes.add(tuple(_prepare(segmenter, Image.new("RGB", size)).shape[-2:]))
+    if len(shapes) > 1:
+        raise ExportError("the image processor has no one size for all images, which an ONNX file needs; set its size")
+    return shapes.pop()
+
+
+def generated_images() -> list[Image.Image]:
+    """Pictures to compare on where no photographs are at hand, the same every time."""
+    return [draw_pet(np.random.default_rng(number))[0] for number in range(GENERATED_IMAGES)]
+
+
+def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image]) -> Comparison:
+    """Run an ONNX file by onnxruntime, on the CPU, and the model that it was made from by PyTorch.
+
+    Args:
+        segmenter ([`Segmenter`]): the model, in fp32.
+        path (`Path`): the ONNX file.
+        images (`Sequence[Path | Image.Image]`): image files or images. The first one is computed twice, once alone or
+            as a pair, so that batches of two sizes are always run.
+
+    Raises:
+        ExportError: when onnxruntime cannot open the file, or none of the images can be read.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds have nothing else in common
+        raise ExportError(f"onnxruntime cannot open the exported file ({error})") from error
+    unreadable: list[Unreadable] = []
+    sizes, equal, pixels = set(), 0, 0
+    difference = largest = torch.tensor(0.0)
+    for pixel_values in _batches(segmenter, images, unreadable):
+        expected = segmenter.scores(pixel_values)
+        found = torch.from_numpy(session.run(["logits"], {"pixel_values": pixel_values.numpy()})[0])
+        # torch's maximum keeps a NaN, Python's may not
+        difference = torch.maximum(difference, (found - expected).abs().max())
+        largest = torch.maximum(largest, expected.abs().max())
+        labels = [
+            F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
+            for logits in (found, expected)
+        ]
+        equal += int((labels[0] == labels[1]).sum())
+        pixels += labels[0].numel()
+        sizes.add(len(pixel_values))
+    if not pixels:
+        raise ExportError(
+            f"none of the {len(images)} images can be read ({unreadable[0].path}: {unreadable[0].reason})"
+        )
+    return Comparison(
+        images=len(images) - len(unreadable),
+        batch_sizes=tuple(sorted(sizes)),
+        largest_difference=float(difference),
+        largest_logit=float(largest),
+        equal_labels=equal / pixels,
+        unreadable=tuple(unreadable),
+    )
+
+
+def _batches(segmenter: Segmenter, images: Sequence[Path | Image.Image], unreadable: list) -> Iterator[Tensor]:
+    """`pixel_values` of the images in batches; at the front the first image once more, in a batch of another size."""
+    first = True
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = []
+        for item in images[start : start + BATCH_SIZE]:
+            image = read_image(item) if isinstance(item, Path) else item
+            if isinstance(image, Unreadable):
+                unreadable.append(image)
+            else:
+                batch.append(_prepare(segmenter, image))
+        if batch and first:
+            yield torch.stack(batch[:1] * (2 if len(batch) == 1 else 1))
+            first = False
+        if batch:
+            yield torch.stack(batch)
+
+
+def _prepare(segmenter: Segmenter, image: Image.Image) -> Tensor:
+    return segmenter.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _is_export(path: Path) -> bool:
+    """Whether [`write_onnx`] has written a file, which may be replaced then."""
+    import onnx
+
+    try:
+        found = onnx.load(path, load_external_data=False)
+    except Exception:  # of a file of another kind, as many as there are kinds
+        return False
+    return {entry.key for entry in found.metadata_props} >= {"class_names", "image_processor"}
+
+
+def _check_packages() -> None:
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ExportError(
+            f"export needs {', '.join(missing)}, which is not installed; in a checkout of hf_seg: "
+            "pip install -e '.[export]'"
+        )
+
+
+class _Logits(nn.Module):
+    """The model as a function from a tensor to a tensor."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits

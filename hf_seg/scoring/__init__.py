@@ -1,0 +1,1 @@
+"""From logits to numbers: the loss, the scores, and what they are at other sizes."""

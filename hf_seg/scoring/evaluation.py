@@ -1,0 +1,108 @@
+"""One pass over a set, scored batch by batch, in memory that does not grow with the number of pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import EvalPrediction
+
+from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
+from hf_seg.scoring.loss import upsample
+from hf_seg.scoring.metrics import SecondOpinion, SegMetric, confusion_per_image
+from hf_seg.scoring.roc import roc_from_histograms, score_histograms
+
+
+class Evaluation:
+    """Sums up what becomes the scores of a set.
+
+    Args:
+        class_names (`Sequence[str]`): in the order of the ids.
+        ignore_index (`int`): reference value of the pixels that do not count.
+        thorough (`bool`): as for a test set: with ROC curves, boundary IoU, and a confusion matrix for each image.
+        second_opinion ([`SecondOpinion`], *optional*): gets the same masks.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        ignore_index: int,
+        *,
+        thorough: bool = False,
+        second_opinion: SecondOpinion | None = None,
+    ):
+        self.class_names, self.ignore_index, self.thorough = class_names, ignore_index, thorough
+        self.second_opinion = second_opinion
+        self.metric = SegMetric(num_labels=len(class_names), ignore_index=ignore_index)
+        self.losses: list[tuple[Tensor, Tensor]] = []  # of each batch, loss and labelled pixels, on its device
+        self.histograms: Tensor | int = 0
+        self.boundaries: Tensor | int = 0
+        self.distance = 0
+        self.per_image: list[Tensor] = []
+
+    def reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """On each rank, before gathering: logits to predicted ids, per-image loss sums and score histograms."""
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        logits = upsample(logits, labels.shape[-2:])
+        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
+        reduced = (logits.argmax(dim=1).to(torch.uint8), loss)
+        return (*reduced, score_histograms(logits, labels, self.ignore_index)) if self.thorough else reduced
+
+    def add_batch(self, batch: EvalPrediction) -> None:
+        """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
+        (predictions, loss, *histograms), labels = batch.predictions, batch.label_ids
+        self.metric.add_batch(predictions=predictions, references=labels)
+        # read at the end: to read them now would wait for the device at each batch
+        self.losses.append((loss.sum(), (labels != self.ignore_index).sum()))
+        if self.thorough:
+            classes = len(self.class_names), self.ignore_index
+            self.histograms = self.histograms + histograms[0].sum(dim=0, dtype=torch.int64)
+            self.distance = boundary_distance(*labels.shape[-2:])
+            self.boundaries = self.boundaries + boundary_counts(predictions, labels, *classes, self.distance)
+            self.per_image.append(confusion_per_image(predictions, labels, *classes).cpu())
+        if self.second_opinion is not None:
+            self.second_opinion.add_batch(predictions=predictions, references=labels)
+
+    def compute(self) -> dict[str, Any]:
+        """The scores of all batches.
+
+        Returns:
+            `dict`: `loss` (mean over labelled pixels), `mean_iou`, `mean_accuracy`, `overall_accuracy`,
+            `per_category_iou` and `per_category_accuracy` by class name (absent classes left out), and
+            `confusion_matrix` (rows of true classes). If thorough, also `boundary_iou` (`distance` in pixels, `mean`
+            and `per_category`), `roc` (see [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix
+            for each image, in their order); with a second opinion `cross_check`.
+        """
+        confusion = self.metric.confusion.cpu().numpy()
+        scores = self.metric.compute()
+        # Exact over the set. Trainer's own eval_loss is a mean of batch means; this key takes its place.
+        loss, pixels = (sum(map(float, values)) for values in zip(*self.losses, strict=True))
+        record = {
+            "loss": loss / pixels if pixels else float("nan"),
+            **{key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")},
+            "per_category_iou": by_class(self.class_names, scores["per_category_iou"]),
+            "per_category_accuracy": by_class(self.class_names, scores["per_category_accuracy"]),
+            "confusion_matrix": confusion.tolist(),
+        }
+        if self.thorough:
+            outlines = by_class(self.class_names, boundary_iou(self.boundaries))
+            record |= {
+                "boundary_iou": {
+                    "distance": self.distance,
+                    "mean": float(np.mean([*outlines.values()])) if outlines else float("nan"),
+                    "per_category": outlines,
+                },
+                "roc": roc_from_histograms(self.histograms.cpu().numpy(), self.class_names),
+                "per_image": torch.cat(self.per_image).numpy(),
+            }
+        if self.second_opinion is not None:
+            record["cross_check"] = self.second_opinion.compare(scores)
+        return record
+
+
+def by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Class name → value, absent classes (`nan`, which JSON has no word for) left out."""
+    return {name: float(value) for name, value in zip(class_names, values, strict=True) if not np.isnan(value)}

@@ -1,0 +1,1 @@
+"""One run's training: `SegTrainer`, its arguments, checkpoints and callbacks."""

@@ -1,0 +1,153 @@
+"""From a recipe's training section to `TrainingArguments`, for the device and the ranks of this launch."""
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe.keys import TrainingRecipe
+
+# Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
+EVAL_LOGITS = 2**23  # numbers, of 4 bytes each; an evaluation holds some five times as much
+PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
+
+
+def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
+    """The global batch, divided by ranks × accumulation steps.
+
+    Raises:
+        RecipeError: when it does not divide, with the counts that do.
+    """
+    batch, parts = training.global_train_batch_size, num_processes * training.gradient_accumulation_steps
+    if batch % parts:
+        counts = ", ".join(str(n) for n in range(1, batch + 1) if batch % (n * num_processes) == 0)
+        remedy = (
+            f"gradient_accumulation_steps that do: {counts}"
+            if counts
+            else "number of processes that does: " + ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        )
+        raise RecipeError(
+            f"training.global_train_batch_size: {batch} does not divide by {num_processes} processes × "
+            f"{training.gradient_accumulation_steps} accumulation steps; {remedy}"
+        )
+    return batch // parts
+
+
+def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
+    """`training.bf16`; `"auto"`: where the device computes bf16 in hardware (elsewhere it would be slower)."""
+    if training.bf16 != "auto":
+        return training.bf16
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def use_channels_last(training: TrainingRecipe, device: torch.device) -> bool:
+    """`training.channels_last`, with `"auto"` meaning: where convolutions gain by it."""
+    return device.type in ("cpu", "cuda") if training.channels_last == "auto" else training.channels_last
+
+
+def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
+    """`training.sync_batch_norm`; `"auto"`: several ranks on GPUs, with fewer than 16 images each at a time.
+
+    Wu and He, "Group Normalization", ECCV 2018 (figure 1), find that batch norm loses accuracy from about there down.
+
+    Raises:
+        RecipeError: when it is asked for on CPUs, where PyTorch has no synchronised batch norm.
+    """
+    if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
+        raise RecipeError(
+            f"training.sync_batch_norm: PyTorch has it for GPUs only, and this launch has {num_processes} processes "
+            f'on {device.type}; set it to "auto" or false'
+        )
+    wanted = training.sync_batch_norm
+    if wanted == "auto":
+        wanted = device.type == "cuda" and per_device_batch_size(training, num_processes) < 16
+    return wanted and num_processes > 1
+
+
+def eval_batch_size(train_batch: int, num_classes: int, image_size: int) -> int:
+    """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB.
+
+    That many images as are trained on at a time do fit, since training also keeps what the gradient needs.
+    """
+    return min(64, max(train_batch, EVAL_LOGITS // (num_classes * image_size**2)))
+
+
+def checkpoints_kept(training: TrainingRecipe) -> int:
+    """How many checkpoints of a run are kept: `save_total_limit`, of which null means all."""
+    limit = training.arguments.get("save_total_limit", 2)
+    return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
+
+
+def build_training_arguments(
+    recipe: Recipe, run_dir: Path, num_classes: int = 2, without_gradient: Sequence[str] | None = None
+) -> TrainingArguments:
+    """`TrainingArguments` for a recipe on this launch's device and number of ranks.
+
+    Args:
+        recipe ([`Recipe`]): whose `training` they are made of.
+        run_dir (`Path`): checkpoints and logs go here.
+        num_classes (`int`): of the data.
+        without_gradient (`Sequence[str]`, *optional*): parameters that get no gradient; None: it is not known.
+
+    Raises:
+        RecipeError: when the global batch does not divide, or several GPUs are visible to one process.
+    """
+    training, state = recipe.training, PartialState()
+    train_batch = per_device_batch_size(training, state.num_processes)
+    # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
+    # but on a CPU workers would take the cores from the training.
+    decodes = recipe.data.cache is False and state.device.type != "cpu"
+    workers = training.arguments.get("dataloader_num_workers", min(8, (os.cpu_count() or 1) // 2) if decodes else 0)
+    arguments: dict[str, Any] = {
+        "logging_strategy": "epoch",
+        "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
+        "save_total_limit": 2,
+        "per_device_eval_batch_size": eval_batch_size(train_batch, num_classes, recipe.data.image_size),
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        # to find them takes time in each step; not to find them ends a training at its second step
+        "ddp_find_unused_parameters": without_gradient is None or len(without_gradient) > 0,
+        "dataloader_pin_memory": state.device.type == "cuda",
+    } | {key: value for key, value in training.arguments.items() if key not in PUSH}
+    report_to = training.report_to
+    if report_to == "auto":
+        report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    args = TrainingArguments(
+        output_dir=str(run_dir),
+        num_train_epochs=training.num_train_epochs,
+        per_device_train_batch_size=train_batch,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type="constant" if training.lr_scheduler_type == "exponential" else training.lr_scheduler_type,
+        seed=training.seed,
+        bf16=use_bf16(training, state.device),
+        use_cpu=arguments.pop("use_cpu", False) or state.device.type == "cpu",
+        report_to=report_to,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="mean_iou",
+        greater_is_better=True,
+        batch_eval_metrics=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        **arguments,
+    )
+    if args.n_gpu > 1:
+        raise RecipeError(
+            f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way; "
+            "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        )
+    return args

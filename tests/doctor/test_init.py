@@ -1,0 +1,488 @@
+"""`hf-seg init`: what it says, writes and refuses; and from folders to trained models and predictions."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List
+from datasets import Image as ImageColumn
+from own_folders import KINDS, scene, write_folder, write_image
+from PIL import Image
+
+from hf_seg import cli, train
+from hf_seg.inference.predict import predict
+from hf_seg.recipe import load_recipes
+
+TINY = {
+    "model.config.depths": "[1, 1, 1, 1]",
+    "model.config.hidden_sizes": "[16, 32, 64, 96]",
+    "model.config.decoder_hidden_size": "32",
+    "data.image_size": "64",
+    "data.augment": "none",
+    "training.num_train_epochs": "25",
+    "training.eval_every_epochs": "25",
+    "training.learning_rate": "0.003",
+    "training.bf16": "false",
+    "training.report_to": "none",
+    "training.disable_tqdm": "true",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_home" / "datasets")
+
+
+@pytest.fixture
+def init(capsys):
+    """`init(root, ...)` runs the command; gives exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = cli.main(["init", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def as_arguments(overrides):
+    return [word for key, value in overrides.items() for word in (f"--{key}", value)]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_what_it_says_and_writes(tmp_path, init):
+    root = write_folder(tmp_path / "my pets", "ids", 12)
+    status, out, _ = init(root)
+    assert status == 0
+    assert out.splitlines() == [
+        f"{root}: 12 pairs",
+        "  images  12 JPEG RGB; 48×32 pixels",
+        "  masks   12 PNG L; ids",
+        *out.splitlines()[3:7],
+        "",
+        f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
+        "classes.json.",
+        "With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.",
+        f"Then: accelerate launch hf_seg/train.py '{root}/recipe.json' --output_dir '{root}/runs'",
+    ]
+    shares = [line.split() for line in out.splitlines()[3:7]]
+    assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
+    assert shares[3][2:] == ["6.25%", "of", "the", "pixels,", "in", "12", "pictures"]  # 2 rows of 32
+    assert sum(float(row[2].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
+
+    assert read(root / "classes.json")["ignore"] == [255]
+    assert len((root / "classes.json").read_text().splitlines()) == 8  # a line a class
+    with Image.open(root / "preview.png") as preview:
+        assert preview.width == 1200
+    files = {"images", "masks", "classes.json", "recipe.json", "preview.png", ".hf_seg-init.json"}
+    assert {path.name for path in root.iterdir()} == files
+
+
+def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
+    write_folder(tmp_path / "own", "palette", 12, size=(400, 300))
+    monkeypatch.chdir(tmp_path)
+    init("own", "--arch", "fcn")
+    [recipe] = load_recipes([tmp_path / "own" / "recipe.json"])
+    assert recipe.to_dict() == read(tmp_path / "own" / "recipe.json")
+    assert recipe.model.arch == "fcn" and recipe.model.init == "scratch"
+    assert recipe.data.root == str(tmp_path / "own")  # absolute: it holds wherever training is started
+    assert (recipe.data.name, recipe.data.image_size, recipe.data.on_bad_pair) == ("folder", 256, "stop")
+    assert (recipe.training.global_train_batch_size, recipe.training.num_train_epochs) == (8, 150)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [((48, 32), 3, (32, 8, 150)), ((200, 130), 500, (128, 16, 60)), ((900, 800), 10_000, (256, 64, 30))],
+)
+def test_size_batch_and_epochs_follow_from_the_folder(tmp_path, size, count, expected):
+    from hf_seg.doctor.init import build_recipe
+    from hf_seg.doctor.look import Findings, Look
+
+    look = Look(size=size, image_kind="JPEG RGB", mask_kind="PNG L", turned=False, counts={0: 1, 1: 1})
+    looks = {("pairs", number): look for number in range(count)}
+    recipe = build_recipe(tmp_path, "segformer", Findings(by_color=False, looks=looks), {"name": "folder"})
+    training = recipe["training"]
+    found = recipe["data"]["image_size"], training["global_train_batch_size"], training["num_train_epochs"]
+    assert found == expected
+
+
+def test_the_preview_shows_masks_over_photographs(tmp_path, init):
+    root = write_folder(tmp_path, "palette", 3)
+    for path in sorted((root / "images").iterdir()):
+        write_image(path, np.full((32, 48, 3), 128, np.uint8))
+    for path in sorted((root / "masks").iterdir()):
+        mask = np.zeros((32, 48), np.uint8)
+        mask[:, 24:] = 1
+        write_image(path, mask)
+    colors = [{"name": "a", "id": 0, "color": "#ff0000"}, {"name": "b", "id": 1, "color": "#0000ff"}]
+    (root / "classes.json").write_text(json.dumps({"classes": colors}))
+    assert init(root)[0] == 0
+    with Image.open(root / "preview.png") as preview:
+        counts = {color: count for count, color in preview.convert("RGB").getcolors(100_000)}
+    for color in ((191, 64, 64), (64, 64, 191)):  # half of 128, half of the class's colour
+        near = sum(count for other, count in counts.items() if np.abs(np.subtract(color, other)).max() <= 2)
+        assert near > 0.05 * preview.width * preview.height
+
+
+def test_existing_files_are_never_written_over(tmp_path, init, monkeypatch):
+    root = write_folder(tmp_path, "ids", 4)
+    for name in ("recipe.json", "preview.png"):
+        (root / name).write_text("mine")
+    monkeypatch.setattr("hf_seg.doctor.init.look_at_pairs", None)  # calling it would raise: refused before the scan
+    status, out, err = init(root)
+    assert (status, out) == (2, "")
+    assert err == f"error: {root}: holds recipe.json and preview.png already; move them away, or add --overwrite.\n"
+    assert (root / "recipe.json").read_text() == (root / "preview.png").read_text() == "mine"
+    assert not (root / "classes.json").exists()
+
+
+def test_overwrite_leaves_the_classes(tmp_path, init):
+    root = write_folder(tmp_path, "ids", 4)
+    init(root)
+    classes = read(root / "classes.json")
+    classes["classes"][1]["name"] = "disc"
+    (root / "classes.json").write_text(json.dumps(classes))
+    status, out, _ = init(root, "--overwrite")
+    assert status == 0 and "Wrote recipe.json, preview.png in" in out and "  disc " in out
+    assert read(root / "classes.json") == classes and read(root / "recipe.json")["data"]["name"] == "folder"
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "preview.png"])
+@pytest.mark.parametrize("before", [True, False])
+def test_overwrite_is_for_what_init_has_written(tmp_path, init, name, before):
+    root = write_folder(tmp_path / "own", "ids", 4)
+    if before:
+        init(root)
+    (root / name).unlink(missing_ok=True)
+    (root / name).write_bytes(b"mine")
+    content = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    status, out, err = init(root, "--overwrite")
+    assert (status, out) == (2, "") and f"{root}: {name} cannot be written over, since init has not written it" in err
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == content
+    (tmp_path / "mine").write_bytes(b"mine")
+    (root / name).unlink()
+    (root / name).symlink_to(tmp_path / "mine")
+    assert init(root, "--overwrite")[0] == 2 and (tmp_path / "mine").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_splits_of_the_folders_are_said(tmp_path, init, inner):
+    root = tmp_path / "own"
+    for split, numbers in {"train": range(6), "val": range(6, 9)}.items():
+        for number in numbers:
+            image, ids = scene(number)
+            for part, pixels in (("images", image), ("masks", ids)):
+                write_image(root.joinpath(*((part, split) if inner else (split, part)), f"{number}.png"), pixels)
+    status, out, _ = init(root)
+    assert status == 0 and out.startswith(
+        f"{root}: 9 pairs\n  splits  6 train, 3 validation; test will be drawn from t"
+    )
+    assert not (root / "split.json").exists()
+
+
+NAMES = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbar:30,30,200::\ndisc:200,30,30::\n",
+    "_classes.csv": "Pixel Value, Class\n0, background\n1, disc\n2, bar\n",
+    "class_names.txt": "__ignore__\nbackground\ndisc\nbar\n",
+    "label_classes.json": '[{"name": "background", "id": 0}, {"name": "disc", "id": 1}, {"id": 2, "name": "bar"}]',
+    "id2label.json": '{"0": "background", "1": "disc", "2": "bar"}',
+}
+
+
+@pytest.mark.parametrize("place", ["", "masks"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_beside_the_masks(tmp_path, init, name, place):
+    kind = "rgba" if name == "labelmap.txt" else "ids"
+    root = write_folder(tmp_path / "own", kind, 4)
+    (root / place / name).write_text(NAMES[name])
+    status, out, _ = init(root)
+    assert status == 0 and f"  names   from {name}\n" in out
+    order = ["background", "bar", "disc"] if kind == "rgba" else ["background", "disc", "bar"]
+    assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == order
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("_classes.csv", "Pixel Value, Class\n0, background\n", "which has no name for 1, 2"),
+        ("labelmap.txt", "one\ntwo\n", "which is not lines like name:255,0,0::"),
+        ("label_classes.json", "{", 'which is not a list like [{"name"'),
+        ("label_classes.json", "[1]", "which is not a list like"),
+        ("label_classes.json", '[{"name": "disc", "color": "#ff0000ff"}]', "which has no name for 0, 1, 2"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path, init, name, content, why):
+    root = write_folder(tmp_path / "own", "ids", 4)
+    (root / name).write_text(content)
+    status, out, _ = init(root)
+    assert status == 0 and f"  names   not from {name}, {why}" in out
+    assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == ["class_0", "class_1", "class_2"]
+
+
+def test_bad_pairs_are_shown_and_the_files_written(tmp_path, init):
+    root = write_folder(tmp_path, "ids", 6)
+    (root / "masks" / "photo_00.png").unlink()
+    (root / "images" / "photo_01.jpg").write_bytes(b"no picture")
+    status, out, _ = init(root)
+    assert status == 1
+    assert f"{root}: 2 of 6 image and mask pairs cannot be used:\n" in out
+    assert "photo_00.jpg: the image has no mask\n" in out and "photo_01.jpg: cannot be decoded" in out
+    assert 'Training stops at these, unless data.on_bad_pair in recipe.json is "drop".' in out
+    assert (root / "recipe.json").exists() and (root / "preview.png").exists()
+
+
+def test_turned_photographs_and_stray_values_are_mentioned(tmp_path, init):
+    root = write_folder(tmp_path, "palette", 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene(0)[0]).transpose(Image.Transpose.ROTATE_90).save(root / "images" / "photo_00.jpg", exif=exif)
+    ids = scene(1)[1]
+    ids[0, :20] = np.arange(100, 120)
+    write_image(root / "masks" / "photo_01.png", ids)
+    status, out, _ = init(root)
+    assert status == 0 and "; turned upright: 1" in out
+    assert "20 of these are on less than 0.1% of the pixels: values of smoothed outlines?" in out
+
+
+def empty_folders(root):
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+
+
+def no_photographs(root):
+    for path in (write_folder(root, "ids", 3) / "images").iterdir():
+        path.write_bytes(b"")
+
+
+def black_masks(root):
+    for path in (write_folder(root, "ids", 3) / "masks").iterdir():
+        write_image(path, Image.new("L", (48, 32)))
+
+
+def wrong_classes(root):
+    (write_folder(root, "ids", 3) / "classes.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "has no images, no masks; it holds no folder."),
+        (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: it"),
+        (empty_folders, "holds no pair."),
+        (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
+        (black_masks, "the masks hold 0 only, and it takes two classes"),
+        (wrong_classes, 'must be an object {"classes": [...]}'),
+    ],
+)
+def test_what_is_refused(tmp_path, init, prepare, message):
+    root = tmp_path / "own"
+    root.mkdir()
+    prepare(root)
+    status, out, err = init(root)
+    assert (status, out) == (2, "")
+    assert f"error: {root}" in err and message in err  # below the progress bar, if it came that far
+    assert not (root / "recipe.json").exists()
+
+
+def test_no_such_folder(tmp_path, init):
+    status, _, err = init(tmp_path / "nowhere")
+    assert status == 2 and err.endswith("nowhere. Correct the path.\n")
+
+
+def name_void(path):
+    """What a person does who knows that white is no class."""
+    content = read(path)
+    content["classes"] = [entry for entry in content["classes"] if entry["color"] != "#ffffff"]
+    path.write_text(json.dumps(content | {"ignore": ["#ffffff"]}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ids", "palette", "rgb"])
+def test_from_a_folder_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, kind, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(tmp_path / "own", kind, 24)
+    status, out, _ = init(root)
+    assert status == 0
+    if kind == "rgb":
+        name_void(root / "classes.json")
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
+
+    run = root / "runs" / "recipe"
+    results = read(run / "results.json")
+    assert results["data"]["counts"] == {"train": 20, "validation": 2, "test": 2}
+    assert results["test"]["mean_iou"] > 0.6
+    names = results["data"]["class_names"]
+    assert len(names) == 3
+
+    image, ids = scene(100)
+    write_image(tmp_path / "new.png", image)
+    [prediction] = predict(run, [tmp_path / "new.png"], device="cpu")
+    assert prediction.mask.shape == ids.shape
+    order = {"ids": [0, 1, 2], "palette": [0, 1, 2], "rgb": [0, 2, 1]}[kind]  # colours sort blue before red
+    assert (prediction.mask == np.array(order)[ids]).mean() > 0.85
+
+
+@pytest.mark.slow
+def test_bad_pairs_stop_a_run_or_are_dropped(tmp_path, init, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(tmp_path / "own", "binary", 12)
+    init(root)
+    write_image(root / "masks" / "photo_05.png", Image.new("L", (48, 32), 7))
+    once = TINY | {"training.num_train_epochs": "1", "training.eval_every_epochs": "1"}
+    assert train.main([str(root / "recipe.json"), *as_arguments(once)]) == 2
+    assert "photo_05.png: the mask holds 7 (1,536 pixels)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert train.main([str(root / "recipe.json"), *as_arguments(once | {"data.on_bad_pair": "drop"})]) == 0
+    results = read(tmp_path / "runs" / "recipe" / "results.json")
+    assert sum(results["data"]["counts"].values()) == 11
+    (dropped,) = results["data"]["dropped"]
+    assert dropped["file"] == "masks/photo_05.png" and "holds 7 (1,536 pixels)" in dropped["reason"]
+    assert "not comparable" in results["data"]["note"]
+
+
+def make_table(numbers, kind="ids", names=None):
+    """Columns `pixel_values` and `label`, and `parts`, whose type names the classes."""
+    pairs = [scene(number) for number in numbers]
+    columns = {"pixel_values": [image for image, _ in pairs], "label": [KINDS[kind](ids) for _, ids in pairs]}
+    features = Features({"pixel_values": ImageColumn(), "label": ImageColumn()})
+    table = Dataset.from_dict(columns, features=features)
+    return table.add_column("parts", [[0]] * len(pairs), feature=List(ClassLabel(names=names))) if names else table
+
+
+def write_parquet(root, **splits):
+    root.mkdir(parents=True, exist_ok=True)
+    for split, table in splits.items():
+        table.to_parquet(root / f"{split}.parquet")
+    return root
+
+
+class TestTables:
+    def test_what_it_says_and_writes(self, tmp_path, init):
+        table = make_table(range(12), names=["ground", "disc", "bar"])
+        root = write_parquet(tmp_path / "own", train=table, validation=make_table([12], names=["a", "b", "c"]))
+        status, out, _ = init(root)
+        assert status == 0
+        lines = out.splitlines()
+        assert lines[:6] == [
+            f"{root}: 13 pairs",
+            "  columns pixel_values (images), label (masks)",
+            "  splits  12 train, 1 validation; test will be drawn from train",
+            "  images  13 PNG RGB; 48×32 pixels",
+            "  masks   13 PNG L; ids",
+            "  names   from the column parts",
+        ]
+        assert [line.split()[:2] for line in lines[6:9]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
+        assert lines[-1] == (f"Then: accelerate launch hf_seg/train.py {root}/recipe.json --output_dir {root}/runs")
+        assert not (root / "split.json").exists()
+        [recipe] = load_recipes([root / "recipe.json"])
+        assert recipe.to_dict() == read(root / "recipe.json")
+        data = recipe.data
+        assert (data.name, data.path, data.root, data.revision) == ("hub", str(root), str(root), None)
+        assert (data.image_column, data.mask_column) == ("pixel_values", "label")
+        with Image.open(root / "preview.png") as preview:
+            assert preview.width == 1200
+        status, out, _ = init(root, "--overwrite")  # the files that init has written are no data
+        assert status == 0 and out.splitlines()[1:5] == lines[1:5]
+
+    def test_names_of_the_data_set(self, tmp_path, init):
+        root = write_parquet(tmp_path / "own", train=make_table(range(4)))
+        names = {"0": "ground", "1": "disc", "2": "bar", "3": "tree", "4": "bar"}
+        (root / "id2label.json").write_text(json.dumps(names))
+        status, out, _ = init(root)
+        assert status == 0 and "  names   from id2label.json\n" in out
+        content = read(root / "classes.json")
+        assert [entry["name"] for entry in content["classes"]] == ["ground", "disc", "bar (2)", "tree", "bar (4)"]
+        assert content["ignore"] == [255]
+
+    def test_class_label_of_another_number_of_classes_names_nothing(self, tmp_path, init):
+        scenes = [f"place {number}" for number in range(9)]
+        root = write_parquet(tmp_path / "own", train=make_table(range(4), names=scenes))
+        assert "  names " not in init(root)[1]
+        assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == ["class_0", "class_1", "class_2"]
+
+    def test_written_elsewhere_and_saved_to_disk(self, tmp_path, init):
+        tables = {"train": make_table(range(4)), "test": make_table([4]), "dev": make_table([5])}
+        DatasetDict(tables).save_to_disk(tmp_path / "saved")
+        before = {path.name for path in (tmp_path / "saved").iterdir()}
+        status, out, _ = init(tmp_path / "saved", "--out", tmp_path / "place", "--mask_column", "label")
+        assert status == 0 and "  splits  4 train, 1 validation, 1 test\n" in out
+        assert {path.name for path in (tmp_path / "saved").iterdir()} == before
+        data = read(tmp_path / "place" / "recipe.json")["data"]
+        assert (data["path"], data["root"]) == (str(tmp_path / "saved"), str(tmp_path / "place"))
+
+    def test_bad_rows_are_shown_and_the_files_written(self, tmp_path, init):
+        table = make_table(range(6)).cast_column("label", ImageColumn(decode=False)).to_dict()
+        table["label"][2] = None
+        table["label"][4]["bytes"] = b"no picture"
+        features = Features({"pixel_values": ImageColumn(), "label": ImageColumn()})
+        root = write_parquet(tmp_path / "own", train=Dataset.from_dict(table, features=features))
+        status, out, _ = init(root)
+        assert status == 1 and f"{root}: 2 of 6 image and mask pairs cannot be used:\n" in out
+        assert f"  {root} train[2]: the row has no mask\n" in out
+        assert f"  {root} train[4], mask: cannot be decoded (Unid" in out
+        assert (root / "recipe.json").exists() and (root / "preview.png").exists()
+
+    def test_what_is_refused(self, tmp_path, init, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        status, _, err = init("org/name")
+        assert status == 2
+        assert err.endswith(
+            "Correct the path. Or, if it is a data set on the Hub, name by --out the folder to write to.\n"
+        )
+        root = write_folder(tmp_path / "photos", "ids", 3)
+        status, _, err = init(root, "--mask_column", "mask")
+        assert (status, err) == (
+            2,
+            f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files.\n",
+        )
+        root = write_parquet(tmp_path / "own", train=make_table(range(2)))
+        assert "--revision is for data sets on the Hub" in init(root, "--revision", "main")[2]
+        status, _, err = init(root)
+        assert status == 2 and f"error: {root}: 2 pairs cannot be split into train, validation and test" in err
+
+    def test_a_data_set_on_the_hub(self, tmp_path, init, hub, monkeypatch):
+        import datasets
+        from huggingface_hub import HfApi
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        folder = write_parquet(tmp_path / "upload", train=make_table(range(5)))
+        (folder / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "bar"}')
+        HfApi().create_repo("alice/scenes", repo_type="dataset")
+        commit = HfApi().upload_folder(repo_id="alice/scenes", repo_type="dataset", folder_path=folder).oid
+        out_folder = tmp_path / "scenes"
+        status, out, _ = init("alice/scenes", "--out", out_folder, "--revision", commit)
+        assert status == 0 and out.startswith("alice/scenes: 5 pairs\n") and "names   from id2label.json" in out
+        data = read(out_folder / "recipe.json")["data"]
+        assert (data["path"], data["root"], data["revision"]) == ("alice/scenes", str(out_folder), commit)
+        assert not (out_folder / "split.json").exists()
+        status, _, err = init("alice/nothing", "--out", tmp_path / "nothing")
+        assert not (tmp_path / "nothing").exists()
+        assert status == 2 and "error: alice/nothing: Dataset 'alice/nothing' doesn't exist on the Hub" in err
+
+
+@pytest.mark.slow
+def test_from_parquet_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_parquet(tmp_path / "own", train=make_table(range(24)))
+    status, out, _ = init(root)
+    assert status == 0
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
+    run = root / "runs" / "recipe"
+    results = read(run / "results.json")
+    assert results["data"]["counts"] == {"train": 20, "validation": 2, "test": 2}
+    assert results["data"]["title"] == "own" and results["test"]["mean_iou"] > 0.6
+    image, ids = scene(100)
+    write_image(tmp_path / "new.png", image)
+    [prediction] = predict(run, [tmp_path / "new.png"], device="cpu")
+    assert (prediction.mask == ids).mean() > 0.85
+    assert train.main([*command, *as_arguments(TINY)]) == 0  # finished: what the run has written is no data

@@ -1,0 +1,208 @@
+"""The recipes in recipes/, the schema in docs/ and the tables of docs/recipes.md: none may fall behind the code."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_seg.data import load_spec
+from hf_seg.models.build import build_model
+from hf_seg.recipe import json_schema, load_recipes
+from hf_seg.recipe.keys import all_keys
+from hf_seg.recipe.passthrough import REFUSED, REFUSED_CONFIG, config_fields
+from hf_seg.recipe.schema import expectation, fits
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8"))
+
+# name: data, arch, init, where the encoder's weights are from, frozen, config
+V2, B0, LITE0 = "timm/resnet50.tv2_in1k", "nvidia/mit-b0", "timm/tf_efficientnet_lite0.in1k"
+STRIDE2 = {"strides": [2, 2, 2, 2]}
+FCN_STRIDE2 = {"output_stride": 32, "logits_stride": 2}
+SHIPPED = {
+    "cityscapes-fcn-finetune": ("cityscapes", "fcn", "imagenet", V2, False, {}),
+    "cityscapes-fcn-lite0-finetune": ("cityscapes", "fcn", "imagenet", LITE0, False, {}),
+    "cityscapes-fcn-lite0-scratch": ("cityscapes", "fcn", "scratch", None, False, {}),
+    "cityscapes-fcn-scratch": ("cityscapes", "fcn", "scratch", None, False, {}),
+    "cityscapes-segformer-finetune": ("cityscapes", "segformer", "imagenet", B0, False, {}),
+    "cityscapes-segformer-scratch": ("cityscapes", "segformer", "scratch", None, False, {}),
+    "cityscapes-segformer-stride2-scratch": ("cityscapes", "segformer", "scratch", None, False, STRIDE2),
+    "oxford-pet-fcn-finetune": ("oxford_pet", "fcn", "imagenet", V2, False, {}),
+    "oxford-pet-fcn-from-cityscapes": ("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
+    "oxford-pet-fcn-from-cityscapes-frozen": (
+        *("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", True, {}),
+    ),
+    "oxford-pet-fcn-from-cityscapes-half-lr": (
+        *("oxford_pet", "fcn", "checkpoint", "cityscapes-fcn-scratch", False, {}),
+    ),
+    "oxford-pet-fcn-frozen": ("oxford_pet", "fcn", "imagenet", V2, True, {}),
+    "oxford-pet-fcn-lite0-finetune": ("oxford_pet", "fcn", "imagenet", LITE0, False, {}),
+    "oxford-pet-fcn-lite0-finetune-half-lr": ("oxford_pet", "fcn", "imagenet", LITE0, False, {}),
+    "oxford-pet-fcn-lite0-frozen": ("oxford_pet", "fcn", "imagenet", LITE0, True, {}),
+    "oxford-pet-fcn-lite0-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
+    "oxford-pet-fcn-scratch": ("oxford_pet", "fcn", "scratch", None, False, {}),
+    "oxford-pet-fcn-stride2-scratch": ("oxford_pet", "fcn", "scratch", None, False, FCN_STRIDE2),
+    "oxford-pet-mobilevit-scratch": (
+        *("oxford_pet", "auto", "scratch", None, False, {"image_size": 64, "output_stride": 8}),
+    ),
+    "oxford-pet-segformer-finetune": ("oxford_pet", "segformer", "imagenet", B0, False, {}),
+    "oxford-pet-segformer-from-cityscapes": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-scratch", False, {}),
+    ),
+    "oxford-pet-segformer-from-cityscapes-half-lr": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-scratch", False, {}),
+    ),
+    "oxford-pet-segformer-frozen": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-scratch", True, {}),
+    ),
+    "oxford-pet-segformer-scratch": ("oxford_pet", "segformer", "scratch", None, False, {}),
+    "oxford-pet-segformer-stride2-from-cityscapes": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", False, STRIDE2),
+    ),
+    "oxford-pet-segformer-stride2-from-cityscapes-half-lr": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", False, STRIDE2),
+    ),
+    "oxford-pet-segformer-stride2-frozen": (
+        *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", True, STRIDE2),
+    ),
+    "oxford-pet-segformer-stride2-scratch": ("oxford_pet", "segformer", "scratch", None, False, STRIDE2),
+}
+# name: the recipe that it is to be better than, at the same size
+BEST = {
+    "cityscapes-fcn-best": "cityscapes-fcn-scratch",
+    "cityscapes-segformer-best": "cityscapes-segformer-scratch",
+    "oxford-pet-fcn-best": "oxford-pet-fcn-scratch",
+    "oxford-pet-segformer-best": "oxford-pet-segformer-scratch",
+}
+QUICKSTART = {"quickstart-fcn": "fcn", "quickstart-segformer": "segformer"}
+FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "quickstart").glob("*.json"))
+
+
+def test_all_of_them_are_here_and_counted():
+    assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
+    assert len(FILES) == 34
+    assert len(load_recipes(FILES)) == 34
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
+    path = ROOT / "recipes" / f"{name}.json"
+    recipe = load_recipes([path])[-1]
+    model, data, training = recipe.model, recipe.data, recipe.training
+    said = (data.name, model.arch, model.init, model.encoder_weights, model.freeze_encoder, model.config)
+    assert said == SHIPPED[name]
+    assert recipe.encoder_recipe == (model.encoder_weights if model.init == "checkpoint" else None)
+    # Lite0's weights were trained on [-1, 1]; its scratch runs see the same, so that they differ in the weights alone
+    lite0 = "-lite0-" in name
+    assert model.encoder == ("tf_efficientnet_lite0" if lite0 else "resnet50" if model.arch == "fcn" else None)
+    assert (data.image_size, data.normalize, data.augment) == (64, "inception" if lite0 else "none", "none")
+    assert (data.max_train_samples, data.max_validation_samples, data.max_test_samples) == (None, None, None)
+    assert (training.global_train_batch_size, training.num_train_epochs, training.eval_every_epochs) == (64, 30, 2)
+    assert training.learning_rate == (5e-4 if name.endswith("-half-lr") else 1e-3)
+    assert (training.amsgrad, training.lr_scheduler_type, training.lr_decay_per_epoch) == (True, "exponential", 0.98)
+    assert (training.weight_decay, training.max_grad_norm, training.arguments) == (0.01, 1.0, {})
+    assert training.push_to_hub is False
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_a_better_recipe_has_the_size_of_the_one_it_beats_and_no_weights_from_elsewhere(name):
+    ours, theirs = (load_recipes([ROOT / "recipes" / f"{each}.json"])[-1] for each in (name, BEST[name]))
+    assert (ours.model.arch, ours.data.name) == (theirs.model.arch, theirs.data.name)
+    assert ours.data.image_size == theirs.data.image_size == 64
+    assert ours.model.init == "scratch" or ours.encoder_recipe
+    assert ours.training.num_train_epochs <= 100
+    spec = load_spec(ours.data)
+    counts = [build_model(recipe.model, spec)[0].num_parameters() for recipe in (ours, theirs)]
+    assert 0.9 < counts[0] / counts[1] < 1.1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_recipe_spells_out_its_science(path):
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert {"arch", "init", "freeze_encoder"} <= set(written["model"])
+    assert {"name", "image_size", "normalize", "augment"} <= set(written["data"])
+    assert {
+        *("num_train_epochs", "global_train_batch_size", "learning_rate", "weight_decay", "amsgrad", "max_grad_norm"),
+        *("lr_scheduler_type", "eval_every_epochs", "seed"),
+    } <= set(written["training"])
+    assert ("lr_decay_per_epoch" in written["training"]) == (written["training"]["lr_scheduler_type"] == "exponential")
+    assert {"fcn": "encoder", "segformer": "arch", "auto": "path"}[written["model"]["arch"]] in written["model"]
+    assert "encoder_weights" in written["model"] or written["model"]["init"] == "scratch"
+
+
+@pytest.mark.parametrize("name", QUICKSTART)
+def test_quickstart_is_small_and_needs_no_download(name):
+    [recipe] = load_recipes([ROOT / "recipes" / "quickstart" / f"{name}.json"])
+    assert recipe.model.arch == QUICKSTART[name]
+    assert recipe.data.name.startswith("synthetic_")
+    assert (recipe.model.init, recipe.data.image_size) == ("scratch", 64)
+    assert recipe.data.max_train_samples <= 1024 and recipe.training.num_train_epochs <= 30
+
+
+def test_a_needed_encoder_is_trained_first():
+    names = [recipe.name for recipe in load_recipes([ROOT / "recipes" / "oxford-pet-segformer-frozen.json"])]
+    assert names == ["cityscapes-segformer-scratch", "oxford-pet-segformer-frozen"]
+    order = [recipe.name for recipe in load_recipes(sorted((ROOT / "recipes").glob("*.json"), reverse=True))]
+    for name, (_, _, init, weights, _, _) in SHIPPED.items():
+        if init == "checkpoint":
+            assert order.index(weights) < order.index(name)
+
+
+def test_effective_recipes_load_as_the_same_recipes(tmp_path):
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    files = [tmp_path / path.relative_to(ROOT) for path in FILES]
+    effective = [recipe.to_dict() for recipe in load_recipes(files)]
+    for path, recipe in zip(files, load_recipes(files), strict=True):
+        path.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
+    assert [recipe.to_dict() for recipe in load_recipes(files)] == effective
+
+
+def test_saved_schema_is_the_generated_one():
+    # Made by: hf-seg schema > docs/recipe.schema.json
+    generated = json.loads(json.dumps(json_schema()))
+    own = all_keys()
+    for schema in (SCHEMA, generated):
+        # What is passed on depends on the installed transformers; our own keys do not.
+        arguments = schema["properties"]["training"]["properties"]
+        schema["properties"]["training"]["properties"] = {key: arguments[key] for key in own["training"]}
+    assert generated == SCHEMA
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_recipe_follows_the_schema_it_names(path):
+    schema = json.loads((ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8"))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    named = path.parent / written.pop("$schema")
+    assert named.resolve() == (ROOT / "docs" / "recipe.schema.json").resolve()
+    assert set(written) == set(schema["required"])
+    for section, keys in written.items():
+        allowed = schema["properties"][section]
+        assert set(allowed["required"]) <= set(keys)
+        for key, value in keys.items():
+            assert fits(value, allowed["properties"][key]), key
+
+
+def rows(section: str) -> list[str]:
+    return [
+        f"| `{key}` | {expectation(schema)} | "
+        f"{'`' + json.dumps(schema['default']) + '`' if 'default' in schema else '**required**'} | "
+        f"{schema['description']} |"
+        for key, schema in all_keys()[section].items()
+    ]
+
+
+@pytest.mark.parametrize("section", all_keys())
+def test_every_key_is_in_the_documentation(section):
+    assert "\n".join(rows(section)) in DOCUMENT
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *BEST, *QUICKSTART])
+def test_every_recipe_is_in_the_documentation(name):
+    assert f"`{name}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("key", [*REFUSED, *REFUSED_CONFIG, *config_fields("fcn")])
+def test_every_refused_argument_is_in_the_documentation(key):
+    assert f"`{key}`" in DOCUMENT

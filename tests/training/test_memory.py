@@ -1,0 +1,61 @@
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hf_seg.training import memory
+from hf_seg.training.memory import (
+    explain_evaluation,
+    explain_training,
+    is_out_of_memory,
+    peak_memory,
+    reset_peak_memory,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much a process took at most")
+def test_the_peak_and_forgetting_it():
+    reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    array = np.ones(50_000_000)
+    assert before + 390 < peak_memory(CPU) < before + 450
+    del array
+    assert peak_memory(CPU) > before + 390
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU) < before + 50
+
+
+def test_where_nobody_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "none")
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU) is None
+
+
+def test_what_to_do_when_the_memory_does_not_suffice():
+    def training(images, parts):
+        args = SimpleNamespace(device=CPU, per_device_train_batch_size=images, gradient_accumulation_steps=parts)
+        return explain_training(args, 64).partition("; ")[2].partition(", or lower")[0]
+
+    # two parts of three images: three parts of two would not halve what is there at a time
+    assert training(3, 2) == "set training.gradient_accumulation_steps to 6, and it is 1 at a time"
+    assert training(8, 1) == "set training.gradient_accumulation_steps to 2, and it is 4 at a time"
+    assert training(1, 4) == "use a device with more memory"
+    args = SimpleNamespace(device=CPU, per_device_eval_batch_size=20)
+    assert explain_evaluation(args, 128) == (
+        "cpu is out of memory in evaluation, with 20 images of 128×128 pixels at a time; set "
+        "training.per_device_eval_batch_size to 10, or lower data.image_size"
+    )
+    args.per_device_eval_batch_size = 1
+    assert "use a device with more memory" in explain_evaluation(args, 128)
+
+
+def test_an_error_that_is_about_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RuntimeError) as of_the_machine:
+        torch.empty(2**60)
+    assert is_out_of_memory(of_the_machine.value)
+    assert not is_out_of_memory(RuntimeError("[enforce fail]"))

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from hf_seg.data.seg_data import load_data
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.models.build import build_model
+from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.training.arguments import (
+    checkpoints_kept,
+    eval_batch_size,
+    use_bf16,
+    use_channels_last,
+    use_sync_batch_norm,
+)
+from hf_seg.training.checkpoints import load_weights
+from hf_seg.training.trainer import SegTrainer
+
+
+def tiny(arch, seed):
+    torch.manual_seed(seed)
+    if arch == "fcn":
+        return FCNForSemanticSegmentation(FCNConfig(encoder="resnet10t", num_labels=3))
+    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
+    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes))
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_loads_every_tensor(arch, tmp_path):
+    saved, model = tiny(arch, 0), tiny(arch, 1)
+    saved.save_pretrained(tmp_path)
+    load_weights(model, str(tmp_path))
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
+    saved = tiny(arch, 0)
+    state = saved.state_dict()
+    missing = next(name for name in state if name.endswith("classifier.weight") or name == "classifier.4.weight")
+    saved.save_pretrained(tmp_path, state_dict={name: t for name, t in state.items() if name != missing})
+    with pytest.raises(RecipeError, match=f"not whole .*missing_keys.*{missing}"):
+        load_weights(tiny(arch, 1), str(tmp_path))
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_load_weights_refuses_another_model(arch, tmp_path):
+    tiny(arch, 0).save_pretrained(tmp_path)
+    other = tiny("segformer" if arch == "fcn" else "fcn", 1)
+    with pytest.raises(RecipeError, match="is a checkpoint with model_type .* --overwrite"):
+        load_weights(other, str(tmp_path))
+    model = tiny(arch, 1)
+    model.config.num_labels = 19
+    with pytest.raises(RecipeError, match="is a checkpoint with num_labels 3, but the recipe's model has 19"):
+        load_weights(model, str(tmp_path))
+
+
+def test_precision_follows_the_recipe_and_the_device():
+    cpu = torch.device("cpu")
+    for wanted in (True, False):
+        assert use_bf16(TrainingRecipe(bf16=wanted), cpu) is wanted
+        assert use_channels_last(TrainingRecipe(channels_last=wanted), cpu) is wanted
+    flags = torch.cpu.get_capabilities()
+    assert use_bf16(TrainingRecipe(), cpu) is bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    assert use_bf16(TrainingRecipe(), torch.device("mps")) is False
+    assert use_channels_last(TrainingRecipe(), cpu) is True
+    assert use_channels_last(TrainingRecipe(), torch.device("mps")) is False
+
+
+def test_batch_norm_is_synchronised_where_ranks_have_few_images():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    auto = TrainingRecipe(global_train_batch_size=64)
+    assert [use_sync_batch_norm(auto, ranks, gpu) for ranks in (1, 2, 4, 8)] == [False, False, False, True]
+    assert use_sync_batch_norm(TrainingRecipe(gradient_accumulation_steps=4), 2, gpu) is True
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, gpu) is True
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=False), 8, gpu) is False
+    assert use_sync_batch_norm(auto, 8, cpu) is False
+    assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 1, cpu) is False
+    with pytest.raises(RecipeError, match="sync_batch_norm: PyTorch has it for GPUs only, .* 2 processes on cpu; set"):
+        use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, cpu)
+
+
+@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+def test_synchronised_batch_norm_keeps_the_tensors_of_a_model(arch):
+    model = tiny(arch, 0)
+    before, norms = model.state_dict(), [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    converted = convert_sync_batchnorm(model)
+    assert converted is model and norms
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == len(norms)
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == before[name].data_ptr(), name
+
+
+def test_fewer_images_are_evaluated_at_a_time_where_there_are_many_classes_and_pixels():
+    # training batch, classes, image size
+    assert eval_batch_size(64, 3, 64) == eval_batch_size(8, 19, 64) == 64  # as the study's recipes have it
+    assert eval_batch_size(1, 100, 128) == 5
+    assert eval_batch_size(8, 150, 512) == 8  # what can be trained on can be evaluated
+    assert eval_batch_size(1, 150, 2048) == 1
+    assert eval_batch_size(256, 3, 64) == 64
+
+
+def test_all_checkpoints_are_kept_when_there_is_no_limit():
+    assert checkpoints_kept(TrainingRecipe()) == 2
+    assert checkpoints_kept(TrainingRecipe(arguments={"save_total_limit": 5})) == 5
+    every = TrainingRecipe(num_train_epochs=5, eval_every_epochs=2, arguments={"save_total_limit": None})
+    assert checkpoints_kept(every) == 3
+
+
+@pytest.fixture
+def trainer(write_recipe, tmp_path):
+    (recipe,) = load_recipes([write_recipe("a", training={"per_device_eval_batch_size": 4})])
+    data = load_data(recipe.data)
+    model, _ = build_model(recipe.model, data.spec)
+    return SegTrainer(recipe=recipe, run_dir=tmp_path / "run", model=model, data=data)
+
+
+def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
+    small = trainer.validate()
+    trainer.args.per_device_eval_batch_size = 64
+    large = trainer.validate()
+    assert small["confusion_matrix"] == large["confusion_matrix"] and small["mean_iou"] == large["mean_iou"]
+    assert small["loss"] == pytest.approx(large["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("where", ["prediction_step", "_add_batch"])  # in the model, and in the scores
+def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
+    def take(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(*(trainer, "compute_metrics", take) if where == "_add_batch" else (trainer, where, take))
+    with pytest.raises(RecipeError, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
+        trainer.validate()
