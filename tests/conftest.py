@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import TINY_MODELS
 from hub_server import WRITER, Hub
 from input_tree import InputTree
 
@@ -32,15 +33,6 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[worker::count] or {cores[worker % len(cores)]})
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
-
-# Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
-TINY_MODELS = {
-    "fcn": {"arch": "fcn", "encoder": "resnet10t"},
-    "segformer": {
-        "arch": "segformer",
-        "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32},
-    },
-}
 
 
 @pytest.fixture

@@ -25,14 +25,6 @@ COUNT = 10
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf_home"))
-    monkeypatch.delenv("HF_SEG_DATA", raising=False)
-
-
-@pytest.fixture(autouse=True)
 def sound_machine(monkeypatch):
     """What is installed here does not count: tests/test_environment_check.py is about that."""
     monkeypatch.setattr(doctor, "check_packages", list)

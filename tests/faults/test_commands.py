@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import TINY_MODELS
+from helpers import TINY_MODELS
 from hostile_folders import write_hostile_folder
 from huggingface_hub import constants
 from own_folders import write_folder

@@ -1,0 +1,10 @@
+"""What several tests use, and that is no fixture."""
+
+# Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
+TINY_MODELS = {
+    "fcn": {"arch": "fcn", "encoder": "resnet10t"},
+    "segformer": {
+        "arch": "segformer",
+        "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32},
+    },
+}
