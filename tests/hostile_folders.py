@@ -29,7 +29,7 @@ NAMES = [
     *("\x1b[31mred", "two\nlines", "tab\t", "back\\slash", "CON", "x.jpg", "x_mask", "x_overlay", "classes", "recipe"),
     *("n" * 180, "..a", "a.", "A", "images", os.fsdecode(b"caf\xe9"), "`id`", "[x](y)", "\u202egnp"),
 ]
-PARTS = [("images", "masks")] * 6 + [("images", "labels"), ("imgs", "masks"), ("Images", "Masks")]
+PARTS = [("images", "masks")] * 12 + [("images", "labels"), ("imgs", "masks"), ("Images", "Masks")]
 SPLITS = [None] * 4 + [("train", "validation", "test"), ("train", "val"), ("training", "valid", "testing"), ("train",)]
 OUTSIDE = "outside"  # a folder beside the drawn one, which links lead to
 

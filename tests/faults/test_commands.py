@@ -72,6 +72,11 @@ def through_all_commands(root, number, trained, command):
     command(cli.main, (0, 1), "doctor", photos)
     written = {path.name for path in photos.iterdir()}
     status = command(cli.main, (0, 1, 2), "init", photos)
+    if status == 2:  # perhaps since these were in its way
+        for name in ("classes.json", "recipe.json", "preview.png", "split.json"):
+            (photos / name).unlink(missing_ok=True)
+        written = {path.name for path in photos.iterdir()}
+        status = command(cli.main, (0, 1, 2), "init", photos)
     command(cli.main, (0, 1), "doctor", photos)
     recipes = [path for path in photos.glob("*recipe*.json") if path.name not in written]
     for recipe in recipes if status != 2 else []:
