@@ -1,4 +1,4 @@
-"""Runs on the same test images, side by side: what their scores allow to be said, and what not."""
+"""Runs on the same test images, side by side: what their scores show, and what they do not."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def mean_iou_of(matrices: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Difference) -> str:
-    """One sentence on what a difference allows to be said, and what not."""
+    """One sentence on what a difference shows, and what it does not."""
     first, second = difference.first, difference.second
     points = f"{100 * difference.mean:.1f} points of mIoU"
     if difference.interval is None:

@@ -77,7 +77,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 
 def build_sections(comparison: Comparison) -> list[Section]:
-    """What was compared, scores, what the differences allow to be said, classes, cost, curves, first weights."""
+    """What was compared, scores, what the differences show, classes, cost, curves, first weights."""
     arms, first = comparison.arms, comparison.arms[0].runs[0].results
     data, size = first["data"], first["recipe"]["data"]["image_size"]
     to_the_best = [difference for difference in comparison.differences if difference.first is arms[0]]

@@ -45,7 +45,7 @@ NOT_COMPARABLE = (
 
 
 def load_spec(data: DataRecipe) -> DatasetSpec:
-    """Load what the masks of a recipe's data set mean; touches no file but the `classes.json` of one's own data.
+    """Load what the masks of a recipe's data set mean; touches no file but the `classes.json` of the user's own data.
 
     Args:
         data (`DataRecipe`): the recipe's data section.
@@ -54,7 +54,7 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
         [`DatasetSpec`]: class names, palette, label table.
 
     Raises:
-        DataError: when a folder of one's own, or its `classes.json`, is not there or not in order.
+        DataError: when the user's own folder, or its `classes.json`, is not there or not in order.
     """
     if data.name == "folder":
         return folder.build_spec(folder.find_root(data.root))
@@ -70,7 +70,7 @@ def load_splits(data: DataRecipe) -> DatasetDict:
     Returns:
         [`DatasetDict`]: `train`, `validation` and `test`, each with the columns `image` (an RGB PIL image on access)
         and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). The data sets
-        that hf_seg knows are given as stored, without EXIF rotation. Of one's own data, photographs are upright and
+        that hf_seg knows are given as stored, without EXIF rotation. Of your own data, photographs are upright and
         masks hold class ids; rows of a table also have their `origin`, a name for messages. With `on_bad_pair` "drop",
         pairs that cannot be used are left out.
 

@@ -81,7 +81,7 @@ class CachedPairs(PreparedPairs):
     Args:
         pixel_values (uint8 array of shape `(N, 3, size, size)`), labels (uint8 array of shape `(N, size, size)`): in
             memory or memory-mapped.
-        folder (`Path`, *optional*): where the arrays are mapped from; a worker process maps them anew.
+        folder (`Path`, *optional*): where the arrays are mapped from; a worker process maps them again.
     """
 
     def __init__(self, pixel_values: np.ndarray, labels: np.ndarray, folder: Path | None = None):
@@ -122,7 +122,7 @@ def prepare_splits(
         spec (`DatasetSpec`): says which raw values the masks may hold.
         transforms (`Mapping[str, SegTransform]`): of each split; `prepare` and `prepared_size` are used.
         cache (`bool` or `str`): False: pairs are decoded each time that they are read. True: they are kept below the
-            cache folder of hf_seg, or, by name, in a folder of one's own. A cache that is there is used; its pairs
+            cache folder of hf_seg, or, by name, in a folder of your own. A cache that is there is used; its pairs
             were checked when it was made. Generated data is kept in memory.
 
     Returns:

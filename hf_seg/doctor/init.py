@@ -236,7 +236,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
 
 
 def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run on one's own data, every key with its value; `keys` say in the data section what data.
+    """The recipe of a run on the user's own data, every key with its value; `keys` say in the data section what data.
 
     Image size, batch and epochs follow from the photographs' sizes and number, so that a small data set gets small
     batches, augmentation and many epochs.

@@ -195,7 +195,7 @@ class _Report:
                 )
             else:
                 level, code, where = "note", "duplicate-within-split", f"; both are in {a}" if split_known else ""
-                remedy = "It counts twice. Before a split is drawn anew, keep one of the two."
+                remedy = "It counts twice. Before a split is drawn again, keep one of the two."
             what = f"looks like the same photograph as {names[first]}{where} (similarity {similarity:.2f})"
             self.add(level, code, what, remedy, names[second])
 

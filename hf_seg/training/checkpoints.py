@@ -127,7 +127,7 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
         if theirs != ours:
             raise RecipeError(
                 f"{folder}: is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}; delete that "
-                "folder, or pass --overwrite to make the run anew"
+                "folder, or pass --overwrite to train the run again"
             )
     saved, report = type(model).from_pretrained(folder, output_loading_info=True)
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)

@@ -236,7 +236,7 @@ class SegTrainer(Trainer):
         if damage:
             raise RecipeError(
                 f"{self.state.best_model_checkpoint}: the best checkpoint is damaged: {damage}; pass --overwrite to "
-                "make the run anew"
+                "train the run again"
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_seg.cli import main
+from hf_seg import cli
 from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
 from hf_seg.recipe.keys import TrainingRecipe, all_keys
 from hf_seg.recipe.passthrough import (
@@ -698,19 +698,19 @@ class TestCommand:
     def test_check_prints_names_in_training_order(self, tmp_path, capsys):
         base, late = save(tmp_path, "base"), tmp_path / "late.json"
         save(tmp_path, "late", model={"init": "checkpoint", "encoder_weights": "base"})
-        assert main(["check", str(late), "--training.seed", "3"]) == 0
+        assert cli.main(["check", str(late), "--training.seed", "3"]) == 0
         first, second, last = capsys.readouterr().out.splitlines()
         assert (first, second) == (f"1. base ({base})", f"2. late ({late}, encoder of base)")
         assert last.startswith("not tried: data, weights, the Hub, and a step of training")
 
     def test_check_prints_problems(self, tmp_path, capsys):
         path = save(tmp_path)
-        assert main(["check", str(path), "--training.sed=3"]) == 1
+        assert cli.main(["check", str(path), "--training.sed=3"]) == 1
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("", 'command line: training.sed: unknown key; did you mean "seed"?\n')
 
     def test_schema(self, capsys):
-        assert main(["schema"]) == 0
+        assert cli.main(["schema"]) == 0
         assert json.loads(capsys.readouterr().out)["title"] == "hf_seg recipe"
 
 
