@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_seg.recipe import RecipeError, json_schema, load_recipes
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.text import prepare_output, say
 
 
@@ -203,8 +204,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _repro(arguments: argparse.Namespace) -> int:
-    from hf_seg.data.spec import DataError
     from hf_seg.models.build import WeightsError
+    from hf_seg.problem import DataError
     from hf_seg.training.repro import as_json, as_text, reproduce
 
     try:
@@ -235,8 +236,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from hf_seg.data.spec import DataError
     from hf_seg.doctor.init import init
+    from hf_seg.problem import DataError
 
     try:
         options = ("out", "arch", "overwrite", "revision", "config_name", "image_column", "mask_column")
@@ -248,8 +249,8 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from hf_seg.hub.client import HubError
     from hf_seg.hub.push import push_run
+    from hf_seg.problem import HubError
 
     try:
         url = push_run(
@@ -263,9 +264,9 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from hf_seg.hub.client import HubError
     from hf_seg.inference.demo import DemoError, push_space, serve
     from hf_seg.inference.predict import PredictError
+    from hf_seg.problem import HubError
 
     try:
         if arguments.space:

@@ -28,18 +28,16 @@ from transformers.utils import logging
 from hf_seg.data import DatasetSpec, fingerprint
 from hf_seg.data.cache import CachedPairs
 from hf_seg.data.seg_data import SegData, load_data
-from hf_seg.data.spec import DataError
 from hf_seg.data.transforms import build_transforms
-from hf_seg.hub.client import Destination, HubError, destinations
-from hf_seg.models.build import WeightsError, build_model, check_model, locate_encoder_weights
+from hf_seg.hub.client import Destination, destinations
+from hf_seg.models.build import build_model, check_model, locate_encoder_weights
+from hf_seg.problem import Problem, RecipeError, Refusal
 from hf_seg.processes import check_agreement, first_on_each_machine, on_main_process
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
 from hf_seg.runs.folder import open_run
 from hf_seg.training.arguments import per_device_batch_size, use_sync_batch_norm
 from hf_seg.training.trainer import SegTrainer
-
-REFUSALS = (RecipeError, DataError, WeightsError, HubError)
 
 
 @dataclass(kw_only=True)
@@ -82,7 +80,7 @@ def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Check
                 counts = {name: len(split) for name, split in data.splits.items()}
                 try:
                     tried[same] = try_out(recipe, data.spec, counts)
-                except REFUSALS as error:
+                except Refusal as error:
                     tried[same] = error
             if isinstance(tried[same], Exception):
                 raise tried[same]
@@ -96,7 +94,7 @@ def _collected(problems: dict[str, list[str]], name: str) -> Iterator[None]:
     """Note a refusal (message → the runs that it is of) instead of raising it: the others are to be found, too."""
     try:
         yield
-    except REFUSALS as error:
+    except Refusal as error:
         problems.setdefault(str(error), []).append(name)
 
 
@@ -112,7 +110,7 @@ def _raise_together(problems: dict[str, list[str]]) -> None:
         here = ", ".join(filter(None, names))
         lines += [f"{here}: {first}" if here and not first.startswith(f"{here}: ") else first, *rest]
     if lines:
-        raise RecipeError(lines)
+        raise RecipeError(problems=[Problem(code="launch", place=line, what="") for line in lines])
 
 
 def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
@@ -171,7 +169,7 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
             ]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
             remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
-            problems.append(f"{where}: {_say(result)}; {remedy}")
+            problems.append(Problem(code="trial-step", place=where, what=_say(result), remedy=remedy))
             if not keys:
                 break
             for key in keys:
@@ -179,7 +177,7 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     model.to("meta")  # whoever holds it still, its memory is given back
     torch.cuda.empty_cache()
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(problems=problems)
     return result
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.text import say
 
 TIMEOUT = "HF_SEG_TIMEOUT"

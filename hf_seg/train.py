@@ -10,11 +10,11 @@ import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
-from hf_seg.data import describe_dropped, fingerprint
 from hf_seg.data.seg_data import load_data
 from hf_seg.hub.push import Uploads, is_unpushed
-from hf_seg.launch import REFUSALS, check, parse_arguments
+from hf_seg.launch import check, parse_arguments
 from hf_seg.models.build import build_model, describe_provenance, measure_forward
+from hf_seg.problem import Refusal
 from hf_seg.processes import lost_contact, lost_worker, on_main_process, start_processes
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.runs.card import build_card
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
                 recipes, options.output_dir, uploads, checked.without_gradient, overwrite, options.mean_iou_script
             )
             say("\n" + format_table(results), keep="\n")
-    except REFUSALS as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     except Interrupted as interruption:
@@ -111,11 +111,11 @@ def run_all(
             results.append(run(recipe, output_dir, uploads, unused, replace_it, mean_iou_script))
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
-                if isinstance(error, REFUSALS) and not PartialState().is_main_process:  # who speaks for all in main
+                if isinstance(error, Refusal) and not PartialState().is_main_process:  # who speaks for all in main
                     say_here(f"error: process {PartialState().process_index}: {error}", file=sys.stderr, keep="\n")
                 raise
             known = lost_worker(error)
-            if not known and not isinstance(error, REFUSALS):
+            if not known and not isinstance(error, Refusal):
                 say_here(traceback.format_exc(), file=sys.stderr, keep="\n")
             say(f"error: {recipe.name}: {known or error}", file=sys.stderr, keep="\n")
             failed.add(recipe.name)
@@ -165,14 +165,7 @@ def run(
             **measure_forward(model, recipe.data.image_size),
             "init": provenance,
         },
-        "data": {
-            "name": recipe.data.name,
-            **spec.describe(),
-            "fingerprint": fingerprint(splits),
-            "counts": {name: len(split) for name, split in splits.items()},
-            **describe_dropped(recipe.data),
-            "stored_size": {name: list(split[0]["image"].size) for name, split in splits.items()},
-        },
+        "data": data.describe(),
         "environment": environment(PartialState().device),
     }
     start_run(recipe, run_dir, state)

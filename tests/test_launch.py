@@ -13,7 +13,8 @@ from transformers.utils import logging
 from hf_seg import cli, launch, train
 from hf_seg.data.sources.synthetic import PET_SPEC
 from hf_seg.launch import smallest_batch, try_out
-from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import open_run
 from hf_seg.training.arguments import build_training_arguments
@@ -64,7 +65,7 @@ def problems(read):
     def find(counts=COUNTS, **sections):
         with pytest.raises(RecipeError) as refused:
             try_out(read(**sections), PET_SPEC, counts)
-        return refused.value.problems
+        return [str(problem) for problem in refused.value.problems]
 
     return find
 
@@ -255,8 +256,8 @@ def test_the_doctor_tries_the_step_too(write_recipe, capsys):
     bad = write_recipe("bad", training={"dataloader_prefetch_factor": 2})
     dpt = write_recipe("dpt", model=DPT)
     assert cli.main(["doctor", "--json", str(bad), str(dpt)]) == 1
-    findings = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["file"] in (str(bad), str(dpt))]
-    assert [(f["level"], f["code"], f["file"]) for f in findings] == [
+    findings = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["place"] in (str(bad), str(dpt))]
+    assert [(f["level"], f["code"], f["place"]) for f in findings] == [
         ("error", "trial-step", str(bad)),
         ("note", "no-gradient", str(dpt)),
     ]

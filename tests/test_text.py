@@ -16,9 +16,9 @@ from PIL import Image
 
 import hf_seg
 from hf_seg import cli
-from hf_seg.data.spec import PairError, report_pairs
+from hf_seg.data.spec import report_pairs
 from hf_seg.inference import demo_app
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import PairError, RecipeError
 from hf_seg.runs.figure import open_figure, shorten
 from hf_seg.text import code, hypertext, link, markdown, markdown_table, prepare_output, printable, redact, say
 
@@ -64,10 +64,11 @@ def test_a_terminal_gets_one_line(name, capsys):
 @every_name
 def test_messages_for_many_files_keep_their_lines(name):
     error = PairError(f"images/{name}", "is damaged", "Get it again.")
-    assert str(error).isprintable() and error.file == f"images/{name}"
-    lines = str(report_pairs(name, [error, error], 5)).split("\n")
+    assert str(error).isprintable() and error.problem.place == f"images/{name}"
+    other = PairError(f"masks/{name}", "is damaged", "Get it again.")
+    lines = str(report_pairs(name, [error, other], 5)).split("\n")
     assert len(lines) == 4 and all(line.isprintable() for line in lines)
-    assert all(line.isprintable() for line in str(RecipeError([name, f"{name}: x"])).split("\n"))
+    assert all(line.isprintable() for line in str(RecipeError(name, "x", name)).split("\n"))
 
 
 @every_name
@@ -238,5 +239,5 @@ def test_init_and_doctor_name_the_files(tmp_path, capsys):
     assert cli.main(["doctor", "--json", "--all", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert out.isascii() and "\x1b" not in out
-    files = {finding["file"] for finding in json.loads(out)["findings"]}
+    files = {finding["place"] for finding in json.loads(out)["findings"]}
     assert all(any(file.endswith(f"no mask {name}.png") for file in files) for name in names)

@@ -18,7 +18,8 @@ from transformers import SegformerConfig, SegformerForImageClassification
 
 from hf_seg.compare import compare
 from hf_seg.models import FCNForSemanticSegmentation
-from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import start_run
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json

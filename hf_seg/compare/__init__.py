@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.runs.record import (
     PER_IMAGE,
     RESULTS,

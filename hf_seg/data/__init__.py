@@ -18,8 +18,9 @@ from hf_seg.data.pairs import image_name
 from hf_seg.data.sources import cityscapes, folder, oxford_pet, synthetic
 from hf_seg.data.sources import table as hub_dataset
 from hf_seg.data.sources.download import find_folder
-from hf_seg.data.spec import DataError, DatasetSpec, PairError
+from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import StoredImage
+from hf_seg.problem import DataError, PairError
 
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import DataRecipe
@@ -110,10 +111,12 @@ def describe_dropped(data: DataRecipe) -> dict[str, Any]:
     errors = _load_own(data)[1]
     dropped = [
         {
-            "file": os.path.relpath(error.file, folder.find_root(data.root)) if data.name == "folder" else error.file,
-            "reason": error.reason,
+            "file": os.path.relpath(problem.place, folder.find_root(data.root))
+            if data.name == "folder"
+            else problem.place,
+            "reason": problem.what,
         }
-        for error in errors
+        for problem in (error.problem for error in errors)
     ]
     return {"dropped": dropped} | ({"note": f"{len(errors)} {NOT_COMPARABLE}"} if errors else {})
 
@@ -142,7 +145,7 @@ def _load_own(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
     if data.on_bad_pair == "drop":
         splits, more = drop_bad_pairs(splits, load_spec(data))
         errors += more
-        _announce(name, tuple(f"{error.file}: left out: {error.reason}" for error in errors))
+        _announce(name, tuple(f"{e.problem.place}: left out: {e.problem.what}" for e in errors))
     for split, dataset in splits.items():
         if not len(dataset):
             raise DataError(f"{name}: the {split} split holds no pair that can be used; each split needs one.")

@@ -30,7 +30,8 @@ from torch import Tensor
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
 from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, stored_pairs
 from hf_seg.data.sources.download import cache_folder, disk_remedy, one_process
-from hf_seg.data.spec import DataError, DatasetSpec, PairError, report_pairs
+from hf_seg.data.spec import DatasetSpec, report_pairs
+from hf_seg.problem import DataError, PairError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from datasets import Dataset, DatasetDict
 from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, stored_pairs
 from hf_seg.data.palettes import find_other_palette, reads_ids
 from hf_seg.data.sources.download import cache_folder, one_process
-from hf_seg.data.spec import DatasetSpec, PairError, report_pairs
+from hf_seg.data.spec import DatasetSpec, report_pairs
+from hf_seg.problem import PairError
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,12 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
 
     def look() -> str:
         errors = find_bad_pairs(splits, spec)
-        return json.dumps([[pair.split, pair.index, error.file, error.reason, error.remedy] for pair, error in errors])
+        return json.dumps(
+            [
+                [pair.split, pair.index, error.problem.place, error.problem.what, error.problem.remedy]
+                for pair, error in errors
+            ]
+        )
 
     errors = json.loads(_remembered(splits, spec, ".bad", look))
     good = without(splits, {(split, index) for split, index, *_ in errors})

@@ -13,8 +13,9 @@ import PIL.Image
 from datasets import Image
 from datasets.features.features import register_feature
 
-from hf_seg.data.spec import INVALID, PairError
+from hf_seg.data.spec import INVALID
 from hf_seg.data.stored_image import name_of, open_image, open_mask
+from hf_seg.problem import PairError
 
 MAX_ID = 65_535
 NO_LABELS = (

@@ -21,9 +21,9 @@ from hf_seg.data.sources.download import find_folder
 from hf_seg.data.sources.layouts import ALL
 from hf_seg.data.sources.split import SPLITS, draw_split, load_row_split
 from hf_seg.data.sources.table_files import load_tables
-from hf_seg.data.spec import DataError, DatasetSpec, PairError
+from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import StoredImage
-from hf_seg.problem import Finding, Level
+from hf_seg.problem import DataError, Level, PairError, Problem
 
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import DataRecipe
@@ -72,13 +72,13 @@ class Gathered:
         spec ([`DatasetSpec`], *optional*): None when it cannot be had.
         splits (`DatasetDict`, *optional*): None when there is nothing to look at; one split, `pairs`, where the pairs
             are there and it is not known which split they belong to.
-        findings (`list[Finding]`): what is wrong before any pair is decoded.
+        findings (`list[Problem]`): what is wrong before any pair is decoded.
     """
 
     place: str
     spec: DatasetSpec | None = None
     splits: DatasetDict | None = None
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Problem] = field(default_factory=list)
 
     @property
     def split_known(self) -> bool:
@@ -88,10 +88,10 @@ class Gathered:
         """Record what a run would stop with."""
         place = str(file or self.place)
         what, remedy = explain(str(error).removeprefix(f"{place}: "))
-        self.findings.append(Finding(level="error", code=code, file=place, what=what, remedy=remedy))
+        self.findings.append(Problem(level="error", code=code, place=place, what=what, remedy=remedy))
 
     def note(self, code: str, what: str, remedy: str) -> None:
-        self.findings.append(Finding(level="note", code=code, file=self.place, what=what, remedy=remedy))
+        self.findings.append(Problem(level="note", code=code, place=self.place, what=what, remedy=remedy))
 
 
 def explain(message: str) -> tuple[str, str]:
@@ -202,7 +202,7 @@ def _gather_folder(data: DataRecipe) -> Gathered:
     for note in found.notes:
         place, _, what = note.partition(": ")
         what, remedy = explain(what)
-        gathered.findings.append(Finding(level="warning", code="split", file=place, what=what, remedy=remedy))
+        gathered.findings.append(Problem(level="warning", code="split", place=place, what=what, remedy=remedy))
     try:
         gathered.spec, mask = folder.build_spec(root), folder.build_mask_column(root)
     except DataError as error:
@@ -258,7 +258,7 @@ def _table(pairs: Sequence[folder.Pair], features: Features) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def as_finding(error: PairError, level: Level) -> Finding:
+def as_finding(error: PairError, level: Level) -> Problem:
     """A pair that cannot be used."""
-    code = CODES.get(error.remedy, "mask-values")
-    return Finding(level=level, code=code, file=error.file, what=error.reason, remedy=error.remedy)
+    code = CODES.get(error.problem.remedy, "mask-values")
+    return replace(error.problem, level=level, code=code)

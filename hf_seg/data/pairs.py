@@ -14,8 +14,9 @@ from datasets import Dataset, Features, Image
 from datasets.utils import tqdm
 
 from hf_seg.data.columns import UprightImage
-from hf_seg.data.spec import INVALID, DatasetSpec, PairError
+from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.data.stored_image import Stored, open_header, orientation
+from hf_seg.problem import PairError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from hf_seg.data.columns import ClassMask, as_text, has_colors
 from hf_seg.data.pairs import StoredPair, map_pairs
-from hf_seg.data.spec import PairError
 from hf_seg.data.stored_image import open_header, open_mask
+from hf_seg.problem import PairError
 
 OTHER_PALETTE = (
     "Programs that make a palette for each file (pngquant, GIMP, “save for web”) give an index another meaning in "

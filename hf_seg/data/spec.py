@@ -5,39 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hf_seg.problem import DataError, PairError
 from hf_seg.text import printable
 
 IGNORE_INDEX = 255  # label of pixels that neither loss nor metric counts
 INVALID = -1  # table entry of a raw value that no mask of the data set may hold
 
 
-class DataError(ValueError):
-    """Something is wrong with the data itself: missing, unreadable, or not what the data set promises."""
-
-
-class PairError(DataError):
-    """What is wrong with one image or its mask.
-
-    Args:
-        file (`str`): the file.
-        reason (`str`): what is wrong with it.
-        remedy (`str`): what to do about it; the same words for all files with the same trouble.
-    """
-
-    def __init__(self, file: str, reason: str, remedy: str):
-        super().__init__(printable(f"{file}: {reason}. {remedy}"))
-        self.file, self.reason, self.remedy = file, reason, remedy
-
-    def __reduce__(self):  # a data loader's worker sends it to the main process
-        return PairError, (self.file, self.reason, self.remedy)
-
-
 def report_pairs(name: str, errors: list[PairError], total: int) -> DataError:
     """One error for many pairs: names up to ten, counts them all, says each remedy once."""
-    lines = listing([f"{error.file}: {error.reason}" for error in errors])
-    remedies = "\n".join(dict.fromkeys(error.remedy for error in errors))
-    what = f"{printable(name)}: {len(errors)} of {total} image and mask pairs cannot be used:"
-    return DataError(f"{what}\n{lines}\n{remedies}")
+    heading = f"{printable(name)}: {len(errors)} of {total} image and mask pairs cannot be used:"
+    return DataError(problems=[error.problem for error in errors], heading=heading)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +103,3 @@ def build_label_table(mapping: Mapping[int, int]) -> tuple[int, ...]:
         `tuple[int, ...]` of length 256: `mapping`, and `INVALID` for every value it does not name.
     """
     return tuple(mapping.get(value, INVALID) for value in range(256))
-
-
-def listing(items: list[str], limit: int = 10) -> str:
-    """Name up to `limit` items, one a line, and say how many more there are; for error messages."""
-    lines = [f"  {printable(item)}" for item in items[:limit]]
-    if len(items) > limit:
-        lines.append(f"  … and {len(items) - limit} more")
-    return "\n".join(lines)

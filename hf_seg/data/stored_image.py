@@ -16,7 +16,7 @@ from datasets.features.features import register_feature
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from hf_seg.data.spec import PairError
+from hf_seg.problem import PairError
 
 # An image or mask as a table stores it: {"path": str, "bytes": None} for a file, {"path": None, "bytes": bytes} if
 # it was generated, or both for a row of a table in which pictures lie.

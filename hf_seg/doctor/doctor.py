@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_seg.doctor.environment import check_folder, check_gpu, check_packages, check_shared_memory
-from hf_seg.problem import LEVELS, Finding
-from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.problem import LEVELS, Problem, RecipeError, Refusal
+from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, TrainingRecipe
 from hf_seg.text import printable
 
@@ -34,11 +34,11 @@ class Report:
     """What the doctor found.
 
     Args:
-        findings (`list[Finding]`): in the order in which they were found.
+        findings (`list[Problem]`): in the order in which they were found.
         data (`list[dict]`): of each data set `name`, `place` and `splits` (split → pairs, usable, shares).
     """
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Problem] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -87,9 +87,9 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
         return load_recipes(files, overrides)
     except RecipeError as error:
         for problem in error.problems:
-            file, _, rest = problem.partition(": ")
+            file, _, rest = str(problem).partition(": ")
             what, _, remedy = rest.partition("; ")
-            report.findings.append(Finding(level="error", code="recipe", file=file, what=what, remedy=remedy))
+            report.findings.append(Problem(level="error", code="recipe", place=file, what=what, remedy=remedy))
     recipes: dict[Path, Recipe] = {}
     for file in files:
         try:
@@ -159,7 +159,7 @@ def _examine(
     return (gathered.spec, usable) if whole else None
 
 
-def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar: bool | None) -> list[Finding]:
+def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar: bool | None) -> list[Problem]:
     """Pairs of which a cache holds other pixels than the files give now."""
     from hf_seg.data.cache import find_stale, prepared_folder
     from hf_seg.data.check import find_bad_pairs, in_memory, without
@@ -183,10 +183,10 @@ def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar:
             )
             stale[place] = files
     return [
-        Finding(
+        Problem(
             level="warning",
             code="stale-cache",
-            file=file,
+            place=file,
             what=f"{place} holds other pixels of this pair than its files give now",
             remedy="Delete that folder: the next launch makes it again.",
         )
@@ -195,26 +195,25 @@ def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar:
     ]
 
 
-def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[Finding]:
+def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[Problem]:
     """What a launch would find by its trial step."""
-    from hf_seg.launch import REFUSALS, try_out
+    from hf_seg.launch import try_out
 
     file = str(recipe.path)
     try:
         unused = try_out(recipe, spec, counts)
-    except REFUSALS as error:
-        parts = [problem.rpartition("; ") for problem in getattr(error, "problems", [str(error)])]
+    except Refusal as error:
         return [
-            Finding(level="error", code="trial-step", file=file, what=what or remedy, remedy=remedy if what else "")
-            for what, _, remedy in parts
+            dataclasses.replace(problem, code="trial-step", place=file, what=f"{problem.place}: {problem.what}")
+            for problem in error.problems
         ]
     if not unused:
         return []
     what = f"{len(unused)} parameters get no gradient, as {unused[0]}"
-    return [Finding(level="note", code="no-gradient", file=file, what=what, remedy="No step will change them.")]
+    return [Problem(level="note", code="no-gradient", place=file, what=what, remedy="No step will change them.")]
 
 
-def _check_disk(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Finding]:
+def _check_disk(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Problem]:
     """Disk and shared memory of the runs on one data set."""
     from hf_seg.data.cache import prepared_folder
     from hf_seg.data.check import in_memory
@@ -263,7 +262,7 @@ def as_text(report: Report, *, show_all: bool = False) -> str:
         findings = [f for f in report.findings if (f.level, f.code) == (LEVELS[level], code)]
         lines += ["", f"{LEVELS[level]}: {code} ({count:,})"]
         shown = findings if show_all else findings[:FILES_SHOWN]
-        lines += [f"  {finding.file}: {finding.what}" for finding in shown]
+        lines += [f"  {finding.place}: {finding.what}" for finding in shown]
         if len(shown) < count:
             lines.append(f"  … and {count - len(shown):,} more (--all)")
         lines += [f"  → {remedy}" for remedy in dict.fromkeys(finding.remedy for finding in findings) if remedy]

@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from hf_seg.problem import Finding, Level
+from hf_seg.problem import Level, Problem
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor; first byte of the class
 
 
-def check_packages() -> list[Finding]:
+def check_packages() -> list[Problem]:
     """Look for packages that are missing, too old, or do not fit each other.
 
     Returns:
-        `list[Finding]`: an error means that hf_seg cannot train, and may not even be able to look at data.
+        `list[Problem]`: an error means that hf_seg cannot train, and may not even be able to look at data.
     """
     return [*_requirements(), *_torchvision()]
 
 
-def _requirements() -> Iterator[Finding]:
+def _requirements() -> Iterator[Problem]:
     for requirement in metadata.requires("hf_seg") or ():
         name, floor = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?.*", requirement.replace(" ", "")).groups()
         if "extra==" in requirement.replace(" ", ""):
@@ -45,7 +45,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version)[0].split("."))
 
 
-def _torchvision() -> Iterator[Finding]:
+def _torchvision() -> Iterator[Problem]:
     # A torchvision that was built for another torch fails when its operators are used or registered, and transformers
     # then says "Could not import module 'SegformerForSemanticSegmentation'".
     try:
@@ -66,7 +66,7 @@ def _torchvision() -> Iterator[Finding]:
         yield _finding("error", "torch-torchvision", "torchvision", what, remedy)
 
 
-def check_gpu() -> list[Finding]:
+def check_gpu() -> list[Problem]:
     """Look for an NVIDIA GPU that training would not use."""
     import torch
 
@@ -102,7 +102,7 @@ def _reason() -> str:
     return ""
 
 
-def check_folder(folder: Path, needed: int, what: str) -> list[Finding]:
+def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
     """Whether a folder can be written to, and has enough disk space.
 
     Args:
@@ -123,7 +123,7 @@ def check_folder(folder: Path, needed: int, what: str) -> list[Finding]:
     return []
 
 
-def check_shared_memory(workers: int, batch_bytes: int) -> list[Finding]:
+def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
     """Whether the data loader's workers can hand over their batches.
 
     Args:
@@ -139,5 +139,5 @@ def check_shared_memory(workers: int, batch_bytes: int) -> list[Finding]:
     return [_finding("warning", "small-shared-memory", str(SHARED_MEMORY), what, remedy)]
 
 
-def _finding(level: Level, code: str, file: str, what: str, remedy: str) -> Finding:
-    return Finding(level=level, code=code, file=file, what=what, remedy=remedy)
+def _finding(level: Level, code: str, file: str, what: str, remedy: str) -> Problem:
+    return Problem(level=level, code=code, place=file, what=what, remedy=remedy)

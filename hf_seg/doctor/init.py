@@ -23,9 +23,10 @@ from hf_seg.data.sources import table as hub_dataset
 from hf_seg.data.sources import table_files as hub_files
 from hf_seg.data.sources.layouts import ALL, find_layout, is_picture_folder
 from hf_seg.data.sources.split import SPLITS
-from hf_seg.data.spec import DataError, PairError, report_pairs
+from hf_seg.data.spec import report_pairs
 from hf_seg.doctor.look import Findings, guess_classes, look_at_pairs, pixel_shares
 from hf_seg.doctor.preview import plot_preview
+from hf_seg.problem import DataError, PairError
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.recipe.reading import parse_json

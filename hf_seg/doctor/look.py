@@ -24,8 +24,9 @@ from hf_seg.data.columns import (
 )
 from hf_seg.data.pairs import StoredPair, map_pairs, size_error
 from hf_seg.data.palettes import find_other_palette
-from hf_seg.data.spec import IGNORE_INDEX, DataError, PairError
+from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.data.stored_image import open_header, open_mask, orientation
+from hf_seg.problem import DataError, PairError
 
 MAX_COLORS = 4096  # of one mask; a mask with more is a photograph, or was compressed like one
 SPREAD = 8  # so many times as far from the other ids as these are from each other, 255 is void and no shade of grey
@@ -174,7 +175,7 @@ def _is_colored(pair: StoredPair) -> bool:
                 return False  # as the header says: nothing has to be decoded
             raw_values(mask, by_color=False, name=pair.mask_name)
     except PairError as error:
-        return error.remedy == COLOURS
+        return error.problem.remedy == COLOURS
     except Exception:  # a damaged file, which _look reports
         return False
     return False

@@ -18,7 +18,7 @@ from hf_seg.data.palettes import find_other_palette, reads_ids
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.doctor.duplicates import SIDE, find_duplicates, is_flat
 from hf_seg.doctor.survey_pair import PairFacts, examine_pair
-from hf_seg.problem import Finding, Level
+from hf_seg.problem import Level, Problem
 
 RARE = 0.001  # share of a split's labelled pixels
 MOSTLY = 0.5  # share of a split's pixels
@@ -48,11 +48,11 @@ class Examination:
     """What was found.
 
     Args:
-        findings (`list[Finding]`): of pairs, in their order, then of splits, then of duplicates.
+        findings (`list[Problem]`): of pairs, in their order, then of splits, then of duplicates.
         splits (`dict[str, SplitFacts]`): by name.
     """
 
-    findings: list[Finding]
+    findings: list[Problem]
     splits: dict[str, SplitFacts]
 
 
@@ -122,11 +122,11 @@ def _examine_pairs(
 class _Report:
     """Findings about the whole."""
 
-    def __init__(self, findings: list[Finding], place: str):
+    def __init__(self, findings: list[Problem], place: str):
         self.findings, self.place = findings, place
 
     def add(self, level: Level, code: str, what: str, remedy: str, file: str | None = None) -> None:
-        self.findings.append(Finding(level=level, code=code, file=file or self.place, what=what, remedy=remedy))
+        self.findings.append(Problem(level=level, code=code, place=file or self.place, what=what, remedy=remedy))
 
     def empty_splits(self, splits: dict[str, SplitFacts], drop: bool, split_known: bool) -> None:
         for name, split in splits.items():

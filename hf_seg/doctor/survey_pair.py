@@ -16,10 +16,10 @@ from hf_seg.data import stored_image
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.gather import as_finding
 from hf_seg.data.pairs import StoredPair, decode_pair
-from hf_seg.data.spec import DatasetSpec, PairError
+from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import Stored, open_header
 from hf_seg.doctor.duplicates import thumbnail
-from hf_seg.problem import Finding, Level
+from hf_seg.problem import Level, PairError, Problem
 
 LONG = 4  # times as long as wide, from which on squeezing a picture into a square spoils what is in it
 
@@ -29,13 +29,13 @@ class PairFacts:
     """One pair.
 
     Args:
-        findings (`list[Finding]`): what is to be said of it.
+        findings (`list[Problem]`): what is to be said of it.
         size (`tuple[int, int]`, *optional*): width and height; None: the pair cannot be used.
         counts (`dict[int, int]`): class id (255: ignored) → pixels.
         thumbnail (`np.ndarray`, *optional*): see `duplicates.thumbnail`.
     """
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Problem] = field(default_factory=list)
     size: tuple[int, int] | None = None
     counts: dict[int, int] = field(default_factory=dict)
     thumbnail: np.ndarray | None = None
@@ -85,7 +85,7 @@ def _open(stored: Stored) -> Iterator[PIL.Image.Image | None]:
         yield image
 
 
-def _look_at_image(header: PIL.Image.Image, name: str, *, upright: bool) -> Iterator[Finding]:
+def _look_at_image(header: PIL.Image.Image, name: str, *, upright: bool) -> Iterator[Problem]:
     yield from _look_at_name(header, name)
     width, height = header.size
     if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
@@ -109,7 +109,7 @@ def _look_at_image(header: PIL.Image.Image, name: str, *, upright: bool) -> Iter
         yield _warning("huge-image", name, what, "Make a smaller copy; the model sees it at image_size anyway.")
 
 
-def _look_at_name(header: PIL.Image.Image, name: str) -> Iterator[Finding]:
+def _look_at_name(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
     expected = _formats().get(Path(name).suffix.lower())
     found = {"MPO": "JPEG"}.get(header.format, header.format)  # a JPEG file with a second picture behind it
     if expected and found != expected:
@@ -131,9 +131,9 @@ def _orientation(header: PIL.Image.Image) -> int:
         return 1
 
 
-def _warning(code: str, file: str, what: str, remedy: str) -> Finding:
-    return Finding(level="warning", code=code, file=file, what=what, remedy=remedy)
+def _warning(code: str, file: str, what: str, remedy: str) -> Problem:
+    return Problem(level="warning", code=code, place=file, what=what, remedy=remedy)
 
 
-def _note(code: str, file: str, what: str, remedy: str) -> Finding:
-    return Finding(level="note", code=code, file=file, what=what, remedy=remedy)
+def _note(code: str, file: str, what: str, remedy: str) -> Problem:
+    return Problem(level="note", code=code, place=file, what=what, remedy=remedy)

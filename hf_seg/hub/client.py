@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, get_token, is_offline_mode, set_client_factor
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._http import default_client_factory
 
+from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
 from hf_seg.runs.card import without_private_parts
 from hf_seg.runs.record import changed_keys
@@ -26,10 +27,6 @@ LONGEST_WAIT = 300.0  # what a server may ask for by Retry-After
 TIMEOUT = httpx2.Timeout(connect=10, read=60, write=60, pool=60)  # seconds; by default huggingface_hub waits for ever
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 T = TypeVar("T")
-
-
-class HubError(ValueError):
-    """The Hub cannot be reached, or will not take what was to be pushed. What is on the disk is as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)

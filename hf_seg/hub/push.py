@@ -15,7 +15,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
 
-from hf_seg.hub.client import Destination, HubError, check_free, create, full_name, upload
+from hf_seg.hub.client import Destination, check_free, create, full_name, upload
+from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.reading import parse_json
 from hf_seg.runs.card import build_card, without_private_parts

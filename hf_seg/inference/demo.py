@@ -19,13 +19,13 @@ from PIL import Image
 
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.sources.synthetic import generate
-from hf_seg.data.spec import PairError
-from hf_seg.hub.client import HubError, attempt, full_name
+from hf_seg.hub.client import attempt, full_name
 from hf_seg.hub.push import model_files, stage
 from hf_seg.inference.predict import Segmenter, load_segmenter
 from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
 from hf_seg.models.weight_files import sha256
+from hf_seg.problem import HubError, PairError, Refusal
 from hf_seg.text import link, markdown, printable, say
 
 # what a Space needs; the floors are those of pyproject.toml
@@ -61,7 +61,7 @@ initial weights that they come from allow that.
 """
 
 
-class DemoError(ValueError):
+class DemoError(Refusal):
     """The page cannot be served or pushed as asked."""
 
 
@@ -114,7 +114,7 @@ def _decode(path: str | Path) -> Image.Image:
     try:
         return UprightImage().decode_example({"path": str(path), "bytes": None})
     except PairError as error:
-        raise PhotographError(f"{Path(path).name}: {error.reason}. {error.remedy}") from error
+        raise PhotographError(f"{Path(path).name}: {error.problem.what}. {error.problem.remedy}") from error
 
 
 def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = False) -> str:

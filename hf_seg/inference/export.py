@@ -20,6 +20,7 @@ from transformers.image_utils import PILImageResampling
 from hf_seg.data.sources.synthetic.pet import draw_pet
 from hf_seg.inference.predict import PredictError, Segmenter, Unreadable, expand_paths, load_segmenter, read_image
 from hf_seg.inference.write import palette_of
+from hf_seg.problem import Refusal
 
 OPSET = 20
 EQUAL_LABELS = 0.999  # at least this share of the pixels
@@ -30,7 +31,7 @@ LARGEST_FILE = 2**31 - 2**24  # bytes of weights: ONNX files end at 2 GiB, and t
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-class ExportError(ValueError):
+class ExportError(Refusal):
     """Nothing has been written: the model cannot be exported, or the images cannot be used."""
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.file_search import find_files
-from hf_seg.data.spec import PairError
 from hf_seg.inference.segmenter import PredictError, Segmenter, load_segmenter
+from hf_seg.problem import PairError
 
 __all__ = [
     "PredictError",
@@ -156,7 +156,7 @@ def read_image(path: Path) -> Image.Image | Unreadable:
     try:
         return UprightImage().decode_example({"path": str(path), "bytes": None})
     except PairError as error:
-        return Unreadable(path=path, reason=f"{error.reason}. {error.remedy}")
+        return Unreadable(path=path, reason=f"{error.problem.what}. {error.problem.remedy}")
 
 
 def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:

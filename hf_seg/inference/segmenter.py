@@ -28,6 +28,7 @@ from transformers import (
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.models.weight_files import check_config, check_parameters, read_header
 from hf_seg.models.weights import WeightsError, verify_download
+from hf_seg.problem import Refusal
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
 # EoMT, DETR) are not here: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding.
@@ -36,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_SIDE = 2**14  # in pixels, of a model's input
 
 
-class PredictError(ValueError):
+class PredictError(Refusal):
     """The model, the paths or the output folder cannot be used."""
 
 

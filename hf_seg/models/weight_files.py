@@ -28,6 +28,8 @@ from transformers.initialization import meta_device_safe_creation_ops
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from hf_seg.problem import Refusal
+
 # The second one is all that some repositories have; it is read as data only (`weights_only=True`).
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LARGEST_CONFIG = 2**24  # bytes of config.json; 20,000 classes take 1 MB
@@ -39,7 +41,7 @@ REMEDY = (
 )
 
 
-class WeightsError(ValueError):
+class WeightsError(Refusal):
     """The model of a recipe cannot be built, or its initial weights cannot be had."""
 
     @classmethod

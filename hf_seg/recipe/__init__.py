@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_seg.problem import Problem, RecipeError
 from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, all_keys
 from hf_seg.recipe.passthrough import training_arguments
 from hf_seg.recipe.reading import read_files
 from hf_seg.recipe.rules import check_name
-from hf_seg.text import printable
 
 
 @dataclass(kw_only=True)
@@ -43,16 +43,6 @@ class Recipe:
         sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
         sections["training"] |= sections["training"].pop("arguments")
         return sections
-
-
-class RecipeError(ValueError):
-    """All problems of all recipes of a launch, a line each: `file: section.key: what is wrong; remedy`."""
-
-    def __init__(self, problems: str | Sequence[str]):
-        problems = [problems] if isinstance(problems, str) else problems
-        # Keys and values come from the file: a line break in one must not look like the next problem.
-        self.problems = list(dict.fromkeys(map(printable, problems)))
-        super().__init__("\n".join(self.problems))
 
 
 def json_schema() -> dict[str, Any]:
@@ -98,7 +88,7 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     problems: list[str] = []
     drafts = read_files([Path(path) for path in paths], overrides, all_keys(), problems)
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(problems=[Problem(code="recipe", place="", what=problem) for problem in problems])
     return [
         Recipe(
             name=name,
@@ -143,5 +133,7 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
             )
     wrong = {recipe.path: check_name(recipe.name) for recipe in repeated}
     if any(wrong.values()):
-        raise RecipeError([f"{path}: with the seed, {what}; rename the file" for path, what in wrong.items() if what])
+        raise RecipeError(
+            "\n".join(f"{path}: with the seed, {what}; rename the file" for path, what in wrong.items() if what)
+        )
     return repeated

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_seg.problem import did_you_mean
 from hf_seg.recipe.rules import (
     Keys,
     Problem,
@@ -22,7 +23,6 @@ from hf_seg.recipe.rules import (
     check_model,
     check_name,
     check_training,
-    did_you_mean,
     encoder_differences,
     is_path_or_hub_id,
 )

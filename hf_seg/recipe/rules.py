@@ -10,9 +10,10 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hf_seg.problem import did_you_mean
 from hf_seg.recipe.passthrough import (
     REFUSED,
     REFUSED_CONFIG,
@@ -31,12 +32,6 @@ LONGEST_NAME = 255 - len("..replaced")  # bytes that file systems take, less wha
 # Names that Windows gives to devices, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A remedy for an unknown name: the known one that is closest, or else a text of the caller's."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else otherwise
 
 
 def check_name(name: str) -> str | None:

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from hf_seg.data import fingerprint
 from hf_seg.data.gather import gather
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError, RecipeError
 from hf_seg.processes import check_shared, on_main_process
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
 from hf_seg.recipe.reading import RUN_FORMAT, parse_json
 from hf_seg.runs.record import FORMAT, PER_IMAGE, RESULTS, ROC, SAMPLES, changed_keys, find_fault, write_json

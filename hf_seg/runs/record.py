@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import all_keys
 from hf_seg.recipe.reading import parse_json
 from hf_seg.text import markdown_table

@@ -11,7 +11,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import TrainingRecipe
 
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.runs.record import write_json
 from hf_seg.text import printable
 

@@ -18,8 +18,9 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from hf_seg.data import fingerprint
 from hf_seg.data.seg_data import SegData, load_data
 from hf_seg.models.build import build_model
+from hf_seg.problem import RecipeError
 from hf_seg.processes import start_processes
-from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.runs.folder import RECORD, load_run
 from hf_seg.runs.record import environment, load_results
 from hf_seg.training.trainer import SegTrainer

@@ -21,7 +21,8 @@ from hf_seg.data import image_name
 from hf_seg.data.seg_data import SegData
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
-from hf_seg.recipe import Recipe, RecipeError
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import Recipe
 from hf_seg.scoring.evaluation import Evaluation
 from hf_seg.scoring.loss import LossWatch, segmentation_loss, upsample
 from hf_seg.scoring.metrics import SecondOpinion

@@ -15,7 +15,7 @@ from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
 from hf_seg.compare.plots import labels, plot_cost, use_log_scale
 from hf_seg.compare.report import as_markdown, build_sections
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
 from hf_seg.scoring.metrics import scores_from_confusion
 from hf_seg.scoring.roc import ROC_BINS, roc_from_histograms, stack_curves

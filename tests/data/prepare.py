@@ -5,8 +5,9 @@ import time
 from shutil import disk_usage
 from types import SimpleNamespace
 
-from hf_seg.data import DataError, cache, load_spec, load_splits, prepare_splits
+from hf_seg.data import cache, load_spec, load_splits, prepare_splits
 from hf_seg.data.transforms import build_transforms
+from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
 pets, folder, pause = *sys.argv[1:3], float(sys.argv[3]) if len(sys.argv) > 3 else 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_seg.data.classes import Classes, distinct_colors, load_classes, read_classes
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError
 
 CAT, DOG = {"name": "cat", "id": 0}, {"name": "dog", "id": 7}
 RED, BLUE = {"name": "red", "color": [255, 0, 0]}, {"name": "blue", "color": "#0000fF"}

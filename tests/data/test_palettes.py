@@ -8,12 +8,13 @@ from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_im
 from PIL import Image
 
 from hf_seg import cli
-from hf_seg.data import DataError, check, load_spec, load_splits, prepare_splits
+from hf_seg.data import check, load_spec, load_splits, prepare_splits
 from hf_seg.data.classes import load_classes
 from hf_seg.data.palettes import find_other_palette
 from hf_seg.data.sources import folder
 from hf_seg.data.transforms import build_transforms
 from hf_seg.doctor.look import guess_classes, look_at_pairs
+from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
 IDS = {"classes": [{"name": name, "id": value} for value, name in enumerate(("ground", "disc", "bar"))]}
@@ -93,7 +94,7 @@ def test_with_ids_init_and_the_doctor_refuse_them(own_palettes, capsys):
     findings = json.loads(capsys.readouterr().out)["findings"]
     (error,) = [finding for finding in findings if finding["level"] == "error"]
     assert error["code"] == "mask-palettes"
-    assert_names_both(f"{error['file']}: {error['what']}. {error['remedy']}")
+    assert_names_both(f"{error['place']}: {error['what']}. {error['remedy']}")
 
 
 def test_ids_beside_other_palettes_are_refused(own_palettes):

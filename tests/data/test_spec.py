@@ -5,7 +5,8 @@ import pytest
 
 from hf_seg.data import load_spec
 from hf_seg.data.sources import cityscapes, oxford_pet
-from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table, listing
+from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table
+from hf_seg.problem import listing
 
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
 CITYSCAPES |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}

@@ -10,8 +10,8 @@ from PIL import Image
 
 from hf_seg.data.columns import ClassMask, UprightImage
 from hf_seg.data.gather import as_finding
-from hf_seg.data.spec import PairError
 from hf_seg.data.stored_image import StoredImage
+from hf_seg.problem import PairError
 
 SIZE = (8, 6)
 GRADIENT = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -115,7 +115,7 @@ ACCEPTED = {
 def refused(column, content, path=None):
     with pytest.raises(PairError) as caught:
         column.decode_example({"path": path or "a.png", "bytes": content})
-    assert caught.value.file == (path or "a.png") and caught.value.remedy
+    assert caught.value.problem.place == (path or "a.png") and caught.value.problem.remedy
     return caught.value
 
 
@@ -128,9 +128,9 @@ def test_what_pillow_would_give_a_part_of_is_refused(name, tmp_path):
     errors = [refused(column, content) for column in (UprightImage(), StoredImage(mode="RGB"))]
     errors.append(refused(UprightImage(), None, str(path)))
     for error in errors:
-        assert of_image in error.reason and as_finding(error, "error").code == code
+        assert of_image in error.problem.what and as_finding(error, "error").code == code
     mask = ClassMask(values=[0, 1], labels=[0, 1])
-    reason = refused(mask, content).reason
+    reason = refused(mask, content).problem.what
     if of_mask is None:
         assert reason.startswith("the mask holds ")  # and not what is refused of an image
     else:
@@ -160,17 +160,17 @@ def test_labels_in_the_alpha_channel(mode, by_color):
     assert not np.asarray(empty).any()
     mask.putalpha(Image.fromarray(IDS * 255))
     error = refused(column, saved(mask, kind))
-    assert "all pixels of the mask have one colour" in error.reason and "alpha channel" in error.reason
+    assert "all pixels of the mask have one colour" in error.problem.what and "alpha channel" in error.problem.what
     assert as_finding(error, "error").code == "mask-kind"
 
 
 def test_more_pixels_than_pillow_opens(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     error = refused(UprightImage(), saved(COLORS, "PNG"))
-    assert "exceeds limit of 40 pixels" in error.reason and as_finding(error, "error").code == "huge-image"
+    assert "exceeds limit of 40 pixels" in error.problem.what and as_finding(error, "error").code == "huge-image"
 
 
 def test_damage_is_said_of_the_file_also_where_no_pair_is(tmp_path):
     error = refused(UprightImage(), saved(COLORS, "JPEG")[:150])
-    assert error.reason.startswith("cannot be decoded (") and as_finding(error, "error").code == "undecodable"
-    assert "FileNotFoundError" in refused(UprightImage(), None, str(tmp_path / "gone.png")).reason
+    assert error.problem.what.startswith("cannot be decoded (") and as_finding(error, "error").code == "undecodable"
+    assert "FileNotFoundError" in refused(UprightImage(), None, str(tmp_path / "gone.png")).problem.what

@@ -6,9 +6,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from hf_seg.data.spec import INVALID, DataError, DatasetSpec
+from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.data.transforms import SegTransform
 from hf_seg.models.build import build_image_processor
+from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
 SPEC = DatasetSpec(

@@ -13,9 +13,9 @@ from own_folders import ORIENTATION, as_rgb, scene, write_folder, write_image
 from PIL import Image, ImageEnhance
 
 from hf_seg import cli, train
-from hf_seg.data.spec import DataError
 from hf_seg.doctor import doctor
-from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.problem import DataError, RecipeError
+from hf_seg.recipe import load_recipes
 
 CLASSES = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
 CLASSES["ignore"] = [255]
@@ -353,7 +353,7 @@ def test_a_planted_fault_is_found_and_training_agrees(fault, root, ask, write_re
     status, report = ask(recipe)
     (finding, *more) = [finding for finding in report["findings"] if finding["code"] == code]
     assert not more and finding["level"] == level
-    assert finding["file"].endswith(file)
+    assert finding["place"].endswith(file)
     assert finding["what"] and finding["remedy"]
     others = [other for other in report["findings"] if other["level"] == "error" and other["code"] != code]
     assert not others  # one fault, one error
@@ -444,7 +444,7 @@ def test_pictures_that_pillow_refuses(root, ask, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 20_000)
     status, report = ask(root)
     (finding,) = [finding for finding in report["findings"] if finding["code"] == "huge-image"]
-    assert status == 0 and finding["level"] == "warning" and finding["file"] == str(photo(root))
+    assert status == 0 and finding["level"] == "warning" and finding["place"] == str(photo(root))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10_000)
     status, report = ask(root)
     (finding,) = [finding for finding in report["findings"] if finding["code"] == "huge-image"]
@@ -458,7 +458,7 @@ def test_recipes_that_are_not_in_order(root, ask, write_recipe, tmp_path):
     status, report = ask(bad, good, tmp_path / "nowhere.json")
     assert status == 1
     recipes = [finding for finding in report["findings"] if finding["code"] == "recipe"]
-    assert {finding["file"] for finding in recipes} == {str(bad), str(tmp_path / "nowhere.json")}
+    assert {finding["place"] for finding in recipes} == {str(bad), str(tmp_path / "nowhere.json")}
     assert "learning_rat" in recipes[0]["what"] and recipes[0]["remedy"]
     assert "mask-values" in report["summary"]["codes"]  # the good one is examined all the same
 
@@ -493,7 +493,7 @@ def test_deep_compares_the_cache_with_the_files(root, ask, write_recipe, is_refu
     assert "stale-cache" not in ask(recipe)[1]["summary"]["codes"]
     status, report = ask(recipe, "--deep")
     (finding,) = [finding for finding in report["findings"] if finding["code"] == "stale-cache"]
-    assert status == 0 and finding["level"] == "warning" and finding["file"] == str(photo(root, COUNT - 1))
+    assert status == 0 and finding["level"] == "warning" and finding["place"] == str(photo(root, COUNT - 1))
     assert str(train) in finding["what"] and "Delete that folder" in finding["remedy"]
 
 

@@ -36,7 +36,7 @@ def test_versions(installed):
         ["a>=2.4", "b>=2.10", "c>=1.0.31", "d", 'e>=1; extra == "test"', "f>=3"],
         **{"a": "2.4.0+cu132", "b": "2.9.1", "c": "1.0.31rc1", "d": "0.1"},
     )
-    found = {finding.file: (finding.level, finding.code, finding.remedy) for finding in check_packages()}
+    found = {finding.place: (finding.level, finding.code, finding.remedy) for finding in check_packages()}
     assert found == {
         "b": ("warning", "old-package", "pip install 'b>=2.10'"),
         "f": ("error", "missing-package", "pip install 'f>=3'"),
@@ -114,7 +114,7 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
     folder = tmp_path / "not" / "yet"
     assert check_folder(folder, 10**9, "the resized pairs") == []
     (finding,) = check_folder(folder, 2 * 10**9, "the resized pairs")
-    assert finding.code == "full-disk" and finding.file == str(folder)
+    assert finding.code == "full-disk" and finding.place == str(folder)
     assert finding.what == "has 1.0 GB free, and the resized pairs need about 2.0 GB"
     assert not folder.exists()
 

@@ -5,10 +5,10 @@ import pytest
 from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import DataError
 from hf_seg.data.classes import read_classes
 from hf_seg.data.sources import folder
 from hf_seg.doctor.look import guess_classes, look_at_pairs, pixel_shares
+from hf_seg.problem import DataError
 
 
 def look(root, classes=None):
@@ -133,7 +133,7 @@ def test_bad_pairs_are_named_and_the_others_looked_at(tmp_path):
     write_image(tmp_path / "masks" / "photo_03.png", noise)
     findings = look(tmp_path)
     assert [row for _, row in findings.looks] == [4, 5]
-    reasons = [error.reason for error in findings.errors]
+    reasons = [error.problem.what for error in findings.errors]
     assert reasons[0].startswith("cannot be decoded (Unid") and reasons[1].startswith("cannot be decoded (Unid")
     assert reasons[2].startswith("the image is 48x32 but the mask is 4x4")
     assert reasons[3] == "the mask holds more than 4,096 colours"
@@ -145,4 +145,4 @@ def test_with_classes_the_unknown_is_an_error(tmp_path):
     write_image(tmp_path / "masks" / "photo_01.png", as_palette((scene(1)[1] == 1).astype(np.uint8)))
     findings = look(tmp_path, read)
     assert list(findings.looks) == [("pairs", 1)]
-    assert all(error.reason.startswith("the mask holds 2 (") for error in findings.errors)
+    assert all(error.problem.what.startswith("the mask holds 2 (") for error in findings.errors)

@@ -14,10 +14,11 @@ from huggingface_hub import constants
 from own_folders import ORIENTATION, scene
 from PIL import Image as Pillow
 
-from hf_seg.data import DataError, check_splits, load_spec, load_splits
+from hf_seg.data import check_splits, load_spec, load_splits
 from hf_seg.data.gather import gather
 from hf_seg.data.sources import oxford_pet
 from hf_seg.doctor.survey import MAX_DUPLICATES, examine
+from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
 
@@ -54,7 +55,7 @@ def agree(look):
         except DataError:
             refused = True
         assert any(finding.level == "error" for finding in findings) == refused
-        return [(finding.level, finding.code, finding.file) for finding in findings], splits
+        return [(finding.level, finding.code, finding.place) for finding in findings], splits
 
     return run
 

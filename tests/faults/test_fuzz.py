@@ -17,9 +17,9 @@ from hf_seg.data import load_spec
 from hf_seg.data.columns import ClassMask, UprightImage
 from hf_seg.data.pairs import StoredPair, decode_pair
 from hf_seg.data.sources import cityscapes
-from hf_seg.data.spec import DataError, PairError
 from hf_seg.data.stored_image import StoredImage
-from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.problem import DataError, PairError, RecipeError
+from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import DataRecipe
 
 pytestmark = pytest.mark.faults
@@ -64,7 +64,7 @@ def load(folder, text):
         [recipe] = load_recipes([path])
         json.dumps(recipe.to_dict(), allow_nan=False)  # what was taken is a recipe
     except RecipeError as error:
-        assert error.problems and all("\n" not in problem for problem in error.problems)
+        assert error.problems and all("\n" not in str(problem) for problem in error.problems)
 
 
 no_limits = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -130,7 +130,7 @@ def test_pictures_with_damaged_bytes(own):
         try:
             decoded = decode_pair(StoredPair(split="train", index=number, image=image, mask=labels), features, spec)
         except PairError as error:
-            assert f"train[{number}], " in error.file and error.reason and error.remedy
+            assert f"train[{number}], " in error.problem.place and error.problem.what and error.problem.remedy
             refused += 1
         else:
             assert decoded[0].mode == "RGB" and decoded[0].size == decoded[1].size

@@ -11,7 +11,7 @@ import torch
 
 from hf_seg import launch, train
 from hf_seg.data import seg_data
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.training.trainer import SegTrainer
 
 trouble, rank = sys.argv.pop(), int(os.environ["RANK"])

@@ -11,7 +11,6 @@ from hf_seg import train
 from hf_seg.hub import client as hub_module
 from hf_seg.hub.client import (
     Destination,
-    HubError,
     attempt,
     check_free,
     create,
@@ -21,6 +20,7 @@ from hf_seg.hub.client import (
     redact,
     upload,
 )
+from hf_seg.problem import HubError
 from hf_seg.recipe import load_recipes
 
 

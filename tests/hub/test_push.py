@@ -15,9 +15,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_seg import cli, train
-from hf_seg.hub.client import HubError
 from hf_seg.hub.push import is_unpushed, model_files, stage
 from hf_seg.inference.predict import PredictError, load_segmenter, predict
+from hf_seg.problem import HubError
 from hf_seg.runs.folder import PLOTS
 
 DIES = Path(__file__).parents[1] / "train_and_die.py"

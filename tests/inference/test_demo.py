@@ -34,7 +34,6 @@ from transformers import (
 )
 
 from hf_seg import cli
-from hf_seg.hub.client import HubError
 from hf_seg.inference import demo as demo_module
 from hf_seg.inference import demo_app
 from hf_seg.inference.demo import DemoError, push_space, serve, stage_space
@@ -42,6 +41,7 @@ from hf_seg.inference.predict import PredictError, load_segmenter, predict
 from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
+from hf_seg.problem import HubError
 
 NAMES = {0: "cat", 1: "dog & <b>co</b>", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]

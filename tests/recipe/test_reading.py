@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_seg import cli
-from hf_seg.recipe import Recipe, RecipeError, load_recipes, over_seeds
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import TrainingRecipe, all_keys
 from hf_seg.recipe.passthrough import (
     REFUSED,
@@ -47,7 +48,7 @@ def problems(*paths: Path | str, overrides: list[str] | None = None) -> list[str
     """The problems of a launch, each file by its name only."""
     with pytest.raises(RecipeError) as caught:
         load_recipes(paths, overrides or [])
-    lines = caught.value.problems
+    lines = [str(problem) for problem in caught.value.problems]
     assert str(caught.value) == "\n".join(lines)
     for folder in sorted({str(Path(path).parent) for path in paths}, key=len, reverse=True):
         lines = [line.replace(folder + "/", "") for line in lines]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from own_folders import write_folder
 
-from hf_seg.recipe import Recipe, RecipeError, load_recipes
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.runs import folder as run_folder
 from hf_seg.runs.folder import describe_data, hold_runs, load_run, open_run, start_run

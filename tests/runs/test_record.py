@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from records import made_up
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.runs.record import describe_encoder_run, format_table, load_results, write_json
 
 

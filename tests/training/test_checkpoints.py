@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_seg.recipe import RecipeError
+from hf_seg.problem import RecipeError
 from hf_seg.training import checkpoints
 from hf_seg.training.checkpoints import CHECKSUMS, check_room, find_damage, last_checkpoint, seal
 

@@ -7,7 +7,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from hf_seg.data.seg_data import load_data
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_model
-from hf_seg.recipe import RecipeError, load_recipes
+from hf_seg.problem import RecipeError
+from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.training.arguments import (
     checkpoints_kept,

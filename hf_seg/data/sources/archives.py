@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from torchvision.datasets.utils import calculate_md5
 
 from hf_seg.data.sources.download import Archive, reading_archive
-from hf_seg.data.spec import DataError, listing
-from hf_seg.problem import Finding, Level
+from hf_seg.problem import DataError, Level, Problem, listing
 from hf_seg.text import printable
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
@@ -22,7 +21,7 @@ UNSAFE = "Do not unpack it by hand; get it from where the data set is published.
 
 def examine_archives(
     folder: Path, *, needed: Collection[str], official: Mapping[str, Archive], is_read: IsRead | None = None
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Look into the archives that lie in a folder.
 
     Args:
@@ -40,14 +39,14 @@ def examine_archives(
             yield from _examine_zip(path, level, is_read if path.name in needed else None)
 
 
-def _examine_tar(path: Path, level: Level, official: Archive | None) -> Iterator[Finding]:
+def _examine_tar(path: Path, level: Level, official: Archive | None) -> Iterator[Problem]:
     if official:
         found = calculate_md5(path)
         if found == official.md5:
             return  # what is in it is known
         what = f"is not the official archive: its MD5 is {found} and not {official.md5}"
         remedy = f"Remove it, or download it again from {official.url}."
-        yield Finding(level=level, code="wrong-archive", file=str(path), what=what, remedy=remedy)
+        yield Problem(level=level, code="wrong-archive", file=str(path), what=what, remedy=remedy)
     unsafe = []
     try:
         with reading_archive(path), tarfile.open(path) as archive:
@@ -60,10 +59,10 @@ def _examine_tar(path: Path, level: Level, official: Archive | None) -> Iterator
         yield _damaged(path, level, error)
     if unsafe:
         what = f"{len(unsafe)} members would be written outside of the folder, or are no files:\n{listing(unsafe)}"
-        yield Finding(level=level, code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
+        yield Problem(level=level, code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
 
 
-def _examine_zip(path: Path, level: Level, is_read: IsRead | None) -> Iterator[Finding]:
+def _examine_zip(path: Path, level: Level, is_read: IsRead | None) -> Iterator[Problem]:
     try:
         with reading_archive(path), zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -79,9 +78,9 @@ def _examine_zip(path: Path, level: Level, is_read: IsRead | None) -> Iterator[F
     unsafe = [printable(name) for name in names if {"/", ".."} & {*parts[name]}]
     if unsafe:  # zipfile takes such parts out of a name, so that training is in no danger
         what = f"{len(unsafe)} members name a place outside of the folder:\n{listing(unsafe)}"
-        yield Finding(level="warning", code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
+        yield Problem(level="warning", code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
 
 
-def _damaged(path: Path, level: Level, error: DataError | OSError) -> Finding:
+def _damaged(path: Path, level: Level, error: DataError | OSError) -> Problem:
     what = str(error).removeprefix(f"{path} ").removesuffix(f". {AGAIN}")
-    return Finding(level=level, code="damaged-archive", file=str(path), what=what, remedy=AGAIN)
+    return Problem(level=level, code="damaged-archive", file=str(path), what=what, remedy=AGAIN)

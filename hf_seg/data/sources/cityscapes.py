@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_seg.data.sources.download import unpack_zips
-from hf_seg.data.spec import IGNORE_INDEX, DataError, DatasetSpec, build_label_table, listing
+from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table
+from hf_seg.problem import DataError, listing
 
 # labelId of each of the 19 evaluated classes, with the name and the colour under which the benchmark reports it.
 CLASSES = (

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError
 from hf_seg.text import printable
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from hf_seg.data.sources.split import (
     load_split,
     save_split,
 )
-from hf_seg.data.spec import IGNORE_INDEX, DataError, DatasetSpec, PairError, build_label_table, listing, report_pairs
+from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table, report_pairs
+from hf_seg.problem import DataError, PairError, listing
 from hf_seg.text import printable
 
 logger = logging.getLogger(__name__)

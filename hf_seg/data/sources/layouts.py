@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_seg.data.file_search import READABLE
 from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError
 from hf_seg.text import printable
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from hf_seg.data.sources.download import Archive, fetch_archives
-from hf_seg.data.spec import DataError, DatasetSpec, build_label_table, listing
+from hf_seg.data.spec import DatasetSpec, build_label_table
+from hf_seg.problem import DataError, listing
 
 VALIDATION_EVERY = 10
 SPLIT_RULE = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError
 from hf_seg.recipe.reading import parse_json
 
 FILE_NAME = "split.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Features, Image, Value
 
-from hf_seg.data.spec import DataError
+from hf_seg.problem import DataError
 
 # lower case; the names under which published data sets have them
 IMAGE_NAMES = {"image", "images", "pixel_values", "img", "photo", "photograph", "picture", "rgb", "input"}

@@ -30,7 +30,7 @@ from hf_seg.data.file_search import find_files
 from hf_seg.data.sources.class_names import read_names
 from hf_seg.data.sources.download import disk_remedy
 from hf_seg.data.sources.split import SPLIT_WORDS
-from hf_seg.data.spec import DataError, listing
+from hf_seg.problem import DataError, listing
 from hf_seg.recipe.rules import is_path_or_hub_id
 from hf_seg.text import printable
 

@@ -6,10 +6,11 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_seg.data import DataError, load_spec, load_splits
+from hf_seg.data import load_spec, load_splits
 from hf_seg.data.gather import gather
 from hf_seg.data.sources import cityscapes
 from hf_seg.data.sources.download import LOCK_NAME, UNPACKING
+from hf_seg.problem import DataError
 
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 

@@ -12,9 +12,10 @@ import pytest
 from filelock import FileLock
 from huggingface_hub import constants, file_download
 
-from hf_seg.data import DataError, load_splits
+from hf_seg.data import load_splits
 from hf_seg.data.sources import download, oxford_pet
 from hf_seg.data.sources.download import LOCK_NAME, UNPACKING, Archive, one_process
+from hf_seg.problem import DataError
 
 # What a second process runs: the same download, from the test's server.
 PROGRAM = """

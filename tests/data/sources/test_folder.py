@@ -10,10 +10,11 @@ from datasets import load_from_disk
 from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import DataError, check_splits, describe_dropped, fingerprint, load_spec, load_splits
+from hf_seg.data import check_splits, describe_dropped, fingerprint, load_spec, load_splits
 from hf_seg.data.sources.layouts import find_ending
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.transforms import SegTransform
+from hf_seg.problem import DataError
 
 IDS = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
 RGB = {

@@ -5,8 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_seg.data import DataError, load_splits
-from hf_seg.data.spec import PairError
+from hf_seg.data import load_splits
+from hf_seg.problem import DataError, PairError
 
 
 def stored(split, column):

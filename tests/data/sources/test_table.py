@@ -12,18 +12,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from own_folders import KINDS, scene, write_folder
 from pyarrow import parquet
 
-from hf_seg.data import (
-    DataError,
-    cache,
-    check_splits,
-    describe_dropped,
-    fingerprint,
-    load_spec,
-    load_splits,
-    prepare_splits,
-)
+from hf_seg.data import cache, check_splits, describe_dropped, fingerprint, load_spec, load_splits, prepare_splits
 from hf_seg.data.sources import table_files as hub_files
 from hf_seg.data.transforms import build_transforms
+from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
 CLASSES = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
