@@ -42,9 +42,8 @@ class Problem:
         """One line: names in it come from outside, and a line break in one must not look like the next problem."""
         text = ": ".join(filter(None, (self.place, self.what)))
         if self.remedy:
-            text += (
-                f". {self.remedy}" if self.remedy[0].isupper() or not self.remedy[0].isalpha() else f"; {self.remedy}"
-            )
+            sentence = " " if text.endswith("?") else ". "
+            text += f"{'; ' if self.remedy[0].islower() else sentence}{self.remedy}"
         return printable(text, keep="" if self.what else "\n")
 
 
@@ -80,7 +79,8 @@ class Refusal(ValueError):
     def __str__(self) -> str:
         if not self.heading:
             return "\n".join(map(str, self.problems))
-        lines = listing([f"{problem.place}: {problem.what}" for problem in self.problems])
+        known = self.heading.partition(":")[0]  # is not named again
+        lines = listing([p.what if p.place == known else f"{p.place}: {p.what}" for p in self.problems])
         remedies = dict.fromkeys(problem.remedy for problem in self.problems)
         return "\n".join([printable(self.heading), lines, *filter(None, remedies)])
 

@@ -8,3 +8,10 @@ TINY_MODELS = {
         "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32},
     },
 }
+
+
+def describe_dropped(data):
+    """What a run on a data section would record of the pairs that were left out."""
+    from hf_seg import data as data_room
+
+    return data_room.describe_dropped(data_room.load_pairs(data)[2])

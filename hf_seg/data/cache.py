@@ -12,34 +12,29 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 from datasets import Dataset, DatasetDict
-from datasets.utils import tqdm
 from torch import Tensor
 
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
-from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, stored_pairs
+from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, report_pairs
 from hf_seg.data.sources.download import cache_folder, disk_remedy, one_process
-from hf_seg.data.spec import DatasetSpec, report_pairs
-from hf_seg.problem import DataError, PairError
+from hf_seg.data.spec import DatasetSpec
+from hf_seg.data.transforms import SegTransform
+from hf_seg.problem import DataError, PairError, Problem
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of what the arrays hold: another one where `SegTransform.prepare` makes something else of a pair
-AT_ONCE = 256  # pairs that are decoded, but not written yet
 REMEDY = "Name another folder in data.cache, or set it to false: every epoch then decodes the pictures again."
-
-Prepare = Callable[[dict[str, list[Any]]], dict[str, Tensor]]
 
 
 class PreparedPairs(torch.utils.data.Dataset):
@@ -59,21 +54,16 @@ class PreparedPairs(torch.utils.data.Dataset):
 
 
 class UncachedPairs(PreparedPairs):
-    """Decodes pairs each time that they are read.
+    """Decodes pairs each time that they are read."""
 
-    Args:
-        dataset (`Dataset`): columns `image` and `mask`.
-        prepare (`Callable`): `SegTransform.prepare`.
-    """
-
-    def __init__(self, dataset: Dataset, prepare: Prepare):
-        self.dataset, self.prepare = dataset, prepare
+    def __init__(self, dataset: Dataset, transform: SegTransform):
+        self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        return self.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
+        return self.transform.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
 
 
 class CachedPairs(PreparedPairs):
@@ -114,14 +104,14 @@ class CachedPairs(PreparedPairs):
 
 
 def prepare_splits(
-    splits: DatasetDict, spec: DatasetSpec, transforms: Mapping[str, Any], cache: bool | str
+    splits: DatasetDict, spec: DatasetSpec, transforms: Mapping[str, SegTransform], cache: bool | str
 ) -> dict[str, PreparedPairs]:
     """Check every pair of a data set, and make the splits ready to be read in batches of prepared pairs.
 
     Args:
-        splits (`DatasetDict`): columns `image` and `mask`, as `load_splits` gives them.
+        splits (`DatasetDict`): columns `image` and `mask`.
         spec (`DatasetSpec`): says which raw values the masks may hold.
-        transforms (`Mapping[str, SegTransform]`): of each split; `prepare` and `prepared_size` are used.
+        transforms (`Mapping[str, SegTransform]`): of each split.
         cache (`bool` or `str`): False: pairs are decoded each time that they are read. True: they are kept below the
             cache folder of hf_seg, or, by name, in a folder of your own. A cache that is there is used; its pairs
             were checked when it was made. Generated data is kept in memory.
@@ -135,19 +125,15 @@ def prepare_splits(
     check_palettes(splits, spec)
     if cache is False:
         check_splits(splits, spec)
-        return {name: UncachedPairs(split, transforms[name].prepare) for name, split in splits.items()}
+        return {name: UncachedPairs(split, transforms[name]) for name, split in splits.items()}
     folder = None if in_memory(splits) else prepared_folder(cache)
-    prepared, errors = {}, []
+    problems: list[Problem] = []
+    prepared = {}
     for name, split in splits.items():
-        result = cache_split(
-            name, split, spec, prepare=transforms[name].prepare, size=transforms[name].prepared_size, folder=folder
-        )
-        if isinstance(result, CachedPairs):
-            prepared[name] = result
-        else:
-            errors += result
-    if errors:
-        raise report_pairs(spec.name, errors, sum(map(len, splits.values())))
+        of_split = SplitCache(name=name, dataset=split, spec=spec, transform=transforms[name], folder=folder)
+        prepared[name] = of_split.load(problems)
+    if problems:
+        raise report_pairs(spec.name, problems, sum(map(len, splits.values())))
     return prepared
 
 
@@ -156,178 +142,144 @@ def prepared_folder(cache: bool | str) -> Path:
     return cache_folder() / "prepared" if cache is True else Path(cache).expanduser()
 
 
-def cache_split(
-    name: str, dataset: Dataset, spec: DatasetSpec, *, prepare: Prepare, size: int, folder: Path | None
-) -> CachedPairs | list[PairError]:
-    """Open the cache of a split, or make it, on all cores; with many processes on a machine, one makes it.
+@dataclass(frozen=True, kw_only=True)
+class SplitCache:
+    """The cache of one split, there or still to be made.
 
     Args:
         name (`str`): of the split.
         dataset (`Dataset`): columns `image` and `mask`.
-        spec (`DatasetSpec`): as for `decode_pair`.
-        prepare (`Callable`): `SegTransform.prepare`; its arrays have `size` pixels a side.
-        size (`int`): see there.
+        spec (`DatasetSpec`): says which raw values the masks may hold.
+        transform (`SegTransform`): prepares the pairs.
         folder (`Path`, *optional*): the cache's parent folder, made if need be. None: in memory only.
-
-    Returns:
-        [`CachedPairs`]; or, when pairs cannot be used, what is wrong with each of these: nothing is kept then.
-
-    Raises:
-        DataError: when the cache cannot be written.
     """
-    shapes = {"pixel_values": (len(dataset), 3, size, size), "labels": (len(dataset), size, size)}
-    errors: list[PairError] = []
-    batches = _prepared(name, dataset, spec, prepare, errors, quiet=folder is None)
-    if folder is None:
-        arrays = _collect(batches, shapes)
-        return errors or CachedPairs(**arrays)
-    place = _place(folder, name, dataset, spec, size)
-    cached = _open(place, shapes)
-    if cached is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with one_process(folder / f"{place.name}.lock", f"preparing the {name} pairs of {spec.name}"):
-                cached = _open(place, shapes)  # another process may have been quicker
-                if cached is None:
-                    _write(place, batches, shapes, errors)
-        except OSError as error:
-            remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
-            raise DataError(
-                f"{folder}: the {name} pairs of {spec.name} cannot be kept there: {error}. {remedy}"
-            ) from error
-    return cached or errors or CachedPairs.open(place)
 
+    name: str
+    dataset: Dataset
+    spec: DatasetSpec
+    transform: SegTransform
+    folder: Path | None
 
-def find_stale(
-    name: str,
-    dataset: Dataset,
-    spec: DatasetSpec,
-    *,
-    prepare: Prepare,
-    size: int,
-    folder: Path,
-    disable_bar: bool | None = False,
-) -> tuple[Path, list[str]]:
-    """Decode a split again, and compare it with its cache.
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        count, size = len(self.dataset), self.transform.prepared_size
+        return {"pixel_values": (count, 3, size, size), "labels": (count, size, size)}
 
-    Args:
-        name, dataset, spec, prepare, size, folder: as for `cache_split`.
-        disable_bar (`bool`, *optional*): as tqdm's `disable`.
+    @property
+    def place(self) -> Path:
+        """The cache's own folder, which changes with whatever changes the arrays."""
+        # decoders and resizing may round differently from version to version
+        size, state = self.transform.prepared_size, describe_state(self.name, self.dataset, self.spec)
+        parts = [VERSION, size, PIL.__version__, torchvision.__version__, state]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self.folder / f"{self.spec.name}-{self.name}-{size}-{key}"
 
-    Returns:
-        `tuple`: where the cache is, or would be, and the images of the pairs of which it holds other pixels.
-    """
-    place = _place(folder, name, dataset, spec, size)
-    cached = _open(place, {"pixel_values": (len(dataset), 3, size, size), "labels": (len(dataset), size, size)})
-    if cached is None:
-        return place, []
+    def load(self, problems: list[Problem]) -> CachedPairs | None:
+        """Open the cache, or make it, on all cores; with many processes on a machine, one makes it.
 
-    def is_stale(pair: StoredPair) -> bool:
-        now, then = _prepare_pair(pair, dataset, spec, prepare), cached[pair.index]
-        return isinstance(now, PairError) or any(not torch.equal(now[key][0], then[key]) for key in now)
+        Args:
+            problems (`list[Problem]`): pairs that cannot be used are added; nothing is kept then.
 
-    compared = map_pairs(is_stale, {name: dataset}, desc=f"Comparing {place.name}", disable_bar=disable_bar)
-    return place, [pair.image_name for pair, stale in compared if stale]
-
-
-def _place(folder: Path, name: str, dataset: Dataset, spec: DatasetSpec, size: int) -> Path:
-    """The folder of a cache, which changes with whatever changes the arrays."""
-    # decoders and resizing may round differently from version to version
-    parts = [VERSION, size, PIL.__version__, torchvision.__version__, describe_state(name, dataset, spec)]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return folder / f"{spec.name}-{name}-{size}-{key}"
-
-
-def _open(place: Path, shapes: dict[str, tuple[int, ...]]) -> CachedPairs | None:
-    """The cache in a folder; None when it is not there, or, with a warning, when it is not what it should be."""
-    try:
-        cached = CachedPairs.open(place)
-        arrays = {key: getattr(cached, key) for key in shapes}
-        if all(arrays[key].shape == shape and arrays[key].dtype == np.uint8 for key, shape in shapes.items()):
+        Raises:
+            DataError: when the cache cannot be written.
+        """
+        if self.folder is None:
+            arrays = {key: np.empty(shape, np.uint8) for key, shape in self.shapes.items()}
+            for row, prepared in enumerate(self._prepare_all(problems)):
+                for key, values in prepared.items():
+                    arrays[key][row] = values[0]
+            return CachedPairs(**arrays)
+        place = self.place
+        if (cached := self._open(place)) is not None:
             return cached
-        problem = "its arrays are others"
-    except FileNotFoundError:
-        if not place.exists():
-            return None
-        problem = "a file is missing"
-    except (OSError, ValueError, EOFError) as error:
-        problem = str(error)
-    logger.warning("%s: the cache is damaged (%s) and is made again.", place, problem)
-    return None
+        doing = f"preparing the {self.name} pairs of {self.spec.name}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with one_process(self.folder / f"{place.name}.lock", doing):
+                if (cached := self._open(place)) is None:  # no other process was quicker
+                    self._write(place, problems)
+                    cached = self._open(place)
+            return cached
+        except OSError as error:
+            what = f"the {self.name} pairs of {self.spec.name} cannot be kept there: {error}"
+            remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
+            raise DataError(self.folder, what, remedy, code="full-disk") from error
 
+    def find_stale(self, disable_bar: bool | None = False) -> list[str]:
+        """Decode the pairs again; returns the images of those of which the cache holds other pixels."""
+        cached = self._open(self.place)
+        if cached is None:
+            return []
 
-def _prepare_pair(
-    pair: StoredPair, dataset: Dataset, spec: DatasetSpec, prepare: Prepare
-) -> dict[str, Tensor] | PairError:
-    try:
-        image, mask = decode_pair(pair, dataset.features, spec)
-    except PairError as error:
-        return error
-    return prepare({"image": [image], "mask": [mask]})
+        def is_stale(pair: StoredPair) -> bool:
+            now, then = self._prepare(pair), cached[pair.index]
+            return isinstance(now, Problem) or any(not torch.equal(now[key][0], then[key]) for key in now)
 
+        compared = map_pairs(is_stale, {self.name: self.dataset}, desc="Comparing", disable_bar=disable_bar)
+        return [pair.image_name for pair, stale in compared if stale]
 
-def _prepared(
-    name: str, dataset: Dataset, spec: DatasetSpec, prepare: Prepare, errors: list[PairError], *, quiet: bool
-) -> Iterator[dict[str, Tensor]]:
-    """Decode, check and resize a split's pairs, in order; what cannot be used is left out, and added to `errors`."""
+    def _open(self, place: Path) -> CachedPairs | None:
+        """The cache; None when it is not there, or, with a warning, when it is not what it should be."""
+        try:
+            cached = CachedPairs.open(place)
+            arrays = {key: getattr(cached, key) for key in self.shapes}
+            if all(arrays[key].shape == shape and arrays[key].dtype == np.uint8 for key, shape in self.shapes.items()):
+                return cached
+            problem = "its arrays are others"
+        except FileNotFoundError:
+            if not place.exists():
+                return None
+            problem = "a file is missing"
+        except (OSError, ValueError, EOFError) as error:
+            problem = str(error)
+        logger.warning("%s: the cache is damaged (%s) and is made again.", place, problem)
+        return None
 
-    def work(pair: StoredPair) -> dict[str, Tensor] | PairError:
-        return _prepare_pair(pair, dataset, spec, prepare)
+    def _prepare(self, pair: StoredPair) -> dict[str, Tensor] | Problem:
+        try:
+            image, mask = decode_pair(pair, self.dataset.features, self.spec)
+        except PairError as error:
+            return error.problem
+        return self.transform.prepare({"image": [image], "mask": [mask]})
 
-    bar = tqdm(desc=f"Preparing {spec.name} {name}", total=len(dataset), unit=" pairs", disable=quiet)
-    pairs = stored_pairs(name, dataset)
-    threads = torch.get_num_threads()
-    # Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied. Each of
-    # them would share its resizing out among as many threads again.
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    try:
-        with ThreadPoolExecutor(os.cpu_count(), **alone) as pool, bar:
-            while some := list(islice(pairs, AT_ONCE)):
-                done = list(pool.map(work, some))
-                errors += [result for result in done if isinstance(result, PairError)]
-                good = [result for result in done if not isinstance(result, PairError)]
-                if good:
-                    yield {key: torch.cat([result[key] for result in good]) for key in good[0]}
-                bar.update(len(some))
-    finally:
-        torch.set_num_threads(threads)  # what a thread sets holds for all that start later
+    def _prepare_all(self, problems: list[Problem]) -> Iterator[dict[str, Tensor]]:
+        """Every pair in order, decoded, checked and resized, in batches of one; problems are added to the list."""
+        desc, threads = f"Preparing {self.spec.name} {self.name}", torch.get_num_threads()
+        torch.set_num_threads(1)  # each thread of the pass would share its resizing out among as many threads again
+        try:
+            pairs = map_pairs(self._prepare, {self.name: self.dataset}, desc=desc, disable_bar=self.folder is None)
+            for _, prepared in pairs:
+                if isinstance(prepared, Problem):
+                    problems.append(prepared)
+                else:
+                    yield prepared
+        finally:
+            torch.set_num_threads(threads)
 
-
-def _collect(batches: Iterator[dict[str, Tensor]], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    arrays = {key: np.empty(shape, np.uint8) for key, shape in shapes.items()}
-    start = 0
-    for batch in batches:
-        for key, values in batch.items():
-            arrays[key][start : start + len(values)] = values
-        start += len(batch["labels"])
-    return arrays
-
-
-def _write(
-    place: Path, batches: Iterator[dict[str, Tensor]], shapes: dict[str, tuple[int, ...]], errors: list[PairError]
-) -> None:
-    """Write a cache, whole or not at all: not at all, too, when a pair cannot be used."""
-    needed, free = sum(map(math.prod, shapes.values())), shutil.disk_usage(place.parent).free
-    if needed > free:
-        raise OSError(f"they take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
-    partial = place.with_name(f"{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir()
-    try:
-        with ExitStack() as stack:
-            # Not through a memory map: on a full disk, that would kill the process instead of raising an error.
-            files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb")) for key in shapes}
-            for key, shape in shapes.items():
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(files[key], header)
-            for batch in batches:
-                for key, values in batch.items():
-                    files[key].write(values.contiguous().numpy())
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        if not errors:
-            shutil.rmtree(place, ignore_errors=True)  # a damaged one
-            os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    def _write(self, place: Path, problems: list[Problem]) -> None:
+        """Write the cache, whole or not at all: not at all, too, when a pair cannot be used."""
+        needed, free = sum(map(math.prod, self.shapes.values())), shutil.disk_usage(place.parent).free
+        if needed > free:
+            raise OSError(f"they take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+        partial = place.with_name(f"{place.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        before = len(problems)
+        try:
+            with ExitStack() as stack:
+                # Not through a memory map: on a full disk, that would kill the process instead of raising an error.
+                files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb")) for key in self.shapes}
+                for key, shape in self.shapes.items():
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(files[key], header)
+                for prepared in self._prepare_all(problems):
+                    for key, values in prepared.items():
+                        files[key].write(values.contiguous().numpy())
+                for file in files.values():
+                    file.flush()
+                    os.fsync(file.fileno())
+            if len(problems) == before:
+                shutil.rmtree(place, ignore_errors=True)  # a damaged one
+                os.replace(partial, place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,43 +1,53 @@
-"""Looking at every image and mask once, before anything expensive starts; and naming the data that was used."""
+"""Validating every image and mask once, before anything expensive starts; and naming the data that was used."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import PIL.Image
 from datasets import Dataset, DatasetDict
 
-from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, stored_pairs
-from hf_seg.data.palettes import find_other_palette, reads_ids
+from hf_seg.data.columns import ClassMask, as_text, has_colors
+from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, report_pairs, stored_pairs
 from hf_seg.data.sources.download import cache_folder, one_process
-from hf_seg.data.spec import DatasetSpec, report_pairs
-from hf_seg.problem import PairError
+from hf_seg.data.spec import DatasetSpec
+from hf_seg.data.stored_image import open_header, open_mask
+from hf_seg.problem import PairError, Problem
 
 logger = logging.getLogger(__name__)
 
+OTHER_PALETTE = (
+    "Programs that make a palette for each file (pngquant, GIMP, “save for web”) give an index another meaning in "
+    "each: in classes.json, give the classes by their colours (without one, `hf-seg init` finds them); or save all "
+    "masks with one palette."
+)
 
-def fingerprint(splits: DatasetDict) -> str:
+
+def fingerprint(splits: Mapping[str, Dataset]) -> str:
     """Name the data of a run: the same files give the same fingerprint, wherever and on whichever machine they lie.
 
     It covers the names of the splits and, in order, each file's name below the folder that holds all of them and its
     size in bytes, or, for generated data, the encoded bytes themselves. Files are not read.
 
     Args:
-        splits (`DatasetDict`): columns `image` and `mask`, as `load_splits` gives them.
+        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
 
     Returns:
         `str`: 16 hex digits, the beginning of a SHA-256.
     """
     # two passes, so that no more than some rows are in memory at once
-    files = (stored["path"] for pair in _all_pairs(splits) for stored in (pair.image, pair.mask) if is_file(stored))
-    folders = {os.path.dirname(file) for file in files}
+    pictures = (stored for pair in stored_pairs(splits) for stored in (pair.image, pair.mask))
+    folders = {os.path.dirname(stored["path"]) for stored in pictures if is_file(stored)}
     root = os.path.commonpath(folders) if folders else ""
     digest = hashlib.sha256()
-    for pair in _all_pairs(splits):
+    for pair in stored_pairs(splits):
         for stored in (pair.image, pair.mask):
             if is_file(stored):
                 size, *_ = _stat(stored["path"])
@@ -52,7 +62,7 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
     """Check every image and mask, in parallel; a data set of files that passed is remembered on this machine.
 
     Args:
-        splits (`DatasetDict`): columns `image` and `mask`, as `load_splits` gives them.
+        splits (`DatasetDict`): columns `image` and `mask`.
         spec (`DatasetSpec`): says which raw values the masks may hold.
 
     Raises:
@@ -60,57 +70,48 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
             channel, or a mask holds a value outside the label table. Names up to ten pairs and counts them all.
     """
 
-    def check() -> str:
-        errors = find_bad_pairs(splits, spec)
-        if errors:
-            raise report_pairs(spec.name, [error for _, error in errors], sum(map(len, splits.values())))
-        return ""
+    def check() -> None:
+        if bad := find_bad_pairs(splits, spec):
+            raise report_pairs(spec.name, [problem for _, _, problem in bad], sum(map(len, splits.values())))
 
-    _remembered(splits, spec, "", check)
+    _remembered(splits, spec, ".good", check)
 
 
-def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict, list[PairError]]:
+def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict, list[Problem]]:
     """Leave out every pair that `check_splits` would refuse; remembered, so that all processes leave out the same.
 
     Returns:
         `tuple`: the splits without these pairs, and what is wrong with each.
     """
-
-    def look() -> str:
-        errors = find_bad_pairs(splits, spec)
-        return json.dumps(
-            [
-                [pair.split, pair.index, error.problem.place, error.problem.what, error.problem.remedy]
-                for pair, error in errors
-            ]
-        )
-
-    errors = json.loads(_remembered(splits, spec, ".bad", look))
-    good = without(splits, {(split, index) for split, index, *_ in errors})
-    return good, [PairError(*error) for _, _, *error in errors]
-
-
-def without(splits: DatasetDict, bad: set[tuple[str, int]]) -> DatasetDict:
-    """The splits without some pairs, which are named by split and position."""
+    bad = _remembered(
+        splits,
+        spec,
+        ".bad-pairs",
+        lambda: [(split, row, dataclasses.asdict(problem)) for split, row, problem in find_bad_pairs(splits, spec)],
+    )
+    left_out = {(split, row) for split, row, _ in bad}
     good = {
-        split: dataset.select([index for index in range(len(dataset)) if (split, index) not in bad])
+        split: dataset.select([row for row in range(len(dataset)) if (split, row) not in left_out])
         for split, dataset in splits.items()
     }
-    return DatasetDict(good)
+    return DatasetDict(good), [Problem(**problem) for _, _, problem in bad]
 
 
-def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[StoredPair, PairError]]:
-    """Decode every pair, on all cores; returns those that cannot be used, each with what is wrong with it."""
+def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, Problem]]:
+    """Decode every pair, on all cores; returns split and row of those that cannot be used, and what is wrong."""
 
-    def look(pair: StoredPair) -> PairError | None:
+    def check(pair: StoredPair) -> Problem | None:
         try:
             decode_pair(pair, splits[pair.split].features, spec)
         except PairError as error:
-            return error
+            return error.problem
         return None
 
-    checked = map_pairs(look, splits, desc=f"Checking {spec.name}", disable_bar=in_memory(splits))
-    return [(pair, error) for pair, error in checked if error]
+    checked = map_pairs(check, splits, desc=f"Checking {spec.name}", disable_bar=in_memory(splits))
+    return [(pair.split, pair.index, problem) for pair, problem in checked if problem]
+
+
+# -- palettes that differ from file to file: there, an index is no class id -------------------------------------------
 
 
 def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
@@ -120,19 +121,77 @@ def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
         PairError: names two such masks.
     """
 
-    def compare() -> str:
+    def compare() -> None:
         if error := find_other_palette(splits):
             raise error
-        return ""
 
     if reads_ids(splits):
         _remembered(splits, spec, ".palettes", compare)
 
 
-def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], str]) -> str:
-    """The text that `make` gives for a data set of files, made once on this machine unless it raises."""
+def reads_ids(splits: Mapping[str, Dataset]) -> bool:
+    """Whether the masks are decoded by `classes.json`, and it gives ids."""
+    columns = [dataset.features["mask"] for dataset in splits.values()]
+    return any(isinstance(column, ClassMask) and not column.by_color for column in columns)
+
+
+def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool | None = False) -> PairError | None:
+    """Find two masks whose palettes give different colours to an index that both hold.
+
+    The headers are read; where all palettes are the same, as mostly, no mask is decoded.
+
+    Args:
+        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
+        disable_bar (`bool`, *optional*): as tqdm's `disable`.
+
+    Returns:
+        [`PairError`], *optional*: names both.
+    """
+    bar = {"desc": "Comparing palettes", "disable_bar": disable_bar}
+    if len({palette for _, palette in map_pairs(_stored_palette, splits, **bar)} - {None}) < 2:
+        return None
+    seen: dict[int, tuple[int, str]] = {}  # index → the colour that it has first, and in which file
+    for pair, colors in map_pairs(_used_colors, splits, **bar):
+        for index, color in colors.items():
+            first, file = seen.setdefault(index, (color, pair.mask_name))
+            if color != first:
+                here, there = as_text(color, True), as_text(first, True)
+                reason = f"index {index} of the mask's palette is {here}, but {there} in {file}"
+                return PairError(pair.mask_name, reason, OTHER_PALETTE, code="mask-palettes")
+    return None
+
+
+def _stored_palette(pair: StoredPair) -> tuple[str, bytes] | None:
+    try:
+        with open_header(pair.mask) as mask:
+            return (mask.palette.rawmode, bytes(mask.palette.palette)) if _has_palette(mask) else None
+    except Exception:  # a damaged file, which decoding reports
+        return None
+
+
+def _used_colors(pair: StoredPair) -> dict[int, int]:
+    try:
+        with open_mask(pair.mask) as mask:
+            if not _has_palette(mask):
+                return {}
+            palette = mask.getpalette()
+            used = [index for index, count in enumerate(mask.getchannel(0).histogram()) if count]
+    except PairError:
+        return {}
+    return {index: int.from_bytes(palette[3 * index : 3 * index + 3]) for index in used if 3 * index < len(palette)}
+
+
+def _has_palette(mask: PIL.Image.Image) -> bool:
+    return mask.mode in ("P", "PA") and not has_colors(mask)
+
+
+# -- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], Any]) -> Any:
+    """The JSON value that `make` gives for a data set of files, made once on this machine unless it raises."""
     if in_memory(splits):
-        return make()  # generated data has no name and date to be remembered by, and is quick to look at
+        return make()  # generated data has no name and date to be remembered by, and is checked quickly
     folder = cache_folder() / "checked"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,18 +202,17 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
         return make()
     digest = hashlib.sha256("".join(describe_state(name, split, spec) for name, split in splits.items()).encode())
     memory = folder / f"{digest.hexdigest()}{suffix}"
-    if not memory.exists():
-        with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
-            if not memory.exists():  # another process was quicker
-                partial = memory.with_name(f"{memory.name}.partial")
-                partial.write_text(make(), encoding="utf-8")
-                os.replace(partial, memory)
-    return memory.read_text(encoding="utf-8")
+    with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
+        if not memory.exists():
+            partial = memory.with_name(f"{memory.name}.partial")
+            partial.write_text(json.dumps(make()), encoding="utf-8")
+            os.replace(partial, memory)
+    return json.loads(memory.read_text(encoding="utf-8"))
 
 
-def in_memory(splits: DatasetDict) -> bool:
+def in_memory(splits: Mapping[str, Dataset]) -> bool:
     """Whether the data was generated: its pictures are bytes in memory, and neither files nor in mapped tables."""
-    first = ((split, next(stored_pairs(name, split), None)) for name, split in splits.items())
+    first = ((split, next(stored_pairs({name: split}), None)) for name, split in splits.items())
     return any(pair is not None and not is_file(pair.image) and not split.cache_files for split, pair in first)
 
 
@@ -171,13 +229,13 @@ def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
         generated pictures by their bytes.
     """
     digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, str(dataset.features)]).encode())
-    first = next(stored_pairs(name, dataset), None)
+    first = next(stored_pairs({name: dataset}), None)
     if first is not None and not is_file(first.image) and dataset.cache_files:
         # rows may have been left out since, so that the files alone do not say which these are
         files = [[file["filename"], *_stat(file["filename"])] for file in dataset.cache_files]
         digest.update(json.dumps([files, dataset.select_columns("origin")[:]["origin"]]).encode())
         return digest.hexdigest()
-    for pair in stored_pairs(name, dataset):
+    for pair in stored_pairs({name: dataset}):
         for stored in (pair.image, pair.mask):
             if is_file(stored):
                 content = [os.path.abspath(stored["path"]), *_stat(stored["path"])]
@@ -185,11 +243,6 @@ def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
                 content = hashlib.sha256(stored["bytes"]).hexdigest()
             digest.update(json.dumps(content).encode())
     return digest.hexdigest()
-
-
-def _all_pairs(splits: DatasetDict) -> Iterator[StoredPair]:
-    for name, split in splits.items():
-        yield from stored_pairs(name, split)
 
 
 def _stat(path: str) -> tuple[int, int, int]:

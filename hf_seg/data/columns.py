@@ -1,4 +1,4 @@
-"""The columns of a person's own pictures: photographs upright, masks of any kind decoded to class ids."""
+"""The columns `image` and `mask` of a table, which decode on access: as stored, upright, or to class ids."""
 
 from __future__ import annotations
 
@@ -18,13 +18,35 @@ from hf_seg.data.stored_image import name_of, open_image, open_mask
 from hf_seg.problem import PairError
 
 MAX_ID = 65_535
-NO_LABELS = (
-    "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
-)
-COLOURS = (
-    "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or save the "
-    "masks as ids. (A GIF is read by its colours, since programs renumber its palette.)"
-)
+NO_LABELS = {
+    "code": "mask-kind",
+    "remedy": "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of "
+    "those.",
+}
+COLOURS = {
+    "code": "mask-kind",
+    "remedy": "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or "
+    "save the masks as ids. (A GIF is read by its colours, since programs renumber its palette.)",
+}
+
+
+@dataclass
+class StoredImage(Image):
+    """`datasets.Image` without its EXIF rotation: with the mode RGB for photographs, without for masks.
+
+    Masks carry no EXIF, and those of the official data sets belong to the stored pixels. `datasets.Image` would turn a
+    photograph with an orientation tag and leave its mask as it is; after a turn by 180° not even the sizes would tell.
+    """
+
+    _type: str = field(default="StoredImage", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        if isinstance(value, PIL.Image.Image):  # as in datasets.Image: decoding what is decoded changes nothing
+            return value
+        if self.mode == "RGB":
+            return open_image(value, upright=False)
+        with open_mask(value) as mask:
+            return mask.convert(self.mode) if self.mode and self.mode != mask.mode else mask
 
 
 @dataclass
@@ -67,12 +89,12 @@ class ClassMask(Image):
         if (labels == INVALID).any():
             unknown, counts = np.unique(raw[labels == INVALID], return_counts=True)
             counted = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
-            raise PairError(name_of(value), *unknown_values(counted, self.by_color))
+            raise unknown_values(name_of(value), counted, self.by_color)
         return PIL.Image.fromarray(labels.astype(np.uint8))
 
 
-def unknown_values(counts: dict[int, int], by_color: bool) -> tuple[str, str]:
-    """Reason and remedy for values that classes.json does not name: value → number of pixels."""
+def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairError:
+    """What is wrong with a mask that holds values that classes.json does not name: value → number of pixels."""
     most = sorted(counts, key=lambda value: -counts[value])
     named = ", ".join(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most[:5])
     more = f" and {len(counts) - 5:,} more" if len(counts) > 5 else ""
@@ -82,11 +104,11 @@ def unknown_values(counts: dict[int, int], by_color: bool) -> tuple[str, str]:
     )
     if len(counts) > 20:
         remedy += " So many of them come from JPEG compression or smoothing: save masks as PNG, resized by nearest."
-    return f"the mask holds {named}{more}", remedy
+    return PairError(name, f"the mask holds {named}{more}", remedy, code="mask-values")
 
 
 def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarray:
-    """What a mask's file holds, pixel by pixel.
+    """What a mask's file holds, pixel by pixel; transparency is left out.
 
     Args:
         mask (`PIL.Image.Image`): as opened.
@@ -95,24 +117,28 @@ def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarra
 
     Returns:
         `np.ndarray` of shape `(height, width)`: ids (bool for 1-bit masks, uint8, uint16 or int32), or colours as
-        0xRRGGBB (int32). Transparency is left out.
+        0xRRGGBB (int32).
 
     Raises:
         PairError: when the mask holds no such thing.
     """
     if mask.mode == "F" or (by_color and mask.mode.startswith("I")):
-        raise PairError(name, f"the mask has the mode {mask.mode}", NO_LABELS)
-    colored = has_colors(mask)
-    if not by_color and not colored:
+        raise PairError(name, f"the mask has the mode {mask.mode}", **NO_LABELS)
+    if not by_color and not has_colors(mask):
         ids = np.asarray(mask)
         return ids if ids.ndim == 2 else ids[..., 0]  # LA and PA: the second channel is transparency
     pixels = np.asarray(mask.convert("RGB"))
     if by_color:
         red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
         return red << 16 | green << 8 | blue
-    if (pixels != pixels[..., :1]).any():
-        raise PairError(name, "the mask holds colours", COLOURS)
-    return pixels[..., 0]  # grey ids in three equal channels
+    if not is_gray(pixels):
+        raise PairError(name, "the mask holds colours", **COLOURS)
+    return pixels[..., 0]
+
+
+def is_gray(pixels: np.ndarray) -> bool:
+    """Whether RGB pixels are ids in three equal channels."""
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def has_colors(mask: PIL.Image.Image) -> bool:
@@ -137,6 +163,8 @@ def _table(by_color: bool, values: tuple[int, ...], labels: tuple[int, ...]) -> 
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # as in stored_image
-    register_feature(UprightImage, "UprightImage")
-    register_feature(ClassMask, "ClassMask")
+    # Registered, so that tables which datasets writes and reads again (map, save_to_disk) keep these types. That the
+    # function is experimental need not be said to everybody who trains a model.
+    warnings.simplefilter("ignore", UserWarning)
+    for column in (StoredImage, UprightImage, ClassMask):
+        register_feature(column, column.__name__)

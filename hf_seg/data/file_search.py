@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from hf_seg.problem import Problem
 
 LINKS = "Links are followed, so each must lead to a file or to a folder that does not hold it. Correct or remove it."
 RENAME = "Rename such files and folders, an image and its mask alike: a name must be text in UTF-8."
-NO_FILE = "Remove it."
 READABLE = "Make it readable, or remove it."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Obstacle:
-    """What cannot be searched or used, whatever is in it.
-
-    Args:
-        path (`Path`): the file, folder or link.
-        reason (`str`): what is wrong with it.
-        remedy (`str`): what to do about it; one of the texts of this module.
-    """
-
-    path: Path
-    reason: str
-    remedy: str
 
 
 def is_utf8(path: str | os.PathLike) -> bool:
@@ -32,21 +17,18 @@ def is_utf8(path: str | os.PathLike) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in os.fspath(path))
 
 
-def find_files(folder: Path) -> tuple[list[Path], list[Obstacle]]:
+def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     """List all files below a folder. Links are followed; names that begin with a dot are left out.
-
-    Args:
-        folder (`Path`): where to look.
 
     Returns:
         `tuple`: the files, sorted; and links to nothing or to a folder that holds them, folders that cannot be read,
         names that are not UTF-8, devices and the like.
     """
     files: list[Path] = []
-    obstacles: list[Obstacle] = []
+    problems: list[Problem] = []
 
-    def stop(path: Path, reason: str, remedy: str) -> None:
-        obstacles.append(Obstacle(path=path, reason=reason, remedy=remedy))
+    def stop(path: Path, what: str, remedy: str, code: str = "unreachable") -> None:
+        problems.append(Problem(code=code, place=str(path), what=what, remedy=remedy))
 
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while waiting:
@@ -65,7 +47,7 @@ def find_files(folder: Path) -> tuple[list[Path], list[Obstacle]]:
             if entry.name.startswith("."):
                 continue
             if not is_utf8(entry.name):
-                stop(path, "the name is not UTF-8", RENAME)
+                stop(path, "the name is not UTF-8", RENAME, code="file-name")
             elif entry.is_dir():
                 waiting.append((path, above | {(status.st_dev, status.st_ino)}))
             elif entry.is_file():
@@ -73,5 +55,5 @@ def find_files(folder: Path) -> tuple[list[Path], list[Obstacle]]:
             elif entry.is_symlink():
                 stop(path, "is a link to nothing", LINKS)
             else:
-                stop(path, "is neither a file nor a folder", NO_FILE)
-    return sorted(files), sorted(obstacles, key=lambda obstacle: obstacle.path)
+                stop(path, "is neither a file nor a folder", "Remove it.")
+    return sorted(files), sorted(problems, key=lambda problem: problem.place)

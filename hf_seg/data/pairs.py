@@ -1,4 +1,4 @@
-"""Pairs of image and mask as a table stores them, and decoding one of them with all checks."""
+"""Pairs of image and mask: decoding and checking ONE of them, and the one parallel pass over many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasets.utils import tqdm
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.data.stored_image import Stored, open_header, orientation
-from hf_seg.problem import PairError
+from hf_seg.problem import DataError, PairError, Problem
 
 T = TypeVar("T")
 
@@ -29,7 +29,6 @@ TURNED = (
     "photograph, or take the orientation note out of the photograph's EXIF."
 )
 CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's mode L or P), not colours."
-VALUES = "The masks of {name} may hold {allowed}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +36,9 @@ class StoredPair:
     """A pair as its table stores it, not decoded.
 
     Args:
-        name (`str`): split and position, such as `train[12]`.
-        split (`str`), index (`int`): the same in parts.
+        split (`str`), index (`int`): where it stands.
         image (`dict`), mask (`dict`): `path` and `bytes`.
         origin (`str`, *optional*): where it comes from, when that is no file, such as `org/name train[7]`.
-        image_name (`str`), mask_name (`str`): for messages; of files, their paths.
     """
 
     split: str
@@ -56,6 +53,7 @@ class StoredPair:
 
     @property
     def image_name(self) -> str:
+        """For messages; of files, the path."""
         return self.image["path"] if is_file(self.image) else f"{self.origin or self.name}, image"
 
     @property
@@ -63,21 +61,26 @@ class StoredPair:
         return self.mask["path"] if is_file(self.mask) else f"{self.origin or self.name}, mask"
 
 
-def stored_pairs(split: str, dataset: Dataset) -> Iterator[StoredPair]:
-    """Every pair of a split as stored, some at a time: the bytes of a table's pictures need not fit into memory.
+def is_file(stored: Stored) -> bool:
+    """Whether a picture is a file of its own; else its bytes stand in the table."""
+    return stored["bytes"] is None
+
+
+def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
+    """Every pair as stored, some at a time: the bytes of a table's pictures need not fit into memory.
 
     Args:
-        split (`str`): its name.
-        dataset (`Dataset`): columns `image` and `mask`, and perhaps `origin`, as `load_splits` gives them.
+        splits (`Mapping[str, Dataset]`): split → table with the columns `image` and `mask`, and perhaps `origin`.
     """
-    stored = dataset.with_format(None)
-    for column in ("image", "mask"):
-        stored = stored.cast_column(column, Image(decode=False))
-    for start in range(0, len(stored), AT_ONCE):
-        rows = stored[start : start + AT_ONCE]
-        origins = rows.get("origin", [None] * len(rows["mask"]))
-        for index, (image, mask, origin) in enumerate(zip(rows["image"], rows["mask"], origins, strict=True), start):
-            yield StoredPair(split=split, index=index, image=image, mask=mask, origin=origin)
+    for split, dataset in splits.items():
+        stored = dataset.with_format(None)
+        for column in ("image", "mask"):
+            stored = stored.cast_column(column, Image(decode=False))
+        for start in range(0, len(stored), AT_ONCE):
+            rows = stored[start : start + AT_ONCE]
+            columns = (rows["image"], rows["mask"], rows.get("origin", [None] * len(rows["mask"])))
+            for index, (image, mask, origin) in enumerate(zip(*columns, strict=True), start):
+                yield StoredPair(split=split, index=index, image=image, mask=mask, origin=origin)
 
 
 def map_pairs(
@@ -94,7 +97,7 @@ def map_pairs(
     Yields:
         `tuple`: each pair, in order, and what `work` returned for it.
     """
-    waiting = itertools.chain.from_iterable(stored_pairs(name, split) for name, split in splits.items())
+    waiting = stored_pairs(splits)
     bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=disable_bar)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         while pairs := list(itertools.islice(waiting, AT_ONCE)):
@@ -104,13 +107,8 @@ def map_pairs(
 
 def image_name(split: str, dataset: Dataset, index: int) -> str:
     """What messages call the image of a pair: its file, or where it stands."""
-    (pair,) = stored_pairs(split, dataset.select([index]))
+    (pair,) = stored_pairs({split: dataset.select([index])})
     return replace(pair, index=index).image_name
-
-
-def is_file(stored: Stored) -> bool:
-    """Whether a picture is a file of its own; else its bytes stand in the table."""
-    return stored["bytes"] is None
 
 
 def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tuple[PIL.Image.Image, PIL.Image.Image]:
@@ -130,40 +128,29 @@ def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tupl
     image = features["image"].decode_example(pair.image | {"path": pair.image_name})  # by which its errors name it
     mask = features["mask"].decode_example(pair.mask | {"path": pair.mask_name})
     if mask.mode not in ("L", "P"):
-        raise PairError(pair.mask_name, f"the mask has the mode {mask.mode}", CHANNELS)
-    if image.size != mask.size:
-        upright = isinstance(features["image"], UprightImage)
-        turned = upright and orientation(open_header(pair.image)) >= 5
-        raise size_error(pair.image_name, image.size, pair.mask_name, mask.size, upright=upright, turned=turned)
+        raise PairError(pair.mask_name, f"the mask has the mode {mask.mode}", CHANNELS, code="mask-kind")
+    check_sizes(pair, image, mask, upright=isinstance(features["image"], UprightImage))
     counts = {value: count for value, count in enumerate(mask.histogram()) if count}
     strange = [f"{value} ({n} pixels)" for value, n in counts.items() if spec.label_table[value] == INVALID]
     if strange:
         allowed = ", ".join(str(value) for value, label in enumerate(spec.label_table) if label != INVALID)
-        remedy = VALUES.format(name=spec.name, allowed=allowed)
-        raise PairError(pair.mask_name, f"holds {', '.join(strange)}", remedy)
+        remedy = f"The masks of {spec.name} may hold {allowed}."
+        raise PairError(pair.mask_name, f"holds {', '.join(strange)}", remedy, code="mask-values")
     return image, mask
 
 
-def size_error(
-    image_name: str,
-    image_size: tuple[int, int],
-    mask_name: str,
-    mask_size: tuple[int, int],
-    *,
-    upright: bool,
-    turned: bool,
-) -> PairError:
-    """What is wrong with an image and a mask whose sizes (width, height) differ.
+def check_sizes(pair: StoredPair, image: PIL.Image.Image, mask: PIL.Image.Image, *, upright: bool) -> None:
+    """Refuse an image and a mask whose sizes differ; `upright`: the image was turned as its EXIF note says."""
+    if image.size == mask.size:
+        return
+    sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image.size, mask.size))
+    reason, remedy = f"the image is {sizes} ({pair.mask_name})", SAME if upright else SIZES
+    if upright and mask.size == image.size[::-1] and orientation(open_header(pair.image)) >= 5:
+        reason, remedy = f"{reason}: the mask fits the photograph as stored, lying on its side", TURNED
+    raise PairError(pair.image_name, reason, remedy, code="size-mismatch")
 
-    Args:
-        image_name, image_size, mask_name, mask_size: the files, and the sizes as decoded.
-        upright (`bool`): images are turned as their EXIF note says.
-        turned (`bool`): this one is, which exchanged its width and height.
-    """
-    sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image_size, mask_size))
-    reason = f"the image is {sizes} ({mask_name})"
-    if not upright:
-        return PairError(image_name, reason, SIZES)
-    if turned and mask_size == image_size[::-1]:
-        return PairError(image_name, f"{reason}: the mask fits the photograph as stored, lying on its side", TURNED)
-    return PairError(image_name, reason, SAME)
+
+def report_pairs(name: str, problems: list[Problem], total: int) -> DataError:
+    """One refusal for many pairs: names up to ten, counts them all, gives each remedy once."""
+    heading = f"{name}: {len(problems)} of {total} image and mask pairs cannot be used:"
+    return DataError(problems=problems, heading=heading)

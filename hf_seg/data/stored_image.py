@@ -1,18 +1,14 @@
-"""Opening a stored picture, the one place where that is done: its header says whether it can be used at all."""
+"""The one place where a stored picture is opened; its header says whether it can be used at all."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, BinaryIO, Literal
 
 import PIL.Image
 import PIL.ImageOps
-from datasets import Image
-from datasets.features.features import register_feature
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
@@ -23,16 +19,30 @@ from hf_seg.problem import PairError
 Stored = dict[str, Any]
 Kind = Literal["image", "mask"]
 
-DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
-DEEP = (
-    "Save it with 8 bits a channel: what a deeper picture's darkest and brightest values are, its file does not say. "
-    "(Masks of one channel may have 16 bits.)"
-)
-BANDS = "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out."
-PAGES = "Save each page or frame as a picture of its own: only the first would be read."
-TEXT = "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile of more than 1 MB."
-HUGE = "Make a smaller copy: Pillow opens no larger pictures."
-IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not looked at."
+# why a picture cannot be used: the code of docs/doctor.md, and the remedy
+DAMAGED = {
+    "code": "undecodable",
+    "remedy": "Get the undecodable files again, or remove them together with their image or mask.",
+}
+TEXT = {
+    "code": "undecodable",
+    "remedy": "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile above 1 MB.",
+}
+HUGE = {"code": "huge-image", "remedy": "Make a smaller copy: Pillow opens no larger pictures."}
+DEEP = {
+    "code": "deep-image",
+    "remedy": "Save it with 8 bits a channel: a file does not say which of a deeper picture's values are its darkest "
+    "and brightest. (Masks of one channel may have 16 bits.)",
+}
+BANDS = {
+    "code": "many-bands",
+    "remedy": "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out.",
+}
+PAGES = {
+    "code": "many-pages",
+    "remedy": "Save each page or frame as a picture of its own: only the first would be read.",
+}
+IN_ALPHA = {"code": "mask-kind", "remedy": "Save the labels as the pixels' ids or colours: transparency is not read."}
 
 # what the tags of a TIFF mean
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands by photometric interpretation; of any other, one
@@ -73,7 +83,7 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
             *colors, (low, high) = mask.getextrema()
             if low < high and all(least == most for least, most in colors):
                 reason = "all pixels of the mask have one colour: what it shows is in its alpha channel"
-                raise PairError(name_of(stored), reason, IN_ALPHA)
+                raise PairError(name_of(stored), reason, **IN_ALPHA)
         yield mask
 
 
@@ -122,7 +132,7 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind) -> None:
         else:
             pages = header.n_frames
         if pages > 1:
-            raise PairError(name, f"the {kind} has {pages:,} pages or frames", PAGES)
+            raise PairError(name, f"the {kind} has {pages:,} pages or frames", **PAGES)
 
 
 def _refuse_tags(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> None:
@@ -134,12 +144,12 @@ def _refuse_tags(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> None:
     extra = tags.get(Base.ExtraSamples, (ALPHA if colors == 3 else UNKNOWN,))
     if bands > colors + (extra[0] != UNKNOWN):
         reason = f"the {kind} has {bands} bands: {BAND_NAMES[colors]} and {bands - colors} more"
-        raise PairError(name, reason, BANDS)
+        raise PairError(name, reason, **BANDS)
 
 
 def _refuse_depth(bits: int, bands: int, name: str, kind: Kind) -> None:
     if bits > 8 and (kind == "image" or bands > 1):  # a mask of one band may hold ids above 255
-        raise PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", DEEP)
+        raise PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", **DEEP)
 
 
 def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:
@@ -159,39 +169,13 @@ def _explain(error: Exception, stored: Stored, kind: Kind) -> PairError:
     """What is to be said of a picture that Pillow refuses."""
     name, what = name_of(stored), f"cannot be decoded ({type(error).__name__}: {error})"
     if isinstance(error, PIL.Image.DecompressionBombError):
-        return PairError(name, what, HUGE)
+        return PairError(name, what, **HUGE)
     if "MAX_TEXT" in str(error):
-        return PairError(name, what, TEXT)
+        return PairError(name, what, **TEXT)
     if isinstance(error, PIL.UnidentifiedImageError):
         with suppress(Exception), BytesIO(stored["bytes"]) if stored["bytes"] else open(stored["path"], "rb") as file:
             try:
                 _refuse_tags(next(_directories(file)), name, kind)
             except PairError as known:
                 return known
-    return PairError(name, what, DAMAGED)
-
-
-@dataclass
-class StoredImage(Image):
-    """`datasets.Image` without its EXIF rotation: with the mode RGB for photographs, without for masks.
-
-    Masks carry no EXIF, and those of the official data sets belong to the stored pixels. `datasets.Image` would turn a
-    photograph with an orientation tag and leave its mask as it is; after a turn by 180° not even the sizes would tell.
-    """
-
-    _type: str = field(default="StoredImage", init=False, repr=False)
-
-    def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
-        if isinstance(value, PIL.Image.Image):  # as in datasets.Image: decoding what is decoded changes nothing
-            return value
-        if self.mode == "RGB":
-            return open_image(value, upright=False)
-        with open_mask(value) as mask:
-            return mask.convert(self.mode) if self.mode and self.mode != mask.mode else mask
-
-
-with warnings.catch_warnings():
-    # Registered, so that tables which datasets writes and reads again (map, save_to_disk) keep this type. The warning
-    # that the function is experimental is for us to know, and not for everybody who trains a model.
-    warnings.simplefilter("ignore", UserWarning)
-    register_feature(StoredImage, "StoredImage")
+    return PairError(name, what, **DAMAGED)

@@ -22,8 +22,9 @@ from hf_seg.recipe.keys import DataRecipe, TrainingRecipe
 from hf_seg.text import printable
 
 if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
-    from hf_seg.data.gather import Gathered
+    from hf_seg.data.sources.listing import Listing
     from hf_seg.data.spec import DatasetSpec
+    from hf_seg.doctor.survey import Survey
 
 FILES_SHOWN = 10  # of a code, unless all are asked for
 PREPARATION = {"image_size": 64, "normalize": "none", "augment": "none", "cache": True}  # not what is examined
@@ -34,16 +35,16 @@ class Report:
     """What the doctor found.
 
     Args:
-        findings (`list[Problem]`): in the order in which they were found.
+        problems (`list[Problem]`): in the order in which they were found.
         data (`list[dict]`): of each data set `name`, `place` and `splits` (split → pairs, usable, shares).
     """
 
-    findings: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def would_start(self) -> bool:
-        return all(finding.level != "error" for finding in self.findings)
+        return all(problem.level != "error" for problem in self.problems)
 
 
 def diagnose(
@@ -61,10 +62,10 @@ def diagnose(
     Returns:
         [`Report`]: with an error exactly where training would refuse to start.
     """
-    report = Report(findings=check_packages())
+    report = Report(problems=check_packages())
     if not report.would_start:
         return report
-    report.findings += check_gpu()
+    report.problems += check_gpu()
     folders = [Path(path) for path in paths if Path(path).is_dir() and not (Path(path) / "recipe.json").is_file()]
     files = [Path(path) for path in paths if Path(path) not in folders]
     recipes = _load([path / "recipe.json" if path.is_dir() else path for path in files], overrides, report)
@@ -75,7 +76,7 @@ def diagnose(
         if data_set is not None:
             for recipe in recipes:
                 if (recipe.data, recipe.training) in same:
-                    report.findings += _try_out(recipe, *data_set)
+                    report.problems += _try_out(recipe, *data_set)
     return report
 
 
@@ -89,7 +90,7 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
         for problem in error.problems:
             file, _, rest = str(problem).partition(": ")
             what, _, remedy = rest.partition("; ")
-            report.findings.append(Problem(level="error", code="recipe", place=file, what=what, remedy=remedy))
+            report.problems.append(Problem(level="error", code="recipe", place=file, what=what, remedy=remedy))
     recipes: dict[Path, Recipe] = {}
     for file in files:
         try:
@@ -101,7 +102,7 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
 
 def _recognise(folder: Path) -> list[DataRecipe]:
     """The data sets that a folder holds."""
-    from hf_seg.data.gather import OFFICIAL, PACKED
+    from hf_seg.data.sources import OFFICIAL
     from hf_seg.data.sources.download import find_folder
     from hf_seg.data.sources.table_files import is_table_folder
 
@@ -109,8 +110,9 @@ def _recognise(folder: Path) -> list[DataRecipe]:
         found = []
         for name, source in OFFICIAL.items():
             place = find_folder(str(folder), source.FOLDER_NAME, source.PARTS)
+            archives = [place / archive.file_name for archive in source.ARCHIVES]
             # images/ may be anybody's: the other part, or an archive, tells
-            if (place / source.PARTS[1]).is_dir() or any((place / file).is_file() for file in PACKED[name].values()):
+            if (place / source.PARTS[1]).is_dir() or any(archive.is_file() for archive in archives):
                 found.append(DataRecipe(name=name, root=str(folder)))
         if found:
             return found
@@ -131,68 +133,74 @@ def _examine(
     same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, deep: bool, disable_bar: bool | None
 ) -> tuple[DatasetSpec, dict[str, int]] | None:
     """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
-    from hf_seg.data.gather import gather
-    from hf_seg.doctor.survey import describe, examine
+    from hf_seg.data.sources import examine_archives, list_data
+    from hf_seg.doctor.survey import describe, find_problems, survey_pairs
 
-    data = same[0][0]
-    gathered = gather(data)
-    report.findings += gathered.findings
-    described: dict[str, Any] = {"name": data.name, "place": gathered.place, "splits": {}}
+    data, drop = same[0][0], same[0][0].on_bad_pair == "drop"
+    listing = list_data(data)
+    report.problems += examine_archives(data, Path(listing.place))
+    report.problems += [problem for refusal in listing.refusals for problem in refusal.problems] + listing.notes
+    described: dict[str, Any] = {"name": data.name, "place": listing.place, "splits": {}}
     report.data.append(described)
-    if gathered.splits is not None:
-        examination = examine(
-            gathered.splits,
-            gathered.spec,
-            place=gathered.place,
-            image_size=max(data.image_size for data, _ in same),
-            drop=data.on_bad_pair == "drop",
-            split_known=gathered.split_known,
-            disable_bar=disable_bar,
+    survey, of_pairs = None, listing.bad_pairs
+    if listing.splits is not None:
+        survey = survey_pairs(listing.splits, listing.spec, disable_bar=disable_bar)
+        of_pairs = of_pairs + survey.problems
+        described["splits"] = describe(survey, listing.spec)
+    for problem in of_pairs:
+        left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
+        report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
+    if survey:
+        side, known = max(data.image_size for data, _ in same), listing.split_known
+        report.problems += find_problems(
+            survey, listing.spec, place=listing.place, image_size=side, drop=drop, split_known=known
         )
-        report.findings += examination.findings
-        described["splits"] = describe(examination, gathered.spec)
-    report.findings += _check_disk(same, gathered)
-    if deep:
-        report.findings += _compare_caches([data for data, _ in same], gathered, disable_bar)
-    usable = {name: split["usable"] for name, split in described["splits"].items()}
-    whole = gathered.spec is not None and gathered.split_known and all(usable.values())
-    return (gathered.spec, usable) if whole else None
+    if not survey or not listing.spec or not listing.split_known:
+        return None
+    report.problems += _check_caches(same, listing, survey, deep, disable_bar)
+    usable = {name: len(rows) for name, rows in survey.usable.items()}
+    return (listing.spec, usable) if all(usable.values()) else None
 
 
-def _compare_caches(sections: list[DataRecipe], gathered: Gathered, disable_bar: bool | None) -> list[Problem]:
-    """Pairs of which a cache holds other pixels than the files give now."""
-    from hf_seg.data.cache import find_stale, prepared_folder
-    from hf_seg.data.check import find_bad_pairs, in_memory, without
+def _check_caches(
+    same: list[tuple[DataRecipe, TrainingRecipe]],
+    listing: Listing,
+    survey: Survey,
+    deep: bool,
+    disable_bar: bool | None,
+) -> list[Problem]:
+    """Disk and shared memory that the runs on one data set need; with `deep`, also pairs of which a cache holds other
+    pixels than the files give now."""
+    from hf_seg.data.cache import SplitCache, prepared_folder
+    from hf_seg.data.check import in_memory
     from hf_seg.data.transforms import build_transforms
 
-    if gathered.splits is None or gathered.spec is None or not gathered.split_known or in_memory(gathered.splits):
+    if in_memory(listing.splits):
         return []
-    splits, spec, stale = gathered.splits, gathered.spec, {}
-    if sections[0].on_bad_pair == "drop":  # as a run's cache is of those that are left
-        splits = without(splits, {(pair.split, pair.index) for pair, _ in find_bad_pairs(splits, spec)})
-    for data in sections:
-        for name, transform in build_transforms(data, spec).items() if data.cache is not False else ():
-            place, files = find_stale(
-                name,
-                splits[name],
-                spec,
-                prepare=transform.prepare,
-                size=transform.prepared_size,
-                folder=prepared_folder(data.cache),
-                disable_bar=disable_bar,
+    splits = dict(listing.splits)
+    if same[0][0].on_bad_pair == "drop":  # as a run's cache is of those that are left
+        splits = {name: split.select(list(survey.usable[name])) for name, split in splits.items()}
+    caches: dict[tuple[Path, str, int], SplitCache] = {}
+    problems = []
+    for data, training in same:
+        transforms = build_transforms(data, listing.spec)
+        for name, split in splits.items() if data.cache is not False else ():
+            folder, transform = prepared_folder(data.cache), transforms[name]
+            caches[folder, name, transform.prepared_size] = SplitCache(
+                name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder
             )
-            stale[place] = files
-    return [
-        Problem(
-            level="warning",
-            code="stale-cache",
-            place=file,
-            what=f"{place} holds other pixels of this pair than its files give now",
-            remedy="Delete that folder: the next launch makes it again.",
-        )
-        for place, files in stale.items()
-        for file in files
-    ]
+        workers = training.arguments.get("dataloader_num_workers", 0)
+        batch = 4 * training.global_train_batch_size * transforms["train"].prepared_size ** 2
+        problems += check_shared_memory(workers, batch) if workers else []
+    for folder in dict.fromkeys(folder for folder, _, _ in caches):
+        sizes = [4 * len(splits[name]) * side**2 for place, name, side in caches if place == folder]
+        problems += check_folder(folder, sum(sizes), "the resized pairs")
+    for cache in caches.values() if deep else ():
+        for file in cache.find_stale(disable_bar):
+            what = f"{cache.place} holds other pixels of this pair than its files give now"
+            remedy = "Delete that folder: the next launch makes it again."
+            problems.append(Problem(level="warning", code="stale-cache", place=file, what=what, remedy=remedy))
+    return list(dict.fromkeys(problems))
 
 
 def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[Problem]:
@@ -213,60 +221,35 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[
     return [Problem(level="note", code="no-gradient", place=file, what=what, remedy="No step will change them.")]
 
 
-def _check_disk(same: list[tuple[DataRecipe, TrainingRecipe]], gathered: Gathered) -> list[Problem]:
-    """Disk and shared memory of the runs on one data set."""
-    from hf_seg.data.cache import prepared_folder
-    from hf_seg.data.check import in_memory
-    from hf_seg.data.transforms import build_transforms
-
-    if gathered.splits is None or gathered.spec is None or not gathered.split_known or in_memory(gathered.splits):
-        return []
-    caches: dict[Path, dict[tuple[str, int], int]] = {}
-    findings = []
-    for data, training in same:
-        transforms = build_transforms(data, gathered.spec)
-        folder = prepared_folder(data.cache or "")
-        for name, split in gathered.splits.items():
-            side = transforms[name].prepared_size
-            if data.cache is not False:
-                caches.setdefault(folder, {})[name, side] = 4 * len(split) * side**2
-        workers = training.arguments.get("dataloader_num_workers", 0)
-        batch = 4 * training.global_train_batch_size * transforms["train"].prepared_size ** 2
-        findings += check_shared_memory(workers, batch) if workers else []
-    for folder, sizes in caches.items():
-        findings += check_folder(folder, sum(sizes.values()), "the resized pairs")
-    return list(dict.fromkeys(findings))
-
-
 def as_json(report: Report) -> str:
     """The report as one JSON object: `findings`, and `summary` with `would_start`, `levels`, `codes` and `data`."""
-    levels = Counter(finding.level for finding in report.findings)
+    levels = Counter(problem.level for problem in report.problems)
     summary = {
         "would_start": report.would_start,
         "levels": {level: levels[level] for level in LEVELS},
-        "codes": dict(Counter(finding.code for finding in report.findings)),
+        "codes": dict(Counter(problem.code for problem in report.problems)),
         "data": report.data,
     }
-    findings = [dataclasses.asdict(finding) for finding in report.findings]
-    return json.dumps({"findings": findings, "summary": summary}, indent=2)
+    problems = [dataclasses.asdict(problem) for problem in report.problems]
+    return json.dumps({"findings": problems, "summary": summary}, indent=2)
 
 
 def as_text(report: Report, *, show_all: bool = False) -> str:
-    """The report for people: what was looked at, findings by level and code, and whether training would start."""
+    """The report for people: what was looked at, problems by level and code, and whether training would start."""
     lines = []
     for data in report.data:
         counts = ", ".join(f"{split['pairs']:,} {name}" for name, split in data["splits"].items())
         lines.append(f"{data['place']}: {counts or 'no pair was examined'}")
-    kinds = Counter((LEVELS.index(finding.level), finding.code) for finding in report.findings)
+    kinds = Counter((LEVELS.index(problem.level), problem.code) for problem in report.problems)
     for (level, code), count in sorted(kinds.items()):
-        findings = [f for f in report.findings if (f.level, f.code) == (LEVELS[level], code)]
+        problems = [f for f in report.problems if (f.level, f.code) == (LEVELS[level], code)]
         lines += ["", f"{LEVELS[level]}: {code} ({count:,})"]
-        shown = findings if show_all else findings[:FILES_SHOWN]
-        lines += [f"  {finding.place}: {finding.what}" for finding in shown]
+        shown = problems if show_all else problems[:FILES_SHOWN]
+        lines += [f"  {problem.place}: {problem.what}" for problem in shown]
         if len(shown) < count:
             lines.append(f"  … and {count - len(shown):,} more (--all)")
-        lines += [f"  → {remedy}" for remedy in dict.fromkeys(finding.remedy for finding in findings) if remedy]
-    levels = Counter(finding.level for finding in report.findings)
+        lines += [f"  → {remedy}" for remedy in dict.fromkeys(problem.remedy for problem in problems) if remedy]
+    levels = Counter(problem.level for problem in report.problems)
     counted = ", ".join(f"{levels[level]:,} {level}{'' if levels[level] == 1 else 's'}" for level in LEVELS)
     verdict = "training would start" if report.would_start else "training would be refused"
     return "\n".join(map(printable, [*lines, "", f"{counted}: {verdict}."]))

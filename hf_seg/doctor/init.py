@@ -9,24 +9,27 @@ import os
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
-from hf_seg.data.pairs import stored_pairs
+from hf_seg.data.columns import as_text
+from hf_seg.data.pairs import report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder
 from hf_seg.data.sources import table as hub_dataset
 from hf_seg.data.sources import table_files as hub_files
-from hf_seg.data.sources.layouts import ALL, find_layout, is_picture_folder
+from hf_seg.data.sources.layouts import find_layout, is_picture_folder
+from hf_seg.data.sources.listing import ALL
 from hf_seg.data.sources.split import SPLITS
-from hf_seg.data.spec import report_pairs
-from hf_seg.doctor.look import Findings, guess_classes, look_at_pairs, pixel_shares
+from hf_seg.data.spec import IGNORE_INDEX
+from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
-from hf_seg.problem import DataError, PairError
+from hf_seg.doctor.survey import RARE, Survey
+from hf_seg.problem import DataError, Problem
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.recipe.reading import parse_json
@@ -36,29 +39,26 @@ OUTPUTS = ("recipe.json", "preview.png")
 WRITTEN = ".hf_seg-init.json"  # hashes of these: --overwrite is for what init itself has written
 MAX_IMAGE_SIZE = 256
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
-RARE = 0.001  # share of the pixels below which a class is probably none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A person's own data, before anything is decoded.
+    """Your own data, before anything is decoded.
 
     Args:
         name (`str`): for messages.
         keys (`dict[str, Any]`): of the recipe's data section.
-        splits (`Mapping[str, Dataset]`): tables with `image` and `mask`, pictures as stored.
-        errors (`list[PairError]`): files and rows that are no pair.
-        drawn (`bool`): validation, test or both have to be drawn from the other pairs.
-        about (`tuple[str, ...]`): lines for people.
+        splits (`Mapping[str, Dataset]`): tables with `image` and `mask`, pictures as stored; no split is drawn yet.
+        problems (`list[Problem]`): files and rows that are no pair.
         find_names (`Callable`): from what the masks hold, and whether that is colours, the names that the data set has
             for it, and where they stand; or no names, and why.
+        about (`tuple[str, ...]`): lines for people.
     """
 
     name: str
     keys: dict[str, Any]
     splits: Mapping[str, Dataset]
-    errors: list[PairError]
-    drawn: bool
+    problems: list[Problem]
     find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
     about: tuple[str, ...] = ()
 
@@ -93,88 +93,69 @@ def init(
     """
     place = Path(source).expanduser()
     given = {key: value for key, value in table.items() if value is not None}
-    if place.is_dir() and not _is_table(place):
+    if place.is_dir() and (is_picture_folder(place) or not hub_files.is_table_folder(place)):
         for option in [*given, *(["out"] if out else [])]:
-            raise DataError(
-                f"{place.absolute()}: --{option} is for tables and the Hub, and this is a folder of files."
-            )
+            what = f"--{option} is for tables and the Hub, and this is a folder of files"
+            raise DataError(place.absolute(), what, "Leave it out.")
         root = place.resolve()
         _refuse_existing(root, overwrite)
-        return _write_all(root, _look_into_folder(root), arch)
+        return _write_all(root, _list_folder(root), arch)
     if not place.is_dir() and (out is None or not hub_files.is_hub_id(str(source))):
         hub = " Or, if it is a data set on the Hub, name by --out the folder to write to."
         remedy = f"Correct the path.{hub if hub_files.is_hub_id(str(source)) else ''}"
-        raise DataError(f"data.root: there is no folder {place.absolute()}. {remedy}")
+        raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
     if place.is_dir() and given.get("revision"):
-        raise DataError(f"{place.absolute()}: --revision is for data sets on the Hub, and this is a folder.")
+        what = "--revision is for data sets on the Hub, and this is a folder"
+        raise DataError(place.absolute(), what, "Leave it out.")
     root = Path(out or place).expanduser().resolve()
     _refuse_existing(root, overwrite)
     path = str(place.resolve()) if place.is_dir() else str(source)
-    return _write_all(root, _look_into_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
-
-
-def _is_table(place: Path) -> bool:
-    return not is_picture_folder(place) and hub_files.is_table_folder(place)
+    return _write_all(root, _list_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
     existing = [name for name in OUTPUTS if os.path.lexists(root / name)]
     if existing and not overwrite:
-        raise DataError(f"{root}: holds {' and '.join(existing)} already; move them away, or add --overwrite.")
-    written = _written(root)
+        what = f"holds {' and '.join(existing)} already"
+        raise DataError(root, what, "move them away, or add --overwrite.", code="exists")
+    try:
+        written = parse_json((root / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        written = {}
     foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
     if foreign:
-        raise DataError(
-            f"{root}: {' and '.join(foreign)} cannot be written over, since init has not written it, or it was "
-            "changed since; move it away."
-        )
-
-
-def _written(root: Path) -> dict[str, str]:
-    """Name → hash of the files that init has written into a folder, as they were then."""
-    try:
-        content = parse_json((root / WRITTEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    return content if isinstance(content, dict) else {}
+        what = f"{' and '.join(foreign)} cannot be written over, since init has not written it, or it was changed since"
+        raise DataError(root, what, "move it away.", code="exists")
 
 
 def _hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _look_into_folder(root: Path) -> Source:
-    """All pairs; no split is drawn yet."""
-    found = folder.list_folder(root)
+def _list_folder(root: Path) -> Source:
+    found = folder.find_pairs(root)
     places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
 
     def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
         return class_names.find_names(places, values, by_color=by_color)
 
-    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
     return Source(
         name=str(root),
         keys={"name": "folder", "root": str(root)},
-        splits={split: folder.as_dataset(list(pairs.values())) for split, pairs in found.splits.items()},
-        errors=found.errors,
-        drawn=bool(found.lacking),
+        splits={split: folder.build_table(list(pairs.values()), Image()) for split, pairs in found.splits.items()},
+        problems=found.problems,
         find_names=find_names,
-        about=tuple(about + [f"  note    {note}" for note in found.notes]),
+        about=(
+            *([] if ALL in found.splits else [_describe_splits(found.splits)]),
+            *(f"  note    {note}" for note in found.notes),
+        ),
     )
 
 
-def _describe_splits(splits: Mapping[str, Sized]) -> str:
-    lacking = [split for split in SPLITS if split not in splits]
-    counted = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
-    return f"  splits  {counted}" + (f"; {' and '.join(lacking)} will be drawn from train" if lacking else "")
-
-
-def _look_into_table(data: DataRecipe) -> Source:
-    """The rows that have an image and a mask; no split is drawn yet."""
-    name = hub_dataset.data_set_name(data.path)
+def _list_table(data: DataRecipe) -> Source:
     tables = hub_files.load_tables(data.path, data.revision, data.config_name)
     rows, columns = hub_dataset.build_rows(data, tables)
-    usable, errors = hub_dataset.find_usable(data.path, rows)
+    usable, problems = hub_dataset.find_usable(data.path, rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
     features = next(iter(tables.values())).features
 
@@ -182,69 +163,70 @@ def _look_into_table(data: DataRecipe) -> Source:
         return ({}, "") if by_color else hub_files.load_class_names(data.path, data.revision, features, values)
 
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
-    keys |= {"image_column": columns[0], "mask_column": columns[1]}
     return Source(
-        name=name,
-        keys=keys,
+        name=hub_dataset.data_set_name(data.path),
+        keys=keys | {"image_column": columns[0], "mask_column": columns[1]},
         splits=splits,
-        errors=errors,
-        drawn=len(splits) < len(SPLITS),
+        problems=problems,
         find_names=find_names,
         about=(f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits)),
     )
 
 
+def _describe_splits(splits: Mapping[str, Collection]) -> str:
+    lacking = [split for split in SPLITS if split not in splits]
+    counted = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return f"  splits  {counted}" + (f"; {' and '.join(lacking)} will be drawn from train" if lacking else "")
+
+
 def _write_all(root: Path, source: Source, arch: str) -> bool:
     """Look at all pairs, write the files, and say so."""
-    name = source.name
+    name, written, where = source.name, [*OUTPUTS], ""
     classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
-    findings = look_at_pairs(source.splits, classes)
-    errors = source.errors + findings.errors
-    count = len(findings.looks)
+    survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
+    problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
+    count = len(survey.facts)
     if not count:
-        raise report_pairs(name, errors, len(errors)) if errors else DataError(f"{name}: holds no pair.")
-    if count < 3 and source.drawn:
-        raise DataError(f"{name}: {count} pairs cannot be split into train, validation and test: it takes 3.")
-    written, where = [*OUTPUTS], ""
+        raise report_pairs(name, problems, len(problems)) if problems else DataError(name, "holds no pair", "Is this the right folder?")
+    if count < 3 and len(source.splits) < len(SPLITS):
+        what = f"{count} pairs cannot be split into train, validation and test: it takes 3"
+        raise DataError(name, what, "Add pairs.", code="split")
     if classes is None:
-        names, where = source.find_names(findings.counts(), findings.by_color)
-        try:
-            guessed = guess_classes(findings, names)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+        names, where = source.find_names(survey.pixels(), by_color)
+        guessed = guess_classes(name, survey, by_color, names)
         _write(root / FILE_NAME, _format_classes(guessed))
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
         where = f"from {where}" if names else where
-    recipe = build_recipe(root, arch, findings, source.keys)
+        for facts in survey.facts:
+            facts.counts = {classes.meaning[value]: pixels for value, pixels in facts.counts.items()}
+    recipe = build_recipe(root, arch, [facts.size for facts in survey.facts], source.keys)
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
-    shown = [
-        next(stored_pairs(split, source.splits[split].select([row])))
-        for split, row in list(findings.looks)[:: -(-count // 8)]
-    ]
+    rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
+    shown = [next(stored_pairs({split: source.splits[split].select([row])})) for split, row in rows]
     plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
     _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
-    say(_describe(name, findings, classes, source.about, where), keep="\n")
-    if errors:
-        say(f"\n{report_pairs(name, errors, count + len(errors))}", keep="\n")
+    say(_describe(source, survey, classes, by_color, where), keep="\n")
+    if problems:
+        say(f"\n{report_pairs(name, problems, count + len(problems))}", keep="\n")
         say('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     run = f"hf_seg/train.py {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
     say("With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.")
     say(f"Then: accelerate launch {run}")
-    return not errors
+    return not problems
 
 
-def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run on the user's own data, every key with its value; `keys` say in the data section what data.
+def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run on your own data, every key with its value; `keys` say in the data section what data.
 
     Image size, batch and epochs follow from the photographs' sizes and number, so that a small data set gets small
     batches, augmentation and many epochs.
     """
-    side = statistics.median(min(look.size) for look in findings.looks.values())
+    side = statistics.median(min(size) for size in sizes)
     image_size = min(max(int(side) // 32 * 32, 32), MAX_IMAGE_SIZE)
-    train = max(1, round(0.8 * len(findings.looks)))
+    train = max(1, round(0.8 * len(sizes)))
     batch = next((batch for limit, batch in ((200, 8), (1000, 16), (3000, 32)) if train < limit), 64)
     epochs = min(max(math.ceil(MIN_STEPS / math.ceil(train / batch)), 30), 150)
     recipe = Recipe(
@@ -259,36 +241,45 @@ def build_recipe(root: Path, arch: str, findings: Findings, keys: Mapping[str, A
     return recipe.to_dict()
 
 
-def _describe(name: str, findings: Findings, classes: Classes, about: tuple[str, ...], names: str) -> str:
+def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, names: str) -> str:
     """What is there, for people."""
-    looks = findings.looks.values()
-    widths, heights = zip(*(look.size for look in looks), strict=True)
-    turned = sum(look.turned for look in looks)
+    pairs = survey.facts
+    smallest, largest = (
+        "×".join(str(pick(side)) for side in zip(*(facts.size for facts in pairs), strict=True)) for pick in (min, max)
+    )
+    turned = sum(facts.turned for facts in pairs)
     lines = [
-        f"{printable(name)}: {len(looks)} pairs",
-        *map(printable, about),
-        f"  images  {_counted(look.image_kind for look in looks)}; {_sizes(widths, heights)}"
+        f"{source.name}: {len(pairs)} pairs",
+        *source.about,
+        f"  images  {_counted(facts.image_kind for facts in pairs)}; "
+        + (f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels")
         + (f"; turned upright: {turned}" if turned else ""),
-        f"  masks   {_counted(look.mask_kind for look in looks)}; {'colours' if findings.by_color else 'ids'}",
-        *([f"  names   {printable(names)}"] if names else []),
+        f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}",
+        *([f"  names   {names}"] if names else []),
     ]
-    shares = [(value, printable(label), *counts) for value, label, *counts in pixel_shares(findings, classes)]
+    shares = [(values, printable(label), *rest) for values, label, *rest in class_shares(survey, classes)]
     width = max(len(label) for _, label, *_ in shares)
-    for value, label, share, pictures in shares:
-        lines.append(f"  {value:>8}  {label:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")
+    for values, label, share, pictures in shares:
+        lines.append(f"  {values:>8}  {label:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")
     rare = sum(0 < share < RARE for *_, share, _ in shares)
     if rare > len(shares) / 2 and len(shares) > 8:
         lines.append(f"  {rare} of these are on less than {RARE:.1%} of the pixels: values of smoothed outlines?")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
-def _counted(kinds) -> str:
+def class_shares(survey: Survey, classes: Classes) -> list[tuple[str, str, float, int]]:
+    """Of each class, and of what is ignored: what it is in the masks, its name, share of all pixels, pictures."""
+    counts, rows = survey.pixels(), []
+    for label, name in [*enumerate(classes.names), (IGNORE_INDEX, "(ignored)")]:
+        values = [as_text(value, classes.by_color) for value, means in classes.meaning.items() if means == label]
+        if values:
+            seen = sum(label in facts.counts for facts in survey.facts)
+            rows.append((", ".join(values), name, counts[label] / max(1, counts.total()), seen))
+    return rows
+
+
+def _counted(kinds: Iterable[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
-
-
-def _sizes(widths: tuple[int, ...], heights: tuple[int, ...]) -> str:
-    smallest, largest = f"{min(widths)}×{min(heights)}", f"{max(widths)}×{max(heights)}"
-    return f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels"
 
 
 def _format_classes(content: dict[str, Any]) -> str:
@@ -308,4 +299,5 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; make the folder writable") from None
+        remedy = "make the folder writable"
+        raise DataError(path, f"cannot be written: {error.strerror}", remedy) from None

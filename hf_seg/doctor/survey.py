@@ -1,224 +1,345 @@
-"""A whole data set before a model trains on it: every pair, what its splits hold, and what is there twice."""
+"""One look at every pair of a data set, for the doctor and `hf-seg init`; and at what the pairs are together."""
 
 from __future__ import annotations
 
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+import PIL.Image
+from datasets import Dataset, Features
 
-from hf_seg.data.gather import as_finding
-from hf_seg.data.pairs import StoredPair, map_pairs
-from hf_seg.data.palettes import find_other_palette, reads_ids
+from hf_seg.data.check import find_other_palette, reads_ids
+from hf_seg.data.columns import UprightImage, raw_values
+from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
 from hf_seg.data.spec import DatasetSpec
-from hf_seg.doctor.duplicates import SIDE, find_duplicates, is_flat
-from hf_seg.doctor.survey_pair import PairFacts, examine_pair
-from hf_seg.problem import Level, Problem
+from hf_seg.data.stored_image import Stored, open_header, open_mask, orientation
+from hf_seg.doctor.duplicates import find_duplicates, is_flat, thumbnail
+from hf_seg.problem import Level, PairError, Problem
 
+LONG = 4  # times as long as wide, from which on squeezing a picture into a square spoils what is in it
 RARE = 0.001  # share of a split's labelled pixels
 MOSTLY = 0.5  # share of a split's pixels
+MAX_COLORS = 4096  # of one mask; a mask with more is a photograph, or was compressed like one
 MAX_DUPLICATES = 10_000  # a film from one place has as many pairs as it has frames, squared
-# where the meaning of masks is not known: any value will do
-ANYTHING = DatasetSpec(name="unknown", class_names=("anything",), palette=((0, 0, 0),), label_table=(0,) * 256)
 
 
-@dataclass(kw_only=True)
-class SplitFacts:
-    """What a split holds.
+@dataclass(kw_only=True, slots=True)
+class PairFacts:
+    """One pair; small things only are kept of it.
 
     Args:
-        pairs (`int`), usable (`int`): how many there are, and how many can be used.
-        pixels (`Counter[int]`): class id (255: ignored) → pixels.
-        pictures (`Counter[int]`): class id → pairs in which it occurs.
+        name (`str`): of the image.
+        problems (`list[Problem]`): what is to be said of the pair; an error where it cannot be used.
+        size (`tuple[int, int]`, *optional*): width and height; None: the pair cannot be used.
+        image_kind (`str`), mask_kind (`str`): format and mode, such as `JPEG RGB`.
+        turned (`bool`): the image is stored lying on its side or on its head.
+        counts (`dict[int, int]`): class id (255: ignored) → pixels; where the classes are not known, what the mask
+            holds, an id or a colour as 0xRRGGBB → pixels.
+        palette (`tuple[tuple[int, int, int], ...]`): the colours of a palette mask, by id.
+        thumbnail (`np.ndarray`, *optional*): see `duplicates.thumbnail`.
     """
 
-    pairs: int = 0
-    usable: int = 0
-    pixels: Counter[int] = field(default_factory=Counter)
-    pictures: Counter[int] = field(default_factory=Counter)
+    name: str
+    problems: list[Problem] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    image_kind: str = ""
+    mask_kind: str = ""
+    turned: bool = False
+    counts: dict[int, int] = field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] = ()
+    thumbnail: np.ndarray | None = None
 
 
 @dataclass(kw_only=True)
-class Examination:
+class Survey:
     """What was found.
 
     Args:
-        findings (`list[Problem]`): of pairs, in their order, then of splits, then of duplicates.
-        splits (`dict[str, SplitFacts]`): by name.
+        problems (`list[Problem]`): of the pairs, in their order.
+        usable (`dict[str, dict[int, PairFacts]]`): split → row → the pair, of those that can be used.
+        pairs (`dict[str, int]`): split → number of pairs, usable or not.
     """
 
-    findings: list[Problem]
-    splits: dict[str, SplitFacts]
+    problems: list[Problem] = field(default_factory=list)
+    usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)
+    pairs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> list[PairFacts]:
+        return [facts for rows in self.usable.values() for facts in rows.values()]
+
+    def pixels(self, split: str | None = None) -> Counter[int]:
+        """Pixels of each class, id or colour in a split, or in all of them."""
+        total: Counter[int] = Counter()
+        for facts in self.facts if split is None else self.usable[split].values():
+            total.update(facts.counts)
+        return total
 
 
-def examine(
-    splits: DatasetDict,
+def survey_pairs(
+    splits: Mapping[str, Dataset],
+    spec: DatasetSpec | None,
+    *,
+    by_color: bool | None = None,
+    disable_bar: bool | None = False,
+) -> Survey:
+    """Decode every pair once, on all cores.
+
+    Args:
+        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
+        spec (`DatasetSpec`, *optional*): what the masks mean; None: not known.
+        by_color (`bool`, *optional*): where it is not known, count the masks' colours, or their ids; None: neither.
+        disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
+    """
+    survey = Survey(usable={name: {} for name in splits}, pairs={name: len(split) for name, split in splits.items()})
+    if spec and reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
+        survey.problems.append(error.problem)
+
+    def examine(pair: StoredPair) -> PairFacts:
+        return examine_pair(pair, splits[pair.split].features, spec, by_color=by_color)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's are problems of ours
+        for pair, facts in map_pairs(examine, splits, desc="Examining", disable_bar=disable_bar):
+            survey.problems += facts.problems
+            if facts.size is not None:
+                survey.usable[pair.split][pair.index] = facts
+    return survey
+
+
+def examine_pair(
+    pair: StoredPair, features: Features, spec: DatasetSpec | None, *, by_color: bool | None
+) -> PairFacts:
+    """Decode a pair once, and say all there is to say of it."""
+    facts, upright = PairFacts(name=pair.image_name), isinstance(features["image"], UprightImage)
+    with _header(pair.image) as header:
+        if header:
+            facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
+            facts.problems += _image_problems(header, pair.image_name, upright=upright)
+    with _header(pair.mask) as header:
+        if header:
+            facts.mask_kind = f"{header.format} {header.mode}"
+            facts.problems += _name_problems(header, pair.mask_name)
+    try:
+        if spec:
+            image, mask = decode_pair(pair, features, spec)
+            for value, count in enumerate(mask.histogram()):
+                if count:
+                    label = spec.label_table[value]
+                    facts.counts[label] = facts.counts.get(label, 0) + count
+        else:
+            image = features["image"].decode_example(pair.image | {"path": pair.image_name})
+            with open_mask(pair.mask | {"path": pair.mask_name}) as mask:
+                check_sizes(pair, image, mask, upright=upright)
+                if by_color is not None:
+                    facts.counts = _count(mask, by_color, pair.mask_name)
+                palette = mask.getpalette() if mask.mode == "P" else None
+                facts.palette = tuple(zip(*[iter(palette or ())] * 3, strict=False))
+    except PairError as error:
+        facts.problems.append(error.problem)
+        return facts
+    facts.size, facts.thumbnail = image.size, thumbnail(image)
+    if spec and facts.counts.keys() == {spec.ignore_index}:
+        what, remedy = (
+            "every pixel of the mask is ignored",
+            "Nothing is learnt from it, and nothing scored. Is it meant?",
+        )
+        facts.problems.append(_warning("all-ignored", pair.mask_name, what, remedy))
+    return facts
+
+
+def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
+    """Pixels of each value; `getcolors` counts in C, many times faster than sorting the pixels."""
+    if by_color and not mask.mode.startswith(("I", "F")):
+        colors = mask.convert("RGB").getcolors(MAX_COLORS)
+        if colors is None:
+            remedy = "A mask has one plain colour a class; JPEG compression and smoothing make thousands of them."
+            raise PairError(name, f"the mask holds more than {MAX_COLORS:,} colours", remedy, code="mask-values")
+        return {red << 16 | green << 8 | blue: count for count, (red, green, blue) in colors}
+    values, counts = np.unique(raw_values(mask, by_color=by_color, name=name), return_counts=True)
+    return dict(zip(map(int, values), map(int, counts), strict=True))
+
+
+@contextmanager
+def _header(stored: Stored) -> Iterator[PIL.Image.Image | None]:
+    """The header alone; None when it cannot be read: decoding says what it is."""
+    try:
+        image = open_header(stored)
+    except Exception:  # damaged files make Pillow raise anything
+        yield None
+        return
+    with image:
+        yield image
+
+
+def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Iterator[Problem]:
+    yield from _name_problems(header, name)
+    width, height = header.size
+    if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
+        remedy = "What lies under transparent pixels is seen by the model; put the picture on a ground if that is odd."
+        yield _note("transparency", name, f"has transparency (mode {header.mode}), which is dropped", remedy)
+    elif header.mode == "P":
+        yield _note("palette-image", name, "has a palette of 256 colours at most", "Use the original if there is one.")
+    elif header.mode == "CMYK":
+        what = "is for print (mode CMYK); as RGB without its colour profile, its colours are not those that people see"
+        yield _warning("cmyk-image", name, what, "Convert it to RGB with a program that knows colour profiles.")
+    note = _orientation(header)
+    if note > 1:
+        what = f"is stored turned (EXIF orientation {note})"
+        done = "is turned upright, as its mask has to be" if upright else "stays as stored, as its mask has to be"
+        yield _note("exif-orientation", name, f"{what} and {done}", "Look at some of them with their masks.")
+    if max(width, height) >= LONG * min(width, height):
+        what = f"is {width}×{height} pixels, and becomes a square"
+        yield _note("long-image", name, what, "Cut it into parts: its length and width shrink by different factors.")
+    if width * height > PIL.Image.MAX_IMAGE_PIXELS:
+        what = f"has {width * height / 1e6:.0f} million pixels: decoding it takes long, and much memory"
+        yield _warning("huge-image", name, what, "Make a smaller copy; the model sees it at image_size anyway.")
+
+
+def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
+    expected = PIL.Image.registered_extensions().get(Path(name).suffix.lower())
+    found = {"MPO": "JPEG"}.get(header.format, header.format)  # a JPEG file with a second picture behind it
+    if expected and found != expected:
+        remedy = "Harmless here, since the content decides; other programs refuse it."
+        yield _warning("wrong-suffix", name, f"is a {found} file by its content", remedy)
+
+
+def _orientation(header: PIL.Image.Image) -> int:
+    try:
+        return orientation(header)
+    except Exception:  # a broken note: where it counts, decode_pair says so
+        return 1
+
+
+def _warning(code: str, place: str, what: str, remedy: str, level: Level = "warning") -> Problem:
+    return Problem(level=level, code=code, place=place, what=what, remedy=remedy)
+
+
+def _note(code: str, place: str, what: str, remedy: str) -> Problem:
+    return _warning(code, place, what, remedy, level="note")
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------
+
+
+def find_problems(
+    survey: Survey,
     spec: DatasetSpec | None,
     *,
     place: str,
     image_size: int,
     drop: bool = False,
     split_known: bool = True,
-    disable_bar: bool | None = False,
-) -> Examination:
-    """Decode every pair once, on all cores, and look at what they are together. Only small things are kept of each.
+) -> Iterator[Problem]:
+    """What is to be said of the splits, and of photographs that are blank or there twice.
 
     Args:
-        splits (`DatasetDict`): columns `image` and `mask`, as `load_splits` gives them.
-        spec (`DatasetSpec`, *optional*): what the masks mean; None: not known, so that only their files are looked at.
+        survey ([`Survey`]): of all pairs.
+        spec (`DatasetSpec`, *optional*): what the masks mean.
         place (`str`): the data set, for messages.
         image_size (`int`): the side that pictures are resized to.
         drop (`bool`): pairs that cannot be used are left out, instead of refused.
-        split_known (`bool`): the splits are those of a run, not merely a heap.
-        disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
+        split_known (`bool`): the splits are those of a run.
     """
-    examination = Examination(findings=[], splits={name: SplitFacts() for name in splits})
-    if reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
-        examination.findings.append(as_finding(error, "error"))
-    names, split_of, thumbnails, small = [], [], [], []
-    bad: Level = "warning" if drop else "error"
-    for pair, facts in _examine_pairs(splits, spec or ANYTHING, bad, disable_bar):
-        examination.findings += facts.findings
-        split = examination.splits[pair.split]
-        split.pairs += 1
-        if facts.size is None:
-            continue
-        split.usable += 1
-        split.pixels.update(facts.counts)
-        split.pictures.update(facts.counts.keys())
-        if min(facts.size) < image_size:
-            small.append(facts.size)
-        names.append(pair.image_name)
-        split_of.append(pair.split)
-        thumbnails.append(facts.thumbnail)
-    whole = np.stack(thumbnails) if thumbnails else np.empty((0, SIDE, SIDE), np.uint8)
-    report = _Report(examination.findings, place)
-    report.empty_splits(examination.splits, drop, split_known)
+    for name, rows in survey.usable.items():
+        if split_known and not rows and (drop or not survey.pairs[name]):
+            remedy = "Each of train, validation and test needs one."
+            yield _warning("empty-split", place, f"the {name} split holds no pair that can be used", remedy, "error")
+    small = [facts.size for facts in survey.facts if min(facts.size) < image_size]
     if small:
-        report.small(small, len(names), image_size)
-    if spec:
-        report.classes(examination.splits, spec, split_known)
-    report.flat([name for name, flat in zip(names, is_flat(whole), strict=True) if flat])
-    report.duplicates(whole, names, split_of, split_known)
-    return examination
-
-
-def _examine_pairs(
-    splits: DatasetDict, spec: DatasetSpec, bad: Level, disable_bar: bool | None
-) -> Iterator[tuple[StoredPair, PairFacts]]:
-    def look(pair: StoredPair) -> PairFacts:
-        return examine_pair(pair, splits[pair.split].features, spec, bad)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's are findings of ours
-        yield from map_pairs(look, splits, desc="Examining", disable_bar=disable_bar)
-
-
-class _Report:
-    """Findings about the whole."""
-
-    def __init__(self, findings: list[Problem], place: str):
-        self.findings, self.place = findings, place
-
-    def add(self, level: Level, code: str, what: str, remedy: str, file: str | None = None) -> None:
-        self.findings.append(Problem(level=level, code=code, place=file or self.place, what=what, remedy=remedy))
-
-    def empty_splits(self, splits: dict[str, SplitFacts], drop: bool, split_known: bool) -> None:
-        for name, split in splits.items():
-            if split_known and not split.usable and (drop or not split.pairs):
-                remedy = "Each of train, validation and test needs one."
-                self.add("error", "empty-split", f"the {name} split holds no pair that can be used", remedy)
-
-    def small(self, sizes: list[tuple[int, int]], total: int, image_size: int) -> None:
-        width, height = min(sizes, key=min)
-        what = f"{len(sizes):,} of {total:,} images have a side below image_size {image_size} (the smallest is "
+        width, height = min(small, key=min)
+        what = (
+            f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {image_size} (the smallest"
+        )
         remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
-        self.add("note", "small-image", f"{what}{width}×{height} pixels)", remedy)
+        yield _note("small-image", place, f"{what} is {width}×{height} pixels)", remedy)
+    if spec:
+        yield from _class_problems(survey, spec, place, split_known)
+    yield from _photograph_problems(survey, place, split_known)
 
-    def classes(self, splits: dict[str, SplitFacts], spec: DatasetSpec, split_known: bool) -> None:
-        filled = {name: split for name, split in splits.items() if split.usable}
-        seen = set().union(*(split.pixels for split in filled.values())) - {spec.ignore_index}
-        if len(seen) == 1:
-            (only,) = seen
-            what = f"all masks hold one class only, {spec.class_names[only]}"
-            remedy = "Nothing can be learnt from that. Are these the right masks, and the right classes.json?"
-            self.add("warning", "constant-masks", what, remedy)
-            return
-        for name, split in filled.items():
-            pixels = split.pixels.total()
-            ignored = split.pixels[spec.ignore_index]
-            if ignored > MOSTLY * pixels:
-                what = f"{ignored / pixels:.1%} of the pixels of {name} are ignored"
-                self.add("warning", "mostly-ignored", what, "Is something under ignore that should be a class?")
-            if not split_known:
-                continue
-            absent = [label for index, label in enumerate(spec.class_names) if not split.pixels[index]]
-            if absent:
-                listed = f"{name} holds no pixel of {', '.join(absent)}"
-                if name == "train":
-                    remedy = "What is not in train cannot be learnt: add such pairs, or take the class out."
-                else:
-                    remedy = f"mIoU of {name} leaves such classes out: move or add pairs to have them counted."
-                self.add("warning", "absent-class", listed, remedy)
-            shares = {label: split.pixels[index] / max(1, pixels - ignored) for index, label in spec.id2label.items()}
-            rare = [f"{label} ({share:.3%})" for label, share in shares.items() if 0 < share < RARE]
-            if rare and name == "train":
-                what = f"below {RARE:.1%} of the labelled pixels of train: {', '.join(rare)}"
-                remedy = "Such a class may never be predicted, and counts as much in mIoU as every other."
-                self.add("note", "rare-class", what, remedy)
 
-    def flat(self, names: list[str]) -> None:
-        for name in names:
-            self.add("warning", "blank-image", "shows next to nothing", "Remove it, or get the file again.", name)
-
-    def duplicates(self, thumbnails: np.ndarray, names: list[str], split_of: list[str], split_known: bool) -> None:
-        found = list(itertools.islice(find_duplicates(thumbnails), MAX_DUPLICATES + 1))
-        if len(found) > MAX_DUPLICATES:
-            found.pop()
-            what = (
-                f"there are more than {MAX_DUPLICATES:,} pairs of photographs that look the same; the rest is left out"
-            )
-            remedy = "Frames of a film? Whole films belong into one split, and a frame in many is enough."
-            self.add("warning", "many-duplicates", what, remedy)
-        for first, second, similarity in found:
-            a, b = split_of[first], split_of[second]
-            if a != b:
-                level, code, where = "warning", "duplicate-across-splits", f"; this one is in {b}, that one in {a}"
-                remedy = (
-                    "What was trained on is scored: keep one of the two, or both in the same split. Where the split "
-                    "is official, leave it, and say so beside the score."
-                )
+def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: bool) -> Iterator[Problem]:
+    filled = {name: survey.pixels(name) for name, rows in survey.usable.items() if rows}
+    seen = set().union(*filled.values()) - {spec.ignore_index}
+    if len(seen) == 1:
+        (only,) = seen
+        remedy = "Nothing can be learnt from that. Are these the right masks, and the right classes.json?"
+        what = f"all masks hold one class only, {spec.class_names[only]}"
+        yield _warning("constant-masks", place, what, remedy)
+        return
+    for name, pixels in filled.items():
+        total, ignored = pixels.total(), pixels[spec.ignore_index]
+        if ignored > MOSTLY * total:
+            what = f"{ignored / total:.1%} of the pixels of {name} are ignored"
+            yield _warning("mostly-ignored", place, what, "Is something under ignore that should be a class?")
+        if not split_known:
+            continue
+        if absent := [label for index, label in enumerate(spec.class_names) if not pixels[index]]:
+            if name == "train":
+                remedy = "What is not in train cannot be learnt: add such pairs, or take the class out."
             else:
-                level, code, where = "note", "duplicate-within-split", f"; both are in {a}" if split_known else ""
-                remedy = "It counts twice. Before a split is drawn again, keep one of the two."
-            what = f"looks like the same photograph as {names[first]}{where} (similarity {similarity:.2f})"
-            self.add(level, code, what, remedy, names[second])
+                remedy = f"mIoU of {name} leaves such classes out: move or add pairs to have them counted."
+            yield _warning("absent-class", place, f"{name} holds no pixel of {', '.join(absent)}", remedy)
+        shares = {label: pixels[index] / max(1, total - ignored) for index, label in spec.id2label.items()}
+        rare = [f"{label} ({share:.3%})" for label, share in shares.items() if 0 < share < RARE]
+        if rare and name == "train":
+            what = f"below {RARE:.1%} of the labelled pixels of train: {', '.join(rare)}"
+            remedy = "Such a class may never be predicted, and counts as much in mIoU as every other."
+            yield _note("rare-class", place, what, remedy)
 
 
-def describe(examination: Examination, spec: DatasetSpec | None) -> dict[str, Any]:
+def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Iterator[Problem]:
+    everywhere = [(split, facts) for split, rows in survey.usable.items() for facts in rows.values()]
+    if not everywhere:
+        return
+    thumbnails = np.stack([facts.thumbnail for _, facts in everywhere])
+    for (_, facts), flat in zip(everywhere, is_flat(thumbnails), strict=True):
+        if flat:
+            yield _warning("blank-image", facts.name, "shows next to nothing", "Remove it, or get the file again.")
+    found = list(itertools.islice(find_duplicates(thumbnails), MAX_DUPLICATES + 1))
+    if len(found) > MAX_DUPLICATES:
+        found.pop()
+        what = f"there are more than {MAX_DUPLICATES:,} pairs of photographs that look the same; the rest is left out"
+        remedy = "Frames of a film? Whole films belong into one split, and a frame in many is enough."
+        yield _warning("many-duplicates", place, what, remedy)
+    for first, second, similarity in found:
+        (a, one), (b, other) = everywhere[first], everywhere[second]
+        if a != b:
+            where = f"; this one is in {b}, that one in {a}"
+            remedy = (
+                "What was trained on is scored: keep one of the two, or both in the same split. Where the split is "
+                "official, leave it, and say so beside the score."
+            )
+        else:
+            where = f"; both are in {a}" if split_known else ""
+            remedy = "It counts twice. Before a split is drawn again, keep one of the two."
+        what = f"looks like the same photograph as {one.name}{where} (similarity {similarity:.2f})"
+        code, level = ("duplicate-within-split", "note") if a == b else ("duplicate-across-splits", "warning")
+        yield _warning(code, other.name, what, remedy, level)
+
+
+def describe(survey: Survey, spec: DatasetSpec | None) -> dict[str, Any]:
     """The numbers of each split, ready for JSON.
-
-    Args:
-        examination ([`Examination`]): of a data set.
-        spec (`DatasetSpec`, *optional*): its classes.
 
     Returns:
         `dict`: split → `pairs`, `usable`, and with the spec `ignored_share` (of all pixels) and `class_shares` (class
         name → share of the pixels that are not ignored).
     """
     described = {}
-    for name, split in examination.splits.items():
-        described[name] = {"pairs": split.pairs, "usable": split.usable}
+    for name, rows in survey.usable.items():
+        described[name] = {"pairs": survey.pairs[name], "usable": len(rows)}
         if spec:
-            pixels, ignored = split.pixels.total(), split.pixels[spec.ignore_index]
-            labelled = max(1, pixels - ignored)
-            described[name]["ignored_share"] = ignored / max(1, pixels)
+            pixels = survey.pixels(name)
+            total, ignored = pixels.total(), pixels[spec.ignore_index]
+            described[name]["ignored_share"] = ignored / max(1, total)
             described[name]["class_shares"] = {
-                label: split.pixels[index] / labelled for index, label in spec.id2label.items()
+                label: pixels[index] / max(1, total - ignored) for index, label in spec.id2label.items()
             }
     return described

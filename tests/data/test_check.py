@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data import check, check_splits, fingerprint, load_spec, load_splits
-from hf_seg.data.stored_image import StoredImage
+from hf_seg.data.columns import StoredImage
 from hf_seg.problem import DataError
 
 

@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Image as Column
 from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_image
 from PIL import Image
 
 from hf_seg import cli
 from hf_seg.data import check, load_spec, load_splits, prepare_splits
+from hf_seg.data.check import find_other_palette
 from hf_seg.data.classes import load_classes
-from hf_seg.data.palettes import find_other_palette
 from hf_seg.data.sources import folder
 from hf_seg.data.transforms import build_transforms
-from hf_seg.doctor.look import guess_classes, look_at_pairs
+from hf_seg.doctor.mask_values import guess_classes, survey_masks
 from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
@@ -40,12 +41,12 @@ def own_palettes(tmp_path):
     return root
 
 
-def look(root, classes=None):
-    return look_at_pairs(load_splits_of(root), classes)
+def look(root):
+    return survey_masks(load_splits_of(root))
 
 
 def load_splits_of(root):
-    return {"pairs": folder.as_dataset(list(folder.find_pairs(root / "images", root / "masks")[0].values()))}
+    return {"pairs": folder.build_table(list(folder.find_pairs(root).splits["pairs"].values()), Column())}
 
 
 def load(root, cache=False):
@@ -62,9 +63,9 @@ def assert_names_both(message):
 
 
 def test_without_classes_they_are_colours(own_palettes):
-    findings = look(own_palettes)
-    assert findings.by_color and not findings.errors
-    guessed = guess_classes(findings)
+    survey, by_color = look(own_palettes)
+    assert by_color and not survey.problems
+    guessed = guess_classes("own", survey, by_color)
     assert {entry["color"] for entry in guessed["classes"]} == {"#000000", "#c81e1e", "#1e1ec8"}
     (own_palettes / "classes.json").write_text(json.dumps(guessed))
     assert load_classes(own_palettes).by_color
@@ -117,11 +118,11 @@ def test_palettes_that_differ_where_no_pixel_is_are_one(tmp_path):
     write_image(root / "masks" / "photo_03.tif", as_palette(scene(3)[1]))  # the same, stored in another order
     (root / "masks" / "photo_03.png").unlink()
     assert find_other_palette(load_splits_of(root)) is None
-    findings = look(root)
-    assert not findings.by_color and {0, 1, 2} == set(findings.counts())
+    survey, by_color = look(root)
+    assert not by_color and {0, 1, 2} == set(survey.pixels())
 
 
 def test_one_palette_is_seen_in_the_headers(tmp_path, monkeypatch):
     splits = load_splits_of(write_folder(tmp_path, "palette", 4))
-    monkeypatch.setattr("hf_seg.data.palettes.open_mask", None)  # nothing is decoded
+    monkeypatch.setattr("hf_seg.data.check.open_mask", None)  # nothing is decoded
     assert find_other_palette(splits) is None

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_seg.data.columns import ClassMask, UprightImage
-from hf_seg.data.gather import as_finding
-from hf_seg.data.stored_image import StoredImage
+from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.problem import PairError
 
 SIZE = (8, 6)
@@ -128,7 +126,7 @@ def test_what_pillow_would_give_a_part_of_is_refused(name, tmp_path):
     errors = [refused(column, content) for column in (UprightImage(), StoredImage(mode="RGB"))]
     errors.append(refused(UprightImage(), None, str(path)))
     for error in errors:
-        assert of_image in error.problem.what and as_finding(error, "error").code == code
+        assert of_image in error.problem.what and error.problem.code == code
     mask = ClassMask(values=[0, 1], labels=[0, 1])
     reason = refused(mask, content).problem.what
     if of_mask is None:
@@ -161,16 +159,16 @@ def test_labels_in_the_alpha_channel(mode, by_color):
     mask.putalpha(Image.fromarray(IDS * 255))
     error = refused(column, saved(mask, kind))
     assert "all pixels of the mask have one colour" in error.problem.what and "alpha channel" in error.problem.what
-    assert as_finding(error, "error").code == "mask-kind"
+    assert error.problem.code == "mask-kind"
 
 
 def test_more_pixels_than_pillow_opens(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     error = refused(UprightImage(), saved(COLORS, "PNG"))
-    assert "exceeds limit of 40 pixels" in error.problem.what and as_finding(error, "error").code == "huge-image"
+    assert "exceeds limit of 40 pixels" in error.problem.what and error.problem.code == "huge-image"
 
 
 def test_damage_is_said_of_the_file_also_where_no_pair_is(tmp_path):
     error = refused(UprightImage(), saved(COLORS, "JPEG")[:150])
-    assert error.problem.what.startswith("cannot be decoded (") and as_finding(error, "error").code == "undecodable"
+    assert error.problem.what.startswith("cannot be decoded (") and error.problem.code == "undecodable"
     assert "FileNotFoundError" in refused(UprightImage(), None, str(tmp_path / "gone.png")).problem.what

@@ -278,8 +278,8 @@ FAULTS = {
         "classes-json",
         "classes.json",
     ),
-    "split.json that is none": (lambda root: (root / "split.json").write_text("{}"), "error", "split", "own"),
-    "split.json with files that are gone": (gone, "error", "split", "own"),
+    "split.json that is none": (lambda root: (root / "split.json").write_text("{}"), "error", "split", "split.json"),
+    "split.json with files that are gone": (gone, "error", "split", "split.json"),
     "two pairs": (too_few, "error", "split", "own"),
     "an empty split": (
         lambda root: split_folders(root, ("train", "test")),
@@ -394,7 +394,8 @@ def test_new_pairs_count_as_train_and_are_not_written(root, ask):
     mask(root, 4).unlink()  # a name in split.json without a pair is no reason to write, either
     before = (root / "split.json").read_text()
     status, report = ask(root)
-    assert status == 1 and [finding["code"] for finding in report["findings"]] == ["unpaired"]
+    found = [(finding["level"], finding["code"]) for finding in report["findings"]]
+    assert status == 1 and found == [("note", "split"), ("error", "unpaired")]
     assert report["summary"]["data"][0]["splits"]["train"]["pairs"] == COUNT - 1
     assert (root / "split.json").read_text() == before
 

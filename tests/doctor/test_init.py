@@ -104,11 +104,8 @@ def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
 )
 def test_size_batch_and_epochs_follow_from_the_folder(tmp_path, size, count, expected):
     from hf_seg.doctor.init import build_recipe
-    from hf_seg.doctor.look import Findings, Look
 
-    look = Look(size=size, image_kind="JPEG RGB", mask_kind="PNG L", turned=False, counts={0: 1, 1: 1})
-    looks = {("pairs", number): look for number in range(count)}
-    recipe = build_recipe(tmp_path, "segformer", Findings(by_color=False, looks=looks), {"name": "folder"})
+    recipe = build_recipe(tmp_path, "segformer", [size] * count, {"name": "folder"})
     training = recipe["training"]
     found = recipe["data"]["image_size"], training["global_train_batch_size"], training["num_train_epochs"]
     assert found == expected
@@ -136,7 +133,7 @@ def test_existing_files_are_never_written_over(tmp_path, init, monkeypatch):
     root = write_folder(tmp_path, "ids", 4)
     for name in ("recipe.json", "preview.png"):
         (root / name).write_text("mine")
-    monkeypatch.setattr("hf_seg.doctor.init.look_at_pairs", None)  # calling it would raise: refused before the scan
+    monkeypatch.setattr("hf_seg.doctor.init.survey_masks", None)  # calling it would raise: refused before the scan
     status, out, err = init(root)
     assert (status, out) == (2, "")
     assert err == f"error: {root}: holds recipe.json and preview.png already; move them away, or add --overwrite.\n"
@@ -442,7 +439,7 @@ class TestTables:
         status, _, err = init(root, "--mask_column", "mask")
         assert (status, err) == (
             2,
-            f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files.\n",
+            f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files. Leave it out.\n",
         )
         root = write_parquet(tmp_path / "own", train=make_table(range(2)))
         assert "--revision is for data sets on the Hub" in init(root, "--revision", "main")[2]

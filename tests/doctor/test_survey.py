@@ -15,9 +15,8 @@ from own_folders import ORIENTATION, scene
 from PIL import Image as Pillow
 
 from hf_seg.data import check_splits, load_spec, load_splits
-from hf_seg.data.gather import gather
-from hf_seg.data.sources import oxford_pet
-from hf_seg.doctor.survey import MAX_DUPLICATES, examine
+from hf_seg.data.sources import examine_archives, list_data, oxford_pet
+from hf_seg.doctor.survey import MAX_DUPLICATES, describe, find_problems, survey_pairs
 from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe
 
@@ -27,18 +26,15 @@ def look():
     """Everything that is found about a data section, and the splits."""
 
     def run(data):
-        gathered = gather(data)
-        if gathered.splits is None:
-            return gathered.findings, {}
-        examination = examine(
-            gathered.splits,
-            gathered.spec,
-            place=gathered.place,
-            image_size=1,
-            split_known=gathered.split_known,
-            disable_bar=True,
-        )
-        return gathered.findings + examination.findings, examination.splits
+        listing = list_data(data)
+        problems = examine_archives(data, Path(listing.place)) + listing.notes + listing.bad_pairs
+        problems += [problem for refusal in listing.refusals for problem in refusal.problems]
+        if listing.splits is None:
+            return problems, {}
+        survey = survey_pairs(listing.splits, listing.spec, disable_bar=True)
+        whole = {"place": listing.place, "image_size": 1, "split_known": listing.split_known}
+        problems += survey.problems + list(find_problems(survey, listing.spec, **whole))
+        return problems, describe(survey, listing.spec)
 
     return run
 
@@ -78,7 +74,7 @@ class TestOxfordPet:
         findings, splits = agree(recipe("oxford_pet", pet_folder))
         # the pictures of the fixture are PNG files under the name .jpg
         assert {(level, code) for level, code, _ in findings} == {("warning", "wrong-suffix")}
-        assert {name: (part.pairs, part.usable) for name, part in splits.items()} == {
+        assert {name: (part["pairs"], part["usable"]) for name, part in splits.items()} == {
             "train": (18, 18),
             "validation": (2, 2),
             "test": (3, 3),
@@ -91,7 +87,7 @@ class TestOxfordPet:
         errors = [finding for finding in findings if finding[0] == "error"]
         broken = str(pet_folder / "images" / "Breed_05.jpg")
         assert errors == [("error", "data-set", str(pet_folder)), ("error", "undecodable", broken)]
-        assert splits["pairs"].pairs == 22
+        assert splits["pairs"]["pairs"] == 22
 
     def test_kinds_of_pictures(self, pet_folder, recipe, agree):
         images = pet_folder / "images"
@@ -165,7 +161,7 @@ class TestCityscapes:
         findings, splits = agree(recipe("cityscapes", cityscapes_folder))
         # 96 random pixels a picture: no two alike, and classes may be absent or rare
         assert {code for _, code, _ in findings} <= {"absent-class", "rare-class"}
-        assert {name: part.pairs for name, part in splits.items()} == {"train": 4, "validation": 6, "test": 1}
+        assert {name: part["pairs"] for name, part in splits.items()} == {"train": 4, "validation": 6, "test": 1}
 
     def test_an_orphan_and_a_broken_file(self, cityscapes_folder, recipe, agree):
         masks = cityscapes_folder / "gtFine" / "train" / "ulm"
@@ -175,7 +171,7 @@ class TestCityscapes:
         found, splits = agree(recipe("cityscapes", cityscapes_folder))
         errors = [entry for entry in found if entry[0] == "error"]
         assert [entry[1] for entry in errors] == ["data-set", "undecodable"] and errors[1][2] == str(broken)
-        assert splits["pairs"].pairs == 10
+        assert splits["pairs"]["pairs"] == 10
 
     def test_zip_files(self, cityscapes_folder, recipe, agree, look, tmp_path):
         root = tmp_path / "zips"
@@ -228,8 +224,8 @@ class TestTables:
         data = table(pairs)
         findings, splits = look(data)
         assert [(finding.level, finding.code) for finding in findings] == [("error", "mask-values")]
-        assert findings[0].file.endswith(" train[7], mask")
-        assert {name: part.pairs for name, part in splits.items()} == {"train": 16, "validation": 2, "test": 2}
+        assert findings[0].place.endswith(" train[7], mask")
+        assert {name: part["pairs"] for name, part in splits.items()} == {"train": 16, "validation": 2, "test": 2}
         assert not (Path(data.path) / "split.json").exists()
 
     def test_rows_without_mask(self, table, agree):
@@ -238,11 +234,11 @@ class TestTables:
         data = table(pairs)
         findings, splits = agree(data)
         assert findings == [("error", "unpaired", f"{data.path} train[4]")]
-        assert sum(part.pairs for part in splits.values()) == 19
+        assert sum(part["pairs"] for part in splits.values()) == 19
 
     def test_training_agrees(self, table, agree):
         findings, splits = agree(table([scene(number, (96, 80)) for number in range(20)]))
-        assert findings == [] and {name: part.pairs for name, part in splits.items()}["test"] == 2
+        assert findings == [] and {name: part["pairs"] for name, part in splits.items()}["test"] == 2
 
 
 def test_a_film_from_one_place_does_not_flood():
@@ -255,6 +251,6 @@ def test_a_film_from_one_place_does_not_flood():
     frames = 150  # 11,175 pairs
     features = Features({"image": Image(), "mask": Image()})
     split = Dataset.from_dict({"image": [encoded[0]] * frames, "mask": [encoded[1]] * frames}, features=features)
-    examination = examine({"train": split}, None, place="film", image_size=1, disable_bar=True)
-    codes = [finding.code for finding in examination.findings]
+    survey = survey_pairs({"train": split}, None, disable_bar=True)
+    codes = [problem.code for problem in find_problems(survey, None, place="film", image_size=1)]
     assert codes.count("many-duplicates") == 1 and codes.count("duplicate-within-split") == MAX_DUPLICATES

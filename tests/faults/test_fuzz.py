@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_seg.data import load_spec
-from hf_seg.data.columns import ClassMask, UprightImage
+from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.pairs import StoredPair, decode_pair
 from hf_seg.data.sources import cityscapes
-from hf_seg.data.stored_image import StoredImage
 from hf_seg.problem import DataError, PairError, RecipeError
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import DataRecipe

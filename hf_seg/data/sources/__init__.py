@@ -1,1 +1,102 @@
-"""Where pairs of image and mask come from."""
+"""Where data comes from: what its masks mean, and which pairs it holds. A new data source is added here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset, DatasetDict, Features
+
+from hf_seg.data.columns import StoredImage
+from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
+from hf_seg.data.sources.download import find_folder
+from hf_seg.data.sources.listing import Listing
+from hf_seg.data.spec import DatasetSpec
+from hf_seg.problem import DataError, Problem
+
+if TYPE_CHECKING:
+    from hf_seg.recipe.keys import DataRecipe
+
+OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
+SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, synthetic.PET_SPEC, synthetic.CITYSCAPES_SPEC)}
+
+
+def load_spec(data: DataRecipe) -> DatasetSpec:
+    """What the masks of a recipe's data set mean; no file is read but the `classes.json` of your own data.
+
+    Raises:
+        DataError: when your own folder, or its `classes.json`, is not there or not in order.
+    """
+    if data.name == "folder":
+        return folder.build_spec(folder.find_root(data.root))
+    return table.build_hub_spec(data) if data.name == "hub" else SPECS[data.name]
+
+
+def fetch(data: DataRecipe) -> None:
+    """Download and unpack what is not there yet of a data set that hf_seg knows.
+
+    Raises:
+        DataError: when it cannot be had.
+    """
+    if source := OFFICIAL.get(data.name):
+        place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
+        source.prepare(place, may_download=data.root is None)
+
+
+def list_data(data: DataRecipe) -> Listing:
+    """List the pairs of a data section as they are there now.
+
+    Nothing is written, and nothing is downloaded but a table from the Hub. Generated data is drawn.
+
+    Args:
+        data (`DataRecipe`): `max_*_samples` keep the first pairs of a split.
+    """
+    limits = {split: getattr(data, f"max_{split}_samples") for split in ("train", "validation", "test")}
+    if data.name in synthetic.DRAW:
+        return Listing(
+            place=data.name,
+            spec=SPECS[data.name],
+            splits=_as_stored(synthetic.generate(data.name, limits)),
+        )
+    if data.name == "folder":
+        listing = folder.list_folder(data)
+    elif data.name == "hub":
+        listing = table.list_table(data)
+    else:
+        listing = _list_official(data)
+    for split, dataset in (listing.splits or {}).items():
+        limit = limits.get(split)
+        listing.splits[split] = dataset if limit is None else dataset.take(min(limit, len(dataset)))
+    return listing
+
+
+def examine_archives(data: DataRecipe, place: Path) -> list[Problem]:
+    """What a run would download or unpack first, and what is wrong with the archives in a data set's folder."""
+    if source := OFFICIAL.get(data.name):
+        return source.examine(place, may_download=data.root is None) if place.is_absolute() else []
+    return archives.examine_archives(place, needed=(), official={}) if data.name == "folder" and place.is_dir() else []
+
+
+def _list_official(data: DataRecipe) -> Listing:
+    source = OFFICIAL[data.name]
+    listing = Listing(place=data.root or data.name, spec=SPECS[data.name])
+    with listing.going_on():
+        place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
+        listing.place = str(place)
+        if all((place / part).is_dir() for part in source.PARTS):
+            pairs = source.list_pairs(place)
+            for split, listed in pairs.items():
+                if not listed:
+                    raise DataError(place, f"the {split} split of {data.name} is empty", source.SPLIT_RULE)
+            columns = {
+                split: {"image": [str(image) for image, _ in listed], "mask": [str(mask) for _, mask in listed]}
+                for split, listed in pairs.items()
+            }
+            listing.splits = _as_stored(columns)
+    return listing
+
+
+def _as_stored(columns: dict[str, dict[str, list]]) -> DatasetDict:
+    """Paths or encoded bytes go into the table as they are, and are decoded on access, without EXIF rotation."""
+    features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
+    return DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in columns.items()})

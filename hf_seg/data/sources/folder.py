@@ -1,21 +1,22 @@
-"""A person's own folder of photographs and masks: which files are pairs, and which pairs belong to which split."""
+"""Your own folder of photographs and masks: which files are pairs, and which pairs belong to which split."""
 
 from __future__ import annotations
 
-import functools
-import logging
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, Features, Image
+from datasets import Dataset, DatasetDict, Features, Image
 
 from hf_seg.data.classes import load_classes
-from hf_seg.data.columns import ClassMask, UprightImage
+from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.file_search import RENAME, find_files, is_utf8
-from hf_seg.data.sources.layouts import ALL, IMAGE_SUFFIXES, MASK_SUFFIXES, count_endings, find_ending, find_layout
+from hf_seg.data.sources.layouts import IMAGE_SUFFIXES, MASK_SUFFIXES, count_endings, find_ending, find_layout
+from hf_seg.data.sources.listing import ALL, Listing
 from hf_seg.data.sources.split import (
+    FILE_NAME,
     SPLIT_WORDS,
     SPLITS,
     UNLABELLED,
@@ -25,11 +26,10 @@ from hf_seg.data.sources.split import (
     load_split,
     save_split,
 )
-from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table, report_pairs
-from hf_seg.problem import DataError, PairError, listing
+from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table
+from hf_seg.problem import DataError, Level, Problem
+from hf_seg.recipe.keys import DataRecipe
 from hf_seg.text import printable
-
-logger = logging.getLogger(__name__)
 
 KINDS = f"Images may be {', '.join(sorted(IMAGE_SUFFIXES))}; masks {', '.join(sorted(MASK_SUFFIXES))}."
 ONE_TO_ONE = (
@@ -41,21 +41,21 @@ Pair = tuple[Path, Path]
 
 
 @dataclass(kw_only=True)
-class Listing:
+class Found:
     """The pairs of a folder, before any split is drawn.
 
     Args:
         splits (`dict[str, dict[str, Pair]]`): each split that has a folder → name → (image, mask), sorted; or `ALL`
             alone.
-        errors (`list[PairError]`): the files that are no pair.
+        problems (`list[Problem]`): the files that are no pair.
         bad (`set[str]`): the names of those that are not in a validation or test folder.
-        notes (`list[str]`): what a person should know of it.
+        notes (`list[Problem]`): warnings.
     """
 
-    splits: dict[str, dict[str, Pair]]
-    errors: list[PairError] = field(default_factory=list)
+    splits: dict[str, dict[str, Pair]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
 
     @property
     def lacking(self) -> list[str]:
@@ -71,9 +71,9 @@ def find_root(root: str) -> Path:
     """
     folder = Path(root).expanduser()
     if not is_utf8(folder):
-        raise DataError(f"{printable(str(folder))}: the name is not UTF-8. {RENAME}")
+        raise DataError(folder, "the name is not UTF-8", RENAME)
     if not folder.is_dir():
-        raise DataError(f"data.root: there is no folder {folder.absolute()}. Correct the path.")
+        raise DataError("data.root", f"there is no folder {folder.absolute()}", "Correct the path.")
     return folder
 
 
@@ -123,48 +123,70 @@ def build_mask_column(root: Path) -> ClassMask:
     return ClassMask(by_color=classes.by_color, values=values, labels=labels)
 
 
-def list_folder(root: Path) -> Listing:
-    """List the pairs of a folder; nothing is written, and no split is drawn.
+def list_folder(data: DataRecipe) -> Listing:
+    """The pairs of `data.root`; a split that has no folder is drawn, and not yet saved."""
+    listing = Listing(place=data.root)
+    with listing.going_on():
+        root = find_root(data.root)
+        listing.place = str(root)
+        found = find_pairs(root)
+        listing.bad_pairs, listing.notes = found.problems, found.notes
+        mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
+        with listing.going_on():
+            listing.spec, mask = build_spec(root), build_mask_column(root)
+        splits = {ALL: [pair for pairs in found.splits.values() for pair in pairs.values()]}
+        with listing.going_on():
+            splits, drawn = divide(root, found)
+            listing.save_split = partial(save_split, root, drawn) if drawn else None
+        listing.splits = DatasetDict({split: build_table(pairs, mask) for split, pairs in splits.items()})
+    return listing
+
+
+def build_table(pairs: Sequence[Pair], mask: Image) -> Dataset:
+    """A table of files with the columns `image`, upright, and `mask`, which the given column type decodes."""
+    columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
+    return Dataset.from_dict(columns, features=Features({"image": UprightImage(), "mask": mask}))
+
+
+def find_pairs(root: Path) -> Found:
+    """Find the pairs of a folder, in whichever layout; no split is drawn.
 
     Raises:
         DataError: as [`find_layout`].
     """
-    found = Listing(splits={})
+    found = Found()
     for split, (images, masks) in find_layout(root).items():
-        pairs, errors, bad = find_pairs(images, masks)
-        count = len(bad)
-        if split in SPLITS[1:] and errors and not _files(masks, MASK_SUFFIXES)[0]:
-            errors = [PairError(str(images), f"none of its {count} images has a mask", UNLABELLED)]
+        pairs, problems, bad = match_files(images, masks)
+        if split in SPLITS[1:] and problems and not _files(masks, MASK_SUFFIXES)[0]:
+            what = f"none of its {len(bad)} images has a mask"
+            problems = [Problem(code="unpaired", place=str(images), what=what, remedy=UNLABELLED)]
         else:
             found.splits[split] = pairs
-        found.errors += errors
+        found.problems += problems
         found.bad |= bad if split in (ALL, "train") else set()
-    if ALL in found.splits:
-        found.notes += _moved(root)
+    if ALL in found.splits and lists_all(root):
+        moved = [
+            f"{name} ({split})"
+            for split, names in load_split(root).items()
+            for name in names
+            if SPLIT_WORDS.get(name.partition("/")[0].lower(), split) != split
+        ]
+        if moved:
+            what = f"{len(moved)} pairs are in another split than their folder says, such as {moved[0]}"
+            found.notes.append(_split_note(root, what, "Delete the file if the folders are right."))
     return found
 
 
-def _moved(root: Path) -> list[str]:
-    """Names of folders in images/ that split.json does not follow."""
-    saved = load_split(root) if lists_all(root) else None
-    moved = [
-        f"{name} ({split})"
-        for split, names in (saved or {}).items()
-        for name in names
-        if SPLIT_WORDS.get(name.partition("/")[0].lower(), split) != split
-    ]
-    if not moved:
-        return []
-    what = f"{len(moved)} pairs are in another split than their folder says, such as {printable(moved[0])}"
-    return [f"{root / 'split.json'}: {what}. Delete the file if the folders are right."]
+def _split_note(root: Path, what: str, remedy: str = "", level: Level = "warning") -> Problem:
+    return Problem(level=level, code="split", place=str(root / FILE_NAME), what=what, remedy=remedy)
 
 
-def divide(root: Path, found: Listing) -> tuple[dict[str, list[Pair]], dict[str, list[str]] | None]:
-    """Give each pair of a listing to a split: as the folders say, then as `split.json` says, else at random.
+def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, list[str]] | None]:
+    """Give each pair to a split: as the folders say, then as `split.json` says, else at random.
 
     Args:
         root (`Path`): the folder, for `split.json`, which is read where a split has no folder.
-        found ([`Listing`]): from [`list_folder`].
+        found ([`Found`]): from [`find_pairs`].
 
     Returns:
         `tuple`: `train`, `validation` and `test` → (image, mask) files; and what `save_split` must keep, or None.
@@ -177,64 +199,36 @@ def divide(root: Path, found: Listing) -> tuple[dict[str, list[Pair]], dict[str,
         return own, None
     wanted = SPLITS if ALL in own else found.lacking
     source = found.splits[ALL if ALL in own else "train"]
+    file = root / FILE_NAME
     drawn, lists = None, load_split(root, wanted)
     if lists is None:
         if len(source) <= len(found.lacking):
-            raise DataError(
-                f"{root}: {len(source)} pairs cannot be split into {join_names(('train', *found.lacking))}: it takes "
-                f"{len(found.lacking) + 1}."
-            )
+            splits, needed = join_names(("train", *found.lacking)), len(found.lacking) + 1
+            what = f"{len(source)} pairs cannot be split into {splits}: it takes {needed}"
+            raise DataError(root, what, "Add pairs.", code="split")
         lists = draw_split(sorted(source), found.lacking)
         drawn = {split: lists[split] for split in wanted}
     known = {name for part in lists.values() for name in part}
-    gone = sorted(known - source.keys() - found.bad)
-    if gone:
-        raise DataError(
-            f"{root / 'split.json'}: {len(gone)} names in it have no files any more:\n{listing(gone)}\n"
+    if gone := sorted(known - source.keys() - found.bad):
+        remedy = (
             "Put the files back, or delete these lines. (Deleting the whole file draws a new split, and scores before "
             "and after are then of different test sets.)"
         )
-    new = source.keys() - known
-    if new:
+        raise DataError(
+            heading=f"{file}: {len(gone)} names in it have no files any more:",
+            problems=[Problem(code="split", place=str(file), what=name, remedy=remedy) for name in gone],
+        )
+
+    if new := source.keys() - known:
         if "train" in wanted:
-            found.notes.append(f"{root}: {len(new)} new pairs count as train, since split.json does not name them.")
+            what = f"{len(new)} new pairs count as train, since split.json does not name them"
+            found.notes.append(_split_note(root, what, level="note"))
         lists["train"] = sorted([*lists.get("train", []), *new])
     drawn_pairs = {split: [source[name] for name in names if name in source] for split, names in lists.items()}
     return {split: (own | drawn_pairs)[split] for split in SPLITS}, drawn
 
 
-def list_pairs(root: Path, *, drop: bool) -> tuple[dict[str, list[Pair]], list[PairError]]:
-    """List the (image, mask) files of each split; draws a split that has no folder, and saves it, the first time.
-
-    Args:
-        root (`Path`): a folder in one of the layouts of docs/data.md.
-        drop (`bool`): leave out files that are no pair, instead of raising.
-
-    Returns:
-        `tuple`: split name → pairs, sorted by name; and the files that are no pair.
-
-    Raises:
-        DataError: when the layout is unknown, a file is no part of a pair, there are too few pairs to split, or
-            `split.json` cannot be read, written, or names what is not there.
-    """
-    found = list_folder(root)
-    if found.errors and not drop:  # before a split is drawn, and kept for ever, of what is only a part
-        count = sum(map(len, found.splits.values())) + len(found.errors)
-        raise report_pairs(str(root), found.errors, count)
-    pairs, drawn = divide(root, found)
-    if drawn is not None:
-        save_split(root, drawn)
-    for note in found.notes:
-        _warn(note)
-    return pairs, found.errors
-
-
-@functools.cache  # once a process, though a launch loads its data several times
-def _warn(note: str) -> None:
-    logger.warning("%s", note)
-
-
-def find_pairs(images_folder: Path, masks_folder: Path) -> tuple[dict[str, Pair], list[PairError], set[str]]:
+def match_files(images_folder: Path, masks_folder: Path) -> tuple[dict[str, Pair], list[Problem], set[str]]:
     """Match the files of two folders by their path without suffix, in Unicode's form NFC.
 
     Masks may all have one ending more than their images, such as `_mask`.
@@ -243,59 +237,47 @@ def find_pairs(images_folder: Path, masks_folder: Path) -> tuple[dict[str, Pair]
         `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one; and the
         names of these.
     """
-    images, errors, bad = _files(images_folder, IMAGE_SUFFIXES)
+    images, problems, bad = _files(images_folder, IMAGE_SUFFIXES)
     masks, more, bad_masks = _files(masks_folder, MASK_SUFFIXES)
     endings = count_endings(images, masks)
     if ending := find_ending(images, masks):
         masks = {name.removesuffix(ending): path for name, path in masks.items()}
         bad_masks = {name.removesuffix(ending) for name in bad_masks}
-    errors, bad = errors + more, bad | bad_masks
+    problems, bad = problems + more, bad | bad_masks
     for name in sorted((images.keys() ^ masks.keys()) - bad):
-        reason = "the image has no mask" if name in images else "the mask has no image"
+        what = "the image has no mask" if name in images else "the mask has no image"
         if not ending and name in masks:
-            reason += next((f' (there is one without "{end}")' for end in endings if name.endswith(end)), "")
-        errors.append(PairError(str(images.get(name) or masks[name]), reason, ONE_TO_ONE))
+            what += next((f' (there is one without "{end}")' for end in endings if name.endswith(end)), "")
+        problems.append(_unpaired(images.get(name) or masks[name], what))
     bad |= images.keys() ^ masks.keys()
-    return {name: (images[name], masks[name]) for name in sorted((images.keys() & masks.keys()) - bad)}, errors, bad
+    return {name: (images[name], masks[name]) for name in sorted((images.keys() & masks.keys()) - bad)}, problems, bad
 
 
-def as_dataset(pairs: Sequence[Pair]) -> Dataset:
-    """A table of files, with masks as stored: what they mean need not be known yet.
-
-    Args:
-        pairs (`Sequence[tuple[Path, Path]]`): (image, mask) files.
-
-    Returns:
-        [`Dataset`]: columns `image` and `mask`.
-    """
-    columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
-    return Dataset.from_dict(columns, features=Features({"image": UprightImage(), "mask": Image()}))
+def _unpaired(path: Path, what: str) -> Problem:
+    return Problem(code="unpaired", place=str(path), what=what, remedy=ONE_TO_ONE)
 
 
-def _files(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[PairError], set[str]]:
+def _files(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[Problem], set[str]]:
     """Files by their path below `folder` without suffix; what is twice there or cannot be used; the names of that."""
-    found: dict[str, Path] = {}
-    errors, bad = [], set()
     if not folder.is_dir():  # of a validation or test split without masks
-        return found, errors, bad
+        return {}, [], set()
 
-    def name_of(path: Path) -> str:
-        below = path.relative_to(folder)
+    def name_of(path: str | Path) -> str:
+        below = Path(path).relative_to(folder)
         return unicodedata.normalize("NFC", (below.parent / below.stem).as_posix())
 
     files, obstacles = find_files(folder)
-    for obstacle in obstacles:
-        errors.append(PairError(printable(str(obstacle.path)), obstacle.reason, obstacle.remedy))
-        bad.add(name_of(obstacle.path))
+    found, bad = {}, {name_of(problem.place) for problem in obstacles}
+    problems = [replace(problem, place=printable(problem.place)) for problem in obstacles]
     for path in files:
         name, suffix = name_of(path), path.suffix.lower()
         if suffix in suffixes:
             if name in found:
-                errors.append(PairError(str(path), f"there is {found[name].name} beside it", ONE_TO_ONE))
+                problems.append(_unpaired(path, f"there is {found[name].name} beside it"))
                 bad.add(name)
             found[name] = path
         elif suffix in IMAGE_SUFFIXES:  # of a mask
-            reason = f"the mask is a {path.suffix} file, whose compression alters ids and colours"
-            errors.append(PairError(str(path), reason, KINDS))
+            what = f"the mask is a {path.suffix} file, whose compression alters ids and colours"
+            problems.append(Problem(code="mask-kind", place=str(path), what=what, remedy=KINDS))
             bad.add(name)
-    return found, errors, bad
+    return found, problems, bad

@@ -1,4 +1,4 @@
-"""Where the photographs and masks of a person's own folder lie, by the names of its folders and files."""
+"""Where the photographs and masks of your own folder lie, by the names of its folders and files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hf_seg.data.file_search import READABLE
+from hf_seg.data.sources.listing import ALL
 from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
 from hf_seg.problem import DataError
 from hf_seg.text import printable
@@ -14,7 +15,6 @@ from hf_seg.text import printable
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MASK_SUFFIXES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 PARTS = ("images", "masks")
-ALL = "pairs"  # in place of the splits, where no folder says which pair is in which
 LAYOUTS = (
     "A folder of pictures holds images/ and masks/, in which there may be train/, val/ and test/; or it holds train/, "
     "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it."
@@ -43,7 +43,7 @@ def find_layout(root: Path) -> dict[str, tuple[Path, Path]]:
     named = [name for name in folders if name.lower() in SPLIT_WORDS]
     split = [name for name in named if name in SPLITS or any((root / name / part).is_dir() for part in PARTS)]
     if plain and split:
-        raise DataError(f"{root}: holds both {', '.join([*plain, *split])}: leave one of the layouts. {LAYOUTS}")
+        raise DataError(root, f"holds both {', '.join([*plain, *split])}: leave one of the layouts", LAYOUTS)
     if plain == list(PARTS):
         return _find_inner_splits(root) or {ALL: (root / "images", root / "masks")}
     if split:
@@ -55,7 +55,7 @@ def find_layout(root: Path) -> dict[str, tuple[Path, Path]]:
     else:
         missing = [part for part in PARTS if part not in plain]
     found = f"its folders are {printable(', '.join(folders[:10]))}" if folders else "it holds no folder"
-    raise DataError(f"{root}: has no {', no '.join(missing)}; {found}. {LAYOUTS}{_hint(root, names)}")
+    raise DataError(root, f"has no {', no '.join(missing)}; {found}", f"{LAYOUTS}{_hint(root, names)}")
 
 
 def _find_inner_splits(root: Path) -> dict[str, tuple[Path, Path]] | None:
@@ -71,11 +71,9 @@ def _find_inner_splits(root: Path) -> dict[str, tuple[Path, Path]] | None:
         pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         others = sorted({*folders, *pictures} - {*own[part].values()})
         if others:
-            raise DataError(
-                f"{root / part}: holds {', '.join(own[part].values())} and, beside these, "
-                f"{printable(', '.join(others[:3]))}: which split is that? Move it into one of them, or say in "
-                "split.json of each pair where it belongs."
-            )
+            what = f"holds {', '.join(own[part].values())} and, beside these, {', '.join(others[:3])}"
+            remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
+            raise DataError(root / part, f"{what}: which split is that?", remedy)
     images, masks = (own[part] for part in PARTS)
     either = masks | images
     return {
@@ -88,7 +86,7 @@ def _names(place: Path) -> list[str]:
     try:
         return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{place}: cannot be read: {error.strerror}. {READABLE}") from None
+        raise DataError(place, f"cannot be read: {error.strerror}", READABLE) from None
 
 
 def _hint(root: Path, names: list[str]) -> str:

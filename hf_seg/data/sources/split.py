@@ -1,4 +1,4 @@
-"""`split.json`: which pair of a person's own data is train, validation or test; drawn once, the same ever after."""
+"""`split.json`: which pair of your own data is train, validation or test; drawn once, the same ever after."""
 
 from __future__ import annotations
 
@@ -69,14 +69,12 @@ def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         split = SPLIT_WORDS.get(name.lower())
         if split in found:
-            raise DataError(f"{place}: which is the {split} split, {found[split]} or {name}? Rename one of them.")
+            raise DataError(place, f"which is the {split} split, {found[split]} or {name}?", "Rename one of them.")
         if split:
             found[split] = name
     if "train" not in found:
-        raise DataError(
-            f"{place}: has no split named train, but {', '.join(names)}. Name the split to train on so: validation "
-            "and test are drawn from it where there are none."
-        )
+        remedy = "Name the split to train on so: validation and test are drawn from it where there are none."
+        raise DataError(place, f"has no split named train, but {', '.join(names)}", remedy)
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -116,7 +114,7 @@ def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str
     if content is None:
         return None
     if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
-        raise DataError(f"{path}: must hold {join_names(wanted)}, and seed if you like. {REMEDY}")
+        raise DataError(path, f"must hold {join_names(wanted)}, and seed if you like", REMEDY, code="split")
     split = {name: content[name] for name in wanted}
     _check_lists(path, split, str, "names")
     return {part: [unicodedata.normalize("NFC", name) for name in names] for part, names in split.items()}
@@ -150,12 +148,12 @@ def load_row_split(root: Path) -> RowSplit | None:
     keys = set(content) - {"seed", "validation", "test"} if isinstance(content, dict) else set()
     if keys != {"train_rows", "content"}:
         keys = "train_rows, content, and the row numbers of validation, test or both"
-        raise DataError(f"{path}: must hold {keys}, as this data set is a table. {REMEDY}")
+        raise DataError(path, f"must hold {keys}, as this data set is a table", REMEDY, code="split")
     held_out = {name: content[name] for name in ("validation", "test") if name in content}
     _check_lists(path, held_out, int, "row numbers")
     rows = content["train_rows"]
     if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
-        raise DataError(f"{path}: row numbers must be from 0 to below train_rows. {REMEDY}")
+        raise DataError(path, "row numbers must be from 0 to below train_rows", REMEDY, code="split")
     return RowSplit(train_rows=rows, content=content["content"], held_out=held_out)
 
 
@@ -171,19 +169,18 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from None
+        raise DataError(path, f"cannot be read: {error}", REMEDY, code="split") from None
 
 
 def _check_lists(path: Path, split: dict[str, Any], kind: type, words: str) -> None:
     seen: set[Any] = set()
     for part, names in split.items():
         if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
-            raise DataError(f"{path}: {part} must be a list of {words}, and not empty. {REMEDY}")
+            raise DataError(path, f"{part} must be a list of {words}, and not empty", REMEDY, code="split")
         for name in names:
             if name in seen:
-                raise DataError(
-                    f"{path}: {json.dumps(name)} stands there twice; a pair belongs to one split. {REMEDY}"
-                )
+                what = f"{json.dumps(name)} stands there twice; a pair belongs to one split"
+                raise DataError(path, what, REMEDY, code="split")
             seen.add(name)
 
 
@@ -193,7 +190,5 @@ def _write(path: Path, content: dict[str, Any], otherwise: str) -> None:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(
-            f"{path}: the split cannot be saved ({error.strerror}), and unsaved it could change from run to run. Make "
-            f"the folder writable, or {otherwise}."
-        ) from None
+        what = f"the split cannot be saved ({error.strerror}), and unsaved it could change from run to run"
+        raise DataError(path, what, f"Make the folder writable, or {otherwise}.", code="split") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from pyarrow import compute
 
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.sources.folder import build_mask_column, build_own_spec, find_root
+from hf_seg.data.sources.listing import Listing
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLITS,
@@ -28,8 +30,8 @@ from hf_seg.data.sources.split import (
 )
 from hf_seg.data.sources.table_columns import find_columns
 from hf_seg.data.sources.table_files import data_set_name, is_hub_id, load_tables, may_read
-from hf_seg.data.spec import DatasetSpec, report_pairs
-from hf_seg.problem import DataError, PairError
+from hf_seg.data.spec import DatasetSpec
+from hf_seg.problem import DataError, Problem
 from hf_seg.text import printable
 
 if TYPE_CHECKING:
@@ -43,11 +45,15 @@ CHANGED = (
     "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
     "split is drawn then, and scores before and after are of different test sets."
 )
-OUTSIDE = (
-    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
-    "the pictures into the table."
-)
-EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
+OUTSIDE = {
+    "code": "outside-file",
+    "remedy": "A row may name a file in the data set's own folder only, by its whole path: put the files there, or "
+    "the bytes of the pictures into the table.",
+}
+EMPTY = {
+    "code": "unpaired",
+    "remedy": 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".',
+}
 
 
 def find_hub_root(data: DataRecipe) -> Path:
@@ -73,32 +79,23 @@ def build_hub_spec(data: DataRecipe) -> DatasetSpec:
     return build_own_spec(find_hub_root(data), name="hub", title=title, split_rule=SPLIT_RULE, homepage=homepage)
 
 
-def load_hub_splits(data: DataRecipe) -> tuple[DatasetDict, list[PairError]]:
-    """Load the three splits; those that the data set lacks are drawn from train, and saved, when first asked for.
-
-    Args:
-        data (`DataRecipe`): the recipe's data section.
-
-    Returns:
-        `tuple`: `train`, `validation` and `test`, each with the columns `image`, `mask` (class ids) and `origin` (of a
-        row, such as `org/name train[12]`); and the rows without image or mask that were left out.
-
-    Raises:
-        DataError: when the data set cannot be had, has no train split, no such columns, rows without mask that are not
-            to be dropped, or is another than the one that `split.json` was made for.
-    """
-    root = find_hub_root(data)
-    mask = build_mask_column(root)
-    rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
-    usable, errors = find_usable(data.path, rows)
-    if errors and data.on_bad_pair != "drop":
-        raise report_pairs(data_set_name(data.path), errors, sum(map(len, rows.values())))
-    chosen = _add_held_out(data, root, rows["train"], usable)
-    splits = {}
-    for split in SPLITS:
-        dataset = rows[split if split in usable else "train"].select(chosen[split])
-        splits[split] = dataset.cast_column("image", UprightImage()).cast_column("mask", mask)
-    return DatasetDict(splits), errors
+def list_table(data: DataRecipe) -> Listing:
+    """The pairs of a table, which is loaded, from the Hub when it is there; splits that it lacks are drawn from train,
+    and not yet saved. The rows also have their `origin`, such as `org/name train[12]`."""
+    listing = Listing(place=data_set_name(data.path))
+    with listing.going_on():
+        root = find_hub_root(data)
+        mask = build_mask_column(root)
+        listing.spec = build_hub_spec(data)
+        rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
+        usable, listing.bad_pairs = find_usable(data.path, rows)
+        chosen, drawn = _add_held_out(listing.place, root, rows["train"], usable)
+        listing.save_split = partial(save_row_split, root, drawn) if drawn else None
+        listing.splits = DatasetDict()
+        for split in SPLITS:
+            dataset = rows[split if split in usable else "train"].select(chosen[split])
+            listing.splits[split] = dataset.cast_column("image", UprightImage()).cast_column("mask", mask)
+    return listing
 
 
 def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], tuple[str, str]]:
@@ -121,14 +118,15 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
     rows = {}
     for split, dataset in splits.items():
         if missing := {image, mask} - set(dataset.column_names):
-            raise DataError(f"{name}: its {split} split has no column {', '.join(sorted(missing))}, which train has.")
+            what = f"its {split} split has no column {', '.join(sorted(missing))}, which train has"
+            raise DataError(name, what, "Add it, or leave the split out.")
         dataset = dataset.select_columns([image, mask]).rename_columns({image: "image", mask: "mask"})
         dataset = dataset.cast_column("image", Image()).cast_column("mask", Image())
         rows[split] = dataset.add_column("origin", [f"{name} {split}[{row}]" for row in range(len(dataset))])
     return rows, (image, mask)
 
 
-def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[PairError]]:
+def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[Problem]]:
     """Find the rows that have both an image and a mask; nothing is decoded.
 
     Args:
@@ -139,25 +137,26 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
         `tuple`: split → row numbers, without a validation or test split in which no row has a mask, as test sets are
         whose labels are kept secret; and what is wrong with the other rows.
     """
-    usable, errors = {}, []
+    usable, problems = {}, []
     for split, dataset in rows.items():
         no_image, no_mask = (_is_empty(dataset, column) for column in ("image", "mask"))
         if split != "train" and len(dataset) and no_mask.all():
             place = dataset.select_columns("origin")[0]["origin"].removesuffix("[0]")
-            errors.append(PairError(place, f"none of its {len(dataset):,} rows has a mask", UNLABELLED))
+            what = f"none of its {len(dataset):,} rows has a mask"
+            problems.append(Problem(code="unpaired", place=place, what=what, remedy=UNLABELLED))
             continue
         origins = dataset.select_columns("origin")
         for row in np.flatnonzero(no_image | no_mask).tolist():
-            reason = f"the row has no {'mask' if no_mask[row] else 'image'}"
-            errors.append(PairError(origins[row]["origin"], reason, EMPTY))
+            what = f"the row has no {'mask' if no_mask[row] else 'image'}"
+            problems.append(Problem(place=origins[row]["origin"], what=what, **EMPTY))
         outside = {}
         for column in ("image", "mask"):
             outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
         for row, (column, file) in sorted(outside.items()):
-            reason = f"the {column} is a file outside of the data set, {printable(file)}"
-            errors.append(PairError(origins[row]["origin"], reason, OUTSIDE))
+            what = f"the {column} is a file outside of the data set, {printable(file)}"
+            problems.append(Problem(place=origins[row]["origin"], what=what, **OUTSIDE))
         usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
-    return usable, errors
+    return usable, problems
 
 
 def _named_files(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
@@ -196,34 +195,37 @@ def describe_content(dataset: Dataset) -> str:
 
 
 def _add_held_out(
-    data: DataRecipe, root: Path, train: Dataset, usable: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The rows of all three splits; of those that the data set lacks, the rows of train that `split.json` names."""
-    name, path = data_set_name(data.path), root / FILE_NAME
+    name: str, root: Path, train: Dataset, usable: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], RowSplit | None]:
+    """The rows of all three splits; of those that the data set lacks, the rows of train that `split.json` names, or
+    that are drawn now: this is then given, too."""
+    path, drawn = root / FILE_NAME, None
     lacking = [split for split in SPLITS if split not in usable]
     saved = load_row_split(root)
     if saved is None and not lacking:
-        return dict(usable)
+        return dict(usable), None
     content = describe_content(train)
+    fault = None
     if saved is None:
         rows = usable["train"].tolist()
         if len(rows) <= len(lacking):
-            raise DataError(
-                f"{name}: train has {len(rows)} rows with image and mask, of which {' and '.join(lacking)} cannot be "
-                f"drawn: it takes {len(lacking) + 1}."
+            splits, needed = " and ".join(lacking), len(lacking) + 1
+            what = (
+                f"train has {len(rows)} rows with image and mask, of which {splits} cannot be drawn: it takes {needed}"
             )
+            raise DataError(name, what, "Add rows.", code="split")
         held_out = draw_split(rows, lacking)
         held_out.pop("train")
-        saved = RowSplit(train_rows=len(train), content=content, held_out=held_out)
-        save_row_split(root, saved)
+        saved = drawn = RowSplit(train_rows=len(train), content=content, held_out=held_out)
     elif list(saved.held_out) != lacking:
         wanted = f"{' and '.join(lacking)} must be drawn" if lacking else "nothing has to be drawn"
-        raise DataError(f"{path}: holds {' and '.join(saved.held_out)}, but of {name} {wanted}. {CHANGED}")
+        fault = f"holds {' and '.join(saved.held_out)}, but of {name} {wanted}"
     elif saved.train_rows != len(train):
-        changed = f"was made for {saved.train_rows:,} rows of train, and {name} has {len(train):,}"
-        raise DataError(f"{path}: {changed}. {CHANGED}")
+        fault = f"was made for {saved.train_rows:,} rows of train, and {name} has {len(train):,}"
     elif saved.content != content:
-        raise DataError(f"{path}: was made for other pictures than {name} has now in train. {CHANGED}")
+        fault = f"was made for other pictures than {name} has now in train"
+    if fault:
+        raise DataError(path, fault, CHANGED, code="split")
     held_out = {split: np.intersect1d(rows, usable["train"]) for split, rows in saved.held_out.items()}
-    drawn = np.concatenate(list(held_out.values()))
-    return {**usable, "train": np.setdiff1d(usable["train"], drawn), **held_out}
+    out = np.concatenate(list(held_out.values()))
+    return {**usable, "train": np.setdiff1d(usable["train"], out), **held_out}, drawn

@@ -20,7 +20,7 @@ from hf_seg.problem import DataError
 # What a second process runs: the same download, from the test's server.
 PROGRAM = """
 import sys
-from hf_seg.data import load_splits, oxford_pet
+from hf_seg.data import load_splits; from hf_seg.data.sources import oxford_pet
 from hf_seg.data.sources.download import Archive
 from hf_seg.recipe.keys import DataRecipe
 oxford_pet.ARCHIVES = tuple(Archive(url=url, md5=md5, part=part) for url, md5, part in {archives})

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from datasets import load_from_disk
+from helpers import describe_dropped
 from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import check_splits, describe_dropped, fingerprint, load_spec, load_splits
+from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
 from hf_seg.data.sources.layouts import find_ending
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.transforms import SegTransform
@@ -254,7 +255,7 @@ class TestRefused:
 
     def test_two_pairs(self, own, refused):
         message = refused(own(count=2))
-        assert message.endswith("2 pairs cannot be split into train, validation and test: it takes 3.")
+        assert message.endswith("2 pairs cannot be split into train, validation and test: it takes 3. Add pairs.")
 
     def test_an_empty_split_folder(self, tmp_path, refused):
         root = describe(tmp_path, IDS)
@@ -299,7 +300,7 @@ class TestSplit:
         assert not caplog.text
         write_folder(root, "ids", count=12)
         load_splits(recipe("folder", root))
-        assert "2 new pairs count as train, since split.json does not name them." in caplog.text
+        assert "2 new pairs count as train, since split.json does not name them" in caplog.text
 
     def test_names_without_files(self, own, recipe, refused):
         root = own()
@@ -418,7 +419,7 @@ class TestOwnSplits:
         root = describe(tmp_path, IDS)
         for name in ("train", "val"):
             write_pairs(root / name / "images", root / name / "masks", "a")
-        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: it takes 2."
+        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: it takes 2. Add pairs."
 
     @pytest.mark.parametrize("inner", [True, False])
     def test_a_test_split_without_masks(self, tmp_path, recipe, refused, inner):

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from helpers import describe_dropped
 from own_folders import KINDS, scene, write_folder
 from pyarrow import parquet
 
-from hf_seg.data import cache, check_splits, describe_dropped, fingerprint, load_spec, load_splits, prepare_splits
+from hf_seg.data import cache, check_splits, fingerprint, load_spec, load_splits, prepare_splits
 from hf_seg.data.sources import table_files as hub_files
 from hf_seg.data.transforms import build_transforms
 from hf_seg.problem import DataError

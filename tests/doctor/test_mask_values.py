@@ -1,20 +1,32 @@
 """What is found in a folder, and what its masks are taken to mean."""
 
+import json
+
 import numpy as np
 import pytest
+from datasets import Image as Column
 from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data.classes import read_classes
+from hf_seg.data.classes import load_classes, read_classes
 from hf_seg.data.sources import folder
-from hf_seg.doctor.look import guess_classes, look_at_pairs, pixel_shares
+from hf_seg.doctor.init import class_shares
+from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.problem import DataError
 
 
 def look(root, classes=None):
-    pairs, errors, _ = folder.find_pairs(root / "images", root / "masks")
-    assert errors == []
-    return look_at_pairs({"pairs": folder.as_dataset(list(pairs.values()))}, classes)
+    found = folder.find_pairs(root)
+    assert found.problems == []
+    splits = {"pairs": folder.build_table(list(found.splits["pairs"].values()), Column())}
+    if classes is None:
+        return survey_masks(splits)
+    (root / "classes.json").write_text(json.dumps(classes))
+    return survey_classes(splits, root)
+
+
+def guess(root, names=None):
+    return guess_classes("own", *look(root), names)
 
 
 def named(*values):
@@ -36,16 +48,16 @@ def named(*values):
     ],
 )
 def test_every_kind_of_mask_is_seen_through(tmp_path, kind, classes, ignore):
-    findings = look(write_folder(tmp_path, kind, 4))
-    guessed = guess_classes(findings)
+    survey, found = look(write_folder(tmp_path, kind, 4))
+    guessed = guess_classes("own", survey, found)
     by_color = kind in ("rgb", "rgba")
-    assert findings.by_color is by_color
+    assert found is by_color
     assert [(entry["name"], entry["color" if by_color else "id"]) for entry in guessed["classes"]] == classes
     assert guessed.get("ignore") == ignore
-    read, problems = read_classes(guessed)
-    assert problems == []
     # with these classes the same folder has nothing unknown in it, and the shares are those of the scenes
-    shares = pixel_shares(look(tmp_path, read), read)
+    survey, found = look(tmp_path, guessed)
+    assert found is by_color and not survey.problems
+    shares = class_shares(survey, load_classes(tmp_path))
     assert sum(share for *_, share, _ in shares) == pytest.approx(1) and all(seen == 4 for *_, seen in shares)
     masks = [np.asarray(KINDS[kind](scene(number)[1]).convert("RGB" if by_color else None)) for number in range(4)]
     ground = [
@@ -55,12 +67,12 @@ def test_every_kind_of_mask_is_seen_through(tmp_path, kind, classes, ignore):
 
 
 def test_the_masks_own_palette_is_taken_over(tmp_path):
-    guessed = guess_classes(look(write_folder(tmp_path, "palette", 3)))
+    guessed = guess(write_folder(tmp_path, "palette", 3))
     assert [entry["color"] for entry in guessed["classes"]] == [
         "#{:02x}{:02x}{:02x}".format(*COLORS[i]) for i in range(3)
     ]
     write_folder(tmp_path, "ids", 3)
-    colors = [entry["color"] for entry in guess_classes(look(tmp_path))["classes"]]
+    colors = [entry["color"] for entry in guess(tmp_path)["classes"]]
     assert len(set(colors)) == 3
 
 
@@ -82,13 +94,13 @@ def test_void_is_guessed_only_where_it_is_certain(tmp_path, values, classes, ign
     mask = np.resize(np.array(values, np.uint8 if max(values) < 256 else np.uint16), (16, 16))
     write_image(tmp_path / "images" / "a.png", np.zeros((16, 16, 3), np.uint8))
     write_image(tmp_path / "masks" / "a.png", mask)
-    guessed = guess_classes(look(tmp_path))
+    guessed = guess(tmp_path)
     assert [entry["id"] for entry in guessed["classes"]] == classes and guessed.get("ignore") == ignore
 
 
 def test_names_from_elsewhere_can_stand_in_classes_json(tmp_path):
     names = {0: "sky", 1: "tree\nhouse", 2: "caf\u00e9 \ud800"}
-    guessed = guess_classes(look(write_folder(tmp_path, "palette", 3)), names)
+    guessed = guess(write_folder(tmp_path, "palette", 3), names)
     assert [entry["name"] for entry in guessed["classes"]] == ["sky", "tree\\nhouse", "caf\u00e9 \\ud800"]
     assert read_classes(guessed)[1] == []
 
@@ -96,10 +108,10 @@ def test_names_from_elsewhere_can_stand_in_classes_json(tmp_path):
 def test_one_bit_masks_beside_0_and_255(tmp_path):
     write_folder(tmp_path, "binary", 3)
     write_image(tmp_path / "masks" / "photo_01.png", KINDS["one_bit"](scene(1)[1]))
-    findings = look(tmp_path)
-    assert set(findings.counts()) == {0, 255}
-    read, _ = read_classes(guess_classes(findings))
-    assert set(look(tmp_path, read).counts()) == {0, 255}
+    survey, by_color = look(tmp_path)
+    assert set(survey.pixels()) == {0, 255}
+    survey, _ = look(tmp_path, guess_classes("own", survey, by_color))
+    assert set(survey.pixels()) == {0, 1} and not survey.problems  # background and foreground
 
 
 @pytest.mark.parametrize(
@@ -120,7 +132,7 @@ def test_what_cannot_be_classes(tmp_path, mask, message):
     write_image(tmp_path / "images" / "a.png", np.zeros((40, 40, 3), np.uint8))
     write_image(tmp_path / "masks" / "a.png", mask)
     with pytest.raises(DataError, match=message):
-        guess_classes(look(tmp_path))
+        guess(tmp_path)
 
 
 def test_bad_pairs_are_named_and_the_others_looked_at(tmp_path):
@@ -131,9 +143,9 @@ def test_bad_pairs_are_named_and_the_others_looked_at(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (320, 480, 3), dtype=np.uint8)
     write_image(tmp_path / "images" / "photo_03.jpg", noise)
     write_image(tmp_path / "masks" / "photo_03.png", noise)
-    findings = look(tmp_path)
-    assert [row for _, row in findings.looks] == [4, 5]
-    reasons = [error.problem.what for error in findings.errors]
+    survey, _ = look(tmp_path)
+    assert list(survey.usable["pairs"]) == [4, 5]
+    reasons = [problem.what for problem in survey.problems]
     assert reasons[0].startswith("cannot be decoded (Unid") and reasons[1].startswith("cannot be decoded (Unid")
     assert reasons[2].startswith("the image is 48x32 but the mask is 4x4")
     assert reasons[3] == "the mask holds more than 4,096 colours"
@@ -141,8 +153,9 @@ def test_bad_pairs_are_named_and_the_others_looked_at(tmp_path):
 
 def test_with_classes_the_unknown_is_an_error(tmp_path):
     write_folder(tmp_path, "ids", 3)
-    read, _ = read_classes({"classes": [{"name": "a", "id": 0}, {"name": "b", "id": 1}], "ignore": [255]})
+    classes = {"classes": [{"name": "a", "id": 0}, {"name": "b", "id": 1}], "ignore": [255]}
     write_image(tmp_path / "masks" / "photo_01.png", as_palette((scene(1)[1] == 1).astype(np.uint8)))
-    findings = look(tmp_path, read)
-    assert list(findings.looks) == [("pairs", 1)]
-    assert all(error.problem.what.startswith("the mask holds 2 (") for error in findings.errors)
+    survey, _ = look(tmp_path, classes)
+    assert list(survey.usable["pairs"]) == [1]
+    assert len(survey.problems) == 2
+    assert all(problem.what.startswith("the mask holds 2 (") for problem in survey.problems)
