@@ -11,9 +11,9 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
+from hf_seg.processes import say_once
 from hf_seg.runs.record import write_json
-from hf_seg.text import printable
 
 CHECKSUMS = "checksums.json"
 CHUNK = 1 << 20
@@ -28,27 +28,21 @@ class SealCheckpoints(TrainerCallback):
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
-def check_room(run_dir: Path, model: PreTrainedModel, kept: int) -> None:
-    """Refuse to train where the checkpoints will not fit.
-
-    Args:
-        run_dir (`Path`): an existing folder.
-        model (`PreTrainedModel`): AdamW with AMSGrad keeps three values for each of its trainable parameters.
-        kept (`int`): checkpoints that are kept; while one more is written, they are all there.
+def check_disk(run_dir: Path, model: PreTrainedModel, kept: int) -> None:
+    """Refuse to train where the checkpoints of which `kept` are kept will not fit.
 
     Raises:
-        RecipeError: when less is free than they take.
+        Refusal: when less is free than they take.
     """
+    # AdamW with AMSGrad keeps three values for each trainable parameter; one more is written before one is deleted
     trainable = 4 * model.num_parameters(only_trainable=True)
     needed = (kept + 1) * (model.get_memory_footprint() + 3 * trainable)
     # what an interrupted run has left counts as free: it is written over
     left = sum(path.stat().st_size for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file())
     free = shutil.disk_usage(run_dir).free + left
     if free < needed:
-        raise RecipeError(
-            f"{run_dir}: checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; make room, "
-            "or choose another --output_dir"
-        )
+        what = f"checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        raise Refusal(run_dir, what, "free disk space, or choose another --output_dir", code="disk")
 
 
 def seal(folder: Path) -> None:
@@ -98,7 +92,7 @@ def last_checkpoint(run_dir: Path) -> str | None:
         damage = find_damage(folder)
         if damage is None:
             return str(folder)
-        PartialState().print(printable(f"{folder}: {damage}; the checkpoint is left aside"))
+        say_once(f"{folder}: {damage}; the checkpoint is left aside")
     return None
 
 
@@ -119,18 +113,18 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
     """Load a saved model's weights into a model of the same class and configuration, every tensor of them.
 
     Raises:
-        RecipeError: when the folder holds another architecture or class count, or a tensor is missing or left over.
+        Refusal: when the folder holds another architecture or class count, or a tensor is missing or left over.
     """
     saved_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for key in ("model_type", "num_labels"):
         theirs, ours = getattr(saved_config, key), getattr(model.config, key)
         if theirs != ours:
-            raise RecipeError(
-                f"{folder}: is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}; delete that "
-                "folder, or pass --overwrite to train the run again"
-            )
+            what = f"is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}"
+            remedy = "delete that folder, or pass --overwrite to train the run again"
+            raise Refusal(folder, what, remedy, code="checkpoint")
     saved, report = type(model).from_pretrained(folder, output_loading_info=True)
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
-        raise RecipeError(f"{folder}: its weights are not whole ({wrong}); delete that folder and start again")
+        remedy = "delete that folder and start again"
+        raise Refusal(folder, f"its weights are not whole ({wrong})", remedy, code="checkpoint")
     model.load_state_dict(saved.state_dict())
