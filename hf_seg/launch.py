@@ -71,8 +71,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("recipes", nargs="+", metavar="RECIPE.json")
     add("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--overwrite", action="store_true", help="replace finished or differing runs")
-    script_help = "run this copy of evaluate's mean_iou to check the test score with"
-    add("--mean_iou_script", type=_script, metavar="FILE.py", help=script_help)
+    add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")
     add("--seeds", type=_seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on")
     return parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
@@ -100,13 +99,9 @@ def plan(options: argparse.Namespace) -> list[Run]:
     if options.seeds:
         recipes = over_seeds(recipes, named, options.seeds)
         named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
+    replaced = named if options.overwrite else set()
     return [
-        Run(
-            recipe,
-            options.output_dir / recipe.name,
-            overwrite=options.overwrite and recipe.name in named,
-            mean_iou_script=options.mean_iou_script,
-        )
+        Run(recipe, options.output_dir / recipe.name, recipe.name in replaced, options.mean_iou_script)
         for recipe in recipes
     ]
 
@@ -134,14 +129,14 @@ def check(runs: list[Run]) -> dict[str, Destination]:
     to_train = [run for run in runs if run.state in ("new", "interrupted")]
     where: dict[str, Destination] = {}
     with _collected(found):
-        overwrite = [run.recipe.name for run in to_train if run.overwrite]
-        where = on_main_process(lambda: destinations([run.recipe for run in to_train], overwrite)) or {}
+        replaced = {run.recipe.name for run in to_train if run.overwrite}
+        where = on_main_process(lambda: destinations([run.recipe for run in to_train], replaced)) or {}
     tried: dict[str, list[str] | Refusal] = {}
     for run in to_train:
         recipe = run.recipe
         with _collected(found, recipe.name):
-            encoder_model = models[recipe.encoder_recipe] if recipe.encoder_recipe else None
-            data = first_on_each_machine(partial(_prepare, recipe, encoder_model), f"{recipe.name}: data and weights")
+            prepare = partial(_prepare, recipe, models.get(recipe.encoder_recipe))
+            data = first_on_each_machine(prepare, f"{recipe.name}: data and weights")
             check_agreement(recipe.name, data.fingerprint)
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
             if same not in tried:  # over seeds, for one
@@ -149,8 +144,7 @@ def check(runs: list[Run]) -> dict[str, Destination]:
                     tried[same] = try_out(recipe, data.spec, data.counts)
                 except Refusal as error:
                     tried[same] = error
-            result = tried[same]
-            if isinstance(result, Refusal):
+            if isinstance(result := tried[same], Refusal):
                 raise result
             run.without_gradient = result
     _raise_together(found)
@@ -206,13 +200,13 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     Raises:
         Refusal: with all problems that were found, each with its key and the remedy.
     """
-    transforms = build_transforms(recipe.data, spec)
-    data = SegData(
-        spec=spec,
-        splits={},
-        transforms=transforms,
-        prepared={name: _blank(counts[name], transforms[name].prepared_size) for name in ("train", "validation")},
-    )
+    transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
+    prepared = {}
+    for name in ("train", "validation"):  # black pairs that take no memory
+        count, size = counts[name], transforms[name].prepared_size
+        images = np.broadcast_to(nothing, (count, 3, size, size))
+        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, size, size)))
+    data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
     training, problems = recipe.training, []
     fresh = replace(recipe.model, init="scratch", encoder_weights=None)
     model, _ = build_model(fresh, spec, recipe.data.image_size)
@@ -259,7 +253,7 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     if not len(batches):
         raise RecipeError(
             "training.dataloader_drop_last",
-            f"{pairs} train pairs do not fill one batch of {training.global_train_batch_size}, so every epoch is empty",
+            f"{pairs} train pairs do not fill a batch of {training.global_train_batch_size}, so every epoch is empty",
             "set it to false, or training.global_train_batch_size to fewer",
         )
     *_, steps = trainer.set_initial_training_values(trainer.args, batches)
@@ -311,14 +305,6 @@ def _without_each_key(training: TrainingRecipe) -> Iterator[tuple[str, TrainingR
 
 def _say(result: object) -> str:
     return " ".join(str(result).split()).rstrip(".") or type(result).__name__
-
-
-def _blank(count: int, size: int) -> CachedPairs:
-    """Black pairs that take no memory."""
-    nothing = np.zeros((1, 1, 1, 1), np.uint8)
-    return CachedPairs(
-        np.broadcast_to(nothing, (count, 3, size, size)), np.broadcast_to(nothing[0], (count, size, size))
-    )
 
 
 # -- run after run ---------------------------------------------------------------------------------------------------

@@ -73,15 +73,8 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
         validation, test, samples = trainer.validate(), trainer.test(), trainer.sample()
     trainer.save_model()
 
-    results = finish_run(
-        folder,
-        record,
-        train=trainer.summary(),
-        validation=validation,
-        test=test,
-        samples=samples,
-        spec=data.spec,
-    )
+    scores = {"train": trainer.summary(), "validation": validation, "test": test}
+    results = finish_run(folder, record | scores, samples, data.spec)
     uploads.finish(folder)
     trainer.release()
     PartialState().wait_for_everyone()  # the next recipe may start from this one's encoder

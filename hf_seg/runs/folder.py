@@ -23,7 +23,7 @@ from hf_seg.problem import DataError, Refusal
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
-from hf_seg.recipe.reading import RUN_FORMAT, parse_json
+from hf_seg.recipe.reading import RUN_FORMAT
 from hf_seg.runs.record import (
     CARD,
     FORMAT,
@@ -34,6 +34,7 @@ from hf_seg.runs.record import (
     SAMPLES,
     changed_keys,
     find_fault,
+    load_record,
     write_json,
 )
 
@@ -62,26 +63,17 @@ _NEEDED_OF_SPLITS = {"*": {"pairs": int, "fingerprint": str}}
 
 @dataclass
 class Run:
-    """A recipe, the folder that its training fills, and what the checks of a launch have found of the two.
+    """A recipe, the folder that its training fills, and what the checks of a launch have found of the two."""
 
-    Args:
-        recipe ([`Recipe`]): the effective recipe of this launch.
-        folder (`Path`): `<output_dir>/<recipe name>`, which may not exist yet.
-        overwrite (`bool`): the user wants the run trained again.
-        mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`, to check the test score with.
-        state (`str`, *optional*): what [`open_run`] has found: nothing, or only what may be removed; a run of the same
-            recipe on the same data without results; or one with results.
-        compared (`bool`): whether the data was compared with that of the run that is there.
-        without_gradient (`list[str]`, *optional*): the model's parameters that no step changes; None: not known.
-    """
-
-    recipe: Recipe
-    folder: Path
-    overwrite: bool = False
-    mean_iou_script: str | None = None
+    recipe: Recipe  # the effective one of this launch
+    folder: Path  # `<output_dir>/<recipe name>`, which may not exist yet
+    overwrite: bool = False  # the user wants the run trained again
+    mean_iou_script: str | None = None  # path of a local copy of `mean_iou`, to check the test score with
+    # what the folder holds: nothing, or only what may be removed; a run of the same recipe and data without results;
+    # or one with results
     state: Literal["new", "interrupted", "finished"] | None = None
-    compared: bool = True
-    without_gradient: list[str] | None = None
+    compared: bool = True  # whether the data of the run that is there was compared with the data that is here
+    without_gradient: list[str] | None = None  # the model's parameters that no step changes; None: not known
 
 
 def open_run(run: Run) -> str:
@@ -135,24 +127,14 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
     Raises:
         Refusal: when there is none, or it is damaged or of another version of hf_seg.
     """
-    path, away = folder / RECORD, "move the folder away"
-    try:
-        record = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
-        raise _refusal(folder, f"holds no {RECORD}, so it is not a run of hf_seg", remedy) from None
-    except (OSError, ValueError) as error:
-        raise _refusal(path, f"cannot be read ({error})", away) from None
-    fault = find_fault(record, {RUN_FORMAT: int})
-    if fault is None and record[RUN_FORMAT] != FORMAT:
-        if any_format:
-            return record
-        what = f"is of another version of hf_seg (format {record[RUN_FORMAT]}, and this version has {FORMAT})"
-        raise _refusal(path, what, "choose another --output_dir, or pass --overwrite to replace that run")
-    fault = fault or find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
-    if fault:
-        raise _refusal(path, f"is not the record of a run ({fault})", away)
-    return record
+    remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
+    missing = "it is not a run of hf_seg", remedy
+    other = None if any_format else "choose another --output_dir, or pass --overwrite to replace that run"
+    return load_record(folder / RECORD, RUN_FORMAT, _fault_of_run, "a run", "move the folder away", missing, other)
+
+
+def _fault_of_run(record: dict[str, Any]) -> str | None:
+    return find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,7 @@ ARRAYS = {
     PER_IMAGE: {"confusion": ("icc", "iu")},
     ROC: {"fpr": ("cp", "f"), "tpr": ("cp", "f")},
     SAMPLES: {
-        "pixel_values": ("s3hw", "u"),
-        "labels": ("shw", "u"),
-        "predictions": ("shw", "u"),
+        **{"pixel_values": ("s3hw", "u"), "labels": ("shw", "u"), "predictions": ("shw", "u")},
         "palette": ("c3", "u"),
     },
 }
@@ -114,7 +112,7 @@ def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a run's record says before anything is trained; [`build_initial_model`] and [`SegData`] describe the parts."""
+    """What a run's record says before anything is trained; its model and its data describe themselves."""
     return {
         "format": FORMAT,
         "recipe": {"name": recipe.name, **recipe.to_dict()},
@@ -125,34 +123,26 @@ def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], de
     }
 
 
-def finish_run(
-    folder: Path,
-    record: dict[str, Any],
-    *,
-    train: dict[str, Any],
-    validation: dict[str, Any],
-    test: dict[str, Any],
-    samples: Sequence[Tensor],
-    spec: DatasetSpec,
-) -> dict[str, Any]:
-    """Complete a run's record, and write it in the main process, with the pictures, the card and the arrays.
+def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
+    """Write what a finished run leaves beside its model: pictures, card, arrays and, last, `results.json`.
 
     Args:
-        folder (`Path`): the run's, in which the model is already.
-        record (`dict`): as [`begin_record`] has made it.
-        train, validation, test (`dict`), samples (`Sequence[Tensor]`): what [`SegTrainer`] gives.
+        folder (`Path`): the run's; the main process writes there.
+        record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`.
+        samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
         spec ([`DatasetSpec`]): of the data.
 
     Returns:
         `dict`: the content of `results.json`.
     """
+    test = dict(record["test"])
     roc, per_image = test.pop("roc"), test.pop("per_image")
     test["roc_auc"] = {name: curve["auc"] for name, curve in roc.items()}
-    results = record | {"status": "finished", "train": train, "validation": validation, "test": test}
+    results = record | {"status": "finished", "test": test}
     if PartialState().is_main_process:
         plots = {name: folder / path for name, path in PLOTS.items()}
         plots["curves"].parent.mkdir(exist_ok=True)
-        plot_curves(train["history"], plots["curves"])
+        plot_curves(results["train"]["history"], plots["curves"])
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
@@ -205,27 +195,44 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     Raises:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
-    path, again = run_dir / RESULTS, "pass --overwrite to train the run again"
+    remedy = "pass --overwrite to train the run again"
+    missing = "it is no finished run", "name another folder"
+    return load_record(run_dir / RESULTS, "format", _fault_of_results, "a finished run", remedy, missing, remedy)
+
+
+def _fault_of_results(results: dict[str, Any]) -> str | None:
+    if fault := find_fault(results, NEEDED):
+        return fault
+    count = len(results["data"]["class_names"])
+    matrices = [results[split]["confusion_matrix"] for split in ("validation", "test")]
+    whole = all(len(part) == count for matrix in matrices for part in (matrix, *matrix))
+    return None if whole else f"a confusion_matrix is not of {count} classes"
+
+
+def load_record(
+    path: Path, key: str, find: Callable, kind: str, remedy: str, missing: tuple[str, str], other: str | None
+) -> dict[str, Any]:
+    """A JSON file in a run's folder, of which `find` says what is wrong; `key` holds its format.
+
+    `remedy` is for one that is damaged, `missing` (what it means, and the remedy) for one that is not there, and
+    `other` for one of another format, which is taken as it is when that is None.
+    """
     try:
-        results = parse_json(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = f"holds no {RESULTS}, so it is no finished run"
-        raise Refusal(run_dir, what, "name another folder", code="results") from None
+        what, remedy = missing
+        raise Refusal(path.parent, f"holds no {path.name}, so {what}", remedy, code="record") from None
     except (OSError, ValueError) as error:
-        raise Refusal(path, f"cannot be read ({error})", again, code="results") from error
-    fault = find_fault(results, {"format": int})
-    if fault is None and results["format"] != FORMAT:
-        other = f"is of another version of hf_seg (format {results['format']}, and this version has {FORMAT})"
-        raise Refusal(path, other, again, code="results")
-    fault = fault or find_fault(results, NEEDED)
-    if fault is None:
-        count = len(results["data"]["class_names"])
-        matrices = [results[split]["confusion_matrix"] for split in ("validation", "test")]
-        if any(len(part) != count for matrix in matrices for part in (matrix, *matrix)):
-            fault = f"a confusion_matrix is not of {count} classes"
-    if fault:
-        raise Refusal(path, f"is not the record of a finished run ({fault})", again, code="results")
-    return results
+        raise Refusal(path, f"cannot be read ({error})", remedy, code="record") from error
+    fault = find_fault(record, {key: int})
+    if fault is None and record[key] != FORMAT:
+        if other is None:
+            return record
+        what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
+        raise Refusal(path, what, other, code="record")
+    if fault := fault or find(record):
+        raise Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+    return record
 
 
 def find_fault(value: Any, needed: Any, place: str = "") -> str | None:

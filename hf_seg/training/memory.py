@@ -47,7 +47,7 @@ def explain_training(args: TrainingArguments, image_size: int) -> Refusal:
     remedy = (
         f"set training.gradient_accumulation_steps to {more[0]}, and it is {images * parts // more[0]} at a time"
         if more
-        else "use a device with more memory"
+        else ""
     )
     return _explain(args, "training", images, image_size, remedy)
 
@@ -55,11 +55,11 @@ def explain_training(args: TrainingArguments, image_size: int) -> Refusal:
 def explain_evaluation(args: TrainingArguments, image_size: int) -> Refusal:
     """What to do when the memory does not suffice for the evaluation of a batch."""
     images = args.per_device_eval_batch_size
-    remedy = f"set training.per_device_eval_batch_size to {images // 2}"
-    return _explain(args, "evaluation", images, image_size, remedy if images > 1 else "use a device with more memory")
+    remedy = f"set training.per_device_eval_batch_size to {images // 2}" if images > 1 else ""
+    return _explain(args, "evaluation", images, image_size, remedy)
 
 
 def _explain(args: TrainingArguments, step: str, images: int, image_size: int, remedy: str) -> Refusal:
-    there = f"{images} images of {image_size}×{image_size} pixels at a time"
-    what = f"{args.device} is out of memory in {step}, with {there}"
-    return Refusal("", what, f"{remedy}, or lower data.image_size", code="out-of-memory")
+    pixels = f"{images} images of {image_size}×{image_size} pixels at a time"
+    remedy = f"{remedy or 'use a device with more memory'}, or lower data.image_size"
+    return Refusal("", f"{args.device} is out of memory in {step}, with {pixels}", remedy, code="out-of-memory")

@@ -30,38 +30,26 @@ SETUP = ("world_size", "gradient_accumulation_steps", "precision", "channels_las
 
 @dataclass(kw_only=True)
 class Training:
-    """The first steps of a recipe: the loss of each; the weights after the last, on the CPU; what `results.json` would
-    say under `train`; and the SHA-256 of the file with the encoder's initial weights."""
+    """The first steps of a recipe."""
 
     losses: list[float]
-    weights: dict[str, Tensor]
-    summary: dict[str, Any]
-    init: str | None
+    weights: dict[str, Tensor]  # after the last step, on the CPU
+    summary: dict[str, Any]  # what `results.json` would say under `train`
+    init: str | None  # SHA-256 of the file with the encoder's first weights
 
 
 @dataclass(kw_only=True)
 class Report:
-    """What [`reproduce`] found. A change is `{"what": …, "then": …, "now": …}`.
+    """What [`reproduce`] found."""
 
-    Args:
-        run (`str`): the run's folder.
-        steps (`int`), threads (`int`): how many were trained; of torch, on the CPU.
-        changes (`list[dict]`): where this machine, the data or the first weights are not as the record has them.
-        losses (`list[list[float]]`): of each step, in both trainings.
-        tensors (`list[str]`): those that differ after the last step.
-        weights (`list[str]`): SHA-256 of all weights after the last step, in both trainings.
-        history (`list[dict]`): what was logged at these steps, then and now.
-        notes (`list[str]`): what a reader of the report should know.
-    """
-
-    run: str
+    run: str  # its folder
     steps: int
     threads: int
-    changes: list[dict[str, Any]]
-    losses: list[list[float]]
-    tensors: list[str]
-    weights: list[str]
-    history: list[dict[str, Any]]
+    changes: list[dict[str, Any]]  # `what` is not as in the record, with what it was `then` and is `now`
+    losses: list[list[float]]  # of each step, in both trainings
+    tensors: list[str]  # that differ after the last step
+    weights: list[str]  # SHA-256 of all of them after the last step, in both trainings
+    history: list[dict[str, Any]]  # the losses that were logged at these steps, `then` and `now`
     notes: list[str]
 
     @property

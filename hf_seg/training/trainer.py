@@ -1,6 +1,5 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
-import gc
 import itertools
 import math
 import shutil
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import image_name
 from hf_seg.data.seg_data import SegData
@@ -119,10 +119,7 @@ class SegTrainer(Trainer):
         return loss
 
     def try_step(self, images: int) -> list[str]:
-        """The forward and backward pass of a step, in this process alone; no weight is changed.
-
-        Args:
-            images (`int`): how many at a time.
+        """The forward and backward pass of a step on so many images, in this process alone; no weight is changed.
 
         Returns:
             `list[str]`: trainable parameters that got no gradient.
@@ -224,12 +221,8 @@ class SegTrainer(Trainer):
         return self.evaluation
 
     def test(self) -> dict[str, Any]:
-        """Score the test set once, thoroughly, with `evaluate`'s own `mean_iou` as second opinion.
-
-        Returns:
-            `dict`: what [`Evaluation.compute`] does of a thorough one; in the main process also `native`, see
-            [`score_native`].
-        """
+        """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion; returns what
+        [`Evaluation.compute`] does, and in the main process also `native`, see [`score_native`]."""
         prepared = self.data.prepared["test"]
         self.evaluate(prepared, metric_key_prefix="test")
         if self.is_world_process_zero():
@@ -264,12 +257,8 @@ class SegTrainer(Trainer):
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
     def sample(self, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """Evenly spaced images of the test set with what the model makes of them, for looking at.
-
-        Returns:
-            `pixel_values` in [0, 1] (whatever the model's normalisation) of shape `(count, 3, height, width)`, and
-            `labels` and predictions of shape `(count, height, width)`, on the CPU.
-        """
+        """Evenly spaced images of the test set with what the model makes of them, for looking at: `pixel_values` in
+        [0, 1] of shape `(count, 3, height, width)`, labels and predictions of `(count, height, width)`, on the CPU."""
         prepared = self.data.prepared["test"]
         count = min(count, len(prepared))
         indices = [index * len(prepared) // count for index in range(count)]
@@ -283,26 +272,23 @@ class SegTrainer(Trainer):
             pixel_values = (pixel_values * std + mean).clamp(0, 1)
         return pixel_values, batch["labels"], predictions
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        output = super().train(*args, **kwargs)
-        self.metrics = output.metrics
-        return output
-
     def summary(self) -> dict[str, Any]:
         """What `results.json` says of a training that has ended."""
+        history = self.state.log_history
+        end = next(entry for entry in reversed(history) if "train_runtime" in entry)
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,
             "best_step": self.state.best_global_step,
-            "seconds": self.metrics["train_runtime"],  # of this launch, validation included
-            "images_per_second": self.metrics["train_samples_per_second"],
+            "seconds": end["train_runtime"],  # of this launch, validation included
+            "images_per_second": end["train_samples_per_second"],
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": "bf16" if self.args.bf16 else "fp32",
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,
-            "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],
+            "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
             "peak_memory_mb": peak_memory(self.args.device),
         }
 
@@ -311,6 +297,4 @@ class SegTrainer(Trainer):
         self.accelerator.free_memory()
         self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
