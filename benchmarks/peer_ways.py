@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from datasets import Image
 from per_pair import SIZE, PerPair
 from PIL import Image as PILImage
-from seg_run import BATCH, EpochTimer, build_recipe, build_trainer
+from seg_run import BATCH, EpochTimer, build_quiet_trainer, build_recipe
 from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
@@ -80,7 +80,7 @@ def hf_seg_way(job: Job, times: Times) -> None:
     model, timer = job.build_model(), EpochTimer()
     start = time.perf_counter()
     recipe = build_recipe(arch=job.arch, data=job.data, epochs=job.epochs)
-    trainer = build_trainer(recipe, job.folder / "run", model, [timer])
+    trainer = build_quiet_trainer(recipe, job.folder / "run", [timer], model)
     preparation = time.perf_counter() - start
     trainer.train()
     times.epochs = timer.seconds

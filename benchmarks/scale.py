@@ -20,11 +20,8 @@ import torch
 from accelerate import PartialState
 from measure import machine, print_row, print_table
 from original_size import build_root
-from seg_run import BATCH, EpochTimer, build_recipe, build_trainer
-from transformers import set_seed
+from seg_run import BATCH, EpochTimer, build_quiet_trainer, build_recipe
 
-from hf_seg.data import load_spec
-from hf_seg.models.build import build_model
 from hf_seg.recipe.keys import DataRecipe
 
 FACTOR = 8
@@ -36,10 +33,8 @@ def train(root: str, epochs: int, batch: int, out: Path) -> None:
     torch.set_num_threads(1)
     data = DataRecipe(name="oxford_pet", root=root, cache=str(Path(root).parent / "cache"))
     recipe = build_recipe(arch="segformer", data=data, epochs=epochs, batch=batch, use_cpu=True)
-    set_seed(recipe.training.seed)
-    model, _ = build_model(recipe.model, load_spec(data))
     timer = EpochTimer()
-    trainer = build_trainer(recipe, out.parent, model, [timer])
+    trainer = build_quiet_trainer(recipe, out.parent, [timer])
     trainer.train()
     if state.is_main_process:
         out.write_text(json.dumps([len(trainer.train_dataset) / seconds for seconds in timer.seconds]))

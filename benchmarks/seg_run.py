@@ -4,11 +4,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_seg.data.seg_data import load_data
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
+from hf_seg.runs.folder import Run
+from hf_seg.training.setup import build_initial_model, build_trainer
 from hf_seg.training.trainer import SegTrainer
 
 BATCH = 64
@@ -39,10 +41,10 @@ def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH
     return Recipe(name=arch, path=Path(f"{arch}.json"), model=ModelRecipe(arch=arch), data=data, training=training)
 
 
-def build_trainer(
-    recipe: Recipe, run_dir: Path, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()
+def build_quiet_trainer(
+    recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = (), model: PreTrainedModel | None = None
 ) -> SegTrainer:
-    """A trainer on prepared pairs; it prints no logs, which would run into the table."""
-    trainer = SegTrainer(recipe=recipe, run_dir=run_dir, model=model, data=load_data(recipe.data), callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    """As a launch builds it, by default with the recipe's own model; no logs, which would run into the table."""
+    run, data = Run(recipe, folder), load_data(recipe.data)
+    model = model or build_initial_model(run, data.spec)[0]
+    return build_trainer(run, data, model, callbacks, quiet=True)

@@ -18,11 +18,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from measure import machine, print_row, print_table
-from seg_run import BATCH, build_recipe, build_trainer
-from transformers import TrainerCallback, set_seed
+from seg_run import BATCH, build_quiet_trainer, build_recipe
+from transformers import TrainerCallback
 
-from hf_seg.data import load_spec
-from hf_seg.models.build import build_model
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
 from hf_seg.scoring.loss import segmentation_loss
@@ -106,16 +104,14 @@ def compare(
     recipe: Recipe, device: torch.device, steps: int, compiled: bool, parts: bool
 ) -> tuple[float, float, list[float]]:
     """Median seconds of an epoch, the trainer's and the bare loop's; and shares of the trainer's, if asked for."""
-    set_seed(recipe.training.seed)
-    model, _ = build_model(recipe.model, load_spec(recipe.data))
     with tempfile.TemporaryDirectory() as temporary:
-        trainer = build_trainer(recipe, Path(temporary), model)
+        trainer = build_quiet_trainer(recipe, Path(temporary))
         batches = []
         for start in range(0, steps * BATCH, BATCH):
             batch = trainer.train_transform.finish(trainer.train_dataset.__getitems__(range(start, start + BATCH)))
             batches.append({name: values.to(device) for name, values in batch.items()})
         wrap = {"wrap": torch.compile} if compiled else {}
-        turns = TakeTurns(bare_loop(copy.deepcopy(model), recipe, device, batches, **wrap))
+        turns = TakeTurns(bare_loop(copy.deepcopy(trainer.model), recipe, device, batches, **wrap))
         trainer.add_callback(turns)
         seconds = put_clocks_around_parts(trainer) if parts else {}
         trainer.train()

@@ -1,4 +1,4 @@
-"""A launch: its options, and all that is checked before the first step of the first run.
+"""A launch: its options, all that is checked before the first step of the first run, and whose failure ends what.
 
 The last check is a trial: what training will build is built, and one step is taken of the fewest images that a batch
 will have, on made-up pixels. It leaves nothing behind.
@@ -10,12 +10,15 @@ import argparse
 import dataclasses
 import itertools
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,95 +28,153 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_seg.data import DatasetSpec, fingerprint
+from hf_seg.data import DatasetSpec
 from hf_seg.data.cache import CachedPairs
 from hf_seg.data.seg_data import SegData, load_data
 from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
 from hf_seg.problem import Problem, RecipeError, Refusal
-from hf_seg.processes import check_agreement, first_on_each_machine, on_main_process
-from hf_seg.recipe import Recipe
+from hf_seg.processes import (
+    check_agreement,
+    explain_lost_process,
+    first_on_each_machine,
+    on_main_process,
+    say_once,
+)
+from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
-from hf_seg.runs.folder import open_run
+from hf_seg.runs.folder import Run, open_run
+from hf_seg.text import say
 from hf_seg.training.arguments import per_device_batch_size, use_sync_batch_norm
-from hf_seg.training.trainer import SegTrainer
+from hf_seg.training.callbacks import Interrupted
+from hf_seg.training.setup import build_trainer
+
+# -- the command line ------------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class Checked:
-    """What [`check`] found out of the runs that are to be trained.
+def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+    """The options of a launch; its `overrides` are the `--section.key value` pairs."""
+    overrides, rest = [], []
+    tokens = iter(argv)
+    for token in tokens:
+        if token.startswith("--") and "." in token.partition("=")[0]:
+            overrides += [token] if "=" in token else [token, *itertools.islice(tokens, 1)]
+        else:
+            rest.append(token)
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        epilog="--section.key VALUE overrides a key of every recipe named.",
+    )
+    add = parser.add_argument
+    add("recipes", nargs="+", metavar="RECIPE.json")
+    add("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    add("--overwrite", action="store_true", help="replace finished or differing runs")
+    add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")
+    add("--seeds", type=_seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on")
+    return parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
-    Args:
-        destinations (`dict[str, Destination]`): where on the Hub those go that are to be pushed; empty but in the main
-            process.
-        without_gradient (`dict[str, list[str]]`): the parameters of each model that no step will change.
-    """
 
-    destinations: dict[str, Destination] = field(default_factory=dict)
-    without_gradient: dict[str, list[str]] = field(default_factory=dict)
+def _script(text: str) -> str:
+    """The file of `--mean_iou_script`; `evaluate` would look on the Hub for a name that is no file."""
+    path = Path(text).expanduser().resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text} that ends in .py")
+    return str(path)
 
 
-def check(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Checked:
+def _seeds(text: str) -> list[int]:
+    """The numbers of `--seeds`, each once."""
+    numbers = list(dict.fromkeys(int(number) for number in text.split(",")))
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise ValueError  # argparse says which option's value is invalid
+    return numbers
+
+
+def plan(options: argparse.Namespace) -> list[Run]:
+    """The runs of a launch, in the order of their training; `--overwrite` is for those named on the command line."""
+    recipes = load_recipes(options.recipes, options.overrides)
+    named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
+    if options.seeds:
+        recipes = over_seeds(recipes, named, options.seeds)
+        named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
+    replaced = named if options.overwrite else set()
+    return [
+        Run(recipe, options.output_dir / recipe.name, recipe.name in replaced, options.mean_iou_script)
+        for recipe in recipes
+    ]
+
+
+# -- before the first step -------------------------------------------------------------------------------------------
+
+
+def check(runs: list[Run]) -> dict[str, Destination]:
     """Refuse, before the first step of the first run, what any run of the launch would stumble over.
 
+    Sets `state` and `without_gradient` of the runs.
+
+    Returns:
+        `dict[str, Destination]`: where on the Hub those go that are to be pushed, by name; empty but in the main
+        process.
+
     Raises:
-        RecipeError: on every rank, with all problems of all recipes.
+        Refusal: on every rank, with all problems of all runs.
     """
-    checked, problems = Checked(), {}
-    models = {recipe.name: recipe.model for recipe in recipes}
-    states = {}
-    for recipe in recipes:
-        with _collected(problems, recipe.name):
-            states[recipe.name] = open_run(recipe, output_dir / recipe.name, recipe.name in overwrite)
-    recipes = [recipe for recipe in recipes if states.get(recipe.name) != "finished"]
-    with _collected(problems, ""):
-        checked.destinations = on_main_process(lambda: destinations(recipes, overwrite)) or {}
-    tried: dict[str, list[str] | Exception] = {}
-    for recipe in recipes:
-        with _collected(problems, recipe.name):
-            encoder_model = models[recipe.encoder_recipe] if recipe.encoder_recipe else None
-            data = first_on_each_machine(partial(prepare, recipe, encoder_model), f"{recipe.name}: data and weights")
-            check_agreement(recipe.name, fingerprint(data.splits))
+    found: list[tuple[str, Refusal]] = []
+    models = {run.recipe.name: run.recipe.model for run in runs}
+    for run in runs:
+        with _collected(found, run.recipe.name):
+            open_run(run)
+    to_train = [run for run in runs if run.state in ("new", "interrupted")]
+    where: dict[str, Destination] = {}
+    with _collected(found):
+        replaced = {run.recipe.name for run in to_train if run.overwrite}
+        where = on_main_process(lambda: destinations([run.recipe for run in to_train], replaced)) or {}
+    tried: dict[str, list[str] | Refusal] = {}
+    for run in to_train:
+        recipe = run.recipe
+        with _collected(found, recipe.name):
+            prepare = partial(_prepare, recipe, models.get(recipe.encoder_recipe))
+            data = first_on_each_machine(prepare, f"{recipe.name}: data and weights")
+            check_agreement(recipe.name, data.fingerprint)
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
             if same not in tried:  # over seeds, for one
-                counts = {name: len(split) for name, split in data.splits.items()}
                 try:
-                    tried[same] = try_out(recipe, data.spec, counts)
+                    tried[same] = try_out(recipe, data.spec, data.counts)
                 except Refusal as error:
                     tried[same] = error
-            if isinstance(tried[same], Exception):
-                raise tried[same]
-            checked.without_gradient[recipe.name] = tried[same]
-    _raise_together(problems)
-    return checked
+            if isinstance(result := tried[same], Refusal):
+                raise result
+            run.without_gradient = result
+    _raise_together(found)
+    return where
 
 
 @contextmanager
-def _collected(problems: dict[str, list[str]], name: str) -> Iterator[None]:
-    """Note a refusal (message → the runs that it is of) instead of raising it: the others are to be found, too."""
+def _collected(found: list[tuple[str, Refusal]], name: str = "") -> Iterator[None]:
+    """Note a refusal with the name of its run, instead of raising it: the others are to be found, too."""
     try:
         yield
     except Refusal as error:
-        problems.setdefault(str(error), []).append(name)
+        found.append((name, error))
 
 
-def _raise_together(problems: dict[str, list[str]]) -> None:
-    """Raise the problems of all ranks on each of them: none is to wait for another that has stopped."""
+def _raise_together(found: list[tuple[str, Refusal]]) -> None:
+    """Raise the refusals of all ranks on each of them: none is to wait for another that has stopped."""
     together: dict[str, list[str]] = {}
-    for part in gather_object([problems]):
-        for message, names in part.items():
-            together[message] = list(dict.fromkeys([*together.get(message, []), *names]))
-    lines = []
+    for name, error in gather_object(found):
+        together.setdefault(str(error), []).append(name)
+    problems = []
     for message, names in together.items():
-        first, *rest = message.splitlines()
-        here = ", ".join(filter(None, names))
-        lines += [f"{here}: {first}" if here and not first.startswith(f"{here}: ") else first, *rest]
-    if lines:
-        raise RecipeError(problems=[Problem(code="launch", place=line, what="") for line in lines])
+        here = ", ".join(filter(None, dict.fromkeys(names)))
+        known = not here or message.startswith(f"{here}: ")
+        problems.append(Problem(code="launch", place=message if known else f"{here}: {message}", what=""))
+    if problems:
+        raise Refusal(problems=problems)
 
 
-def prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
+def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
     """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
     if encoder_model:
         check_model(recipe.model, encoder_model, recipe.data.image_size)
@@ -137,16 +198,15 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
         `list[str]`: trainable parameters that got no gradient: no step will change them.
 
     Raises:
-        RecipeError: with all problems that were found, each with its key and the remedy.
-        WeightsError: when the model cannot be built.
+        Refusal: with all problems that were found, each with its key and the remedy.
     """
-    transforms = build_transforms(recipe.data, spec)
-    data = SegData(
-        spec=spec,
-        splits={},
-        transforms=transforms,
-        prepared={name: _blank(counts[name], transforms[name].prepared_size) for name in ("train", "validation")},
-    )
+    transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
+    prepared = {}
+    for name in ("train", "validation"):  # black pairs that take no memory
+        count, size = counts[name], transforms[name].prepared_size
+        images = np.broadcast_to(nothing, (count, 3, size, size))
+        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, size, size)))
+    data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
     training, problems = recipe.training, []
     fresh = replace(recipe.model, init="scratch", encoder_weights=None)
     model, _ = build_model(fresh, spec, recipe.data.image_size)
@@ -159,7 +219,7 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
                 return error
 
         while isinstance(result := attempt(training), Exception):
-            if isinstance(result, RecipeError):  # says itself which key it is about
+            if isinstance(result, Refusal):  # says itself which key it is about
                 problems += result.problems
                 break
             # at fault are the keys without which there is no error, or another one
@@ -187,14 +247,14 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     if use_sync_batch_norm(training, ranks, PartialState().device):
         images = max(images, 2)  # its statistics are those of all ranks
     alone = replace(recipe, training=replace(training, sync_batch_norm=False))
-    trainer = SegTrainer(recipe=alone, run_dir=folder, model=model, data=data)
+    trainer = build_trainer(Run(alone, folder), data, model)
     batches = trainer.get_train_dataloader()
     trainer.get_eval_dataloader()
     if not len(batches):
         raise RecipeError(
-            f"training.dataloader_drop_last: {pairs} train pairs do not fill one batch of "
-            f"{training.global_train_batch_size}, so every epoch is empty; set it to false, or "
-            "training.global_train_batch_size to fewer"
+            "training.dataloader_drop_last",
+            f"{pairs} train pairs do not fill a batch of {training.global_train_batch_size}, so every epoch is empty",
+            "set it to false, or training.global_train_batch_size to fewer",
         )
     *_, steps = trainer.set_initial_training_values(trainer.args, batches)
     trainer.create_optimizer_and_scheduler(steps)
@@ -202,11 +262,11 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
         return trainer.try_step(2)  # more would take longer and show nothing else
     try:
         return trainer.try_step(1)
-    except RecipeError:
+    except Refusal:
         raise
     except Exception as error:
         trainer.try_step(2)  # raises when the one image is not the cause
-        raise RecipeError(_explain_single_image(training, pairs, ranks, error)) from error
+        raise _explain_single_image(training, pairs, ranks, error) from error
 
 
 def smallest_batch(training: TrainingRecipe, pairs: int, ranks: int) -> int:
@@ -217,7 +277,7 @@ def smallest_batch(training: TrainingRecipe, pairs: int, ranks: int) -> int:
     return pairs % batch or batch
 
 
-def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, error: Exception) -> str:
+def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, error: Exception) -> RecipeError:
     batch, parts = training.global_train_batch_size, ranks * training.gradient_accumulation_steps
     others = (replace(training, global_train_batch_size=other) for other in range(parts, 2 * (batch + parts), parts))
     good = [other.global_train_batch_size for other in others if smallest_batch(other, pairs, ranks) > 1]
@@ -228,9 +288,8 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
         remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
     else:
         where = "one image is trained on at a time"
-    return (
-        f"training.global_train_batch_size: {where}, and the model takes no fewer than two ({_say(error)}); {remedy}"
-    )
+    what = f"{where}, and the model takes no fewer than two ({_say(error)})"
+    return RecipeError("training.global_train_batch_size", what, remedy)
 
 
 def _without_each_key(training: TrainingRecipe) -> Iterator[tuple[str, TrainingRecipe]]:
@@ -248,12 +307,37 @@ def _say(result: object) -> str:
     return " ".join(str(result).split()).rstrip(".") or type(result).__name__
 
 
-def _blank(count: int, size: int) -> CachedPairs:
-    """Black pairs that take no memory."""
-    nothing = np.zeros((1, 1, 1, 1), np.uint8)
-    return CachedPairs(
-        np.broadcast_to(nothing, (count, 3, size, size)), np.broadcast_to(nothing[0], (count, size, size))
-    )
+# -- run after run ---------------------------------------------------------------------------------------------------
+
+
+def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Train run after run. Returns their results, and the names of those that failed.
+
+    What is wrong with one run need not be with the next. With several processes the first failure ends the launch: the
+    others would wait for the rank that failed.
+    """
+    results: list[dict[str, Any]] = []
+    failed: set[str] = set()
+    for run in runs:
+        name, encoder = run.recipe.name, run.recipe.encoder_recipe
+        if encoder in failed:
+            say_once(f"error: {name}: left out, since {encoder} failed", sys.stderr)
+            failed.add(name)
+            continue
+        try:
+            with _unchanged_process():
+                results.append(train(run))
+        except Exception as error:
+            if PartialState().num_processes > 1 or isinstance(error, Interrupted):
+                if isinstance(error, Refusal) and not PartialState().is_main_process:  # which speaks for all in main
+                    say(f"error: process {PartialState().process_index}: {error}", sys.stderr, keep="\n")
+                raise
+            known = explain_lost_process(error)
+            if not known and not isinstance(error, Refusal):
+                say(traceback.format_exc(), sys.stderr, keep="\n")
+            say_once(f"error: {name}: {known or error}", sys.stderr, keep="\n")
+            failed.add(name)
+    return results, failed
 
 
 @contextmanager
@@ -266,59 +350,18 @@ def _unchanged_process() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(environment)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._shared_state.update(state)
+        AcceleratorState._reset_state()
+        _restore(PartialState._shared_state, state)
+        _restore(os.environ, environment)
         logging.set_verbosity(verbosity)
         torch.backends.fp32_precision = precision
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         cudnn.deterministic, cudnn.benchmark = flags
 
 
-# -- the command line ------------------------------------------------------------------------------------------------
-
-
-def parse_arguments(argv: list[str], description: str) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into our options and the `--section.key value` overrides."""
-    overrides, rest = [], []
-    tokens = iter(argv)
-    for token in tokens:
-        if token.startswith("--") and "." in token.partition("=")[0]:
-            overrides += [token] if "=" in token else [token, *itertools.islice(tokens, 1)]
-        else:
-            rest.append(token)
-    parser = argparse.ArgumentParser(
-        description=description,
-        allow_abbrev=False,
-        epilog="--section.key VALUE overrides a key of every recipe named.",
-    )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE.json")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--overwrite", action="store_true", help="replace finished or differing runs")
-    parser.add_argument(
-        "--mean_iou_script",
-        type=script,
-        metavar="FILE.py",
-        help="run this copy of evaluate's mean_iou to check the test score with",
-    )
-    parser.add_argument(
-        "--seeds", type=seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on"
-    )
-    return parser.parse_args(rest), overrides
-
-
-def script(text: str) -> str:
-    """The file of `--mean_iou_script`; `evaluate` would look on the Hub for a name that is no file."""
-    path = Path(text).expanduser().resolve()
-    if path.suffix != ".py" or not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text} that ends in .py")
-    return str(path)
-
-
-def seeds(text: str) -> list[int]:
-    """The numbers of `--seeds`, each once."""
-    numbers = list(dict.fromkeys(int(number) for number in text.split(",")))
-    if not all(0 <= number < 2**32 for number in numbers):
-        raise ValueError  # argparse says which option's value is invalid
-    return numbers
+def _restore(current: MutableMapping, before: Mapping) -> None:
+    """Make a mapping what it was; it is never empty on the way, since uploads read it from another thread."""
+    for key in [*current]:
+        if key not in before:
+            del current[key]
+    current.update({key: value for key, value in before.items() if current.get(key) != value})

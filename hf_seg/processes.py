@@ -9,13 +9,13 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.text import say
 
 TIMEOUT = "HF_SEG_TIMEOUT"
@@ -25,21 +25,29 @@ GLOO = ("gloo", "Application timeout", "Connection closed by peer", "Connection 
 T = TypeVar("T")
 
 
+def say_once(message: object, file: TextIO | None = None, keep: str = "") -> None:
+    """[`hf_seg.text.say`], from one process of each machine."""
+    if PartialState().is_local_main_process:
+        say(message, file, keep)
+
+
 def start_processes() -> PartialState:
     """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
 
     Raises:
-        RecipeError: when several processes were asked for and one was started, or `HF_SEG_TIMEOUT` is no number.
+        Refusal: when several processes were asked for and one was started, or `HF_SEG_TIMEOUT` is no number.
     """
     environment = os.environ
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
-        raise RecipeError(
-            "accelerate launch was asked for several processes, but on a CPU it starts only one; start them with "
-            "`accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N hf_seg/train.py …`, or "
-            "run a single process with --num_processes 1"
+        raise Refusal(
+            "accelerate launch",
+            "was asked for several processes, but on a CPU it starts only one",
+            "start them with `accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N "
+            "hf_seg/train.py …`, or run a single process with --num_processes 1",
+            code="processes",
         )
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
     # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
@@ -53,43 +61,33 @@ def start_processes() -> PartialState:
 
 
 def time_limit() -> float:
-    """Seconds that a process waits for another before it gives up: `$HF_SEG_TIMEOUT`, else half an hour.
-
-    Raises:
-        RecipeError: when the variable holds something else than a number above 0.
-    """
+    """Seconds that a process waits for another before it gives up: `$HF_SEG_TIMEOUT`, else half an hour."""
     text = os.environ.get(TIMEOUT, "1800")
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0
     if not 0 < seconds <= 10**7:
-        raise RecipeError(f"{TIMEOUT}: must be a number of seconds, above 0, but is {text!r}")
+        raise Refusal(TIMEOUT, f"is {text!r}", "set it to a number of seconds, above 0", code="processes")
     return seconds
 
 
-def lost_contact(error: Exception) -> str | None:
-    """What to say of an error that means that another process has gone or does not answer; None of any other."""
-    of_gloo = isinstance(error, RuntimeError) and any(words in str(error) for words in GLOO)
-    if not of_gloo and not isinstance(error, torch.distributed.DistError):
-        return None
-    index = PartialState().process_index
-    return (
-        f"process {index} has lost contact with the others ({str(error).splitlines()[0]}). If one of them says why, "
-        "that is the cause; else look at the network and at the other machines' memory. Launch again: training "
-        f"goes on from the last checkpoint. A process waits {time_limit():g} seconds for another; {TIMEOUT} sets that"
-    )
-
-
-def lost_worker(error: Exception) -> str | None:
-    """What to say of an error that means that a loader's worker process has ended by itself; None of any other."""
+def explain_lost_process(error: Exception) -> str | None:
+    """What to say of an error that means that another process has ended or does not answer; None of any other."""
     reason = str(error).partition("\n")[0].removesuffix(".")
-    if not isinstance(error, RuntimeError) or not reason.startswith("DataLoader worker (pid"):  # torch 2.15
+    if isinstance(error, RuntimeError) and reason.startswith("DataLoader worker (pid"):  # torch 2.15
+        return (
+            f"a process that loads the pictures has ended ({reason}); most often the system ends it because the "
+            "memory or the shared memory (/dev/shm) is full: set training.dataloader_num_workers to a smaller number "
+            "(0: no such processes) and launch again: training goes on from the last checkpoint"
+        )
+    of_gloo = isinstance(error, RuntimeError) and any(words in str(error) for words in GLOO)
+    if not (of_gloo or isinstance(error, torch.distributed.DistError)) or PartialState().num_processes == 1:
         return None
     return (
-        f"a process that loads the pictures has ended ({reason}); most often the system ends it because the memory "
-        "or the shared memory (/dev/shm) is full: set training.dataloader_num_workers to a smaller number (0: no such "
-        "processes) and launch again: training goes on from the last checkpoint"
+        f"process {PartialState().process_index} has lost contact with the others ({reason}). If one of them says "
+        "why, that is the cause; else look at the network and at the other machines' memory. Launch again: training "
+        f"goes on from the last checkpoint. A process waits {time_limit():g} seconds for another; {TIMEOUT} sets that"
     )
 
 
@@ -124,8 +122,8 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
     """Let one process of each machine do what leaves something on its disk, and then the others, who find it there.
 
     Args:
-        action (`Callable`): what to do; each process does it once.
-        what (`str`): for the message of those who wait, as in `"a: prepares the data"`.
+        action (`Callable`): each process does it once.
+        what (`str`): for the message of those who wait, as in `"a: data and weights"`.
 
     Returns:
         What the action made in this process.
@@ -134,7 +132,8 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
         Exception: on every rank, what the action raised on one of them.
     """
     state = PartialState()
-    waiting = threading.Timer(PATIENCE, _say_what_is_waited_for, [what])
+    message = f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; "
+    waiting = threading.Timer(PATIENCE, say, [f"{message}{TIMEOUT} sets that)", sys.stderr])
     if state.local_process_index == 1:  # one voice a machine
         waiting.start()
     try:
@@ -142,14 +141,6 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
     finally:
         waiting.cancel()
     return on_every_process(lambda: result if state.is_local_main_process else action())
-
-
-def _say_what_is_waited_for(what: str) -> None:
-    say(
-        f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; {TIMEOUT} "
-        "sets that)",
-        file=sys.stderr,
-    )
 
 
 def check_agreement(name: str, fingerprint: str) -> None:
@@ -160,14 +151,16 @@ def check_agreement(name: str, fingerprint: str) -> None:
         fingerprint (`str`): of this rank's data.
 
     Raises:
-        RecipeError: on every rank, with the fingerprints.
+        Refusal: on every rank, with the fingerprints.
     """
     seen = gather_object([fingerprint])
     others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
     if others:
-        raise RecipeError(
-            f"{name}: the processes see different data: by fingerprint, rank 0 sees {seen[0]}, "
-            f"{', '.join(others[:4])}; put the same files on all machines, under data.root or $HF_SEG_DATA"
+        raise Refusal(
+            name,
+            f"the processes see different data: by fingerprint, rank 0 sees {seen[0]}, {', '.join(others[:4])}",
+            "put the same files on all machines, under data.root or $HF_SEG_DATA",
+            code="processes",
         )
 
 
@@ -178,7 +171,7 @@ def check_shared(folder: Path) -> None:
         folder (`Path`): exists and can be written to, for the main process.
 
     Raises:
-        RecipeError: on every rank, with those that look into another folder.
+        Refusal: on every rank, with those that look into another folder.
     """
     state = PartialState()
     # a new name each time: a network file system may remember for a while that a file was, or was not, there
@@ -192,7 +185,10 @@ def check_shared(folder: Path) -> None:
         if state.is_main_process:
             (folder / name).unlink(missing_ok=True)
     if without:
-        raise RecipeError(
-            f"{folder}: is not the same folder for all processes: what rank 0 writes there, rank "
-            f"{', '.join(map(str, without[:8]))} does not find; name a folder by --output_dir that all machines share"
+        ranks = ", ".join(map(str, without[:8]))
+        raise Refusal(
+            folder,
+            f"is not the same folder for all processes: what rank 0 writes there, rank {ranks} does not find",
+            "name a folder by --output_dir that all machines share",
+            code="processes",
         )

@@ -13,10 +13,10 @@ from transformers.utils import logging
 from hf_seg import cli, launch, train
 from hf_seg.data.sources.synthetic import PET_SPEC
 from hf_seg.launch import smallest_batch, try_out
-from hf_seg.problem import RecipeError
+from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
-from hf_seg.runs.folder import open_run
+from hf_seg.runs.folder import Run, hold_runs, open_run
 from hf_seg.training.arguments import build_training_arguments
 
 COUNTS = {"train": 32, "validation": 10, "test": 10}
@@ -63,7 +63,7 @@ def read(write_recipe):
 @pytest.fixture
 def problems(read):
     def find(counts=COUNTS, **sections):
-        with pytest.raises(RecipeError) as refused:
+        with pytest.raises(Refusal) as refused:
             try_out(read(**sections), PET_SPEC, counts)
         return [str(problem) for problem in refused.value.problems]
 
@@ -161,29 +161,63 @@ def test_parameters_that_get_no_gradient(read, model, count):
     unused = try_out(read(model=model), PET_SPEC, COUNTS)
     assert len(unused) == count
     for known, finds in ((unused, bool(count)), (None, True)):
-        assert build_training_arguments(read(model=model), Path("run"), 3, known).ddp_find_unused_parameters is finds
+        run = Run(read(model=model), Path("run"), without_gradient=known)
+        assert build_training_arguments(run, 3).ddp_find_unused_parameters is finds
     chosen = read(model=model, training={"ddp_find_unused_parameters": True})
-    assert build_training_arguments(chosen, Path("run"), 3, []).ddp_find_unused_parameters is True
+    run = Run(chosen, Path("run"), without_gradient=[])
+    assert build_training_arguments(run, 3).ddp_find_unused_parameters is True
+
+
+def set_for_the_process():
+    return (
+        dict(os.environ),
+        dict(PartialState()._shared_state),
+        logging.get_verbosity(),
+        torch.are_deterministic_algorithms_enabled(),
+        (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.fp32_precision),
+    )
 
 
 def test_a_trial_leaves_nothing_behind(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     recipe = read(training={"full_determinism": True, "log_level": "error", "use_cpu": True})
-
-    def state():
-        return (
-            dict(os.environ),
-            dict(PartialState()._shared_state),
-            logging.get_verbosity(),
-            torch.are_deterministic_algorithms_enabled(),
-            (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.fp32_precision),
-            sorted(tmp_path.rglob("*")),
-        )
-
-    before = state()
+    before = set_for_the_process(), sorted(tmp_path.rglob("*"))
     try_out(recipe, PET_SPEC, COUNTS)
-    assert state() == before
+    assert (set_for_the_process(), sorted(tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_run_sets_for_the_process_ends_with_it(write_recipe, run, monkeypatch, fails):
+    keys = {"full_determinism": True, "log_level": "error", "use_cpu": True}
+    first = write_recipe("a", training=keys | {"num_train_epochs": 1})
+    second = write_recipe("b", training={"num_train_epochs": 1})
+    seen, changed = [], []
+    original, build = train.run, train.build_trainer
+
+    def watch(*arguments):
+        seen.append(set_for_the_process())
+        return original(*arguments)
+
+    def build_and_watch(run, *arguments):
+        trainer = build(run, *arguments)
+        changed.append(set_for_the_process() != seen[-1])
+        if fails and run.recipe.name == "a":
+            raise RecipeError("training", "that is enough")
+        return trainer
+
+    monkeypatch.setattr(train, "run", watch)
+    monkeypatch.setattr(train, "build_trainer", build_and_watch)
+    assert run(first, second)[0] == (1 if fails else 0)
+    assert seen[0] == seen[1] and changed[0]
+
+
+def test_another_launch_at_work_is_met_before_the_data_is_read(write_recipe, run, monkeypatch):
+    recipe = write_recipe("a")
+    monkeypatch.setattr(launch, "load_data", lambda data: pytest.fail("the data was read"))
+    with hold_runs([Run(load_recipes([recipe])[0], Path("runs/a"))]):
+        status, _, err = run(recipe)
+    assert status == 2 and "runs/a: another launch is at work in it" in err and not Path("runs").exists()
 
 
 def test_every_recipe_of_a_launch_is_tried_and_nothing_is_started(write_recipe, run):
@@ -199,7 +233,7 @@ def test_every_recipe_of_a_launch_is_tried_and_nothing_is_started(write_recipe, 
     assert "error: b-lr: training.lr_scheduler_type: One of min_lr" in err
     assert "\nb-pre, b-div: training.dataloader_prefetch_factor: " in err  # the same is said once
     (corrected,) = load_recipes([write_recipe("b-lr")])
-    assert open_run(corrected, Path("runs/b-lr")) == "new"  # and not a run of another recipe
+    assert open_run(Run(corrected, Path("runs/b-lr"))) == "new"  # and not a run of another recipe
 
 
 def test_a_launch_over_seeds_is_tried_once_and_a_finished_run_not_at_all(write_recipe, tmp_path, monkeypatch):
@@ -209,31 +243,35 @@ def test_a_launch_over_seeds_is_tried_once_and_a_finished_run_not_at_all(write_r
     monkeypatch.setattr(launch, "try_out", lambda recipe, *_: tried.append(recipe.name) or ["head"])
     recipes = over_seeds(load_recipes([write_recipe("a")]), {"a"}, [0, 1, 2])
     (b,) = load_recipes([write_recipe("b", training={"learning_rate": 0.1})])
-    checked = launch.check([*recipes, b], tmp_path / "runs", set())
+    runs = [Run(recipe, tmp_path / "runs" / recipe.name) for recipe in (*recipes, b)]
+    launch.check(runs)
     assert tried == ["a-seed0", "b"]
-    assert checked.without_gradient == {name: ["head"] for name in ("a-seed0", "a-seed1", "a-seed2", "b")}
-    monkeypatch.setattr(launch, "open_run", lambda *_: "finished")
-    assert launch.check(recipes, tmp_path / "runs", set()).without_gradient == {} and len(tried) == 2
+    assert [run.without_gradient for run in runs] == [["head"]] * 4
+    finished = Run(b, tmp_path / "runs" / "b")
+    monkeypatch.setattr(launch, "open_run", lambda run: setattr(run, "state", "finished"))
+    launch.check([finished])
+    assert finished.without_gradient is None and len(tried) == 2
 
 
 def test_an_encoder_that_is_not_trained_yet(write_recipe, tmp_path):
     city = write_recipe("city")
     model = {"init": "checkpoint", "encoder_weights": "city"}
     pet = write_recipe("pet", model=model, training={"dataloader_prefetch_factor": 2})
-    with pytest.raises(RecipeError, match=r"^pet: training\.dataloader_prefetch_factor") as refused:
-        launch.check(load_recipes([city, pet]), tmp_path / "runs", set())
+    runs = [Run(recipe, tmp_path / "runs" / recipe.name) for recipe in load_recipes([city, pet])]
+    with pytest.raises(Refusal, match=r"^pet: training\.dataloader_prefetch_factor") as refused:
+        launch.check(runs)
     assert len(refused.value.problems) == 1
 
 
 def test_a_trial_draws_nothing_from_the_run_that_follows(write_recipe, monkeypatch, run):
     begun = []
 
-    def begin(*, model, **_):
+    def begin(run, data, model, callbacks):
         begun.append([*(tensor.clone() for tensor in model.state_dict().values()), torch.get_rng_state()])
         raise RecipeError("that is enough")
 
     recipe = write_recipe("a")
-    monkeypatch.setattr(train, "SegTrainer", begin)
+    monkeypatch.setattr(train, "build_trainer", begin)
     assert run(recipe)[0] == 1
     monkeypatch.setattr(launch, "try_out", lambda *_: [])
     assert run(recipe)[0] == 1

@@ -21,7 +21,7 @@ from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.problem import RecipeError
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
-from hf_seg.runs.folder import start_run
+from hf_seg.runs.folder import Run, start_run
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json
 from hf_seg.training.arguments import per_device_batch_size
 
@@ -352,7 +352,7 @@ def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
     (root / "classes.json").write_text('{"classes": [{"name": "a", "id": 0}, {"name": "b", "id": 1}]}')
     limits = dict.fromkeys(["max_train_samples", "max_validation_samples", "max_test_samples"])
     path = write_recipe("own", data={"name": "folder", "root": str(root), **limits})
-    start_run(load_recipes([path])[0], tmp_path / "runs" / "own", "new")
+    start_run(Run(load_recipes([path])[0], tmp_path / "runs" / "own", state="new"))
     write_json(made_up("own"), tmp_path / "runs" / "own" / "results.json")
     status, out, _ = run(path)
     assert status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out

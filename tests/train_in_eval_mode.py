@@ -5,6 +5,7 @@ import sys
 from torch import nn
 
 from hf_seg import train
+from hf_seg.training import setup
 
 
 def build_in_eval_mode(*arguments):
@@ -13,7 +14,7 @@ def build_in_eval_mode(*arguments):
     return model, provenance
 
 
-build_model, train.build_model = train.build_model, build_in_eval_mode
+build_model, setup.build_model = setup.build_model, build_in_eval_mode
 
 if __name__ == "__main__":
     sys.exit(train.main())

@@ -38,6 +38,8 @@ class ExportError(Refusal):
 class DisagreementError(ExportError):
     """Nothing has been kept: the exported model does not compute what PyTorch computes."""
 
+    exit_status = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:

@@ -1,4 +1,4 @@
-"""Run folders: which folder is a run, how far the run got and on what data, and which of its files may be removed."""
+"""A run and its folder: how far it got and on what data, who works in it, and which of its files may be removed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import DatasetDict
@@ -16,134 +18,128 @@ from filelock import FileLock, Timeout
 
 from hf_seg.data import fingerprint
 from hf_seg.data.gather import gather
-from hf_seg.problem import DataError, RecipeError
+from hf_seg.files import PARTIAL
+from hf_seg.problem import DataError, Refusal
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
-from hf_seg.recipe.reading import RUN_FORMAT, parse_json
-from hf_seg.runs.record import FORMAT, PER_IMAGE, RESULTS, ROC, SAMPLES, changed_keys, find_fault, write_json
+from hf_seg.recipe.reading import RUN_FORMAT
+from hf_seg.runs.record import (
+    CARD,
+    FORMAT,
+    PER_IMAGE,
+    PLOTS,
+    RESULTS,
+    ROC,
+    SAMPLES,
+    changed_keys,
+    find_fault,
+    load_record,
+    write_json,
+)
 
 # What a run writes into its folder. Nothing else is ever removed from it, so a writer takes its name from here.
 RECORD = "run.json"  # written first, removed last: a folder with it is a run
 HUB = "hub.json"
-CARD = "README.md"
-PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
 FCN_CODE = ("configuration_fcn.py", "modeling_fcn.py")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = "preprocessor_config.json"
 _NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *FCN_CODE, *WEIGHTS, PROCESSOR)
-_FILES = re.compile(
-    "|".join(
-        [
-            f"({'|'.join(map(re.escape, (*_NAMES, 'config.json')))})(\\.partial)?",
-            r"training_args\.bin",
-            r"model-\d+-of-\d+\.safetensors",
-            r"model\.onnx",  # where `hf-seg export` puts it
-            r"runs/([^/]+/){1,2}events\.out\.tfevents\.[^/]+",  # TensorBoard's
-        ]
-    )
-)
+_PATTERNS = [
+    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", "model.onnx")),  # the last is of `hf-seg export`
+    r"model-\d+-of-\d+\.safetensors",
+    r"runs/([^/]+/){1,2}events\.out\.tfevents\.[^/]+",  # TensorBoard's
+    rf"(plots/)?{PARTIAL.pattern}",
+]
+_FILES = re.compile("|".join(_PATTERNS))
 _FOLDERS = re.compile(r"plots|runs(/[^/]+){0,2}")
 _TREES = re.compile(r"checkpoint-\d+|\.push-[a-z0-9_]{8}")  # whole: Trainer removes old checkpoints so, too
 SHOWN = 10  # files that a message names
+_refusal = partial(Refusal, code="run")
 
 _NEEDED = {"recipe": {"model": dict, "data": dict, "training": dict}, "data": (dict, type(None))}
 _NEEDED_OF_SPLITS = {"*": {"pairs": int, "fingerprint": str}}
 
 
-def open_run(recipe: Recipe, run_dir: Path, overwrite: bool = False) -> str:
-    """Find out what a run folder holds, and refuse one that belongs to something else.
+@dataclass
+class Run:
+    """A recipe, the folder that its training fills, and what the checks of a launch have found of the two."""
 
-    Args:
-        recipe ([`Recipe`]): the effective recipe of this launch.
-        run_dir (`Path`): `<output_dir>/<recipe name>`, which may not exist yet.
-        overwrite (`bool`): the user wants this run trained again.
+    recipe: Recipe  # the effective one of this launch
+    folder: Path  # `<output_dir>/<recipe name>`, which may not exist yet
+    overwrite: bool = False  # the user wants the run trained again
+    mean_iou_script: str | None = None  # path of a local copy of `mean_iou`, to check the test score with
+    # what the folder holds: nothing, or only what may be removed; a run of the same recipe and data without results;
+    # or one with results
+    state: Literal["new", "interrupted", "finished"] | None = None
+    compared: bool = True  # whether the data of the run that is there was compared with the data that is here
+    without_gradient: list[str] | None = None  # the model's parameters that no step changes; None: not known
 
-    Returns:
-        `str`: `"new"` (nothing is there, or only what may be removed), `"interrupted"` (made by the same recipe on the
-        same data, no results yet) or `"finished"`.
+
+def open_run(run: Run) -> str:
+    """Find out what a run's folder holds, for `run.state`.
 
     Raises:
-        RecipeError: when the folder holds another recipe's run, a run on other data, or something that is not a run;
-            with `overwrite` when it holds anything that a run does not write.
+        Refusal: when the folder holds another recipe's run, a run on other data, or something that is not a run; with
+            `overwrite` when it holds anything that a run does not write.
     """
     try:
-        return _open(recipe, run_dir, overwrite)
+        run.state = _open(run)
     except OSError as error:
-        raise RecipeError(f"{run_dir}: cannot be read ({error}); choose another --output_dir") from error
+        raise _refusal(run.folder, f"cannot be read ({error})", "choose another --output_dir") from error
+    return run.state
 
 
-def _open(recipe: Recipe, run_dir: Path, overwrite: bool) -> str:
-    replaced = _replaced(run_dir)
+def _open(run: Run) -> Literal["new", "interrupted", "finished"]:
+    folder, recipe, replaced = run.folder, run.recipe, _replaced(run.folder)
     if os.path.lexists(replaced):
         _check_removable(replaced, recipe)
-    if not os.path.lexists(run_dir):
+    if not os.path.lexists(folder):
         return "new"
-    if not run_dir.is_dir():
-        raise RecipeError(f"{run_dir}: is a file, and a run needs a folder of this name; move the file away")
+    if not folder.is_dir():
+        raise _refusal(folder, "is a file, and a run needs a folder of this name", "move the file away")
     # a launch that was killed while it wrote the record leaves the partial file and nothing else
-    if all(path.name == f"{RECORD}.partial" for path in run_dir.iterdir()):
+    if all(PARTIAL.fullmatch(path.name) for path in folder.iterdir()):
         return "new"
-    record = load_run(run_dir, any_format=overwrite)
-    if overwrite:
-        _check_removable(run_dir, recipe)
+    record = load_run(folder, any_format=run.overwrite)
+    if run.overwrite:
+        _check_removable(folder, recipe)
         return "new"
-    finished = (run_dir / RESULTS).exists()
+    finished = (folder / RESULTS).exists()
     changed = changed_keys(recipe.to_dict(), record["recipe"])
-    refusal = (
-        f"{run_dir}: holds a run of another recipe ({'; '.join(changed)}); give the recipe file another name, "
-        "choose another --output_dir, or pass --overwrite to replace that run"
-    )
+    what, remedy = "a run of another recipe", "give the recipe file another name"
     if not changed:
         now = describe_data(recipe.data, may_load=not finished)
+        run.compared = now is not None
         changed = _changed_splits(record["data"], now)
-        refusal = (
-            f"{run_dir}: holds a run on other data than there is now ({'; '.join(changed)}); put the data back as it "
-            "was, choose another --output_dir, or pass --overwrite to replace that run"
-        )
+        what, remedy = "a run on other data than there is now", "put the data back as it was"
     if not changed:
         return "finished" if finished else "interrupted"
-    if finished or any(_TREES.fullmatch(path.name) for path in run_dir.iterdir()) or _strangers(run_dir):
-        raise RecipeError(refusal)
+    if finished or any(_TREES.fullmatch(path.name) for path in folder.iterdir()) or _strangers(folder):
+        remedy += ", choose another --output_dir, or pass --overwrite to replace that run"
+        raise _refusal(folder, f"holds {what} ({'; '.join(changed)})", remedy)
     return "new"  # nothing was trained that could be lost
 
 
-def load_run(run_dir: Path, any_format: bool = False) -> dict[str, Any]:
+def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
     """A run's `run.json`: `recipe`, and of its `data` what [`describe_data`] said when the run began.
 
     Raises:
-        RecipeError: when there is none, or it is damaged or of another version of hf_seg.
+        Refusal: when there is none, or it is damaged or of another version of hf_seg.
     """
-    path = run_dir / RECORD
-    try:
-        record = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{run_dir}: holds no {RECORD}, so it is not a run of hf_seg; name a run's folder, or, to train in "
-            "a folder of this name, move this one away"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); move the folder away") from None
-    fault = find_fault(record, {RUN_FORMAT: int})
-    if fault is None and record[RUN_FORMAT] != FORMAT:
-        if any_format:
-            return record
-        raise RecipeError(
-            f"{path}: is of another version of hf_seg (format {record[RUN_FORMAT]}, and this version has {FORMAT}); "
-            "choose another --output_dir, or pass --overwrite to replace that run"
-        )
-    fault = fault or find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
-    if fault:
-        raise RecipeError(f"{path}: is not the record of a run ({fault}); move the folder away")
-    return record
+    remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
+    missing = "it is not a run of hf_seg", remedy
+    other = None if any_format else "choose another --output_dir, or pass --overwrite to replace that run"
+    return load_record(folder / RECORD, RUN_FORMAT, _fault_of_run, "a run", "move the folder away", missing, other)
+
+
+def _fault_of_run(record: dict[str, Any]) -> str | None:
+    return find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:
-    """Name the pairs of each split, as they are listed: nothing is decoded or written.
-
-    Args:
-        data (`DataRecipe`): the recipe's data section.
-        may_load (`bool`): whether a data set on the Hub may be loaded.
+    """Name the pairs of each split, as they are listed: nothing is decoded or written; a data set on the Hub is loaded
+    only if it may be.
 
     Returns:
         `dict`: split → `pairs`, their number, and `fingerprint`; one split, `pairs`, where it is not known which pair
@@ -185,66 +181,70 @@ def _changed_splits(then: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
 
 
 @contextmanager
-def hold_runs(recipes: list[Recipe], output_dir: Path, overwrite: set[str]) -> Iterator[None]:
-    """Keep other launches out of the folders of the runs that this one works on, until the block ends.
-
-    The operating system lets go of the locks when their holder dies.
+def hold_runs(runs: list[Run]) -> Iterator[None]:
+    """Keep other launches out of the folders of these runs until the block ends, or this process does.
 
     Raises:
-        RecipeError: on every rank, when another launch is at work in one of them, nothing can be written there, or
-            the ranks do not share the folder.
+        Refusal: on every rank, when another launch is at work in one of them, nothing can be written there, or the
+            ranks do not share the folder.
     """
-    with ExitStack() as locks:
+    with ExitStack() as stack:
 
         def lock() -> None:
-            for recipe in recipes:
-                run_dir = output_dir / recipe.name
-                if recipe.name not in overwrite and (run_dir / RESULTS).exists():
+            for run in runs:
+                if not run.overwrite and (run.folder / RESULTS).exists():
                     continue  # a finished run is only read
+                file = run.folder.with_name(f".{run.folder.name}.lock")
                 try:
-                    output_dir.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(FileLock(output_dir / f".{recipe.name}.lock", timeout=0))
+                    for folder in reversed(file.parents):
+                        if not folder.exists():
+                            folder.mkdir(exist_ok=True)
+                            stack.callback(_remove_empty, folder)
+                    new = not file.exists()
+                    stack.enter_context(FileLock(file, timeout=0))
                 except Timeout:
-                    raise RecipeError(
-                        f"{run_dir}: another launch is at work in it; wait until it ends, stop it, or choose another "
-                        "--output_dir"
-                    ) from None
+                    remedy = "wait until it ends, stop it, or choose another --output_dir"
+                    raise _refusal(run.folder, "another launch is at work in it", remedy) from None
                 except OSError as error:
-                    raise RecipeError(
-                        f"{output_dir}: nothing can be written there ({error.strerror}); choose another --output_dir"
-                    ) from error
+                    what = f"nothing can be written there ({error.strerror})"
+                    raise _refusal(file.parent, what, "choose another --output_dir") from error
+                if new:  # filelock starts again when a file goes away before it is locked
+                    stack.callback(file.unlink, missing_ok=True)
 
         on_main_process(lock)
         if PartialState().num_processes > 1:
-            check_shared(output_dir)
+            check_shared(runs[0].folder.parent)
         yield
 
 
-def start_run(recipe: Recipe, run_dir: Path, state: str) -> None:
-    """Make the run folder with its record in it; what a new run finds there of another run is cleared away first.
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
-    Every rank calls this; the main process does it, between two barriers: none may still be looking at the old run.
 
-    Args:
-        recipe ([`Recipe`]): the effective recipe of this launch.
-        run_dir (`Path`): the run's folder.
-        state (`str`): what [`open_run`] has said of it.
+def start_run(run: Run) -> None:
+    """Make a run's folder with its record in it; what a new run finds there of another run is cleared away first.
+
+    Every rank calls this; the main process does it, between two barriers: none may still be reading the old run.
 
     Raises:
-        RecipeError: on every rank, when what is there is not only a run's.
+        Refusal: on every rank, when what is there is not only a run's.
     """
 
     def start() -> None:
-        replaced = _replaced(run_dir)
+        replaced = _replaced(run.folder)
         if os.path.lexists(replaced):  # of a launch that was killed while it removed it
-            _remove(replaced, recipe)
-        if state == "new" and (run_dir / RECORD).exists():
-            _check_removable(run_dir, recipe)
-            os.replace(run_dir, replaced)  # all at once: half a run would pass for an interrupted one
-            _remove(replaced, recipe)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        record = {RUN_FORMAT: FORMAT, "recipe": recipe.to_dict(), "data": describe_data(recipe.data)}
-        write_json(record, run_dir / RECORD)
+            _remove(replaced, run.recipe)
+        if run.state == "new" and (run.folder / RECORD).exists():
+            _check_removable(run.folder, run.recipe)
+            os.replace(run.folder, replaced)  # all at once: half a run would pass for an interrupted one
+            _remove(replaced, run.recipe)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for _, path in _contents(run.folder):
+            if PARTIAL.fullmatch(path.name) and path.is_file():  # of a launch that was killed while it wrote
+                path.unlink()
+        record = {RUN_FORMAT: FORMAT, "recipe": run.recipe.to_dict(), "data": describe_data(run.recipe.data)}
+        write_json(record, run.folder / RECORD)
 
     PartialState().wait_for_everyone()
     on_main_process(start)
@@ -254,25 +254,21 @@ def _replaced(run_dir: Path) -> Path:
     return run_dir.with_name(f".{run_dir.name}.replaced")
 
 
-def _check_removable(run_dir: Path, recipe: Recipe) -> None:
+def _check_removable(folder: Path, recipe: Recipe) -> None:
     """Refuse to remove a folder that is, or holds, anything but a run."""
-    if run_dir.is_symlink():
-        raise RecipeError(f"{run_dir}: is a link, and what it leads to is not removed; remove the link yourself")
+    if folder.is_symlink():
+        raise _refusal(folder, "is a link, and what it leads to is not removed", "remove the link yourself")
     for key, path in _inputs(recipe).items():
-        if Path(os.path.realpath(run_dir)) in (path, *path.parents):
-            raise RecipeError(
-                f"{run_dir}: is not removed, since {key} of {recipe.name}, {path}, is in it; choose another "
-                "--output_dir, or give the recipe file another name"
-            )
-    strangers = _strangers(run_dir)
+        if Path(os.path.realpath(folder)) in (path, *path.parents):
+            what = f"is not removed, since {key} of {recipe.name}, {path}, is in it"
+            raise _refusal(folder, what, "choose another --output_dir, or give the recipe file another name")
+    strangers = _strangers(folder)
     if strangers:
         shown = ", ".join(strangers[:SHOWN]) + (f" and {len(strangers) - SHOWN:,} more" if strangers[SHOWN:] else "")
-        raise RecipeError(
-            f"{run_dir}: is not removed, since it holds what no run writes: {shown}; move that away, or choose "
-            "another --output_dir"
-        )
-    if any(run_dir.iterdir()):
-        load_run(run_dir, any_format=True)
+        what = f"is not removed, since it holds what no run writes: {shown}"
+        raise _refusal(folder, what, "move that away, or choose another --output_dir")
+    if any(folder.iterdir()):
+        load_run(folder, any_format=True)
 
 
 def _inputs(recipe: Recipe) -> dict[str, Path]:

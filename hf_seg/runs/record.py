@@ -1,24 +1,34 @@
-"""What a finished run leaves for others to read: its record and arrays, checked; and the table of a launch."""
+"""The record of a run, `results.json`: how it begins, how a finished run is written, and how it is read again."""
 
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch import Tensor
 
-from hf_seg.problem import RecipeError
+from hf_seg.data import DatasetSpec
+from hf_seg.files import write_whole
+from hf_seg.problem import Refusal
+from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
 from hf_seg.recipe.reading import parse_json
+from hf_seg.runs.card import build_card
+from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
+from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
 
 FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
 RESULTS = "results.json"
+CARD = "README.md"
+PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
@@ -27,9 +37,7 @@ ARRAYS = {
     PER_IMAGE: {"confusion": ("icc", "iu")},
     ROC: {"fpr": ("cp", "f"), "tpr": ("cp", "f")},
     SAMPLES: {
-        "pixel_values": ("s3hw", "u"),
-        "labels": ("shw", "u"),
-        "predictions": ("shw", "u"),
+        **{"pixel_values": ("s3hw", "u"), "labels": ("shw", "u"), "predictions": ("shw", "u")},
         "palette": ("c3", "u"),
     },
 }
@@ -73,23 +81,11 @@ NEEDED = {
     },
     "environment": {"hardware": str},
 }
+# Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
+PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
-MACHINE_KEYS = {
-    "data": {"root", "cache"},
-    "training": {
-        "report_to",
-        "gradient_accumulation_steps",
-        "per_device_eval_batch_size",
-        "dataloader_num_workers",
-        "disable_tqdm",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_private_repo",
-        "hub_always_push",
-        "hub_revision",
-    },
-}
+_HOW = {"gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_num_workers", "disable_tqdm"}
+MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hub"} | PUSH | _HOW}
 
 
 def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -115,6 +111,56 @@ def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return differing
 
 
+def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a run's record says before anything is trained; its model and its data describe themselves."""
+    return {
+        "format": FORMAT,
+        "recipe": {"name": recipe.name, **recipe.to_dict()},
+        "status": "training",
+        "model": model,
+        "data": data,
+        "environment": environment(device),
+    }
+
+
+def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
+    """Write what a finished run leaves beside its model: pictures, card, arrays and, last, `results.json`.
+
+    Args:
+        folder (`Path`): the run's; the main process writes there.
+        record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`.
+        samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
+        spec ([`DatasetSpec`]): of the data.
+
+    Returns:
+        `dict`: the content of `results.json`.
+    """
+    test = dict(record["test"])
+    roc, per_image = test.pop("roc"), test.pop("per_image")
+    test["roc_auc"] = {name: curve["auc"] for name, curve in roc.items()}
+    results = record | {"status": "finished", "test": test}
+    if PartialState().is_main_process:
+        plots = {name: folder / path for name, path in PLOTS.items()}
+        plots["curves"].parent.mkdir(exist_ok=True)
+        plot_curves(results["train"]["history"], plots["curves"])
+        plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
+        plot_roc(roc, plots["roc"])
+        plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
+        (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
+        save_arrays(folder / PER_IMAGE, confusion=per_image)
+        save_arrays(folder / ROC, **stack_curves(roc))
+        pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
+        save_arrays(
+            folder / SAMPLES,
+            pixel_values=(pixel_values * 255).round().astype(np.uint8),
+            labels=labels.astype(np.uint8),
+            predictions=predictions.astype(np.uint8),
+            palette=np.array(spec.palette, np.uint8),
+        )
+        write_json(results, folder / RESULTS)  # last: a run with results is a finished run
+    return results
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a reader needs to repeat a run."""
     packages = ("hf_seg", "torch", "torchvision", "transformers", "datasets", "evaluate", "accelerate", "timm")
@@ -130,9 +176,9 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def write_json(value: Any, path: Path) -> None:
     """Write strict JSON (a number that is not finite becomes null), whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
+    with write_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _strict(value: Any) -> Any:
@@ -147,45 +193,56 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     """A finished run's `results.json`, with all that [`NEEDED`] names.
 
     Raises:
-        RecipeError: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
+        Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
-    path = run_dir / RESULTS
+    remedy = "pass --overwrite to train the run again"
+    missing = "it is no finished run", "name another folder"
+    return load_record(run_dir / RESULTS, "format", _fault_of_results, "a finished run", remedy, missing, remedy)
+
+
+def _fault_of_results(results: dict[str, Any]) -> str | None:
+    if fault := find_fault(results, NEEDED):
+        return fault
+    count = len(results["data"]["class_names"])
+    matrices = [results[split]["confusion_matrix"] for split in ("validation", "test")]
+    whole = all(len(part) == count for matrix in matrices for part in (matrix, *matrix))
+    return None if whole else f"a confusion_matrix is not of {count} classes"
+
+
+def load_record(
+    path: Path, key: str, find: Callable, kind: str, remedy: str, missing: tuple[str, str], other: str | None
+) -> dict[str, Any]:
+    """A JSON file in a run's folder, of which `find` says what is wrong; `key` holds its format.
+
+    `remedy` is for one that is damaged, `missing` (what it means, and the remedy) for one that is not there, and
+    `other` for one of another format, which is taken as it is when that is None.
+    """
     try:
-        results = parse_json(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{run_dir}: holds no {RESULTS}, so it is no finished run; name another folder") from None
+        what, remedy = missing
+        raise Refusal(path.parent, f"holds no {path.name}, so {what}", remedy, code="record") from None
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); pass --overwrite to train the run again") from error
-    fault = find_fault(results, {"format": int})
-    if fault is None and results["format"] != FORMAT:
-        raise RecipeError(
-            f"{path}: is of another version of hf_seg (format {results['format']}, and this version has {FORMAT}); "
-            "pass --overwrite to train the run again"
-        )
-    fault = fault or find_fault(results, NEEDED)
-    if fault is None:
-        count = len(results["data"]["class_names"])
-        sizes = {len(row) for split in ("validation", "test") for row in results[split]["confusion_matrix"]}
-        rows = {len(results[split]["confusion_matrix"]) for split in ("validation", "test")}
-        fault = None if sizes | rows == {count} else f"a confusion_matrix is not of {count} classes"
-    if fault:
-        raise RecipeError(
-            f"{path}: is not the record of a finished run ({fault}); pass --overwrite to train the run again"
-        )
-    return results
+        raise Refusal(path, f"cannot be read ({error})", remedy, code="record") from error
+    fault = find_fault(record, {key: int})
+    if fault is None and record[key] != FORMAT:
+        if other is None:
+            return record
+        what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
+        raise Refusal(path, what, other, code="record")
+    if fault := fault or find(record):
+        raise Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+    return record
 
 
 def find_fault(value: Any, needed: Any, place: str = "") -> str | None:
-    """Compare a value from JSON with what is needed of it.
+    """The first thing that is wrong with a value from JSON, in words, or None.
 
     Args:
         value: what was read.
         needed: a type, or a tuple of them; a list with what each item needs; or a mapping of keys to what each needs,
             in which `"*"` stands for whatever keys there are. More keys may be there.
         place (`str`): names the value.
-
-    Returns:
-        `str`: the first thing that is wrong, in words, or None.
     """
     if isinstance(needed, Mapping):
         if not isinstance(value, dict):
@@ -208,21 +265,10 @@ def find_fault(value: Any, needed: Any, place: str = "") -> str | None:
     return f"{place} is {json.dumps(value)[:40]}"
 
 
-def as_bytes(pixel_values: torch.Tensor, labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, np.ndarray]:
-    """Samples, as [`SegTrainer.sample`] gives them, as small arrays to be kept."""
-    return {
-        "pixel_values": (pixel_values.numpy() * 255).round().astype(np.uint8),
-        "labels": labels.numpy().astype(np.uint8),
-        "predictions": predictions.numpy().astype(np.uint8),
-    }
-
-
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Keep arrays in a file, compressed; whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with write_whole(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
 
 
 def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray] | None:
@@ -233,7 +279,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         classes (`int`, *optional*): how many the run has.
 
     Raises:
-        RecipeError: when the file is damaged, or holds other arrays.
+        Refusal: when the file is damaged, or holds other arrays.
     """
     if not path.exists():
         return None
@@ -242,7 +288,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         with np.load(path) as file:
             arrays = dict(file)
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged bytes
-        raise RecipeError(f"{path}: cannot be read ({error}); {remedy}") from error
+        raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
         array = arrays.get(name)
@@ -253,7 +299,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
             or any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True))
         ):
             found = "missing" if array is None else f"{array.dtype} of shape {array.shape}"
-            raise RecipeError(f"{path}: does not hold what a run keeps there ({name} is {found}); {remedy}")
+            raise Refusal(path, f"does not hold what a run keeps there ({name} is {found})", remedy, code="arrays")
     return arrays
 
 
@@ -265,15 +311,12 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
 
     Returns:
         `dict` with `name`, `data` and `init` (which may hold a `run` of its own), or None.
-
-    Raises:
-        RecipeError: when the other run's `results.json` cannot be read.
     """
     if encoder_weights is None:
         return None
     path = Path(encoder_weights).expanduser()
     folder = path if path.is_dir() else path.parent
-    if not path.exists() or not (folder / RESULTS).exists():
+    if not (path.exists() and (folder / RESULTS).exists()):
         return None
     results = load_results(folder)
     return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}
@@ -287,15 +330,8 @@ def format_table(results: list[dict[str, Any]]) -> str:
 
     rows = [("run", "test mIoU", "test pixel acc.", "validation mIoU", "parameters", "epochs", "minutes")]
     for result in results:
-        rows.append(
-            (
-                result["recipe"]["name"],
-                score(result["test"]["mean_iou"]),
-                score(result["test"]["overall_accuracy"]),
-                score(result["validation"]["mean_iou"]),
-                f"{result['model']['parameters'] / 1e6:.2f} M",
-                f"{result['train']['epochs']:g}",
-                f"{result['train']['seconds'] / 60:.1f}",
-            )
-        )
+        test, train = result["test"], result["train"]
+        scores = map(score, (test["mean_iou"], test["overall_accuracy"], result["validation"]["mean_iou"]))
+        size = f"{result['model']['parameters'] / 1e6:.2f} M"
+        rows.append((result["recipe"]["name"], *scores, size, f"{train['epochs']:g}", f"{train['seconds'] / 60:.1f}"))
     return markdown_table(rows)

@@ -3,21 +3,18 @@
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from hf_seg.problem import RecipeError
-from hf_seg.recipe import Recipe
+from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.runs.folder import Run
+from hf_seg.runs.record import PUSH
 
-# Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 EVAL_LOGITS = 2**23  # numbers, of 4 bytes each; an evaluation holds some five times as much
-PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 
 
 def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
@@ -26,19 +23,21 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
     Raises:
         RecipeError: when it does not divide, with the counts that do.
     """
-    batch, parts = training.global_train_batch_size, num_processes * training.gradient_accumulation_steps
-    if batch % parts:
-        counts = ", ".join(str(n) for n in range(1, batch + 1) if batch % (n * num_processes) == 0)
-        remedy = (
-            f"gradient_accumulation_steps that do: {counts}"
-            if counts
-            else "number of processes that does: " + ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
-        )
+    batch, steps = training.global_train_batch_size, training.gradient_accumulation_steps
+    if batch % (num_processes * steps):
+        name, good = "gradient_accumulation_steps that do", _divisors(batch, num_processes)
+        if not good:
+            name, good = "number of processes that does", _divisors(batch, 1)
         raise RecipeError(
-            f"training.global_train_batch_size: {batch} does not divide by {num_processes} processes × "
-            f"{training.gradient_accumulation_steps} accumulation steps; {remedy}"
+            "training.global_train_batch_size",
+            f"{batch} does not divide by {num_processes} processes × {steps} accumulation steps",
+            f"{name}: {', '.join(map(str, good))}",
         )
-    return batch // parts
+    return batch // (num_processes * steps)
+
+
+def _divisors(batch: int, parts: int) -> list[int]:
+    return [count for count in range(1, batch + 1) if batch % (count * parts) == 0]
 
 
 def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
@@ -66,8 +65,9 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     """
     if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
         raise RecipeError(
-            f"training.sync_batch_norm: PyTorch has it for GPUs only, and this launch has {num_processes} processes "
-            f'on {device.type}; set it to "auto" or false'
+            "training.sync_batch_norm",
+            f"PyTorch has it for GPUs only, and this launch has {num_processes} processes on {device.type}",
+            'set it to "auto" or false',
         )
     wanted = training.sync_batch_norm
     if wanted == "auto":
@@ -89,21 +89,13 @@ def checkpoints_kept(training: TrainingRecipe) -> int:
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
 
 
-def build_training_arguments(
-    recipe: Recipe, run_dir: Path, num_classes: int = 2, without_gradient: Sequence[str] | None = None
-) -> TrainingArguments:
-    """`TrainingArguments` for a recipe on this launch's device and number of ranks.
-
-    Args:
-        recipe ([`Recipe`]): whose `training` they are made of.
-        run_dir (`Path`): checkpoints and logs go here.
-        num_classes (`int`): of the data.
-        without_gradient (`Sequence[str]`, *optional*): parameters that get no gradient; None: it is not known.
+def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
+    """`TrainingArguments` for a run's recipe on this launch's device and number of ranks; the data has `num_classes`.
 
     Raises:
-        RecipeError: when the global batch does not divide, or several GPUs are visible to one process.
+        Refusal: when the global batch does not divide, or several GPUs are visible to one process.
     """
-    training, state = recipe.training, PartialState()
+    recipe, training, state = run.recipe, run.recipe.training, PartialState()
     train_batch = per_device_batch_size(training, state.num_processes)
     # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
     # but on a CPU workers would take the cores from the training.
@@ -117,14 +109,14 @@ def build_training_arguments(
         "dataloader_num_workers": workers,
         "dataloader_persistent_workers": workers > 0,
         # to find them takes time in each step; not to find them ends a training at its second step
-        "ddp_find_unused_parameters": without_gradient is None or len(without_gradient) > 0,
+        "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
         "dataloader_pin_memory": state.device.type == "cuda",
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
     report_to = training.report_to
     if report_to == "auto":
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     args = TrainingArguments(
-        output_dir=str(run_dir),
+        output_dir=str(run.folder),
         num_train_epochs=training.num_train_epochs,
         per_device_train_batch_size=train_batch,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -147,8 +139,10 @@ def build_training_arguments(
         **arguments,
     )
     if args.n_gpu > 1:
-        raise RecipeError(
-            f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way; "
-            "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        raise Refusal(
+            "CUDA_VISIBLE_DEVICES",
+            f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way",
+            "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES",
+            code="processes",
         )
     return args

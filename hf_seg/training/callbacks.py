@@ -1,4 +1,4 @@
-"""Stopping a training by Ctrl-C or SIGTERM without losing what it has learnt."""
+"""When a training evaluates; and how Ctrl-C or SIGTERM stops it without losing what it has learnt."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A signal ended the run; what it had learnt is in its last checkpoint.
-
-    Args:
-        signum (`int`): the signal.
-    """
+    """A signal, `signum`, ended the run; what it had learnt is in its last checkpoint."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+        self.exit_status = 128 + signum  # as shells report a process that a signal has ended
 
-    @property
-    def exit_status(self) -> int:
-        """As shells report a process that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.signum
+
+class EvaluateEvery(TrainerCallback):
+    """Evaluate and save after every n-th epoch and the last one; Trainer itself only knows every epoch."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if round(state.epoch) % self.epochs and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_save = False
+        return control
 
 
 class StopWhenAsked(TrainerCallback):
@@ -68,25 +71,29 @@ class StopWhenAsked(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if not self.training:
-            self.raise_if_asked()
+            self._raise_if_asked()
 
-    def raise_if_asked(self) -> None:
+    def _raise_if_asked(self) -> None:
         if self.signum is not None:
             raise Interrupted(self.signum)
 
     @contextmanager
-    def listening(self) -> Iterator[StopWhenAsked]:
+    def listening(self) -> Iterator[None]:
         """While the block runs, a first signal is noted, and a second one ends the process as it always would.
 
         With several processes the signals keep their usual effect: ranks that stop at different steps would wait for
         each other for ever.
+
+        Raises:
+            Interrupted: at the end of the block, or in an evaluation before it, after a signal.
         """
         if PartialState().num_processes > 1 or threading.current_thread() is not threading.main_thread():
-            yield self
+            yield
             return
         before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
         try:
-            yield self
+            yield
+            self._raise_if_asked()
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)

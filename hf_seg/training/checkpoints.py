@@ -11,12 +11,11 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
+from hf_seg.processes import say_once
 from hf_seg.runs.record import write_json
-from hf_seg.text import printable
 
 CHECKSUMS = "checksums.json"
-CHUNK = 1 << 20
 
 
 class SealCheckpoints(TrainerCallback):
@@ -28,34 +27,21 @@ class SealCheckpoints(TrainerCallback):
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
-def check_room(run_dir: Path, model: PreTrainedModel, kept: int) -> None:
-    """Refuse to train where the checkpoints will not fit.
-
-    Args:
-        run_dir (`Path`): an existing folder.
-        model (`PreTrainedModel`): AdamW with AMSGrad keeps three values for each of its trainable parameters.
-        kept (`int`): checkpoints that are kept; while one more is written, they are all there.
-
-    Raises:
-        RecipeError: when less is free than they take.
-    """
+def check_disk(run_dir: Path, model: PreTrainedModel, kept: int) -> None:
+    """Refuse to train where the checkpoints, of which `kept` are kept, will not fit."""
+    # AdamW with AMSGrad keeps three values for each trainable parameter; one more is written before one is deleted
     trainable = 4 * model.num_parameters(only_trainable=True)
     needed = (kept + 1) * (model.get_memory_footprint() + 3 * trainable)
     # what an interrupted run has left counts as free: it is written over
     left = sum(path.stat().st_size for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file())
     free = shutil.disk_usage(run_dir).free + left
     if free < needed:
-        raise RecipeError(
-            f"{run_dir}: checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; make room, "
-            "or choose another --output_dir"
-        )
+        what = f"checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        raise Refusal(run_dir, what, "free disk space, or choose another --output_dir", code="disk")
 
 
 def seal(folder: Path) -> None:
-    """Write the size and the CRC-32 of each file of a checkpoint.
-
-    A CRC finds what disks and crashes do to a file. It is no protection against people.
-    """
+    """Write the size and the CRC-32 of each file of a checkpoint: it finds what disks and crashes do to a file."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
     write_json({path.name: [path.stat().st_size, _crc(path)] for path in files}, folder / CHECKSUMS)
 
@@ -63,74 +49,63 @@ def seal(folder: Path) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words, or None.
 
-    A checkpoint without [`CHECKSUMS`], of an older version or of a run that was killed in that moment, is whole when
-    it has a `trainer_state.json`, which Trainer writes last.
+    A checkpoint without [`CHECKSUMS`], of a run that was killed in that moment, is whole when it has a
+    `trainer_state.json`, which Trainer writes last.
     """
+    name = "trainer_state.json"
     try:
-        state = json.loads((folder / "trainer_state.json").read_text())
-        if f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}" != folder.name:
-            return f"trainer_state.json is of step {state['global_step']}"
+        step = json.loads((folder / name).read_text())["global_step"]
+        if f"{PREFIX_CHECKPOINT_DIR}-{step}" != folder.name:
+            return f"{name} is of step {step}"
+        if not (folder / CHECKSUMS).exists():
+            return None
+        name = CHECKSUMS
+        for file, (size, crc) in json.loads((folder / name).read_text()).items():
+            path = folder / file
+            if not path.is_file():
+                return f"{file} is missing"
+            if path.stat().st_size != size:
+                return f"{file} has {path.stat().st_size:,} bytes and not {size:,}"
+            if _crc(path) != crc:
+                return f"{file} has changed since it was written"
     except FileNotFoundError:
         return "incomplete"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"trainer_state.json cannot be read: {error}"
-    try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
-        for name, (size, crc) in expected.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size:,} bytes and not {size:,}"
-            if _crc(path) != crc:
-                return f"{name} has changed since it was written"
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"{CHECKSUMS} cannot be read: {error}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{name} cannot be read: {error}"
     return None
 
 
 def last_checkpoint(run_dir: Path) -> str | None:
     """The newest checkpoint of a run that is whole; says of each newer one why it is left aside."""
-    folders = sorted(run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True)
-    for folder in folders:
-        damage = find_damage(folder)
+    folders = {path.name.rpartition("-")[2]: path for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    for step in sorted(filter(str.isdecimal, folders), key=int, reverse=True):
+        damage = find_damage(folders[step])
         if damage is None:
-            return str(folder)
-        PartialState().print(printable(f"{folder}: {damage}; the checkpoint is left aside"))
+            return str(folders[step])
+        say_once(f"{folders[step]}: {damage}; the checkpoint is left aside")
     return None
-
-
-def _step(folder: Path) -> int:
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
 
 
 def _crc(path: Path) -> int:
     crc = 0
     with open(path, "rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc
 
 
 def load_weights(model: PreTrainedModel, folder: str) -> None:
-    """Load a saved model's weights into a model of the same class and configuration, every tensor of them.
-
-    Raises:
-        RecipeError: when the folder holds another architecture or class count, or a tensor is missing or left over.
-    """
+    """Load a saved model's weights into a model of the same class and configuration, every tensor of them."""
     saved_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for key in ("model_type", "num_labels"):
         theirs, ours = getattr(saved_config, key), getattr(model.config, key)
         if theirs != ours:
-            raise RecipeError(
-                f"{folder}: is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}; delete that "
-                "folder, or pass --overwrite to train the run again"
-            )
+            what = f"is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}"
+            remedy = "delete that folder, or pass --overwrite to train the run again"
+            raise Refusal(folder, what, remedy, code="checkpoint")
     saved, report = type(model).from_pretrained(folder, output_loading_info=True)
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
-        raise RecipeError(f"{folder}: its weights are not whole ({wrong}); delete that folder and start again")
+        remedy = "delete that folder and start again"
+        raise Refusal(folder, f"its weights are not whole ({wrong})", remedy, code="checkpoint")
     model.load_state_dict(saved.state_dict())

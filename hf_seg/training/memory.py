@@ -8,6 +8,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
 
+from hf_seg.problem import Refusal
+
 PROCESS = Path("/proc/self")  # Linux
 
 
@@ -38,25 +40,26 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-def explain_training(args: TrainingArguments, image_size: int) -> str:
+def explain_training(args: TrainingArguments, image_size: int) -> Refusal:
     """What to do when the memory does not suffice for a step of training."""
     images, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
     more = [count for count in range(2 * parts, images * parts + 1) if images * parts % count == 0]
     remedy = (
         f"set training.gradient_accumulation_steps to {more[0]}, and it is {images * parts // more[0]} at a time"
         if more
-        else "use a device with more memory"
+        else ""
     )
     return _explain(args, "training", images, image_size, remedy)
 
 
-def explain_evaluation(args: TrainingArguments, image_size: int) -> str:
+def explain_evaluation(args: TrainingArguments, image_size: int) -> Refusal:
     """What to do when the memory does not suffice for the evaluation of a batch."""
     images = args.per_device_eval_batch_size
-    remedy = f"set training.per_device_eval_batch_size to {images // 2}"
-    return _explain(args, "evaluation", images, image_size, remedy if images > 1 else "use a device with more memory")
+    remedy = f"set training.per_device_eval_batch_size to {images // 2}" if images > 1 else ""
+    return _explain(args, "evaluation", images, image_size, remedy)
 
 
-def _explain(args: TrainingArguments, what: str, images: int, image_size: int, remedy: str) -> str:
-    there = f"{images} images of {image_size}×{image_size} pixels at a time"
-    return f"{args.device} is out of memory in {what}, with {there}; {remedy}, or lower data.image_size"
+def _explain(args: TrainingArguments, step: str, images: int, image_size: int, remedy: str) -> Refusal:
+    pixels = f"{images} images of {image_size}×{image_size} pixels at a time"
+    remedy = f"{remedy or 'use a device with more memory'}, or lower data.image_size"
+    return Refusal("", f"{args.device} is out of memory in {step}, with {pixels}", remedy, code="out-of-memory")

@@ -5,73 +5,52 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from hf_seg.data import fingerprint
 from hf_seg.data.seg_data import SegData, load_data
-from hf_seg.models.build import build_model
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.processes import start_processes
 from hf_seg.recipe import Recipe, load_recipes
-from hf_seg.runs.folder import RECORD, load_run
+from hf_seg.runs.folder import RECORD, Run, load_run
 from hf_seg.runs.record import environment, load_results
-from hf_seg.training.trainer import SegTrainer
+from hf_seg.scoring.loss import LossWatch
+from hf_seg.training.setup import build_initial_model, build_trainer
+
+SETUP = ("world_size", "gradient_accumulation_steps", "precision", "channels_last")  # of a record's `train`
 
 
 @dataclass(kw_only=True)
 class Training:
-    """The first steps of a recipe.
-
-    Args:
-        losses (`list[float]`): of each step.
-        weights (`dict[str, Tensor]`): the model's state after the last step, on the CPU.
-        history (`list[dict]`): what was logged, as in `results.json`.
-        setup (`dict[str, str]`): what the record of a run has under `train` and a machine can change.
-        init (`str`, *optional*): SHA-256 of the file with the encoder's initial weights.
-        notes (`list[str]`): what a reader of the report should know.
-    """
+    """The first steps of a recipe."""
 
     losses: list[float]
-    weights: dict[str, Tensor]
-    history: list[dict[str, Any]]
-    setup: dict[str, str]
-    init: str | None
-    notes: list[str]
+    weights: dict[str, Tensor]  # after the last step, on the CPU
+    summary: dict[str, Any]  # what `results.json` would say under `train`
+    init: str | None  # SHA-256 of the file with the encoder's first weights
 
 
 @dataclass(kw_only=True)
 class Report:
-    """What [`reproduce`] found. A change is `{"what": …, "then": …, "now": …}`.
+    """What [`reproduce`] found."""
 
-    Args:
-        run (`str`): the run's folder.
-        steps (`int`): how many were trained.
-        threads (`int`): of torch, on the CPU.
-        changes (`list[dict]`): where this machine, the data or the first weights are not as the record has them.
-        losses (`list[list[float]]`): of each step, in both trainings.
-        tensors (`list[str]`): those that differ after the last step.
-        weights (`list[str]`): SHA-256 of all weights after the last step, in both trainings.
-        history (`list[dict]`): what was logged at these steps, then and now.
-        notes (`list[str]`): see [`Training`].
-    """
-
-    run: str
+    run: str  # its folder
     steps: int
     threads: int
-    changes: list[dict[str, Any]]
-    losses: list[list[float]]
-    tensors: list[str]
-    weights: list[str]
-    history: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
+    changes: list[dict[str, Any]]  # `what` is not as in the record, with what it was `then` and is `now`
+    losses: list[list[float]]  # of each step, in both trainings
+    tensors: list[str]  # that differ after the last step
+    weights: list[str]  # SHA-256 of all of them after the last step, in both trainings
+    history: list[dict[str, Any]]  # the losses that were logged at these steps, `then` and `now`
+    notes: list[str]
 
     @property
     def same(self) -> bool:
@@ -87,32 +66,41 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
         data_root (`str`, *optional*): where the data is here, for `data.root`.
 
     Raises:
-        RecipeError: when the folder is not a finished run, or its recipe cannot be trained here.
-        DataError, WeightsError: when its data or the weights of its encoder are not here.
+        Refusal: when the folder is not a finished run, or its recipe, data or first weights cannot be used here.
     """
     if steps < 1:
-        raise RecipeError(f"--steps {steps}: there is nothing to compare; give 1 or more")
+        raise Refusal(f"--steps {steps}", "there is nothing to compare", "give 1 or more", code="repro")
     recipe, record = _load(run_dir, data_root)
     start_processes()
     data = load_data(recipe.data)
     with tempfile.TemporaryDirectory() as folder:
-        first, second = (_train(recipe, Path(folder, name), steps, data) for name in ("first", "second"))
+        first, second = (_train(Run(recipe, Path(folder, name)), steps, data) for name in ("first", "second"))
+    then = {
+        **record["environment"],
+        **{key: str(record["train"][key]) for key in SETUP if key in record["train"]},
+        "data fingerprint": record["data"]["fingerprint"],
+        "encoder's first weights": record["model"]["init"]["encoder"]["sha256"],
+    }
     now = {
         **environment(PartialState().device),
-        **first.setup,
-        "data fingerprint": fingerprint(data.splits),
+        **{key: str(first.summary[key]) for key in SETUP},
+        "data fingerprint": data.fingerprint,
         "encoder's first weights": first.init,
     }
+    notes = []
+    if now["device"] == "cuda" and not recipe.training.arguments.get("full_determinism"):
+        notes.append("on CUDA only training.full_determinism: true promises the same bits, and the recipe lacks it")
+    changed = [key for key in now if key in then and then[key] != now[key]]
     return Report(
         run=str(run_dir),
         steps=len(first.losses),
         threads=torch.get_num_threads(),
-        changes=_changes(_then(record, first.setup), now),
+        changes=[{"what": key, "then": then[key], "now": now[key]} for key in changed],
         losses=[list(pair) for pair in zip(first.losses, second.losses, strict=True)],
         tensors=[name for name in first.weights if _bits(first.weights[name]) != _bits(second.weights[name])],
         weights=[_digest(training.weights) for training in (first, second)],
-        history=_logged(record["train"]["history"], first.history),
-        notes=first.notes,
+        history=_logged(record["train"]["history"], first.summary["history"]),
+        notes=notes,
     )
 
 
@@ -150,17 +138,13 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     if init == "checkpoint" and Path(weights).name == weights:  # the name of a run, over seeds not that in the recipe
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
-            raise RecipeError(
-                f"{run_dir}: starts from the encoder of the run {weights}, which is not beside it; put its folder at "
-                f"{encoder}"
-            )
+            what = f"starts from the encoder of the run {weights}, which is not beside it"
+            raise Refusal(run_dir, what, f"put its folder at {encoder}", code="repro")
         overrides += ["--model.encoder_weights", json.dumps(str(encoder))]
     (recipe,) = load_recipes([run_dir / RECORD], overrides)
-    quiet = replace(
-        recipe.training,
-        arguments=recipe.training.arguments | {"disable_tqdm": True, "eval_on_start": False},
-    )
-    return replace(recipe, name=record["recipe"]["name"], training=quiet), record
+    arguments = recipe.training.arguments | {"disable_tqdm": True, "eval_on_start": False}
+    training = replace(recipe.training, arguments=arguments)
+    return replace(recipe, name=record["recipe"]["name"], training=training), record
 
 
 class _StopAfter(TrainerCallback):
@@ -179,60 +163,33 @@ class _StopAfter(TrainerCallback):
         return control
 
 
-class _Watched(SegTrainer):
+class _StepLosses(LossWatch):
     """Keeps the loss of each step."""
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        step = self.state.global_step
-        self.step_losses[step] = self.step_losses.get(step, 0) + loss.detach().clone()  # a sum over its parts
-        return loss
+    def __init__(self):
+        super().__init__()
+        self.of_steps: dict[int, float | Tensor] = defaultdict(float)
+
+    def add(self, loss: Tensor, note: tuple[int, Any]) -> None:
+        super().add(loss, note)
+        self.of_steps[note[0]] += loss.detach().clone()  # a sum over the parts of a step
 
 
-def _train(recipe: Recipe, folder: Path, steps: int, data: SegData) -> Training:
-    """As `hf_seg.train.run` does it, from the seed to the trainer."""
-    set_seed(recipe.training.seed)
-    model, provenance = build_model(recipe.model, data.spec, recipe.data.image_size)
-    trainer = _Watched(
-        recipe=recipe,
-        run_dir=folder,
-        model=model,
-        data=data,
-        callbacks=[_StopAfter(steps)],
-    )
-    trainer.step_losses = {}
-    trainer.remove_callback(PrinterCallback)
-    summary = trainer.summary(trainer.train().metrics)
-    trainer._check_losses(wait=True)
-    setup = ("world_size", "gradient_accumulation_steps", "precision", "channels_last")
-    notes = []
-    if trainer.args.device.type == "cuda" and not trainer.args.full_determinism:
-        notes.append("on CUDA only training.full_determinism: true promises the same bits, and the recipe lacks it")
+def _train(run: Run, steps: int, data: SegData) -> Training:
+    """Train as a launch does, and stop early."""
+    model, described = build_initial_model(run, data.spec)
+    trainer = build_trainer(run, data, model, [_StopAfter(steps)], quiet=True)
+    trainer.losses = watch = _StepLosses()
+    trainer.train()
+    trainer.check_losses(wait=True)
     training = Training(
-        losses=[float(loss) for loss in trainer.step_losses.values()],
+        losses=[float(loss) for loss in watch.of_steps.values()],
         weights={name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
-        history=summary["history"],
-        setup={key: str(summary[key]) for key in setup},
-        init=provenance["encoder"]["sha256"],
-        notes=notes,
+        summary=trainer.summary(),
+        init=described["init"]["encoder"]["sha256"],
     )
     trainer.release()
     return training
-
-
-def _then(record: Mapping[str, Any], setup: Iterable[str]) -> dict[str, Any]:
-    """What a run's record says of what may have changed since."""
-    return {
-        **record["environment"],
-        **{key: str(record["train"][key]) for key in setup if key in record["train"]},
-        "data fingerprint": record["data"]["fingerprint"],
-        "encoder's first weights": record["model"]["init"]["encoder"]["sha256"],
-    }
-
-
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is not as it was; what the record lacks is left out."""
-    return [{"what": key, "then": then[key], "now": now[key]} for key in now if key in then and then[key] != now[key]]
 
 
 def _logged(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

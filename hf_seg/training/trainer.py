@@ -1,6 +1,5 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
-import gc
 import itertools
 import math
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
@@ -21,27 +21,16 @@ from hf_seg.data import image_name
 from hf_seg.data.seg_data import SegData
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
-from hf_seg.problem import RecipeError
-from hf_seg.recipe import Recipe
+from hf_seg.problem import Refusal
+from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
 from hf_seg.scoring.loss import LossWatch, segmentation_loss, upsample
 from hf_seg.scoring.metrics import SecondOpinion
+from hf_seg.scoring.native import score_native
 from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
+from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
-from hf_seg.training.memory import explain_evaluation, explain_training, is_out_of_memory
-
-
-class _EvaluateEvery(TrainerCallback):
-    """Evaluate and save after every n-th epoch and the last one; Trainer itself only knows every epoch."""
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        done = round(state.epoch)
-        if done % self.epochs and state.global_step < state.max_steps:
-            control.should_evaluate = control.should_save = False
-        return control
+from hf_seg.training.memory import explain_evaluation, explain_training, is_out_of_memory, peak_memory
 
 
 class SegTrainer(Trainer):
@@ -52,35 +41,16 @@ class SegTrainer(Trainer):
     whole batches on the device, and evaluation batch by batch into an [`Evaluation`], so that memory does not grow
     with the set.
 
-    Args:
-        recipe ([`Recipe`]): what to train; `recipe.training` becomes `TrainingArguments`.
-        run_dir (`Path`): checkpoints and logs go here.
-        model (`PreTrainedModel`): what is trained and saved, with the image processor of the data.
-        data ([`SegData`]): what it is trained and validated on.
-        without_gradient (`Sequence[str]`, *optional*): its parameters that get no gradient; None: it is not known.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): further ones.
-
-    Raises:
-        RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
+    It is built by [`~hf_seg.training.setup.build_trainer`], which describes the arguments.
     """
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe,
-        run_dir: Path,
-        model: PreTrainedModel,
-        data: SegData,
-        without_gradient: Sequence[str] | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
-    ):
+    def __init__(self, *, run: Run, data: SegData, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()):
+        recipe, training = run.recipe, run.recipe.training
+        self.run, self.data, self.losses, self.stop = run, data, LossWatch(), StopWhenAsked()
         self.train_transform, self.eval_transform = data.transforms["train"], data.transforms["validation"]
-        self.recipe, self.train_pairs, self.losses = recipe, data.splits.get("train"), LossWatch()
-        self.class_names, self.ignore_index = data.spec.class_names, data.spec.ignore_index
-        self.evaluation: dict[str, Any] = {}
-        self.scoring = Evaluation(self.class_names, self.ignore_index)
-        args = build_training_arguments(recipe, run_dir, len(self.class_names), without_gradient)
-        self.sync_batch_norm = use_sync_batch_norm(recipe.training, args.world_size, args.device)
+        self.classes = data.spec.class_names, data.spec.ignore_index
+        args = build_training_arguments(run, data.spec.num_labels)
+        self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
         if self.sync_batch_norm:
             model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
         super().__init__(
@@ -93,19 +63,19 @@ class SegTrainer(Trainer):
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=lambda logits, labels: self.scoring.reduce_logits(logits, labels),
-            callbacks=[_EvaluateEvery(recipe.training.eval_every_epochs), SealCheckpoints(), *callbacks],
+            callbacks=[EvaluateEvery(training.eval_every_epochs), SealCheckpoints(), *callbacks, self.stop],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
                 {
                     "lr": args.learning_rate,
                     "betas": (args.adam_beta1, args.adam_beta2),
                     "eps": args.adam_epsilon,
-                    "amsgrad": recipe.training.amsgrad,
+                    "amsgrad": training.amsgrad,
                     "fused": args.device.type in ("cuda", "cpu"),
                 },
             ),
         )
-        if use_channels_last(recipe.training, args.device):
+        if use_channels_last(training, args.device):
             # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
             model.to(memory_format=torch.channels_last)
 
@@ -113,11 +83,12 @@ class SegTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        if self.recipe.training.lr_scheduler_type != "exponential":
+        training = self.run.recipe.training
+        if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = math.ceil(len(self.train_dataset) / self.recipe.training.global_train_batch_size)
-            gamma = self.recipe.training.lr_decay_per_epoch
+            steps_per_epoch = math.ceil(len(self.train_dataset) / training.global_train_batch_size)
+            gamma = training.lr_decay_per_epoch
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: gamma ** (step // steps_per_epoch)
             )
@@ -125,7 +96,7 @@ class SegTrainer(Trainer):
         return self.lr_scheduler
 
     def _loss(self, outputs, labels, num_items_in_batch=None):
-        return segmentation_loss(outputs, labels, num_items_in_batch, self.ignore_index)
+        return segmentation_loss(outputs, labels, num_items_in_batch, self.data.spec.ignore_index)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # finished before its labels are counted, since a crop changes how many of them there are
@@ -144,14 +115,11 @@ class SegTrainer(Trainer):
         with self._explained(explain_training):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.add(loss, (self.state.global_step, self._images))
-        self._check_losses()
+        self.check_losses()
         return loss
 
     def try_step(self, images: int) -> list[str]:
-        """The forward and backward pass of a step, in this process alone; no weight is changed.
-
-        Args:
-            images (`int`): how many at a time.
+        """The forward and backward pass of a step on so many images, in this process alone; no weight is changed.
 
         Returns:
             `list[str]`: trainable parameters that got no gradient.
@@ -170,57 +138,61 @@ class SegTrainer(Trainer):
         return [name for name, value in self.model.named_parameters() if value.requires_grad and value.grad is None]
 
     @contextmanager
-    def _explained(self, explain: Callable[[TrainingArguments, int], str]) -> Iterator[None]:
+    def _explained(self, explain: Callable[[TrainingArguments, int], Refusal]) -> Iterator[None]:
         """Say what to do when the memory of the device does not suffice."""
         try:
             yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise RecipeError(explain(self.args, self.recipe.data.image_size)) from error
+            raise explain(self.args, self.run.recipe.data.image_size) from error
 
-    def _check_losses(self, wait: bool = False) -> None:
+    def check_losses(self, wait: bool = False) -> None:
         """Stop when a loss is no number: the weights are spoilt from that step on."""
         found = self.losses.first_bad(wait)
         if found is None:
             return
         value, (step, images) = found
         indices = torch.cat(images).tolist()
-        names = [image_name("train", self.train_pairs, index) for index in indices[:10]]
+        names = ", ".join(image_name("train", self.data.splits.get("train"), index) for index in indices[:10])
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-        last = last_checkpoint(Path(self.args.output_dir))
-        raise RecipeError(
-            f"{self.args.output_dir}: the training loss is {value} at step {step + 1}; its batch on this process is "
-            f"{', '.join(names)}{more}. "
-            + (f"The last checkpoint before it is {last}. " if last else "There is no checkpoint before it. ")
-            + "Lower training.learning_rate, or set training.bf16 to false, and pass --overwrite; if it is always the "
-            "same images, look at them"
+        last = last_checkpoint(self.run.folder)
+        kept = f"The last checkpoint before it is {last}" if last else "There is no checkpoint before it"
+        raise Refusal(
+            self.run.folder,
+            f"the training loss is {value} at step {step + 1}; its batch on this process is {names}{more}. {kept}",
+            "Lower training.learning_rate, or set training.bf16 to false, and pass --overwrite; if it is always the "
+            "same images, look at them",
+            code="loss",
         )
 
     def _save_checkpoint(self, model, trial) -> None:
-        self._check_losses(wait=True)
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.check_losses(wait=True)
+        folder = self.run.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch.save has no error of its own for a file that cannot be written
-            if isinstance(error, RuntimeError) and not any(
-                s in str(error) for s in ("StreamWriter", "inline_container")
-            ):
+            own = ("StreamWriter", "inline_container")
+            if isinstance(error, RuntimeError) and not any(name in str(error) for name in own):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            last, free = last_checkpoint(Path(self.args.output_dir)), shutil.disk_usage(self.args.output_dir).free
-            raise RecipeError(
-                f"{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
-                f"free without it); make room and launch again: training goes on from {last or 'the beginning'}"
+            last, free = last_checkpoint(self.run.folder), shutil.disk_usage(self.run.folder).free
+            reason = f"{str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are free without it"
+            raise Refusal(
+                folder,
+                f"the checkpoint cannot be written ({reason})",
+                f"free disk space and launch again: training goes on from {last or 'the beginning'}",
+                code="disk",
             ) from error
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
         if not batch_samples:
             return None
-        count = sum((batch["labels"] != self.ignore_index).sum() for batch in batch_samples).to(device)
+        ignore_index = self.data.spec.ignore_index
+        count = sum((batch["labels"] != ignore_index).sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     # Trainer reads model.safetensors by tensor name, not strictly. transformers 5 saves SegFormer under the names of
@@ -235,10 +207,8 @@ class SegTrainer(Trainer):
     def _load_best_model(self) -> None:
         damage = find_damage(Path(self.state.best_model_checkpoint))
         if damage:
-            raise RecipeError(
-                f"{self.state.best_model_checkpoint}: the best checkpoint is damaged: {damage}; pass --overwrite to "
-                "train the run again"
-            )
+            what, remedy = f"the best checkpoint is damaged: {damage}", "pass --overwrite to train the run again"
+            raise Refusal(self.state.best_model_checkpoint, what, remedy, code="checkpoint")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         load_weights(self.model, self.state.best_model_checkpoint)
@@ -250,32 +220,35 @@ class SegTrainer(Trainer):
         self.evaluate(metric_key_prefix="validation")
         return self.evaluation
 
-    def test(self, dataset, mean_iou_script: str | None = None) -> dict[str, Any]:
-        """Score a held-out set once, thoroughly, with `evaluate`'s own `mean_iou` as second opinion.
-
-        Args:
-            dataset (`torch.utils.data.Dataset`): of prepared pairs.
-            mean_iou_script (`str`, *optional*): path of a local copy of `mean_iou`, see [`SecondOpinion`].
-
-        Returns:
-            `dict`: what [`Evaluation.compute`] does of a thorough one.
-        """
-        classes = self.class_names, self.ignore_index
-        opinion = SecondOpinion(len(classes[0]), classes[1], mean_iou_script) if self.is_world_process_zero() else None
-        self.scoring = Evaluation(*classes, thorough=True, second_opinion=opinion)
-        try:
-            self.evaluate(dataset, metric_key_prefix="test")
-        finally:
-            self.scoring = Evaluation(*classes)
+    def test(self) -> dict[str, Any]:
+        """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion; returns what
+        [`Evaluation.compute`] does, and in the main process also `native`, see [`score_native`]."""
+        prepared = self.data.prepared["test"]
+        self.evaluate(prepared, metric_key_prefix="test")
+        if self.is_world_process_zero():
+            sizes = [self.run.recipe.data.image_size // part for part in (1, 2, 4, 8)]
+            test, transform = self.data.splits["test"], self.data.transforms["test"]
+            self.evaluation["native"] = score_native(self.predict_logits, test, prepared, transform, sizes)
         return self.evaluation
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        opinion, thorough = None, metric_key_prefix == "test"
+        if thorough and self.is_world_process_zero():
+            opinion = SecondOpinion(self.data.spec.num_labels, self.classes[1], self.run.mean_iou_script)
+        self.scoring = Evaluation(*self.classes, thorough=thorough, second_opinion=opinion)
         with self._explained(explain_evaluation):
-            return super().evaluation_loop(*args, **kwargs)
+            return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+
+    def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        self.scoring.add_batch(batch)
+        if not compute_result:
+            return {}
+        self.evaluation = self.scoring.compute()
+        return {key: self.evaluation[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
 
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:
@@ -283,16 +256,13 @@ class SegTrainer(Trainer):
         with self.accelerator.autocast():
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
-    def sample(self, dataset, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """Evenly spaced images of a set with what the model makes of them, for looking at.
-
-        Returns:
-            `pixel_values` in [0, 1] (whatever the model's normalisation) of shape `(count, 3, height, width)`, and
-            `labels` and predictions of shape `(count, height, width)`, on the CPU.
-        """
-        count = min(count, len(dataset))
-        indices = [index * len(dataset) // count for index in range(count)]
-        batch = self.eval_transform.finish(dataset.__getitems__(indices))
+    def sample(self, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """Evenly spaced images of the test set with what the model makes of them, for looking at: `pixel_values` in
+        [0, 1] of shape `(count, 3, height, width)`, labels and predictions of `(count, height, width)`, on the CPU."""
+        prepared = self.data.prepared["test"]
+        count = min(count, len(prepared))
+        indices = [index * len(prepared) // count for index in range(count)]
+        batch = self.eval_transform.finish(prepared.__getitems__(indices))
         logits = self.predict_logits(batch["pixel_values"])
         predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
         processor = self.processing_class
@@ -302,21 +272,24 @@ class SegTrainer(Trainer):
             pixel_values = (pixel_values * std + mean).clamp(0, 1)
         return pixel_values, batch["labels"], predictions
 
-    def summary(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """What `results.json` says of the training, from the metrics that `train` returned."""
+    def summary(self) -> dict[str, Any]:
+        """What `results.json` says of a training that has ended."""
+        history = self.state.log_history
+        end = next(entry for entry in reversed(history) if "train_runtime" in entry)
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,
             "best_step": self.state.best_global_step,
-            "seconds": metrics["train_runtime"],  # of this launch, validation included
-            "images_per_second": metrics["train_samples_per_second"],
+            "seconds": end["train_runtime"],  # of this launch, validation included
+            "images_per_second": end["train_samples_per_second"],
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": "bf16" if self.args.bf16 else "fp32",
-            "channels_last": use_channels_last(self.recipe.training, self.args.device),
+            "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,
-            "history": [entry for entry in self.state.log_history if "loss" in entry or "eval_loss" in entry],
+            "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
+            "peak_memory_mb": peak_memory(self.args.device),
         }
 
     def release(self) -> None:
@@ -324,13 +297,4 @@ class SegTrainer(Trainer):
         self.accelerator.free_memory()
         self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        self.scoring.add_batch(batch)
-        if not compute_result:
-            return {}
-        self.evaluation, self.scoring = self.scoring.compute(), Evaluation(self.class_names, self.ignore_index)
-        return {key: self.evaluation[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
+        clear_device_cache(garbage_collection=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_seg import train
+from hf_seg.launch import run_all
 from hf_seg.training.trainer import SegTrainer
 
 TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
@@ -164,7 +164,7 @@ def test_a_clock_that_starts_at_zero(write_recipe, run, monkeypatch):
 FULL = """
 import shutil, sys
 from types import SimpleNamespace
-from hf_seg import train
+from hf_seg.launch import run_all
 usage = shutil.disk_usage
 shutil.disk_usage = lambda path: SimpleNamespace(free=10**12)  # what was free is taken by somebody else, later
 sys.exit(train.main())
@@ -194,7 +194,7 @@ def test_a_full_disk(write_recipe, tmp_path, seen_before):
     )
     assert process.returncode == 1
     if seen_before:
-        assert "checkpoints take up to" in process.stderr and "make room" in process.stderr
+        assert "checkpoints take up to" in process.stderr and "free disk space" in process.stderr
         return
     assert "/runs/a/checkpoint-8: the checkpoint cannot be written (" in process.stderr
     assert f"training goes on from {disk}/runs/a/checkpoint-4" in process.stderr
@@ -211,13 +211,12 @@ class DyingPairs(torch.utils.data.Dataset):
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does where the memory is full
 
 
-def test_a_loader_process_that_is_killed(monkeypatch, capsys):
-    def run(*arguments):
+def test_a_loader_process_that_is_killed(capsys):
+    def train(run):
         list(torch.utils.data.DataLoader(DyingPairs(), num_workers=1))
 
-    monkeypatch.setattr(train, "run", run)
-    recipe = SimpleNamespace(name="a", encoder_recipe=None)
-    assert train.run_all([recipe], Path("runs"), None, {}, set()) == ([], {"a"})
+    run = SimpleNamespace(recipe=SimpleNamespace(name="a", encoder_recipe=None))
+    assert run_all([run], train) == ([], {"a"})
     (line,) = capsys.readouterr().err.splitlines()  # no traceback
     assert line.startswith("error: a: a process that loads the pictures has ended (DataLoader worker (pid")
     assert "set training.dataloader_num_workers to a smaller number (0: no such processes) and launch again" in line

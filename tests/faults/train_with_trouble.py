@@ -36,7 +36,7 @@ def load_splits(*arguments):
 
 def step(*arguments):
     if trouble == "trial" and rank == 1:
-        raise RecipeError("training.debug: is refused here only; leave it out")
+        raise RecipeError("training.debug", "is refused here only", "leave it out")
     return original_step(*arguments)
 
 

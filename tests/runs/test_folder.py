@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from own_folders import write_folder
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.runs import folder as run_folder
-from hf_seg.runs.folder import describe_data, hold_runs, load_run, open_run, start_run
+from hf_seg.runs.folder import Run, describe_data, hold_runs, load_run, open_run, start_run
 from hf_seg.runs.record import write_json
 
 CLASSES = {"classes": [{"name": name, "id": number} for number, name in enumerate("abc")]}
@@ -21,7 +21,7 @@ FILES = [
     "hub.json",
     "README.md",
     "test_confusion.npz",
-    "test_roc.npz.partial",
+    ".0123456789abcdef.partial",
     "config.json",
     "model-00001-of-00002.safetensors",
     "model.safetensors.index.json",
@@ -71,23 +71,23 @@ def own(recipe, tmp_path):
 def run_dir(recipe, tmp_path):
     """A run of which something was trained."""
     folder = tmp_path / "runs" / "mine"
-    start_run(recipe, folder, "new")
+    start_run(Run(recipe, folder, state="new"))
     write(folder / "checkpoint-4" / "optimizer.pt")
     return folder
 
 
 def test_a_run_folder_through_its_life(recipe, tmp_path):
     run_dir = tmp_path / "runs" / "mine"
-    assert open_run(recipe, run_dir) == "new"
-    start_run(recipe, run_dir, "new")
+    assert open_run(Run(recipe, run_dir)) == "new"
+    start_run(Run(recipe, run_dir, state="new"))
     assert json.loads((run_dir / "run.json").read_text()) == {"hf_seg_run": 1, "recipe": recipe.to_dict(), "data": {}}
-    assert open_run(recipe, run_dir) == "interrupted"
-    start_run(recipe, run_dir, "interrupted")
+    assert open_run(Run(recipe, run_dir)) == "interrupted"
+    start_run(Run(recipe, run_dir, state="interrupted"))
     for name in FILES:
         write(run_dir / name)
-    assert open_run(recipe, run_dir) == "finished"
-    assert open_run(recipe, run_dir, overwrite=True) == "new"
-    start_run(recipe, run_dir, "new")
+    assert open_run(Run(recipe, run_dir)) == "finished"
+    assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"
+    start_run(Run(recipe, run_dir, state="new"))
     assert contents(run_dir).keys() == {"run.json"}
     assert [path.name for path in run_dir.parent.iterdir()] == ["mine"]
 
@@ -98,9 +98,9 @@ def test_the_record_of_a_run_is_a_recipe(recipe, run_dir, tmp_path):
 
 
 def test_a_launch_killed_while_it_wrote_the_record(recipe, tmp_path):
-    write(tmp_path / "mine" / "run.json.partial", '{"hf_seg_run"')
-    assert open_run(recipe, tmp_path / "mine") == "new"
-    start_run(recipe, tmp_path / "mine", "new")
+    write(tmp_path / "mine" / ".0123456789abcdef.partial", '{"hf_seg_run"')
+    assert open_run(Run(recipe, tmp_path / "mine")) == "new"
+    start_run(Run(recipe, tmp_path / "mine", state="new"))
     assert contents(tmp_path / "mine").keys() == {"run.json"}
 
 
@@ -111,8 +111,8 @@ def test_a_recipe_in_a_folder_of_photographs_makes_no_run_of_it(own):
         write(photos / name, json.dumps(recipe.to_dict()))
     before = contents(photos)
     for overwrite in (False, True):
-        with pytest.raises(RecipeError, match=r"photos: holds no run.json, so it is not a run .*move this one away"):
-            open_run(recipe, photos, overwrite)
+        with pytest.raises(Refusal, match=r"photos: holds no run.json, so it is not a run .*move this one away"):
+            open_run(Run(recipe, photos, overwrite))
     assert contents(photos) == before
 
 
@@ -134,19 +134,19 @@ def test_what_no_run_writes_is_not_removed(recipe, run_dir, stranger):
     write(run_dir / stranger)
     before = contents(run_dir)
     shown = "/".join(stranger.split("/")[: 1 if stranger.startswith(("images", "check", ".push")) else 2])
-    with pytest.raises(RecipeError, match=f"is not removed, since it holds what no run writes: {shown}; move that"):
-        open_run(recipe, run_dir, overwrite=True)
-    with pytest.raises(RecipeError, match="what no run writes"):  # put there since
-        start_run(recipe, run_dir, "new")
-    assert contents(run_dir) == before and open_run(recipe, run_dir) == "interrupted"
+    with pytest.raises(Refusal, match=f"is not removed, since it holds what no run writes: {shown}; move that"):
+        open_run(Run(recipe, run_dir, overwrite=True))
+    with pytest.raises(Refusal, match="what no run writes"):  # put there since
+        start_run(Run(recipe, run_dir, state="new"))
+    assert contents(run_dir) == before and open_run(Run(recipe, run_dir)) == "interrupted"
 
 
 def test_an_empty_folder_and_many_strangers_are_named(recipe, run_dir):
     (run_dir / "empty").mkdir()
     for number in range(12):
         write(run_dir / f"note-{number:02}")
-    with pytest.raises(RecipeError, match=r"run writes: empty, note-00, .*note-08 and 3 more; move"):
-        open_run(recipe, run_dir, overwrite=True)
+    with pytest.raises(Refusal, match=r"run writes: empty, note-00, .*note-08 and 3 more; move"):
+        open_run(Run(recipe, run_dir, overwrite=True))
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoint-8", "plots", "run.json"])
@@ -156,12 +156,12 @@ def test_links_are_not_removed(recipe, run_dir, tmp_path, name):
     if name == "run.json":
         target = shutil.move(run_dir / name, tmp_path / "elsewhere.json")
     (run_dir / name).symlink_to(target)
-    with pytest.raises(RecipeError, match=f"what no run writes: {name}; move that away"):
-        open_run(recipe, run_dir, overwrite=True)
+    with pytest.raises(Refusal, match=f"what no run writes: {name}; move that away"):
+        open_run(Run(recipe, run_dir, overwrite=True))
     whole = tmp_path / "link"
     whole.symlink_to(run_dir)
-    with pytest.raises(RecipeError, match="link: is a link, and what it leads to is not removed"):
-        open_run(recipe, whole, overwrite=True)
+    with pytest.raises(Refusal, match="link: is a link, and what it leads to is not removed"):
+        open_run(Run(recipe, whole, overwrite=True))
     assert (tmp_path / "elsewhere" / "curves.png").exists()
 
 
@@ -174,22 +174,22 @@ def test_what_a_run_reads_is_not_removed(recipe, run_dir, key):
         section, name = key.split(".")
         setattr(getattr(recipe, section), name, str(place / "x" / ".."))
         (place / "x").mkdir()
-    with pytest.raises(RecipeError, match=f"is not removed, since {key} of mine, .* is in it; choose another"):
-        open_run(recipe, run_dir, overwrite=True)
+    with pytest.raises(Refusal, match=f"is not removed, since {key} of mine, .* is in it; choose another"):
+        open_run(Run(recipe, run_dir, overwrite=True))
 
 
 def test_the_folder_of_the_data_is_not_removed(own, monkeypatch):
     recipe, run_dir = own
     photos = run_dir.parents[1]
-    start_run(recipe, run_dir, "new")
-    assert open_run(recipe, run_dir, overwrite=True) == "new"  # it lies inside data.root, and holds nothing else
+    start_run(Run(recipe, run_dir, state="new"))
+    assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"  # it lies inside data.root, and holds nothing else
     shutil.copy(run_dir / "run.json", photos)
-    with pytest.raises(RecipeError, match="is not removed, since data.root of mine"):
-        open_run(recipe, photos, overwrite=True)
+    with pytest.raises(Refusal, match="is not removed, since data.root of mine"):
+        open_run(Run(recipe, photos, overwrite=True))
     recipe.data = DataRecipe(name="oxford_pet")
     monkeypatch.setenv("HF_SEG_DATA", str(photos))
-    with pytest.raises(RecipeError, match="is not removed, since data.root of mine"):
-        open_run(recipe, photos, overwrite=True)
+    with pytest.raises(Refusal, match="is not removed, since data.root of mine"):
+        open_run(Run(recipe, photos, overwrite=True))
 
 
 def test_keys_of_the_machine_do_not_make_another_recipe(recipe, run_dir):
@@ -197,33 +197,33 @@ def test_keys_of_the_machine_do_not_make_another_recipe(recipe, run_dir):
     recipe.training.report_to = "none"
     recipe.data.root = "elsewhere"
     recipe.training.arguments["dataloader_num_workers"] = 2
-    assert open_run(recipe, run_dir) == "interrupted"
+    assert open_run(Run(recipe, run_dir)) == "interrupted"
     recipe.training.arguments["logging_steps"] = 6
-    with pytest.raises(RecipeError, match="training.logging_steps: 5 there, 6 here"):
-        open_run(recipe, run_dir)
+    with pytest.raises(Refusal, match="training.logging_steps: 5 there, 6 here"):
+        open_run(Run(recipe, run_dir))
 
 
 def test_a_recipe_that_was_corrected_before_anything_was_trained(recipe, tmp_path):
     run_dir = tmp_path / "mine"
-    start_run(recipe, run_dir, "new")
+    start_run(Run(recipe, run_dir, state="new"))
     write_json({"repo_id": "a/b", "commit": None}, run_dir / "hub.json")
     recipe.training.arguments["logging_steps"] = 6
-    assert open_run(recipe, run_dir) == "new"
-    start_run(recipe, run_dir, "new")
-    assert contents(run_dir).keys() == {"run.json"} and open_run(recipe, run_dir) == "interrupted"
+    assert open_run(Run(recipe, run_dir)) == "new"
+    start_run(Run(recipe, run_dir, state="new"))
+    assert contents(run_dir).keys() == {"run.json"} and open_run(Run(recipe, run_dir)) == "interrupted"
     recipe.training.arguments["logging_steps"] = 7
     write(run_dir / "notes.txt")
-    with pytest.raises(RecipeError, match="another recipe .*training.logging_steps: 6 there, 7 here"):
-        open_run(recipe, run_dir)
+    with pytest.raises(Refusal, match="another recipe .*training.logging_steps: 6 there, 7 here"):
+        open_run(Run(recipe, run_dir))
 
 
 def test_a_folder_of_ones_own_is_not_any_folder(own):
     recipe, run_dir = own
-    start_run(recipe, run_dir, "new")
+    start_run(Run(recipe, run_dir, state="new"))
     write(run_dir / "checkpoint-4" / "optimizer.pt")
     recipe.data.root = "streets"
-    with pytest.raises(RecipeError, match="data.root: .*photos' there, 'streets' here"):
-        open_run(recipe, run_dir)
+    with pytest.raises(Refusal, match="data.root: .*photos' there, 'streets' here"):
+        open_run(Run(recipe, run_dir))
 
 
 @pytest.mark.parametrize("state", ["interrupted", "finished"])
@@ -241,7 +241,7 @@ def test_a_folder_of_ones_own_is_not_any_folder(own):
 def test_data_that_has_changed_since_the_run_began(own, change, words, state):
     recipe, run_dir = own
     photos = run_dir.parents[1]
-    start_run(recipe, run_dir, "new")
+    start_run(Run(recipe, run_dir, state="new"))
     assert {name: split["pairs"] for name, split in load_run(run_dir)["data"].items()} == {
         "train": 8,
         "validation": 1,
@@ -251,12 +251,12 @@ def test_data_that_has_changed_since_the_run_began(own, change, words, state):
     write_json({"train": [f"photo_{n:02}" for n in range(8)], "validation": ["photo_08"], "test": ["photo_09"]},
                photos / "split.json")  # fmt: skip
     write_json(load_run(run_dir) | {"data": describe_data(recipe.data)}, run_dir / "run.json")
-    assert open_run(recipe, run_dir) == state
+    assert open_run(Run(recipe, run_dir)) == state
     before = (photos / "split.json").read_text()
     change(photos)
-    with pytest.raises(RecipeError, match=f"holds a run on other data than there is now .*{words}.*put the data back"):
-        open_run(recipe, run_dir)
-    assert open_run(recipe, run_dir, overwrite=True) == "new"
+    with pytest.raises(Refusal, match=f"holds a run on other data than there is now .*{words}.*put the data back"):
+        open_run(Run(recipe, run_dir))
+    assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"
     assert (photos / "split.json").read_text() == before  # looking changes nothing
 
 
@@ -270,11 +270,11 @@ def test_data_of_which_there_is_less():
 def test_a_finished_run_whose_data_is_gone(own, monkeypatch):
     recipe, run_dir = own
     moved = run_dir.parents[2] / "elsewhere"
-    start_run(recipe, run_dir, "new")
+    start_run(Run(recipe, run_dir, state="new"))
     write(run_dir / "results.json")
     run_dir = Path(shutil.move(run_dir, moved))
     shutil.rmtree(recipe.data.root)
-    assert open_run(recipe, run_dir) == "finished" and describe_data(recipe.data, may_load=False) is None
+    assert open_run(Run(recipe, run_dir)) == "finished" and describe_data(recipe.data, may_load=False) is None
     monkeypatch.setattr(run_folder, "gather", lambda data: pytest.fail("a data set would be loaded from the Hub"))
     assert describe_data(DataRecipe(name="hub", path="org/name", root="x"), may_load=False) is None
 
@@ -300,30 +300,30 @@ def test_looking_at_the_data_of_a_run_decodes_nothing(own, monkeypatch):
 )
 def test_a_folder_whose_record_is_none(recipe, tmp_path, content):
     write(tmp_path / "run.json", content)
-    with pytest.raises(RecipeError, match="run.json: .*move the folder away"):
-        open_run(recipe, tmp_path)
+    with pytest.raises(Refusal, match="run.json: .*move the folder away"):
+        open_run(Run(recipe, tmp_path))
 
 
 def test_a_run_of_another_version(recipe, run_dir):
     record = json.loads((run_dir / "run.json").read_text())
     write_json({"hf_seg_run": 7, "recipe": "who knows"}, run_dir / "run.json")
-    with pytest.raises(RecipeError, match=r"another version of hf_seg \(format 7, and this version has 1\); choose"):
-        open_run(recipe, run_dir)
-    assert open_run(recipe, run_dir, overwrite=True) == "new"
-    start_run(recipe, run_dir, "new")
+    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 7, and this version has 1\); choose"):
+        open_run(Run(recipe, run_dir))
+    assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"
+    start_run(Run(recipe, run_dir, state="new"))
     assert json.loads((run_dir / "run.json").read_text()) == record
 
 
 def test_a_file_where_the_folder_belongs(recipe, tmp_path):
     write(tmp_path / "mine")
-    with pytest.raises(RecipeError, match="is a file"):
-        open_run(recipe, tmp_path / "mine")
+    with pytest.raises(Refusal, match="is a file"):
+        open_run(Run(recipe, tmp_path / "mine"))
 
 
 def test_a_place_that_takes_no_files(recipe, tmp_path):
     write(tmp_path / "file")
-    with pytest.raises(RecipeError, match="file/runs: nothing can be written there .*choose another --output_dir"):
-        with hold_runs([recipe], tmp_path / "file" / "runs", set()):
+    with pytest.raises(Refusal, match="file/runs: nothing can be written there .*choose another --output_dir"):
+        with hold_runs([Run(recipe, tmp_path / "file" / "runs" / "mine")]):
             raise AssertionError
 
 
@@ -345,27 +345,27 @@ def test_a_run_that_is_replaced_goes_all_at_once(recipe, run_dir, monkeypatch, r
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pathlib.Path.unlink", until_killed(unlink))
         patch.setattr("shutil.rmtree", until_killed(rmtree))
-        start_run(recipe, run_dir, "new")
-    assert open_run(recipe, run_dir, overwrite=True) == open_run(recipe, run_dir) == "new"
-    start_run(recipe, run_dir, "new")
+        start_run(Run(recipe, run_dir, state="new"))
+    assert open_run(Run(recipe, run_dir, overwrite=True)) == open_run(Run(recipe, run_dir)) == "new"
+    start_run(Run(recipe, run_dir, state="new"))
     assert contents(run_dir.parent).keys() == {"mine/run.json"} and len([*run_dir.parent.iterdir()]) == 1
 
 
 def test_a_folder_of_the_users_in_place_of_what_is_replaced(recipe, run_dir):
     write(run_dir.parent / ".mine.replaced" / "thesis.txt")
     for overwrite in (False, True):
-        with pytest.raises(RecipeError, match=".mine.replaced: is not removed, since it holds .*thesis.txt"):
-            open_run(recipe, run_dir, overwrite)
+        with pytest.raises(Refusal, match=".mine.replaced: is not removed, since it holds .*thesis.txt"):
+            open_run(Run(recipe, run_dir, overwrite))
 
 
 def test_two_launches_in_one_folder(recipe, run_dir):
-    with hold_runs([recipe], run_dir.parent, set()):
-        with pytest.raises(RecipeError, match="mine: another launch is at work in it; wait until it ends"):
-            with hold_runs([recipe], run_dir.parent, set()):
+    with hold_runs([Run(recipe, run_dir)]):
+        with pytest.raises(Refusal, match="mine: another launch is at work in it; wait until it ends"):
+            with hold_runs([Run(recipe, run_dir)]):
                 raise AssertionError
-    with hold_runs([recipe], run_dir.parent, set()):
+    with hold_runs([Run(recipe, run_dir)]):
         pass
     # a finished run is looked at only, which several may do
     write(run_dir / "results.json")
-    with hold_runs([recipe], run_dir.parent, set()), hold_runs([recipe], run_dir.parent, set()):
+    with hold_runs([Run(recipe, run_dir)]), hold_runs([Run(recipe, run_dir)]):
         pass

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from records import made_up
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.runs.record import describe_encoder_run, format_table, load_results, write_json
 
 
@@ -49,18 +49,18 @@ def test_a_record_that_lacks_something(tmp_path, place, value, fault):
     assert load_results(tmp_path) == record
     change_of(place, value)(record)
     write_json(record, tmp_path / "results.json")
-    with pytest.raises(RecipeError, match=rf"results.json: is not the record of a finished run \({fault}\); pass"):
+    with pytest.raises(Refusal, match=rf"results.json: is not the record of a finished run \({fault}\); pass"):
         load_results(tmp_path)
 
 
 def test_results_that_cannot_be_read(tmp_path):
-    with pytest.raises(RecipeError, match="holds no results.json, so it is no finished run"):
+    with pytest.raises(Refusal, match="holds no results.json, so it is no finished run"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text('{"status"')
-    with pytest.raises(RecipeError, match="results.json: cannot be read .* --overwrite"):
+    with pytest.raises(Refusal, match="results.json: cannot be read .* --overwrite"):
         load_results(tmp_path)
     write_json(made_up("mine") | {"format": 2}, tmp_path / "results.json")
-    with pytest.raises(RecipeError, match=r"another version of hf_seg \(format 2, and this version has 1\); pass"):
+    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 2, and this version has 1\); pass"):
         load_results(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_what_is_said_of_the_run_that_gave_the_encoder(tmp_path):
     for other in (None, "nvidia/mit-b0", str(tmp_path / "gone.safetensors"), str(Path(__file__).parents[1])):
         assert describe_encoder_run(other) is None
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(RecipeError, match="is not the record of a finished run"):
+    with pytest.raises(Refusal, match="is not the record of a finished run"):
         describe_encoder_run(str(tmp_path))
 
 

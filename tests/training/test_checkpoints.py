@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.training import checkpoints
-from hf_seg.training.checkpoints import CHECKSUMS, check_room, find_damage, last_checkpoint, seal
+from hf_seg.training.checkpoints import CHECKSUMS, check_disk, find_damage, last_checkpoint, seal
 
 
 def write_checkpoint(run_dir, step, sealed=True):
@@ -81,10 +81,10 @@ def test_room_for_checkpoints(tmp_path, monkeypatch):
     model = SimpleNamespace(num_parameters=lambda only_trainable: 10**6, get_memory_footprint=lambda: 6 * 10**6)
     needed = 3 * (6 + 3 * 4) * 10**6  # two that are kept, and one that is written
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
-    check_room(tmp_path, model, kept=2)
-    with pytest.raises(RecipeError, match="checkpoints take up to 72 MB, and 54 MB are free; make room, or choose"):
-        check_room(tmp_path, model, kept=3)
+    check_disk(tmp_path, model, kept=2)
+    with pytest.raises(Refusal, match="checkpoints take up to 72 MB, and 54 MB are free; free disk space, or choose"):
+        check_disk(tmp_path, model, kept=3)
     folder = write_checkpoint(tmp_path, 8)  # of this run, interrupted: it is there already
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 9000))
-    check_room(tmp_path, model, kept=2)
+    check_disk(tmp_path, model, kept=2)
     assert folder.exists()

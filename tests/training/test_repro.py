@@ -10,7 +10,7 @@ import torch
 
 from hf_seg import cli, train
 from hf_seg.scoring.loss import segmentation_loss
-from hf_seg.training import repro
+from hf_seg.training import repro, setup
 
 TINY = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
 DATA = {"max_train_samples": 12, "max_validation_samples": 2, "max_test_samples": 2}
@@ -104,7 +104,7 @@ def test_what_has_changed_is_reported(run, ask):
 
 def test_other_bits_are_found(run, ask, monkeypatch):
     seeds = iter([0, 1])
-    monkeypatch.setattr(repro, "set_seed", lambda seed: torch.manual_seed(next(seeds)))
+    monkeypatch.setattr(setup, "set_seed", lambda seed: torch.manual_seed(next(seeds)))
     status, lines, _ = ask(run, "--steps", 2)
     assert status == 1
     assert [line for line in lines if line.startswith("step 1: loss ") and line.endswith(": DIFFERENT")]

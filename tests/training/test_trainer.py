@@ -6,10 +6,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_seg.data.seg_data import load_data
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
-from hf_seg.models.build import build_model
-from hf_seg.problem import RecipeError
+from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.runs.folder import Run
 from hf_seg.training.arguments import (
     checkpoints_kept,
     eval_batch_size,
@@ -18,7 +18,7 @@ from hf_seg.training.arguments import (
     use_sync_batch_norm,
 )
 from hf_seg.training.checkpoints import load_weights
-from hf_seg.training.trainer import SegTrainer
+from hf_seg.training.setup import build_initial_model, build_trainer
 
 
 def tiny(arch, seed):
@@ -44,7 +44,7 @@ def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
     state = saved.state_dict()
     missing = next(name for name in state if name.endswith("classifier.weight") or name == "classifier.4.weight")
     saved.save_pretrained(tmp_path, state_dict={name: t for name, t in state.items() if name != missing})
-    with pytest.raises(RecipeError, match=f"not whole .*missing_keys.*{missing}"):
+    with pytest.raises(Refusal, match=f"not whole .*missing_keys.*{missing}"):
         load_weights(tiny(arch, 1), str(tmp_path))
 
 
@@ -52,11 +52,11 @@ def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
 def test_load_weights_refuses_another_model(arch, tmp_path):
     tiny(arch, 0).save_pretrained(tmp_path)
     other = tiny("segformer" if arch == "fcn" else "fcn", 1)
-    with pytest.raises(RecipeError, match="is a checkpoint with model_type .* --overwrite"):
+    with pytest.raises(Refusal, match="is a checkpoint with model_type .* --overwrite"):
         load_weights(other, str(tmp_path))
     model = tiny(arch, 1)
     model.config.num_labels = 19
-    with pytest.raises(RecipeError, match="is a checkpoint with num_labels 3, but the recipe's model has 19"):
+    with pytest.raises(Refusal, match="is a checkpoint with num_labels 3, but the recipe's model has 19"):
         load_weights(model, str(tmp_path))
 
 
@@ -115,9 +115,9 @@ def test_all_checkpoints_are_kept_when_there_is_no_limit():
 @pytest.fixture
 def trainer(write_recipe, tmp_path):
     (recipe,) = load_recipes([write_recipe("a", training={"per_device_eval_batch_size": 4})])
-    data = load_data(recipe.data)
-    model, _ = build_model(recipe.model, data.spec)
-    return SegTrainer(recipe=recipe, run_dir=tmp_path / "run", model=model, data=data)
+    run, data = Run(recipe, tmp_path / "run"), load_data(recipe.data)
+    model, _ = build_initial_model(run, data.spec)
+    return build_trainer(run, data, model)
 
 
 def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
@@ -134,5 +134,5 @@ def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(*(trainer, "compute_metrics", take) if where == "_add_batch" else (trainer, where, take))
-    with pytest.raises(RecipeError, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
+    with pytest.raises(Refusal, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
         trainer.validate()

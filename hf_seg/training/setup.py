@@ -1,0 +1,69 @@
+"""The one place where a model gets its first weights and a trainer is made: for launches, their trial, repro and the
+benchmarks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+
+from hf_seg.data import DatasetSpec
+from hf_seg.data.seg_data import SegData
+from hf_seg.models.build import build_model, measure_forward
+from hf_seg.runs.folder import Run
+from hf_seg.runs.record import describe_encoder_run
+from hf_seg.training.memory import reset_peak_memory
+from hf_seg.training.trainer import SegTrainer
+
+
+def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Build the model that a run starts from; what is random in it follows from the recipe's seed.
+
+    Args:
+        run ([`Run`]): the run that gives its encoder, if any, is finished, in the folder beside its own.
+        spec ([`DatasetSpec`]): of its data.
+
+    Returns:
+        `tuple`: the model, on the CPU; and what `results.json` says of it under `model`.
+
+    Raises:
+        Refusal: when the weights cannot be had or do not fit.
+    """
+    recipe, source = run.recipe, run.recipe.model
+    if recipe.encoder_recipe:
+        source = replace(source, encoder_weights=str(run.folder.with_name(recipe.encoder_recipe)))
+    set_seed(recipe.training.seed)
+    model, init = build_model(source, spec, recipe.data.image_size)
+    init["encoder"]["source"] = recipe.encoder_recipe or init["encoder"]["source"]
+    init["encoder"]["run"] = describe_encoder_run(source.encoder_weights)
+    return model, {
+        "arch": source.arch,
+        "class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        **measure_forward(model, recipe.data.image_size),
+        "init": init,
+    }
+
+
+def build_trainer(
+    run: Run, data: SegData, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = (), quiet: bool = False
+) -> SegTrainer:
+    """Build the trainer of a run, and count the memory that is taken from here on.
+
+    Args:
+        run ([`Run`]): its recipe says how to train; checkpoints and logs go to its folder.
+        data ([`SegData`]): what it is trained and scored on.
+        model (`PreTrainedModel`): as [`build_initial_model`] makes it.
+        callbacks (`Sequence[TrainerCallback]`): further ones.
+        quiet (`bool`): print no log.
+
+    Raises:
+        RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
+    """
+    trainer = SegTrainer(run=run, data=data, model=model, callbacks=callbacks)
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
+    reset_peak_memory(trainer.args.device)
+    return trainer
