@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Problem, RecipeError, Refusal
 from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.text import prepare_output, say
 
@@ -218,21 +218,24 @@ def _repro(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    # these take seconds to import, which the other commands need not
-    from hf_seg.inference.predict import PredictError
+    # this takes seconds to import, which the other commands need not
     from hf_seg.inference.write import predict_to_folder
 
     options = {key: getattr(arguments, key) for key in ("size", "tile", "batch_size", "device", "dtype")}
     try:
-        unreadable = predict_to_folder(
+        problems = predict_to_folder(
             arguments.model, arguments.paths, arguments.out, flip=arguments.tta == "flip", **options
         )
-    except PredictError as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
-        return 2
-    for file in unreadable:
-        say(f"{file.path}: left out: {file.reason}", file=sys.stderr)
-    return 1 if unreadable else 0
+        return error.exit_status
+    return _say_left_out(problems)
+
+
+def _say_left_out(problems: Sequence[Problem]) -> int:
+    for problem in problems:
+        say(f"{problem.place}: left out: {problem.what}. {problem.remedy}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -264,37 +267,34 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from hf_seg.inference.demo import DemoError, push_space, serve
-    from hf_seg.inference.predict import PredictError
-    from hf_seg.problem import HubError
+    from hf_seg.inference.demo import push_space, serve
 
     try:
         if arguments.space:
             say(push_space(arguments.models, arguments.space, private=arguments.private))
         else:
             serve(arguments.models, host=arguments.host, port=arguments.port)
-    except (DemoError, HubError, PredictError) as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
-        return 2
+        return error.exit_status
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hf_seg.inference.export import OPSET, DisagreementError, ExportError, export_onnx
+    from hf_seg.inference.export import OPSET, export_onnx
 
     out = arguments.out or Path(arguments.model) / "model.onnx"
     try:
         if arguments.out is None and not Path(arguments.model).is_dir():
-            raise ExportError(f"{arguments.model}: is no folder here, so say by --out where the file goes")
+            raise Refusal(arguments.model, "is no folder here, so say by --out where the file goes")
         comparison = export_onnx(arguments.model, out, images=arguments.images)
-    except ExportError as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
-        return 1 if isinstance(error, DisagreementError) else 2
-    for file in comparison.unreadable:
-        say(f"{file.path}: left out: {file.reason}", file=sys.stderr)
+        return error.exit_status
+    status = _say_left_out(comparison.unreadable)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
     say(f"agrees with PyTorch on {comparison}")
-    return 1 if comparison.unreadable else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Refusal(ValueError):
     """
 
     default_code: ClassVar[str] = "refused"
+    exit_status: ClassVar[int] = 2  # of the command that ends with it
 
     def __init__(
         self,
