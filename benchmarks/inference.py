@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_seg.data import load_spec, load_splits
-from hf_seg.inference.predict import load_segmenter, predict
+from hf_seg.inference.predict import predict
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.recipe.keys import DataRecipe

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_seg.problem import Refusal
+from hf_seg.problem import Problem, Refusal
 from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.text import prepare_output, say
 
@@ -103,10 +103,13 @@ def check(rest: list[str]) -> int:
 def predict(model: str, paths: list[str], out: str, tta: str | None, **options: Any) -> int:
     from hf_seg.inference.write import predict_to_folder  # takes seconds, which the other commands need not
 
-    unreadable = predict_to_folder(model, paths, out, flip=tta == "flip", **options)
-    for file in unreadable:
-        say(f"{file.path}: left out: {file.reason}", sys.stderr)
-    return 1 if unreadable else 0
+    return _say_left_out(predict_to_folder(model, paths, out, flip=tta == "flip", **options))
+
+
+def _say_left_out(problems: Sequence[Problem]) -> int:
+    for problem in problems:
+        say(f"{problem.place}: left out: {problem.what}. {problem.remedy}", sys.stderr)
+    return 1 if problems else 0
 
 
 @_command(
@@ -215,11 +218,10 @@ def export(model: str, format: str, out: Path | None, images: list[str] | None) 
         raise Refusal(model, "is no folder here, so say by --out where the file goes", code="export")
     out = out or Path(model) / "model.onnx"
     comparison = export_onnx(model, out, images=images)
-    for file in comparison.unreadable:
-        say(f"{file.path}: left out: {file.reason}", sys.stderr)
+    status = _say_left_out(comparison.unreadable)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
     say(f"agrees with PyTorch on {comparison}")
-    return 1 if comparison.unreadable else 0
+    return status
 
 
 @_command(

@@ -17,15 +17,15 @@ from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from hf_seg.data.columns import UprightImage
 from hf_seg.data.sources.synthetic import generate
 from hf_seg.hub.client import attempt, full_name
 from hf_seg.hub.push import model_files, stage
-from hf_seg.inference.predict import Segmenter, load_segmenter
+from hf_seg.inference.predict import read_image
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
 from hf_seg.models.weight_files import sha256
-from hf_seg.problem import HubError, PairError, Refusal
+from hf_seg.problem import HubError, Problem, Refusal
 from hf_seg.text import link, markdown, printable, say
 
 # what a Space needs; the floors are those of pyproject.toml
@@ -61,10 +61,6 @@ initial weights that they come from allow that.
 """
 
 
-class DemoError(Refusal):
-    """The page cannot be served or pushed as asked."""
-
-
 def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Serve the page until Ctrl-C or SIGTERM, which delete the uploads. It fetches nothing from elsewhere.
 
@@ -74,20 +70,17 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         port (`int`, *optional*): port to listen on.
 
     Raises:
-        DemoError: when there are more than two models, gradio is missing, or the port is taken.
-        PredictError: when a model cannot be loaded; nothing is served then.
+        Refusal: before anything is served: when there are more than two models or one cannot be loaded, gradio is
+            missing, or the port is taken.
     """
     segmenters = _load(models)
     from hf_seg.inference import demo_app  # needs gradio
 
     shown = [
         demo_app.ShownModel(
-            name=name,
-            model=segmenter.model,
-            image_processor=segmenter.image_processor,
-            colours=palette_of(segmenter),
+            name=name, model=each.model, image_processor=each.image_processor, colours=palette_of(each)
         )
-        for name, segmenter in zip(_names(models), segmenters, strict=True)
+        for name, each in zip(_names(models), segmenters, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
         page = demo_app.build_page(shown, _write_examples(Path(folder)), _decode)
@@ -99,10 +92,8 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         except KeyboardInterrupt:  # before gradio waits for it
             page.close(verbose=False)
         except (OSError, OverflowError) as error:  # the second one is a port above 65,535
-            raise DemoError(
-                f"{host}:{port}: cannot be listened on, the port is taken or the host is not this machine's; choose "
-                "others with --port and --host"
-            ) from error
+            what = "cannot be listened on, the port is taken or the host is not this machine's"
+            raise Refusal(f"{host}:{port}", what, "choose others with --port and --host") from error
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -111,10 +102,10 @@ def _decode(path: str | Path) -> Image.Image:
     """The picture in an uploaded file, as training reads it."""
     from hf_seg.inference.demo_app import PhotographError
 
-    try:
-        return UprightImage().decode_example({"path": str(path), "bytes": None})
-    except PairError as error:
-        raise PhotographError(f"{Path(path).name}: {error.problem.what}. {error.problem.remedy}") from error
+    image = read_image(Path(path))
+    if isinstance(image, Problem):
+        raise PhotographError(f"{Path(path).name}: {image.what}. {image.remedy}")
+    return image
 
 
 def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = False) -> str:
@@ -129,28 +120,26 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
         `str`: URL of the Space.
 
     Raises:
-        DemoError: when there are more than two models, or gradio is missing.
-        PredictError: when a model cannot be loaded.
+        Refusal: as [`stage_space`].
         HubError: when the Hub cannot be reached, or refuses, or the Space holds something else.
     """
-    segmenters = _load(models)
-    repo_id, api = full_name(repo_id), HfApi()
-    _check_free(repo_id)
     with tempfile.TemporaryDirectory() as folder:
-        _stage_space(models, segmenters, Path(folder))
+        stage_space(models, Path(folder))
+        repo_id, api = full_name(repo_id), HfApi()
+        space = {"repo_id": repo_id, "repo_type": "space"}
+        try:
+            files = attempt(lambda: api.list_repo_files(**space), repo_id, expected=True)
+        except RepositoryNotFoundError:
+            files = []
+        if set(files) - {".gitattributes", "README.md"} and "models.json" not in files:
+            raise HubError(repo_id, "exists on the Hub and was not made by hf-seg demo", "choose another name")
         made = attempt(
-            lambda: api.create_repo(
-                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
-            ),
-            repo_id,
+            lambda: api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True), repo_id
         )
+        earlier = "models/*"  # which an earlier push may have left
         attempt(
             lambda: api.upload_folder(
-                repo_id=repo_id,
-                repo_type="space",
-                folder_path=folder,
-                commit_message="hf-seg demo",
-                delete_patterns="models/*",  # those of an earlier push
+                **space, folder_path=folder, commit_message="hf-seg demo", delete_patterns=earlier
             ),
             repo_id,
         )
@@ -162,12 +151,10 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     and under `models/` those models that are folders.
 
     Raises:
-        DemoError, PredictError: as [`push_space`].
+        Refusal: when there are more than two models, one cannot be loaded or brings other code along, or gradio is
+            missing.
     """
-    _stage_space(models, _load(models), folder)
-
-
-def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], folder: Path) -> None:
+    segmenters = _load(models)
     entries, references, inside = [], [], False
     for model, name, segmenter in zip(models, _names(models), segmenters, strict=True):
         source, revision = str(model), None
@@ -180,18 +167,20 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
             stage(Path(model), folder / source, names)
         else:
             references.append(source)
-            revision = _revision(source)  # a Space runs the code that was there when it was pushed
+            # a Space runs the code that was there when it was pushed
+            revision = attempt(lambda source=source: HfApi().model_info(source).sha, source)
             if runs_code:
                 _check_code(model, functools.partial(_download, source, revision))
-        entry = {
-            "name": name,
-            "model": source,
-            "revision": revision,
-            "trust_remote_code": runs_code,
-            "has_queries": segmenter.has_queries,
-            "colours": palette_of(segmenter),
-        }
-        entries.append(entry)
+        entries.append(
+            {
+                "name": name,
+                "model": source,
+                "revision": revision,
+                "trust_remote_code": runs_code,
+                "has_queries": segmenter.has_queries,
+                "colours": palette_of(segmenter),
+            }
+        )
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("demo_app.py"), folder / "app.py")
     more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it
@@ -213,41 +202,26 @@ def _stage_space(models: Sequence[str | Path], segmenters: Sequence[Segmenter], 
 
 
 def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
-    """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it.
-
-    Raises:
-        DemoError: naming the file.
-    """
-    remedy = "and the Space would run it: save the model again with this version, or push the run again"
+    """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it."""
+    remedy = "save the model again with this version, or push the run again"
     for name, ours in CODE.items():
         if not (path := find(name)).is_file() or sha256(path) != sha256(ours):
-            raise DemoError(f"{model}: its {name} is not the one that this version of hf_seg ships, {remedy}")
+            what = f"its {name} is not the one that this version of hf_seg ships, and the Space would run it"
+            raise Refusal(model, what, remedy)
     if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
-        raise DemoError(f"{model}: its config.json names other code than that of hf_seg (auto_map), {remedy}")
+        what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
+        raise Refusal(model, what, remedy)
 
 
 def _download(repo_id: str, revision: str, name: str) -> Path:
     return Path(attempt(lambda: hf_hub_download(repo_id, name, revision=revision), repo_id))
 
 
-def _check_free(repo_id: str) -> None:
-    try:
-        files = attempt(lambda: HfApi().list_repo_files(repo_id, repo_type="space"), repo_id, expected=True)
-    except RepositoryNotFoundError:
-        return
-    if set(files) - {".gitattributes", "README.md"} and "models.json" not in files:
-        raise HubError(f"{repo_id}: exists on the Hub and was not made by hf-seg demo; choose another name")
-
-
-def _revision(repo_id: str) -> str:
-    return attempt(lambda: HfApi().model_info(repo_id).sha, repo_id)
-
-
 def _load(models: Sequence[str | Path]) -> list[Segmenter]:
     if len(models) > 2:
-        raise DemoError(f"{len(models)} models named; the page shows one, or two side by side")
+        raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
     if importlib.util.find_spec("gradio") is None:
-        raise DemoError('gradio is not installed, and the page is made with it; run `pip install -e ".[demo]"`')
+        raise Refusal("", "gradio is not installed, and the page is made with it", 'run `pip install -e ".[demo]"`')
     return [load_segmenter(model) for model in models]
 
 

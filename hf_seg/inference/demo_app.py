@@ -79,11 +79,10 @@ class PhotographError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShownModel:
-    """A model on the page.
+    """A model on the page: in eval mode, on its device.
 
     Args:
         name (`str`): its heading.
-        model (`PreTrainedModel`): a semantic segmentation model in eval mode, on its device.
         image_processor (`BaseImageProcessor`): makes its `pixel_values`.
         colours (`Sequence` of RGB triples in [0, 255]): one a class.
     """
@@ -95,27 +94,18 @@ class ShownModel:
 
     @property
     def class_names(self) -> list[str]:
-        id2label = self.model.config.id2label
-        return [id2label[index] for index in range(len(id2label))]
+        return [name for _, name in sorted(self.model.config.id2label.items())]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """What a model made of a photograph.
+    """What a model made of a photograph."""
 
-    Args:
-        mask (`np.ndarray` of shape `(height, width)`, int64): class ids.
-        shares (`dict[int, float]`): class id → share of the mask's pixels in [0, 1], largest first; those that occur.
-        mean_confidence (`float`): as [`hf_seg.inference.predict.Prediction`] has it.
-        input_size (`tuple[int, int]`): width and height that the model saw, in pixels.
-        seconds (`float`): from the photograph to the mask.
-    """
-
-    mask: np.ndarray
-    shares: dict[int, float]
-    mean_confidence: float
-    input_size: tuple[int, int]
-    seconds: float
+    mask: np.ndarray  # class ids, of shape (height, width)
+    shares: dict[int, float]  # class id → share of the mask's pixels, largest first; those that occur
+    mean_confidence: float  # as [`hf_seg.inference.predict.Prediction`] has it
+    input_size: tuple[int, int]  # width and height in pixels that the model saw
+    seconds: float  # from the photograph to the mask
 
 
 def decode(path: str | Path) -> Image.Image:
@@ -137,34 +127,27 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
         PhotographError: when the file is no image that `decode` reads, or has more than `MAX_MEGAPIXELS`.
     """
     name = Path(str(path)).name
+    too_large = PhotographError(
+        f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
+    )
     try:
         with Image.open(path) as file:
-            small_enough = file.width * file.height <= MAX_MEGAPIXELS * 1_000_000
-        photograph = decode(path) if small_enough else None
+            if file.width * file.height > MAX_MEGAPIXELS * 1_000_000:
+                raise too_large
+        return decode(path)
     except PhotographError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, above 179 megapixels
-        photograph = None
+        raise too_large from None
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
         raise PhotographError(
             f"{name} cannot be read as an image: it is damaged, or no JPEG, PNG, WebP, GIF, BMP or TIFF file."
         ) from error
-    if photograph is None:
-        raise PhotographError(
-            f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
-        )
-    return photograph
 
 
 @torch.inference_mode()
 def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -> Segmented:
-    """Segment one photograph.
-
-    Args:
-        shown ([`ShownModel`]): the model.
-        photograph (`PIL.Image.Image`): RGB.
-        size (`tuple[int, int]`): width and height of the mask.
-    """
+    """Segment one RGB photograph; `size` is width and height of the mask."""
     start = time.perf_counter()
     pixel_values = shown.image_processor(photograph, return_tensors="pt")["pixel_values"]
     outputs = shown.model(pixel_values=pixel_values.to(shown.model.device, shown.model.dtype))
@@ -175,13 +158,12 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
     else:
         scores = outputs.logits
     scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
-    probabilities = F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)
-    confidence, mask = probabilities.max(dim=0)
-    counts = torch.bincount(mask.flatten(), minlength=len(probabilities)).tolist()
-    order = sorted((index for index, count in enumerate(counts) if count), key=lambda index: -counts[index])
+    confidence, mask = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).max(dim=0)
+    counts = torch.bincount(mask.flatten())
+    order = [index for index in counts.argsort(descending=True, stable=True).tolist() if counts[index]]
     return Segmented(
         mask=mask.cpu().numpy(),
-        shares={index: counts[index] / mask.numel() for index in order},
+        shares={index: float(counts[index]) / mask.numel() for index in order},
         mean_confidence=float(confidence.mean()),
         input_size=tuple(pixel_values.shape[:-3:-1]),
         seconds=time.perf_counter() - start,

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from transformers.image_utils import PILImageResampling
 
 from hf_seg.data.sources.synthetic.pet import draw_pet
-from hf_seg.inference.predict import PredictError, Segmenter, Unreadable, expand_paths, load_segmenter, read_image
+from hf_seg.files import write_whole
+from hf_seg.inference.predict import expand_paths, read_image
+from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
 from hf_seg.inference.write import palette_of
-from hf_seg.problem import Refusal
+from hf_seg.problem import Problem, Refusal
 
 OPSET = 20
 EQUAL_LABELS = 0.999  # at least this share of the pixels
@@ -31,11 +34,7 @@ LARGEST_FILE = 2**31 - 2**24  # bytes of weights: ONNX files end at 2 GiB, and t
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-class ExportError(Refusal):
-    """Nothing has been written: the model cannot be exported, or the images cannot be used."""
-
-
-class DisagreementError(ExportError):
+class DisagreementError(Refusal):
     """Nothing has been kept: the exported model does not compute what PyTorch computes."""
 
     exit_status = 1
@@ -51,7 +50,7 @@ class Comparison:
         largest_difference (`float`): of two logits, absolute.
         largest_logit (`float`): of PyTorch's, absolute.
         equal_labels (`float`): share of the pixels at the model's input size, in [0, 1].
-        unreadable (`tuple[Unreadable, ...]`): files that were left out.
+        unreadable (`tuple[Problem, ...]`): of the files that were left out.
     """
 
     images: int
@@ -59,7 +58,7 @@ class Comparison:
     largest_difference: float
     largest_logit: float
     equal_labels: float
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[Problem, ...]
 
     @property
     def agrees(self) -> bool:
@@ -93,36 +92,31 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
 
     Raises:
         DisagreementError: when the file is beyond the tolerance. It is not kept, and an older one stays as it was.
-        ExportError: when the model, the images, the file or a missing package do not let it be written.
+        Refusal: when the model, the images, the file or a missing package do not let it be written.
     """
     out = Path(out)
-    _check_packages()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        what = f"export needs {', '.join(missing)}, which is not installed"
+        raise Refusal("", what, "in a checkout of hf_seg: pip install -e '.[export]'")
     if out.is_dir():
-        raise ExportError(f"{out}: is a folder; name the file in it, such as {out / 'model.onnx'}")
+        raise Refusal(out, "is a folder", f"name the file in it, such as {out / 'model.onnx'}")
     if os.path.lexists(out) and not _is_export(out):
-        raise ExportError(f"{out}: is there already, and is no ONNX file of hf_seg; name another file by --out")
+        raise Refusal(out, "is there already, and is no ONNX file of hf_seg", "name another file by --out")
+    files = None if images is None else expand_paths(images)
+    segmenter = load_segmenter(model, device="cpu")
     try:
-        files = None if images is None else expand_paths(images)
-        segmenter = load_segmenter(model, device="cpu")
-    except PredictError as error:
-        raise ExportError(str(error)) from error
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # where this fails, nobody should have waited for the export
-        write_onnx(segmenter, partial)
-        comparison = compare(segmenter, partial, generated_images() if files is None else files)
-        if not comparison.agrees:
-            raise DisagreementError(
-                f"{model}: the exported model does not agree with PyTorch and was not kept: {comparison}; the "
-                f"tolerance is {LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels"
-            )
-        os.replace(partial, out)
+        with write_whole(out) as partial:
+            partial.touch()  # where this fails, nobody should have waited for the export
+            write_onnx(segmenter, partial)
+            comparison = compare(segmenter, partial, generated_images() if files is None else files)
+            if not comparison.agrees:
+                raise DisagreementError(
+                    model,
+                    f"the exported model does not agree with PyTorch and was not kept: {comparison}",
+                    f"the tolerance is {LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels",
+                )
     except OSError as error:
-        raise ExportError(f"{out}: cannot be written ({error}); name another file by --out") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
+        raise Refusal(out, f"cannot be written ({error})", "name another file by --out") from error
     return comparison
 
 
@@ -130,16 +124,16 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     """Write a model as an ONNX file with its metadata, and have it checked by onnx.
 
     Raises:
-        ExportError: when the model has no logits a pixel, no one input size, too many weights, or cannot be exported.
+        Refusal: when the model has no logits a pixel, no one input size, too many weights, or cannot be exported.
     """
     import onnx
 
     model = segmenter.model
     kind = model.config.model_type
     if segmenter.has_queries:
-        raise ExportError(f"a {kind} puts out queries, and only models with logits a pixel can be exported")
+        raise Refusal("", f"a {kind} puts out queries, and only models with logits a pixel can be exported")
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
-        raise ExportError("the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
+        raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
     height, width = input_size(segmenter)
     try:
         program = torch.onnx.export(
@@ -153,13 +147,13 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"torch cannot export this {kind} to ONNX ({' '.join(str(error).split())[:500]})") from error
+        raise Refusal("", f"torch cannot export this {kind} to ONNX ({said_by(error)[:500]})") from error
     program.model.metadata_props.update(metadata_of(segmenter))
     program.save(path, external_data=False)
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"torch has exported this {kind} to a file that onnx finds wrong ({error})") from error
+        raise Refusal("", f"torch has exported this {kind} to a file that onnx finds wrong ({error})") from error
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:
@@ -188,14 +182,13 @@ def input_size(segmenter: Segmenter) -> tuple[int, int]:
     """Height and width that the image processor gives every image.
 
     Raises:
-        ExportError: when they depend on the image.
+        Refusal: when they depend on the image.
     """
-    shapes = set()
-    for size in ((97, 61), (61, 97)):
-        shapes.add(tuple(_prepare(segmenter, Image.new("RGB", size)).shape[-2:]))
-    if len(shapes) > 1:
-        raise ExportError("the image processor has no one size for all images, which an ONNX file needs; set its size")
-    return shapes.pop()
+    wide, tall = (tuple(segmenter.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
+    if wide != tall:
+        what = "the image processor has no one size for all images, which an ONNX file needs"
+        raise Refusal("", what, "set its size")
+    return wide
 
 
 def generated_images() -> list[Image.Image]:
@@ -213,15 +206,15 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
             as a pair, so that batches of two sizes are always run.
 
     Raises:
-        ExportError: when onnxruntime cannot open the file, or none of the images can be read.
+        Refusal: when onnxruntime cannot open the file, or none of the images can be read.
     """
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds have nothing else in common
-        raise ExportError(f"onnxruntime cannot open the exported file ({error})") from error
-    unreadable: list[Unreadable] = []
+        raise Refusal("", f"onnxruntime cannot open the exported file ({error})") from error
+    unreadable: list[Problem] = []
     sizes, equal, pixels = set(), 0, 0
     difference = largest = torch.tensor(0.0)
     for pixel_values in _batches(segmenter, images, unreadable):
@@ -230,17 +223,15 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
         # torch's maximum keeps a NaN, Python's may not
         difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
-        labels = [
+        ours, theirs = (
             F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
-            for logits in (found, expected)
-        ]
-        equal += int((labels[0] == labels[1]).sum())
-        pixels += labels[0].numel()
+            for logits in (expected, found)
+        )
+        equal += int((ours == theirs).sum())
+        pixels += ours.numel()
         sizes.add(len(pixel_values))
     if not pixels:
-        raise ExportError(
-            f"none of the {len(images)} images can be read ({unreadable[0].path}: {unreadable[0].reason})"
-        )
+        raise Refusal("", f"none of the {len(images)} images can be read ({unreadable[0]})")
     return Comparison(
         images=len(images) - len(unreadable),
         batch_sizes=tuple(sorted(sizes)),
@@ -251,26 +242,25 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
     )
 
 
-def _batches(segmenter: Segmenter, images: Sequence[Path | Image.Image], unreadable: list) -> Iterator[Tensor]:
+def _batches(
+    segmenter: Segmenter, images: Sequence[Path | Image.Image], unreadable: list[Problem]
+) -> Iterator[Tensor]:
     """`pixel_values` of the images in batches; at the front the first image once more, in a batch of another size."""
-    first = True
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = []
-        for item in images[start : start + BATCH_SIZE]:
+
+    def prepare() -> Iterator[Tensor]:
+        for item in images:
             image = read_image(item) if isinstance(item, Path) else item
-            if isinstance(image, Unreadable):
+            if isinstance(image, Problem):
                 unreadable.append(image)
             else:
-                batch.append(_prepare(segmenter, image))
-        if batch and first:
+                yield segmenter.prepare(image)
+
+    prepared, first = prepare(), True
+    while batch := list(islice(prepared, BATCH_SIZE)):
+        if first:
             yield torch.stack(batch[:1] * (2 if len(batch) == 1 else 1))
             first = False
-        if batch:
-            yield torch.stack(batch)
-
-
-def _prepare(segmenter: Segmenter, image: Image.Image) -> Tensor:
-    return segmenter.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        yield torch.stack(batch)
 
 
 def _is_export(path: Path) -> bool:
@@ -282,14 +272,6 @@ def _is_export(path: Path) -> bool:
     except Exception:  # of a file of another kind, as many as there are kinds
         return False
     return {entry.key for entry in found.metadata_props} >= {"class_names", "image_processor"}
-
-
-def _check_packages() -> None:
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ExportError(
-            f"export needs {', '.join(missing)}, which is not installed; in a checkout of hf_seg: "
-            "pip install -e '.[export]'"
-        )
 
 
 class _Logits(nn.Module):

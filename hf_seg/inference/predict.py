@@ -1,15 +1,15 @@
-"""Batched inference: photographs in, masks out. `predict_files` writes them to a folder."""
+"""Batched inference: photographs in, masks out. `write.predict_to_folder` puts them into a folder."""
 
 from __future__ import annotations
 
 import glob
-import itertools
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_seg.data.columns import UprightImage
 from hf_seg.data.file_search import find_files
-from hf_seg.inference.segmenter import PredictError, Segmenter, load_segmenter
-from hf_seg.problem import PairError
+from hf_seg.data.sources.layouts import IMAGE_SUFFIXES
+from hf_seg.data.stored_image import open_header, open_image
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
+from hf_seg.problem import PairError, Problem, Refusal
 
-__all__ = [
-    "PredictError",
-    "Prediction",
-    "Segmenter",
-    "Unreadable",
-    "expand_paths",
-    "load_segmenter",
-    "predict",
-    "read_image",
-]
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
 BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
+REMEDY = "name image files, folders of them, or a pattern such as 'in/*.jpg'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,85 +49,85 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unreadable:
-    """A file that got no mask, and why: it is no image, or none that models are trained on."""
+class Options:
+    """How photographs are segmented.
 
-    path: Path
-    reason: str
+    Args:
+        size (`str`): of the masks: `"native"`, that of each photograph, or `"model"`, that which the model saw.
+        flip (`bool`): average with the mirror image's scores (twice the time).
+        tile (`int`, *optional*): side in pixels of windows that slide over the photograph with 25 % overlap, each of
+            which is segmented by itself; for photographs with far more detail than the model's input size keeps.
+        batch_size (`int`): images or tiles a forward pass.
+
+    Raises:
+        Refusal: naming the option that means nothing.
+    """
+
+    size: str = "native"
+    flip: bool = False
+    tile: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self):
+        if self.size not in ("native", "model"):
+            raise Refusal("size", f'{self.size!r} is neither "native" nor "model"')
+        if self.tile is not None and (self.tile < 32 or self.size != "native"):
+            raise Refusal("tile", "takes at least 32 pixels, and masks of native size")
+        if self.batch_size < 1:
+            raise Refusal("batch_size", f"takes at least 1, not {self.batch_size}")
 
 
 def predict(
     model: Segmenter | str | Path,
     paths: Sequence[str | Path],
     *,
-    size: str = "native",
-    flip: bool = False,
-    tile: int | None = None,
-    batch_size: int = 32,
     device: str | None = None,
     dtype: str = "float32",
-) -> Iterator[Prediction | Unreadable]:
+    **options,
+) -> Iterator[Prediction | Problem]:
     """Segment photographs; files are decoded in the background while the model computes.
 
     Args:
         model ([`Segmenter`], `str` or `Path`): a loaded model, or what [`load_segmenter`] takes.
         paths (`Sequence[str | Path]`): files, folders (searched with their subfolders) and glob patterns.
-        size (`str`, *optional*, defaults to `"native"`): of the masks: that of each photograph, or with `"model"` that
-            which the model saw.
-        flip (`bool`, *optional*): average with the mirror image's scores (twice the time).
-        tile (`int`, *optional*): side in pixels of windows that slide over the photograph with 25 % overlap, each of
-            which is segmented by itself; for photographs with far more detail than the model's input size keeps.
-        batch_size (`int`, *optional*, defaults to 32): images or tiles a forward pass.
         device, dtype: see [`load_segmenter`].
+        options: see [`Options`].
 
     Yields:
-        [`Prediction`] or [`Unreadable`], one for each file, in the order of [`expand_paths`].
+        [`Prediction`], or the [`Problem`] of a file that got no mask; in the order of [`expand_paths`].
 
     Raises:
-        PredictError: before anything is predicted: when the model or a path cannot be used.
+        Refusal: before anything is predicted: when an option, a path or the model cannot be used.
     """
-    check_options(size=size, tile=tile, batch_size=batch_size)
-    files = expand_paths(paths)
+    chosen, files = Options(**options), expand_paths(paths)
     segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
-    return _predict(segmenter, files, size, flip, tile, batch_size)
-
-
-def check_options(*, size: str = "native", tile: int | None = None, batch_size: int = 32, flip: bool = False) -> None:
-    """Refuse options of [`predict`] that mean nothing, before a model is loaded and before anything is written.
-
-    Raises:
-        PredictError: naming the option.
-    """
-    if size not in ("native", "model"):
-        raise PredictError(f'size: {size!r} is neither "native" nor "model"')
-    if tile is not None and (tile < 32 or size != "native"):
-        raise PredictError("tile: takes at least 32 pixels, and masks of native size")
-    if batch_size < 1:
-        raise PredictError(f"batch_size: takes at least 1, not {batch_size}")
+    return predict_files(segmenter, files, chosen)
 
 
 def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, the image files in folders (by suffix, sorted, `._*` left out) and the matches of patterns, each once.
+    """Files, the image files in folders (by suffix, sorted, hidden ones left out) and the matches of patterns, each
+    once.
 
     Raises:
-        PredictError: when a path does not exist, a pattern matches nothing, a folder holds no image, or a link in it
-            leads to a folder that it lies in.
+        Refusal: when a path does not exist, a pattern matches nothing, a folder holds no image, or a link in it leads
+            to a folder that it lies in.
     """
     found: dict[str, Path] = {}
     for given in map(Path, paths):
         if os.path.isdir(given):
-            matches = _images_in(given)
-        elif os.path.isfile(given):
-            matches = [given]
+            matches, nothing = _images_in(given), "holds no image"
         else:
-            matches = [Path(path) for path in sorted(glob.glob(str(given), recursive=True)) if os.path.isfile(path)]
+            names = [given] if os.path.isfile(given) else sorted(glob.glob(str(given), recursive=True))
+            matches, nothing = (
+                [Path(name) for name in names if os.path.isfile(name)],
+                "there is no such file, folder or match",
+            )
         if not matches:
-            what = "holds no image" if os.path.isdir(given) else "there is no such file, folder or match"
-            raise PredictError(f"{given}: {what}; name image files, folders of them, or a pattern such as 'in/*.jpg'")
+            raise Refusal(given, nothing, REMEDY)
         for path in matches:
             found.setdefault(os.path.abspath(path), path)
     if not found:
-        raise PredictError("no path given; name image files, folders of them, or a pattern such as 'in/*.jpg'")
+        raise Refusal("", "no path given", REMEDY)
     return list(found.values())
 
 
@@ -145,48 +135,51 @@ def _images_in(root: Path) -> list[Path]:
     """The image files below a folder, in order; a link to nothing is one, whose record will say so."""
     files, obstacles = find_files(root)
     for obstacle in obstacles:
-        if obstacle.path.is_dir():
-            raise PredictError(f"{obstacle.path}: {obstacle.reason}. {obstacle.remedy}")
-    found = [*files, *(obstacle.path for obstacle in obstacles)]
+        if Path(obstacle.place).is_dir():
+            raise Refusal(problems=[obstacle])
+    found = [*files, *(Path(obstacle.place) for obstacle in obstacles)]
     return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def read_image(path: Path) -> Image.Image | Unreadable:
-    """Read an image file as training does: RGB, turned upright; what training refuses is [`Unreadable`]."""
+def read_image(path: Path) -> Image.Image | Problem:
+    """Read an image file as training does: RGB, turned upright; or say why training would refuse it."""
     try:
-        return UprightImage().decode_example({"path": str(path), "bytes": None})
+        return open_image(_stored(path), upright=True)
     except PairError as error:
-        return Unreadable(path=path, reason=f"{error.problem.what}. {error.problem.remedy}")
+        return error.problem
 
 
-def _predict(segmenter, files, size, flip, tile, batch_size) -> Iterator[Prediction | Unreadable]:
-    def read(path: Path):
+def _stored(path: Path) -> dict:
+    return {"path": str(path), "bytes": None}
+
+
+def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
+    """[`predict`] for files that are known."""
+
+    def read(path: Path) -> tuple[Path, Image.Image, Tensor | None] | Problem:
         image = read_image(path)
-        if isinstance(image, Unreadable):
+        if isinstance(image, Problem):
             return image
-        processor = None if tile else segmenter.image_processor  # a tile gets its pixel_values when it is cut
-        return path, image, processor and processor(image, return_tensors="pt")["pixel_values"][0]
+        return path, image, None if options.tile else segmenter.prepare(image)  # a tile's are made when it is cut
 
-    decoding: list = []
+    predict_batch = _predict_tiled if options.tile else _predict_whole
+    decoding: list[Future] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
         # a batch ahead is decoded while this one is computed; more would only fill the memory
-        for ahead in itertools.chain(_batches(files, batch_size), [[]]):
+        for ahead in chain(_batches(files, options.batch_size), [[]]):
             ready, decoding = decoding, [pool.submit(read, path) for path in ahead]
-            batch = [ready.pop(0).result() for _ in range(len(ready))]
-            if tile:
-                for item in batch:
-                    yield (
-                        item if isinstance(item, Unreadable) else _tiled(segmenter, *item[:2], flip, tile, batch_size)
-                    )
-            elif batch:
-                yield from _whole(segmenter, batch, size, flip)
+            yield from predict_batch(segmenter, [future.result() for future in ready], options)
 
 
 def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
     """Files for one forward pass each: at most `batch_size`, and no more pixels than `BATCH_PIXELS`."""
     batch, total = [], 0
     for path in files:
-        pixels = _pixels(path)
+        try:
+            with open_header(_stored(path)) as header:
+                pixels = header.width * header.height
+        except Exception:  # read_image says what is wrong with it
+            pixels = 0
         if batch and (len(batch) == batch_size or total + pixels > BATCH_PIXELS):
             yield batch
             batch, total = [], 0
@@ -195,53 +188,55 @@ def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
     yield batch
 
 
-def _pixels(path: Path) -> int:
-    """How many pixels an image file says it has; none of a file that says nothing, which is not decoded either."""
-    try:
-        with Image.open(path) as file:
-            return file.width * file.height
-    except Exception:  # read_image says what is wrong with it
-        return 0
-
-
-def _whole(segmenter: Segmenter, batch: list, size: str, flip: bool) -> Iterator[Prediction | Unreadable]:
+def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
     """Each image resized as a whole by the image processor; those that end up of one shape go together."""
-    predicted: dict[Path, Prediction | Unreadable] = {}
-    readable = sorted((item for item in batch if not isinstance(item, Unreadable)), key=lambda item: item[2].shape)
-    for _, group in itertools.groupby(readable, key=lambda item: item[2].shape):
-        group = list(group)
-        scores = segmenter.scores(torch.stack([pixel_values for *_, pixel_values in group]), flip)
-        for (path, image, pixel_values), own in zip(group, scores, strict=True):
-            target = (image.height, image.width) if size == "native" else tuple(pixel_values.shape[-2:])
-            predicted[path] = _prediction(segmenter, path, image, segmenter.probabilities(own, target))
+    by_shape = defaultdict(list)
+    for number, item in enumerate(batch):
+        if not isinstance(item, Problem):
+            by_shape[item[2].shape].append(number)
+    for (_, *seen), numbers in by_shape.items():
+        scores = segmenter.scores(torch.stack([batch[number][2] for number in numbers]), options.flip)
+        for number, own in zip(numbers, scores, strict=True):
+            path, image, _ = batch[number]
+            size = (image.height, image.width) if options.size == "native" else tuple(seen)
+            batch[number] = _prediction(segmenter, path, image, segmenter.probabilities(own, size))
+    yield from batch
+
+
+def _predict_tiled(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
     for item in batch:
-        yield item if isinstance(item, Unreadable) else predicted[item[0]]
+        if isinstance(item, Problem):
+            yield item
+        else:
+            path, image, _ = item
+            yield _prediction(segmenter, path, image, _tiled_scores(segmenter, image, options))
 
 
-def _tiled(segmenter: Segmenter, path: Path, image: Image.Image, flip: bool, tile: int, batch_size: int):
+def _tiled_scores(segmenter: Segmenter, image: Image.Image, options: Options) -> Tensor:
     """Class scores of overlapping windows, blended with weights that fall towards a window's border."""
+    tile = options.tile
     boxes = [
         (left, top, min(left + tile, image.width), min(top + tile, image.height))
         for top in _starts(image.height, tile)
         for left in _starts(image.width, tile)
     ]
     scores = torch.zeros(len(segmenter.class_names), image.height, image.width, device=segmenter.model.device)
-    for start in range(0, len(boxes), batch_size):
-        part = boxes[start : start + batch_size]
+    for start in range(0, len(boxes), options.batch_size):
+        part = boxes[start : start + options.batch_size]
         crops = [image.crop(box) for box in part]
         pixel_values = segmenter.image_processor(crops, return_tensors="pt")["pixel_values"]
-        for (left, top, right, bottom), own in zip(part, segmenter.scores(pixel_values, flip), strict=True):
-            target = (bottom - top, right - left)
-            weight = _ramp(target[0])[:, None] * _ramp(target[1])
-            scores[:, top:bottom, left:right] += segmenter.probabilities(own, target) * weight.to(scores.device)
-    return _prediction(segmenter, path, image, scores / scores.sum(dim=0))
+        for (left, top, right, bottom), own in zip(part, segmenter.scores(pixel_values, options.flip), strict=True):
+            height, width = bottom - top, right - left
+            weight = (_ramp(height)[:, None] * _ramp(width)).to(scores.device)
+            scores[:, top:bottom, left:right] += segmenter.probabilities(own, (height, width)) * weight
+    return scores / scores.sum(dim=0)
 
 
 def _starts(length: int, tile: int) -> list[int]:
     """Where windows begin: evenly spread, the last one ending at the border, neighbours overlapping by a quarter."""
     if length <= tile:
         return [0]
-    count = 1 + int(np.ceil((length - tile) / (tile * (1 - OVERLAP))))
+    count = 1 + math.ceil((length - tile) / (tile * (1 - OVERLAP)))
     return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
 
@@ -250,12 +245,12 @@ def _ramp(length: int) -> Tensor:
     return torch.minimum(position, length - 1 - position) + 1.0
 
 
-def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction | Unreadable:
+def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction | Problem:
     confidence, ids = scores.max(dim=0)
     mean_confidence = float(confidence.mean())
     if not math.isfinite(mean_confidence):
-        reason = "the model's scores of it are not numbers (NaN). Compute in float32, or use another model"
-        return Unreadable(path=path, reason=reason)
+        what, remedy = "the model's scores of it are not numbers (NaN)", "Compute in float32, or use another model"
+        return Problem(code="scores", place=str(path), what=what, remedy=remedy)
     names = segmenter.class_names
     shares: Counter[str] = Counter()  # classes may share a name
     for name, count in zip(names, torch.bincount(ids.flatten(), minlength=len(names)).tolist(), strict=True):

@@ -27,7 +27,7 @@ from transformers import (
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.models.weight_files import check_config, check_parameters, read_header
-from hf_seg.models.weights import WeightsError, verify_download
+from hf_seg.models.weights import verify_download
 from hf_seg.problem import Refusal
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
@@ -35,10 +35,6 @@ from hf_seg.problem import Refusal
 QUERY_MODELS = ("mask2former", "maskformer")
 DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_SIDE = 2**14  # in pixels, of a model's input
-
-
-class PredictError(Refusal):
-    """The model, the paths or the output folder cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +46,16 @@ class Segmenter:
 
     @property
     def class_names(self) -> list[str]:
-        id2label = self.model.config.id2label
-        return [id2label[index] for index in range(len(id2label))]
+        return [name for _, name in sorted(self.model.config.id2label.items())]
 
     @property
     def has_queries(self) -> bool:
         """Whether the model puts out classes and masks of queries, instead of logits a pixel."""
         return self.model.config.model_type in QUERY_MODELS
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """`pixel_values` of one image, of shape `(3, height, width)`."""
+        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
@@ -106,39 +105,43 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         dtype (`str`, *optional*, defaults to `"float32"`): precision to compute in, or `"bfloat16"`, `"float16"`.
 
     Raises:
-        PredictError: when there is no such device or model, it is no semantic segmentation model, its weights are not
+        Refusal: when there is no such device or model, it is no semantic segmentation model, its weights are not
             all of one or are not numbers, it computes nothing from a picture, or its download is damaged.
     """
     device = _device(device)
     if dtype not in DTYPES:
-        raise PredictError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+        raise Refusal("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
     if not os.path.isdir(model):
         try:
             validate_repo_id(str(model))
         except HFValidationError as error:
-            raise PredictError(
-                f"{model}: there is no such folder, and it is no Hub id such as nvidia/mit-b0 either; name the folder "
-                "of a finished run, or a Hub id"
-            ) from error
+            what = "there is no such folder, and it is no Hub id such as nvidia/mit-b0 either"
+            raise Refusal(model, what, "name the folder of a finished run, or a Hub id") from error
     try:
         segmenter, report = _load(model, dtype)
     except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here
-        raise PredictError(f"{model}: {' '.join(str(error).split())}") from error
+        raise Refusal(model, said_by(error)) from error
     except Exception as error:  # a damaged or hostile folder makes transformers and torch raise nearly anything
         _verify_downloads(model)  # a damaged file explains more than what came of it
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise PredictError(
-            f"{model}: no semantic segmentation model with its image processor could be loaded ({said}); name the "
-            "folder of a finished run, or a Hub id (offline, one that is in the cache)"
-        ) from error
+        what = f"no semantic segmentation model with its image processor could be loaded ({said_by(error)})"
+        remedy = "name the folder of a finished run, or a Hub id (offline, one that is in the cache)"
+        raise Refusal(model, what, remedy) from error
     _verify_downloads(model)
-    try:
-        _check_tensors(segmenter.model, report)
-        segmenter.model.to(device)
-        _try_out(segmenter, set(report["missing_keys"]))
-    except ValueError as error:
-        raise PredictError(f"{model}: {error}") from error
+    _check_tensors(model, segmenter.model, report["mismatched_keys"])
+    segmenter.model.to(device)
+    _try_out(model, segmenter, report["missing_keys"])
     return segmenter
+
+
+def said_by(error: Exception) -> str:
+    """A library's error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first(names: Iterable[object]) -> str:
+    """The first five of some names."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _device(device: str | None) -> str:
@@ -148,7 +151,7 @@ def _device(device: str | None) -> str:
         return str(best or "cpu")
     there = ["cpu"] + [f"{best.type}:{index}" for index in range(torch.accelerator.device_count()) if best]
     if device not in there and f"{device}:0" not in there:
-        raise PredictError(f"device: there is no {device!r} here, only {', '.join(there)}; or leave the option out")
+        raise Refusal("device", f"there is no {device!r} here, only {', '.join(there)}", "or leave the option out")
     return device
 
 
@@ -160,9 +163,8 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     for key in ("size", "crop_size", "pad_size"):
         sides = dict(getattr(image_processor, key, None) or {})
         if not all(0 < side <= LARGEST_SIDE for side in sides.values() if side is not None):
-            raise ValueError(
-                f"{key} in preprocessor_config.json is {sides}, and a side has 1 to {LARGEST_SIDE:,} pixels"
-            )
+            what = f"{key} in preprocessor_config.json is {sides}, and a side has 1 to {LARGEST_SIDE:,} pixels"
+            raise ValueError(what)
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type in QUERY_MODELS:
         auto = AutoModelForUniversalSegmentation
@@ -185,41 +187,33 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 
 
-def _check_tensors(model: PreTrainedModel, report: dict) -> None:
-    """Refuse tensors of other shapes and values that are not finite.
-
-    Raises:
-        ValueError: naming them.
-    """
-    if mismatched := sorted(report["mismatched_keys"]):
+def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterable[tuple]) -> None:
+    """Refuse tensors of other shapes, and values that are not finite."""
+    if mismatched := sorted(mismatched):
         shapes = (f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched)
-        raise ValueError(f"its file of weights is not of the model in config.json: {_first(shapes)}")
+        raise Refusal(place, f"its file of weights is not of the model in config.json: {first(shapes)}")
     loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if broken := [name for name, tensor in loaded.items() if not tensor.isfinite().all()]:
-        raise ValueError(
-            f"the weights of {_first(broken)} have values that are no numbers (NaN) or infinite in "
-            f"{str(model.dtype).removeprefix('torch.')}; the training that they come from has diverged, or they are "
-            "damaged"
+        raise Refusal(
+            place,
+            f"the weights of {first(broken)} have values that are no numbers (NaN) or infinite in "
+            f"{str(model.dtype).removeprefix('torch.')}",
+            "the training that they come from has diverged, or they are damaged",
         )
 
 
 @torch.inference_mode()
-def _try_out(segmenter: Segmenter, missing: set[str]) -> None:
+def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) -> None:
     """Segment a grey ramp, then again with NaN for what the file has no weights for: where that shows, it is needed.
 
     transformers makes up random weights for what is missing, and only logs it. Some models on the Hub lack tensors
     that their forward pass never uses, such as DPT's first residual layer; these are left as they are.
-
-    Raises:
-        ValueError: when the image processor or the model does not compute numbers from a picture, a score for each
-            class and pixel.
     """
-    model = segmenter.model
-    tensors = model.state_dict()  # whole numbers, such as a batch norm's counter of batches, are for training only
+    tensors = segmenter.model.state_dict()  # whole numbers, such as a batch norm's counter, are for training only
     absent = {name: tensors[name] for name in sorted(missing) if tensors[name].is_floating_point()}
     try:
         ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-        pixel_values = segmenter.image_processor(ramp, return_tensors="pt")["pixel_values"]
+        pixel_values = segmenter.prepare(ramp)[None]
         if not pixel_values.isfinite().all() or pixel_values.min() == pixel_values.max():
             raise ValueError("its image processor makes of a picture no numbers, or all the same (is image_std zero?)")
         scores = segmenter.scores(pixel_values)
@@ -228,33 +222,26 @@ def _try_out(segmenter: Segmenter, missing: set[str]) -> None:
         # fused attention may make numbers of NaN, but not the same numbers
         needed = absent and not torch.allclose(scores, segmenter.scores(pixel_values))
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"it cannot segment a picture: {said}") from error
+        raise Refusal(place, f"it cannot segment a picture: {said_by(error)}") from error
     if needed:
-        raise ValueError(
-            f"has no weights for {_first(absent)}, so it is no trained semantic segmentation model (an "
-            "encoder or a classifier?); name the folder of a finished run, or a Hub id of such a model"
-        )
+        what = f"has no weights for {first(absent)}, so it is no trained semantic segmentation model"
+        what += " (an encoder or a classifier?)"
+        raise Refusal(place, what, "name the folder of a finished run, or a Hub id of such a model")
     if not scores.isfinite().all():
-        raise ValueError(f"its scores of a picture are not numbers (NaN), computed in {model.dtype}")
-    if scores.ndim != 4 or scores.shape[1] != len(segmenter.class_names):
-        raise ValueError(f"puts out {tuple(scores.shape)} for {len(segmenter.class_names)} classes in config.json")
+        raise Refusal(place, f"its scores of a picture are not numbers (NaN), computed in {segmenter.model.dtype}")
+    classes = len(segmenter.class_names)
+    if scores.ndim != 4 or scores.shape[1] != classes:
+        raise Refusal(place, f"puts out {tuple(scores.shape)} for {classes} classes in config.json")
     for tensor in absent.values():
         tensor.zero_()
-
-
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _verify_downloads(model: str | Path) -> None:
     """Verify the weights that the cache has of a Hub id; a folder's are the user's own."""
     if Path(model).is_dir() or not isinstance(config := try_to_load_from_cache(str(model), "config.json"), str):
         return
-    for path in sorted(Path(config).parent.iterdir()):
-        if path.suffix == ".safetensors":
-            try:
-                verify_download(path)
-            except WeightsError as error:
-                raise PredictError(f"{model}: {error}") from error
+    for path in sorted(Path(config).parent.glob("*.safetensors")):
+        try:
+            verify_download(path)
+        except Refusal as error:
+            raise Refusal(model, str(error)) from error

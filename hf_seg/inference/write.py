@@ -6,7 +6,6 @@ import colorsys
 import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import struct
@@ -14,27 +13,22 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_seg.inference.predict import (
-    BATCH_PIXELS,
-    PredictError,
-    Prediction,
-    Segmenter,
-    Unreadable,
-    check_options,
-    expand_paths,
-    load_segmenter,
-    predict,
-)
-from hf_seg.text import printable, say
+from hf_seg.files import write_whole
+from hf_seg.inference.predict import BATCH_PIXELS, Options, Prediction, expand_paths, predict_files
+from hf_seg.inference.segmenter import Segmenter, first, load_segmenter
+from hf_seg.problem import Problem, Refusal
+from hf_seg.text import say
 
 LINES = "predictions.jsonl"
 # Of a photograph's files. An overlay is a PNG where it has a side that a JPEG cannot have.
@@ -49,32 +43,36 @@ NOTE_PLACES = {
 
 
 def palette_of(segmenter: Segmenter) -> list[tuple[int, int, int]]:
-    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else evenly spread hues."""
+    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else evenly spread hues.
+
+    Raises:
+        Refusal: when the saved ones are no colours.
+    """
+    classes = len(segmenter.class_names)
     saved = getattr(segmenter.model.config, "palette", None)
-    if saved:
-        return _checked(saved, len(segmenter.class_names))
-    golden = 0.61803398875  # consecutive multiples of it, modulo 1, never come close to each other
-    hues = [colorsys.hsv_to_rgb(index * golden % 1, 0.65, 0.9 - 0.3 * (index % 2)) for index in range(256)]
-    colours = [tuple(round(255 * part) for part in hue) for hue in hues]
-    return [colours[index % 256] for index in range(len(segmenter.class_names))]
-
-
-def _checked(palette: object, classes: int) -> list[tuple[int, int, int]]:
+    if not saved:
+        golden = 0.61803398875  # consecutive multiples of it, modulo 1, never come close to each other
+        hues = [colorsys.hsv_to_rgb(index * golden % 1, 0.65, 0.9 - 0.3 * (index % 2)) for index in range(256)]
+        return [tuple(round(255 * part) for part in hues[index % 256]) for index in range(classes)]
     try:
-        colours = np.array(palette, dtype=object)[:classes]
+        colours = np.array(saved, dtype=object)[:classes]
         if colours.shape != (classes, 3) or not all(type(part) is int and 0 <= part <= 255 for part in colours.flat):
             raise ValueError
     except (ValueError, IndexError):  # of numpy: lists of several lengths, and no list at all
-        raise PredictError(
-            f"the model's config.json has a palette that does not give {classes} classes a colour each, three whole "
-            "numbers from 0 to 255; correct it there, or remove it"
-        ) from None
+        what = f"has a palette that does not give {classes} classes a colour each, three whole numbers from 0 to 255"
+        raise Refusal("the model's config.json", what, "correct it there, or remove it") from None
     return [tuple(colour) for colour in colours.tolist()]
 
 
 def predict_to_folder(
-    model: Segmenter | str | Path, paths: Sequence[str | Path], out: str | Path, **options
-) -> list[Unreadable]:
+    model: Segmenter | str | Path,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    **options,
+) -> list[Problem]:
     """[`predict`], with everything written to a folder.
 
     For each photograph `NAME.png` (the mask as an indexed PNG with the classes' colours) and `NAME_overlay.jpg` (the
@@ -83,90 +81,83 @@ def predict_to_folder(
     `class_shares`, `mean_confidence`, or `file` and `error`.
 
     Args:
-        model, paths, options: as for [`predict`].
+        model, paths, device, dtype, options: as for [`predict`].
         out (`str` or `Path`): the folder, which is created. Images in it are not segmented.
 
     Returns:
-        `list[Unreadable]`: the files that were left out.
+        `list[Problem]`: of the files that were left out.
 
     Raises:
-        PredictError: as [`predict`]; also, before the model is loaded, when a path lies in `out`, or when a file would
+        Refusal: as [`predict`]; also, before the model is loaded, when a path lies in `out`, or when a file would
             be overwritten that this function has not written. When the folder cannot be written to, or the device has
             too little memory, what was written until then stays.
     """
-    load = {key: options.pop(key) for key in ("device", "dtype") if key in options}
-    check_options(**options)
-    out = Path(out)
+    chosen, out = Options(**options), Path(out)
     files = _outside(paths, out)
     names = _output_names(files, _longest_name(out) - len(LARGE_OVERLAY))
     _check_places(out, names.values())
-    segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, **load)
-    palette = palette_of(segmenter)
-    partial = out / f".{LINES}.{os.getpid()}.partial"
+    segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
+    palette = np.array(palette_of(segmenter), dtype=np.uint8)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "x", encoding="utf-8") as lines:
-                unreadable = _write_all(predict(segmenter, files, **options), palette, out, names, lines)
-            os.replace(partial, out / LINES)
-        finally:
-            partial.unlink(missing_ok=True)
+        with write_whole(out / LINES) as partial, open(partial, "x", encoding="utf-8") as lines:
+            return _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
     except torch.OutOfMemoryError as error:
-        raise PredictError(f"out of memory ({error}); lower batch_size, or compute on another device") from error
+        remedy = "lower batch_size, or compute on another device"
+        raise Refusal("", f"out of memory ({error})", remedy, code="memory") from error
     except OSError as error:
-        raise PredictError(f"{out}: cannot be written to ({error}); {LINES} is as it was before") from error
-    return unreadable
+        raise Refusal(out, f"cannot be written to ({error})", f"{LINES} is as it was before") from error
 
 
-def _write_all(predictions, palette, out: Path, names: dict[Path, Path], lines) -> list[Unreadable]:
-    unreadable = []
+def _write_all(
+    results: Iterable[Prediction | Problem], palette: np.ndarray, out: Path, names: dict[Path, Path], lines: TextIO
+) -> list[Problem]:
+    problems = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         written: deque[tuple[int, Future]] = deque()
-        for prediction in tqdm(predictions, total=len(names), unit=" images"):
-            places = None
-            if isinstance(prediction, Unreadable):
-                unreadable.append(prediction)
+        for result in tqdm(results, total=len(names), unit=" images"):
+            if isinstance(result, Problem):
+                problems.append(result)
+                line = {"file": result.place, "error": f"{result.what}. {result.remedy}"}
             else:
-                places = _places(prediction, names[prediction.path])
-                future = pool.submit(_write, prediction, palette, *(out / place for place in places))
-                written.append((prediction.mask.size, future))
-            lines.write(_as_json(prediction, places) + "\n")
-            del prediction
+                name = names[result.path]
+                ending = OVERLAY if max(result.image.size) <= LARGEST_JPEG else LARGE_OVERLAY
+                mask, overlay = (name.with_name(name.name + each) for each in (MASK, ending))
+                written.append((result.mask.size, pool.submit(_write, result, palette, out / mask, out / overlay)))
+                line = {
+                    "file": str(result.path),
+                    "mask": mask.as_posix(),
+                    "overlay": overlay.as_posix(),
+                    "height": result.mask.shape[0],
+                    "width": result.mask.shape[1],
+                    "class_shares": result.class_shares,
+                    "mean_confidence": result.mean_confidence,
+                }
+            lines.write(json.dumps(line) + "\n")
+            del result
             # encoding is slower than the model: do not pile up photographs
             while len(written) > 64 or sum(pixels for pixels, _ in written) > BATCH_PIXELS:
                 written.popleft()[1].result()
         for _, future in written:
             future.result()
-    return unreadable
+    return problems
 
 
-def _places(prediction: Prediction, name: Path) -> tuple[Path, Path]:
-    overlay = OVERLAY if max(prediction.image.size) <= LARGEST_JPEG else LARGE_OVERLAY
-    return name.with_name(name.name + MASK), name.with_name(name.name + overlay)
-
-
-def _write(prediction: Prediction, palette: Sequence[tuple[int, int, int]], mask_place: Path, place: Path) -> None:
-    colours = np.array(palette, dtype=np.uint8)
+def _write(prediction: Prediction, palette: np.ndarray, mask_place: Path, overlay_place: Path) -> None:
     mask = Image.fromarray(prediction.mask)
     if prediction.mask.dtype == np.uint8:
         mask = Image.frombytes("P", mask.size, prediction.mask.tobytes())
-        mask.putpalette(colours.tobytes())
+        mask.putpalette(palette.tobytes())
     _save(mask, mask_place)
-    coloured = Image.fromarray(colours[prediction.mask]).resize(prediction.image.size, Image.Resampling.NEAREST)
-    _save(Image.blend(prediction.image, coloured, 0.5), place, quality=90)
+    coloured = Image.fromarray(palette[prediction.mask]).resize(prediction.image.size, Image.Resampling.NEAREST)
+    _save(Image.blend(prediction.image, coloured, 0.5), overlay_place, quality=90)
 
 
 def _save(image: Image.Image, place: Path, **options) -> None:
-    """Write an image file whole or not at all, with the note by which [`written_here`] knows it."""
+    """Write an image file with the note by which [`written_here`] knows it."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG" if place.suffix == ".png" else "JPEG", **options)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{os.getpid()}-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.partial")
-    try:
+    with write_whole(place) as partial:
         partial.write_bytes(_noted(encoded.getvalue()))
-        os.replace(partial, place)  # a link that stands there is replaced, and what it leads to stays
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _noted(encoded: bytes) -> bytes:
@@ -195,28 +186,26 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
     """The files of paths that do not lie in the output folder.
 
     Raises:
-        PredictError: as [`expand_paths`]; also when a path itself, or everything that it leads to, lies there.
+        Refusal: as [`expand_paths`]; also when a path itself, or everything that it leads to, lies there.
     """
 
     @functools.cache
-    def lies_in_out(folder: Path) -> bool:  # by the folder itself, so that links and letter case do not matter
-        if not os.path.isdir(out):
-            return False
-        return (os.path.exists(folder) and os.path.samefile(folder, out)) or (
-            folder.parent != folder and lies_in_out(folder.parent)
-        )
+    def lies_in_out(place: Path) -> bool:  # by the folder itself, so that links and letter case do not matter
+        if os.path.exists(place) and os.path.samefile(place, out):
+            return True
+        return place != place.parent and lies_in_out(place.parent)
 
     def is_result(path: Path) -> bool:
-        return any(lies_in_out(Path(place(path))) for place in (os.path.abspath, os.path.realpath))
+        return out.is_dir() and any(lies_in_out(Path(find(path))) for find in (os.path.abspath, os.path.realpath))
 
     remedy = "an output folder is never an input, so that no photograph is overwritten: name another folder by --out"
     for path in map(Path, paths):
         if os.path.lexists(path) and is_result(path):
-            raise PredictError(f"{path}: is or lies in {out}; {remedy}")
+            raise Refusal(path, f"is or lies in {out}", remedy)
     files = expand_paths(paths)
     outside = [path for path in files if not is_result(path)]
     if not outside:
-        raise PredictError(f"all {len(files)} images lie in {out}; {remedy}")
+        raise Refusal("", f"all {len(files)} images lie in {out}", remedy)
     if len(outside) < len(files):
         say(f"{out}: {len(files) - len(outside)} images in it are left out", file=sys.stderr)
     return outside
@@ -226,13 +215,13 @@ def _longest_name(out: Path) -> int:
     """How many bytes a file's name may have in the output folder.
 
     Raises:
-        PredictError: when the folder cannot be made or written to.
+        Refusal: when the folder cannot be made or written to.
     """
     there = next(place for place in (out, *Path(os.path.abspath(out)).parents) if os.path.lexists(place))
     if not os.path.isdir(there):
-        raise PredictError(f"{there}: is no folder, so nothing can be written to {out}; name another by --out")
+        raise Refusal(there, f"is no folder, so nothing can be written to {out}", "name another by --out")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PredictError(f"{there}: may not be written to; name another folder by --out")
+        raise Refusal(there, "may not be written to", "name another folder by --out")
     return os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
 
 
@@ -244,11 +233,15 @@ def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
     """
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
     places = {path: Path(os.path.relpath(os.path.abspath(path), root)) for path in files}
-    counts = Counter(_folded(place.parent / place.stem) for place in places.values())
+    counts = Counter(_folded(place.with_suffix("")) for place in places.values())
     taken = {_folded(folder) for place in places.values() for folder in place.parents}
     names = {}
     for path, place in places.items():
-        for extra in _extras(place, is_single=counts[_folded(place.parent / place.stem)] == 1):
+        suffix = f"_{place.suffix[1:9]}"
+        extras = chain([suffix], (f"{suffix}_{number}" for number in count(2)))
+        if counts[_folded(place.with_suffix(""))] == 1:
+            extras = chain([""], extras)
+        for extra in extras:
             stem = os.fsencode(place.stem)
             if len(stem) + len(os.fsencode(extra)) > longest:
                 stem = stem[: longest - len(os.fsencode(extra))].decode(errors="ignore").encode()
@@ -261,32 +254,19 @@ def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
     return names
 
 
-def _extras(place: Path, is_single: bool) -> Iterator[str]:
-    suffix = f"_{place.suffix[1:9]}"
-    return itertools.chain([""] * is_single, [suffix], (f"{suffix}_{number}" for number in itertools.count(2)))
-
-
 def _folded(name: Path | str) -> str:
     return unicodedata.normalize("NFC", str(name).casefold())
 
 
-def _check_places(out: Path, names: Sequence[Path]) -> None:
-    """Refuse to overwrite what hf_seg has not written.
-
-    Raises:
-        PredictError: naming the files.
-    """
+def _check_places(out: Path, names: Iterable[Path]) -> None:
+    """Refuse to overwrite what hf_seg has not written."""
     places = (out / name.with_name(name.name + ending) for name in names for ending in ENDINGS)
     foreign = [place for place in places if os.path.lexists(place) and not written_here(place)]
     if os.path.lexists(out / LINES) and not _are_lines(out / LINES):
         foreign.append(out / LINES)
     if foreign:
-        more = f" and {len(foreign) - 10} more" if len(foreign) > 10 else ""
-        raise PredictError(
-            f"{out}: files there would be overwritten that hf-seg has not written, or that were changed since: "
-            f"{', '.join(printable(str(place)) for place in foreign[:10])}{more}; move them, or name another folder "
-            "by --out"
-        )
+        what = "files there would be overwritten that hf-seg has not written, or that were changed since"
+        raise Refusal(out, f"{what}: {first(foreign)}", "move them, or name another folder by --out")
 
 
 def _are_lines(path: Path) -> bool:
@@ -297,21 +277,3 @@ def _are_lines(path: Path) -> bool:
         return not first or {"file"} < json.loads(first).keys() & {"file", "error", "mean_confidence"}
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def _as_json(prediction: Prediction | Unreadable, places: tuple[Path, Path] | None) -> str:
-    """One line of JSON: the file with its mask, class shares and mean confidence, or with the error."""
-    if places is None:
-        return json.dumps({"file": str(prediction.path), "error": prediction.reason})
-    height, width = prediction.mask.shape
-    return json.dumps(
-        {
-            "file": str(prediction.path),
-            "mask": places[0].as_posix(),
-            "overlay": places[1].as_posix(),
-            "height": height,
-            "width": width,
-            "class_shares": prediction.class_shares,
-            "mean_confidence": prediction.mean_confidence,
-        }
-    )

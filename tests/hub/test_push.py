@@ -16,8 +16,9 @@ from PIL import Image
 
 from hf_seg import cli, train
 from hf_seg.hub.push import is_unpushed, model_files, stage
-from hf_seg.inference.predict import PredictError, load_segmenter, predict
-from hf_seg.problem import HubError
+from hf_seg.inference.predict import predict
+from hf_seg.inference.segmenter import load_segmenter
+from hf_seg.problem import HubError, Refusal
 from hf_seg.runs.folder import PLOTS
 
 DIES = Path(__file__).parents[1] / "train_and_die.py"
@@ -219,7 +220,7 @@ def test_a_corrupt_download(hub, finished, write_recipe, photograph, capsys, cor
     run_dir = finished("segformer", write_recipe)
     assert cli.main(["push", str(run_dir), "--repo", "lab/segformer"]) == 0
     fault = hub.fail("GET", "/storage/", corrupt=corrupt, times=1000)
-    with pytest.raises(PredictError, match=words):
+    with pytest.raises(Refusal, match=words):
         load_segmenter("lab/segformer", device="cpu")
     assert fault.times < 1000
     capsys.readouterr()

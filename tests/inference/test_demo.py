@@ -36,12 +36,13 @@ from transformers import (
 from hf_seg import cli
 from hf_seg.inference import demo as demo_module
 from hf_seg.inference import demo_app
-from hf_seg.inference.demo import DemoError, push_space, serve, stage_space
-from hf_seg.inference.predict import PredictError, load_segmenter, predict
+from hf_seg.inference.demo import push_space, serve, stage_space
+from hf_seg.inference.predict import predict
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
-from hf_seg.problem import HubError
+from hf_seg.problem import HubError, Refusal
 
 NAMES = {0: "cat", 1: "dog & <b>co</b>", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -261,12 +262,12 @@ def test_missing_gradio_is_named(folders, monkeypatch, no_server):
     find = demo_module.importlib.util.find_spec
     monkeypatch.setattr(demo_module.importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
     for start in (lambda: serve(folders), lambda: push_space(folders, "alice/demo")):
-        with pytest.raises(DemoError, match=r'pip install -e "\.\[demo\]"'):
+        with pytest.raises(Refusal, match=r'pip install -e "\.\[demo\]"'):
             start()
 
 
 def test_a_model_that_cannot_be_loaded_is_not_served(tmp_path, no_server):
-    with pytest.raises(PredictError, match="no semantic segmentation model"):
+    with pytest.raises(Refusal, match="no semantic segmentation model"):
         serve([tmp_path])
 
 
@@ -462,7 +463,7 @@ def test_code_of_others_does_not_get_into_a_space(folders, tmp_path, file, chang
     assert not list((tmp_path / "good").rglob("settings.py"))
     (folder / file).write_text(change((folder / file).read_text()))
     (tmp_path / "space").mkdir()
-    with pytest.raises(DemoError, match=f"run: its {file} (is not the one|names other code)"):
+    with pytest.raises(Refusal, match=f"run: its {file} (is not the one|names other code)"):
         stage_space([folder], tmp_path / "space")
 
 

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,14 +16,14 @@ from hf_seg.inference.export import (
     LOGITS_TOLERANCE,
     OPSET,
     DisagreementError,
-    ExportError,
     compare,
     export_onnx,
     generated_images,
 )
-from hf_seg.inference.predict import Unreadable, load_segmenter
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
+from hf_seg.problem import Problem, Refusal
 
 NAMES = {0: "cat", 1: "dog", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -243,17 +244,17 @@ def test_what_cannot_work_is_refused(quick, tmp_path, monkeypatch, capsys):
 def test_models_that_an_onnx_file_cannot_hold_are_refused(tmp_path, monkeypatch):
     save_model(tmp_path, "segformer")
     SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match="no one size for all images"):
+    with pytest.raises(Refusal, match="no one size for all images"):
         export_onnx(tmp_path, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
-    with pytest.raises(ExportError, match="above 2 GiB"):
+    with pytest.raises(Refusal, match="above 2 GiB"):
         export_onnx(tmp_path, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx*"))
 
 
 def test_a_file_that_onnxruntime_cannot_open_is_not_kept(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "write_onnx", lambda _, path: path.write_bytes(b"not ONNX"))
-    with pytest.raises(ExportError, match="onnxruntime cannot open the exported file"):
+    with pytest.raises(Refusal, match="onnxruntime cannot open the exported file"):
         export_onnx(quick, tmp_path / "out" / "model.onnx")
     assert not list((tmp_path / "out").iterdir())
 
@@ -263,8 +264,8 @@ def test_every_file_that_cannot_be_read_is_told(quick, tmp_path):
     for name in ("b.png", "c.png"):
         (tmp_path / name).write_bytes(b"not an image")
     comparison = export_onnx(quick, tmp_path / "model.onnx", images=[tmp_path])
-    assert comparison.images == 1 and [file.path.name for file in comparison.unreadable] == ["b.png", "c.png"]
-    assert all(isinstance(file, Unreadable) for file in comparison.unreadable)
+    assert comparison.images == 1 and [Path(file.place).name for file in comparison.unreadable] == ["b.png", "c.png"]
+    assert all(isinstance(file, Problem) for file in comparison.unreadable)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "photograph.jpg", "other.onnx", "link.onnx"])

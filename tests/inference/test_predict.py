@@ -14,18 +14,12 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipe
 from hf_seg import cli
 from hf_seg.data.stored_image import DEEP
 from hf_seg.inference import predict as predict_module
-from hf_seg.inference.predict import (
-    PredictError,
-    Segmenter,
-    Unreadable,
-    _starts,
-    expand_paths,
-    load_segmenter,
-    predict,
-)
+from hf_seg.inference.predict import _starts, expand_paths, predict
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.inference.write import palette_of, predict_to_folder
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
+from hf_seg.problem import Problem, Refusal
 
 NAMES = {0: "cat", 1: "dog", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -72,14 +66,14 @@ def photographs(tmp_path):
 
 
 def by_name(results):
-    return {result.path.name: result for result in results}
+    return {Path(result.place if isinstance(result, Problem) else result.path).name: result for result in results}
 
 
 def test_masks_are_those_of_the_image_processor(folder, photographs):
     segmenter = load_segmenter(folder, device="cpu")
     results = by_name(predict(segmenter, [photographs], batch_size=2))
     assert list(results) == ["a.jpg", "b.gif", "b.png", "d.jpg", "c.webp"]  # the order of the paths
-    assert isinstance(results["d.jpg"], Unreadable) and "truncated" in results["d.jpg"].reason
+    assert isinstance(results["d.jpg"], Problem) and "truncated" in results["d.jpg"].what
     occurring = set()
     for name in ("a.jpg", "b.gif", "b.png", "c.webp"):
         result = results[name]
@@ -203,7 +197,7 @@ def test_what_cannot_work_is_refused_at_once(folder, tmp_path, monkeypatch, mode
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     photograph().save("a.png")
-    with pytest.raises(PredictError, match=message):
+    with pytest.raises(Refusal, match=message):
         predict(folder if model == "MODEL" else model, paths, **options)
 
 
@@ -277,7 +271,7 @@ def test_no_file_of_the_user_is_overwritten(tmp_path, monkeypatch, capsys, paths
     Path("folders/a.png").mkdir(parents=True)
     before = contents(tmp_path)
     # a model that is not there: it is not even looked for
-    with pytest.raises(PredictError, match=message):
+    with pytest.raises(Refusal, match=message):
         predict_to_folder("no/such/model", paths, out)
     assert contents(tmp_path) == before
 
@@ -295,7 +289,7 @@ def test_results_are_replaced_unless_they_were_changed(segmenter, tmp_path):
 
     Image.open(out / "a.png").rotate(180).save(out / "a.png")  # a mask corrected by hand
     before = contents(out)
-    with pytest.raises(PredictError, match=r"a\.png; move them"):
+    with pytest.raises(Refusal, match=r"a\.png; move them"):
         predict_to_folder(segmenter, [root], out)
     assert contents(out) == before
 
@@ -348,8 +342,17 @@ def test_links_to_folders_are_followed_and_loops_named(tmp_path):
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     assert [path.name for path in expand_paths([tmp_path / "in"])] == ["in.png", "elsewhere.png"]
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    with pytest.raises(PredictError, match="in/link/back: is a link to a folder that holds it"):
+    with pytest.raises(Refusal, match="in/link/back: is a link to a folder that holds it"):
         expand_paths([tmp_path / "in"])
+
+
+def test_a_link_to_nothing_gets_a_line_and_no_mask(segmenter, tmp_path):
+    (tmp_path / "in").mkdir()
+    photograph().save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nothing")
+    (problem,) = predict_to_folder(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert problem.place == str(tmp_path / "in" / "gone.png") and "FileNotFoundError" in problem.what
+    assert [list(line)[1] for line in lines_of(tmp_path / "out")] == ["mask", "error"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +377,7 @@ def test_a_call_that_is_interrupted_leaves_the_lines_of_the_one_before(segmenter
 
     with monkeypatch.context() as patch:
         patch.setattr(Segmenter, "scores", fail)
-        expected = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else PredictError
+        expected = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else Refusal
         with pytest.raises(expected, match="" if expected is KeyboardInterrupt else "disk full|lower batch_size"):
             predict_to_folder(segmenter, [root], out, batch_size=1)
     assert (out / "predictions.jsonl").read_bytes() == before
@@ -420,8 +423,9 @@ def png_with_text(path):
 def test_what_training_refuses_gets_no_mask(segmenter, tmp_path, name, write, reason):
     write(tmp_path / name)
     (result,) = predict_to_folder(segmenter, [tmp_path / name], tmp_path / "out")
-    assert reason in result.reason
-    assert lines_of(tmp_path / "out") == [{"file": str(tmp_path / name), "error": result.reason}]
+    error = f"{result.what}. {result.remedy}"
+    assert reason in error and result.place == str(tmp_path / name)
+    assert lines_of(tmp_path / "out") == [{"file": result.place, "error": error}]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
 
 
@@ -456,11 +460,11 @@ def test_scores_that_are_no_numbers_are_no_mask(segmenter, tmp_path, monkeypatch
     monkeypatch.setattr(Segmenter, "_scores", lambda self, x: torch.full((len(x), 3, 16, 16), torch.nan))
     photograph().save(tmp_path / "a.png")
     (result,) = predict_to_folder(segmenter, [tmp_path / "a.png"], tmp_path / "out")
-    assert "not numbers (NaN)" in result.reason
+    assert "not numbers (NaN)" in result.what
 
 
 @pytest.mark.parametrize("palette", [PALETTE[:2], [[1, 2]] * 3, [[0, 0, 256]] * 3, [["a", "b", "c"]] * 3, 7, {"a": 1}])
 def test_a_palette_that_is_none_is_refused(palette):
     config = SimpleNamespace(palette=palette, id2label=NAMES)
-    with pytest.raises(PredictError, match="palette that does not give 3 classes a colour each"):
+    with pytest.raises(Refusal, match="palette that does not give 3 classes a colour each"):
         palette_of(Segmenter(model=SimpleNamespace(config=config), image_processor=None))

@@ -32,8 +32,10 @@ from transformers import (
 
 from hf_seg import cli
 from hf_seg.inference import segmenter
-from hf_seg.inference.predict import PredictError, load_segmenter, predict
+from hf_seg.inference.predict import predict
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models.build import build_image_processor
+from hf_seg.problem import Refusal
 
 NAMES = {0: "cat", 1: "dog", 2: "ground"}
 TINY_SEGFORMER = {
@@ -175,7 +177,7 @@ def test_a_bias_that_fused_attention_would_hide_is_missed(folder, tmp_path):
     gone = max(name for name in tensors if name.endswith(("encoder_attn.q_proj.bias", "cross_attn.in_proj_bias")))
     del tensors[gone]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PredictError, match="has no weights for "):
+    with pytest.raises(Refusal, match="has no weights for "):
         load_segmenter(copy, device="cpu")
 
 
@@ -203,7 +205,7 @@ def save_segformer(path, kind=SegformerForSemanticSegmentation):
 
 def test_an_encoder_is_no_segmentation_model(tmp_path):
     save_segformer(tmp_path, SegformerForImageClassification)
-    with pytest.raises(PredictError, match=r"no weights for decode_head\.\S+, .* so it is no trained semantic segm"):
+    with pytest.raises(Refusal, match=r"no weights for decode_head\.\S+, .* so it is no trained semantic segm"):
         load_segmenter(tmp_path)
 
 
@@ -215,7 +217,7 @@ def test_other_kinds_of_models_are_refused(tmp_path):
     DetrConfig().save_pretrained(tmp_path / "detr")
     for name in ("vit", "detr"):
         ViTImageProcessor().save_pretrained(tmp_path / name)
-        with pytest.raises(PredictError, match=f"{name}: no semantic segmentation model .* of type {name} is none"):
+        with pytest.raises(Refusal, match=f"{name}: no semantic segmentation model .* of type {name} is none"):
             load_segmenter(tmp_path / name)
 
 
@@ -223,7 +225,7 @@ def test_a_damaged_file_of_a_folder_is_refused(tmp_path):
     save_segformer(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(PredictError, match="no semantic segmentation model .* folder of a finished run"):
+    with pytest.raises(Refusal, match="no semantic segmentation model .* folder of a finished run"):
         load_segmenter(tmp_path)
 
 
@@ -234,7 +236,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         raise ImportError("\nMask2FormerLoss requires the scipy library:\n`pip install scipy`.")
 
     monkeypatch.setattr(segmenter.AutoModelForSemanticSegmentation, "from_pretrained", load)
-    with pytest.raises(PredictError, match="requires the scipy library: `pip install scipy`"):
+    with pytest.raises(Refusal, match="requires the scipy library: `pip install scipy`"):
         load_segmenter(tmp_path)
 
 
@@ -257,7 +259,7 @@ def test_a_damaged_download_is_refused(damage, tmp_path, monkeypatch):
     if damage == "none":
         assert load_segmenter("owner/name", device="cpu").class_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
     else:
-        with pytest.raises(PredictError, match=f"model.safetensors is damaged: .* Delete {blob} and try again"):
+        with pytest.raises(Refusal, match=f"model.safetensors is damaged: .* Delete {blob} and try again"):
             load_segmenter("owner/name", device="cpu")
 
 
@@ -367,7 +369,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch
     change, message = FAULTS[fault]
     change(folder)
     start = time.perf_counter()
-    with pytest.raises(PredictError, match=message):
+    with pytest.raises(Refusal, match=message):
         load_segmenter(folder, device="cpu")
     assert time.perf_counter() - start < 5  # minutes, where something is built of a hostile config.json
     assert not (folder / "ran").exists()
@@ -375,7 +377,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b"])
 def test_what_is_neither_a_folder_nor_a_hub_id(model):
-    with pytest.raises(PredictError, match="there is no such folder, and it is no Hub id such as"):
+    with pytest.raises(Refusal, match="there is no such folder, and it is no Hub id such as"):
         load_segmenter(model)
 
 
@@ -389,7 +391,7 @@ def test_a_device_that_is_not_there(whole, device, tmp_path, capsys):
 
 
 def test_a_precision_that_is_none(whole):
-    with pytest.raises(PredictError, match="dtype: 'float99' is none of float32, bfloat16, float16"):
+    with pytest.raises(Refusal, match="dtype: 'float99' is none of float32, bfloat16, float16"):
         load_segmenter(whole, dtype="float99")
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_seg.data.spec import DatasetSpec, build_label_table
-from hf_seg.inference.segmenter import PredictError, load_segmenter
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models.build import (
     WeightsError,
     build_image_processor,
@@ -17,6 +17,7 @@ from hf_seg.models.build import (
     encoder_of,
     locate_encoder_weights,
 )
+from hf_seg.problem import Refusal
 from hf_seg.recipe.keys import ModelRecipe
 from hf_seg.runs.record import load_results
 from hf_seg.scoring.loss import segmentation_loss
@@ -141,7 +142,7 @@ def test_a_tensor_that_is_missing_is_refused_unless_nothing_uses_it(saved, path)
         save_file(
             {n: t for n, t in tensors.items() if n != gone}, folder / "model.safetensors", metadata={"format": "pt"}
         )
-        with pytest.raises(PredictError, match=f"has no weights for {gone}, so it is no trained"):
+        with pytest.raises(Refusal, match=f"has no weights for {gone}, so it is no trained"):
             load_segmenter(folder, device="cpu")
 
 
