@@ -188,15 +188,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from hf_seg.compare import compare
-    from hf_seg.compare.report import as_markdown, build_sections, write_report
+    from hf_seg.compare.report import build_report, write_report
+    from hf_seg.problem import Refusal
 
     try:
         comparison = compare(arguments.run_dirs)
-    except RecipeError as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     if arguments.out is None:
-        say(as_markdown(build_sections(comparison), pictures=False), keep="\n")
+        say(build_report(comparison), keep="\n")
     else:
         write_report(comparison, arguments.out)
         say(arguments.out / "comparison.html")
