@@ -74,48 +74,31 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         `ModelCard`: metadata and text. Paths are reduced to their last part and tokens left out, so that nothing of
         the machine that the run was made on is published.
     """
-    record = without_private_parts({key: value for key, value in record.items() if value is not None})
-    record = _each_text(record, printable)
-    recipe, data, model = (record[key] for key in ("recipe", "data", "model"))
-    train, environment = record.get("train", {}), record.get("environment", {})
+    record = {"train": {}, "environment": {}} | {key: value for key, value in record.items() if value is not None}
+    record = _each_text(without_private_parts(record), printable)
+    recipe, train, init = record["recipe"], record["train"], record["model"]["init"]
     # where things lie on that machine, which a recipe can do without
     recipe["data"].pop("cache", None)
     recipe["data"]["root"] = None
-    terms = terms_of(model["init"], data)
+    terms = terms_of(init, record["data"])
     metadata = _metadata(record, repo_id, terms)
-    size = recipe["data"]["image_size"]
     full = json.dumps({key: value for key, value in recipe.items() if key != "name"}, indent=2)
     evaluations = [entry for entry in train.get("history", []) if "eval_loss" in entry]
-    text = PAGES.get_template("runs/card.md.jinja").render(
-        status=record["status"],
-        recipe=recipe,
-        training=recipe["training"],
-        data=data,
-        model=model,
-        train=train,
-        environment=environment,
-        splits={split: record[split] for split in ("test", "validation") if record.get(split)},
-        terms=terms,
-        metadata=Markdown(metadata.to_yaml()),
-        name=metadata.model_name,
-        source=repo_id or f"runs/{recipe['name']}",
-        file=f"{recipe['name']}.json",
-        full_recipe=Markdown(full.replace("<", "\\u003c")),  # which JSON reads the same, and nobody takes for HTML
-        task=TASK,
-        metrics=METRICS | {"loss": "loss (cross-entropy)"},
-        score=_score,
-        architecture=_architecture(record),
-        size=f"{size}×{size}",
-        positions="×".join(map(str, model["logits_size"])),
-        input=Markdown(f"RGB, resized to {size}×{size} pixels, {SCALED[recipe['data']['normalize']]}"),
-        origins=[*_origins(model["init"])],
-        stored_sizes=list(dict.fromkeys("×".join(map(str, size)) for size in data.get("stored_size", {}).values())),
-        best_epoch=next((e["epoch"] for e in evaluations if e.get("step") == train.get("best_step")), None),
-        versions=[
-            f"{name} {value}" for name, value in environment.items() if name not in ("hardware", "device", "cpu_count")
-        ],
-    )
-    return ModelCard(text)
+    values = {
+        "metadata": Markdown(metadata.to_yaml()),
+        "name": metadata.model_name,
+        "source": repo_id or f"runs/{recipe['name']}",
+        "splits": {split: record[split] for split in ("test", "validation") if record.get(split)},
+        "architecture": _architecture(record),
+        "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
+        "origins": [*_origins(init)],
+        "terms": terms,
+        "best_epoch": next((e["epoch"] for e in evaluations if e.get("step") == train.get("best_step")), None),
+        "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
+        "metrics": METRICS | {"loss": "loss (cross-entropy)"},
+        "score": _score,
+    }
+    return ModelCard(PAGES.get_template("runs/card.md.jinja").render(record | values))
 
 
 def _score(value: float | None, missing: str = "undefined") -> str:
@@ -185,6 +168,8 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
 
 def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCardData:
     data, size = record["data"], record["recipe"]["data"]["image_size"]
+    *others, first = _origins(record["model"]["init"])
+    seen = [data, *(each["encoder"]["run"]["data"] for each in others)]  # by the model and by its encoder
     scores = [
         EvalResult(
             task_type=TASK,
@@ -199,10 +184,10 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
         for key, name in METRICS.items()
         if (value := record.get("test", {}).get(key)) is not None and not math.isnan(value)
     ]
-    others = [each for each in terms if each.license == "other"]
+    special = [each for each in terms if each.license == "other"]
     licenses = [each.license for each in terms if each.license]
-    link = others[0].link if others else None
-    if len(others) > 1 and repo_id:  # the Hub shows one, and the card has them all
+    link = special[0].link if special else None
+    if len(special) > 1 and repo_id:  # the Hub shows one, and the card has them all
         link = f"https://huggingface.co/{repo_id}#licence-and-terms"
     return ModelCardData(
         library_name="transformers",
@@ -210,29 +195,16 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
         tags=["semantic-segmentation", record["model"]["arch"], "hf_seg"],
         # the Hub takes one: what it has no identifier for, or else what is not known, comes before what is permissive
         license=next((kind for kind in ("other", "unknown", *licenses) if kind in licenses), None),
-        license_name="-and-".join(each.name for each in others) or None,
+        license_name="-and-".join(each.name for each in special) or None,
         license_link=link,
-        datasets=_datasets(record["model"]["init"], data) or None,
-        base_model=_base_model(record["model"]["init"]),
+        # generated data is in no catalogue
+        datasets=list(dict.fromkeys(_identifier(each) for each in seen if each.get("homepage"))) or None,
+        base_model=first["encoder"]["source"] if first["encoder"].get("from_hub") else None,
         metrics=["mean_iou"] if scores else None,
         model_name=repo_id.rpartition("/")[2] if repo_id else record["recipe"]["name"],
         eval_results=scores or None,
     )
 
 
-def _datasets(init: dict, data: dict) -> list[str]:
-    """Identifiers of the model's data set and of those that its encoder saw; generated data is in no catalogue."""
-    run = init["encoder"].get("run")
-    mine = [_identifier(data)] if data.get("homepage") else []
-    return list(dict.fromkeys([*mine, *(_datasets(run["init"], run["data"]) if run else [])]))
-
-
 def _identifier(data: dict) -> str:
     return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-") or data["name"]
-
-
-def _base_model(init: dict) -> str | None:
-    encoder = init["encoder"]
-    if encoder.get("run"):
-        return _base_model(encoder["run"]["init"])
-    return encoder["source"] if encoder.get("from_hub") else None

@@ -27,10 +27,19 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
             f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: "
             "resize the predictions to the size of the reference masks first"
         )
-    in_8_bits = num_labels <= 256 and 0 <= ignore_index < 256
-    if not (in_8_bits and _fit_in_8_bits(references) and _fit_in_8_bits(predictions)):
-        return _confusion_of_wide_ids(predictions, references, num_labels, ignore_index)
-    pairs = _count_pairs(predictions.reshape(-1), references.reshape(-1))
+    if not (num_labels <= 256 and 0 <= ignore_index < 256 and _fit_in_8_bits(references, predictions)):
+        keep = references != ignore_index
+        for name, ids in (("references", references[keep]), ("predictions", predictions[keep])):
+            if len(ids):
+                _check_range(name, *torch.aminmax(ids), num_labels, ignore_index)
+        maps = (values.reshape(1, 1, -1) for values in (predictions, references))
+        return confusion_per_image(*maps, num_labels, ignore_index)[0].long()
+    pairs = torch.zeros(256 * 256, dtype=torch.int64, device=references.device)
+    chunks = zip(predictions.reshape(-1).split(CHUNK), references.reshape(-1).split(CHUNK), strict=True)
+    for predicted, true in chunks:
+        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory to go through
+        pairs += torch.bincount(ids, minlength=256 * 256)
+    pairs = pairs.reshape(256, 256)
     pairs[ignore_index] = 0
     # the ids are checked on 65,536 counts instead of on all pixels
     for name, counts in (("references", pairs.sum(dim=1)), ("predictions", pairs.sum(dim=0))):
@@ -57,32 +66,9 @@ def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int
     return torch.bincount(pairs, minlength=batch * size).reshape(batch, num_labels, num_labels).int()
 
 
-def _fit_in_8_bits(ids: Tensor) -> bool:
-    if ids.dtype == torch.uint8 or ids.numel() == 0:
-        return True
-    low, high = torch.aminmax(ids)
-    return bool((low >= 0) & (high < 256))
-
-
-def _count_pairs(predictions: Tensor, references: Tensor) -> Tensor:
-    """Count the pairs of ids in [0, 255], whatever they mean: `(256, 256)`, a row per reference."""
-    pairs = torch.zeros(256 * 256, dtype=torch.int64, device=references.device)
-    for predicted, true in zip(predictions.split(CHUNK), references.split(CHUNK), strict=True):
-        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory to go through
-        pairs += torch.bincount(ids, minlength=256 * 256)
-    return pairs.reshape(256, 256)
-
-
-def _confusion_of_wide_ids(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> Tensor:
-    """The same for ids of any width, and for those under ignored pixels that no class has."""
-    keep = references != ignore_index
-    true, predicted = references[keep].long(), predictions[keep].long()
-    if true.numel() == 0:
-        return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=references.device)
-    for name, ids in (("references", true), ("predictions", predicted)):
-        _check_range(name, *torch.aminmax(ids), num_labels, ignore_index)
-    pairs = torch.bincount(true * num_labels + predicted, minlength=num_labels**2)
-    return pairs.reshape(num_labels, num_labels)
+def _fit_in_8_bits(*maps: Tensor) -> bool:
+    wide = [torch.aminmax(ids) for ids in maps if ids.dtype != torch.uint8 and ids.numel()]
+    return all(low >= 0 and high < 256 for low, high in wide)
 
 
 def _check_range(name: str, low: Tensor, high: Tensor, num_labels: int, ignore_index: int) -> None:

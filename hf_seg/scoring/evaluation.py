@@ -21,7 +21,6 @@ class Evaluation:
 
     Args:
         class_names (`Sequence[str]`): in the order of the ids.
-        ignore_index (`int`): reference value of the pixels that do not count.
         thorough (`bool`): as for a test set: with ROC curves, boundary IoU, and a confusion matrix for each image.
         second_opinion ([`SecondOpinion`], *optional*): gets the same masks.
     """

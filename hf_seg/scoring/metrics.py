@@ -17,11 +17,7 @@ class SegMetric(evaluate.Metric):
 
     Per class, intersection and union are summed over all pixels of all images whose reference is not `ignore_index`;
     IoU = intersection / union, accuracy = intersection / reference area, and the means leave out classes that are
-    absent (0 / 0, `nan`). Only a C×C int64 matrix is kept, on the device of the tensors that come in.
-
-    Args:
-        num_labels (`int`): number of classes C.
-        ignore_index (`int`, *optional*, defaults to 255): reference value of the pixels that do not count.
+    absent (0 / 0, `nan`). Only a matrix `(num_labels, num_labels)` is kept, on the device of the tensors that come in.
 
     Source: the definition in `evaluate-metric/mean_iou`; Everingham et al., "The Pascal Visual Object Classes
     Challenge", IJCV 2010 (IoU summed over the set).
@@ -56,25 +52,24 @@ class SegMetric(evaluate.Metric):
         Raises:
             ValueError: when shapes or lengths differ, or an id is out of range.
         """
-        if not isinstance(predictions, (Tensor, np.ndarray)) or not isinstance(references, (Tensor, np.ndarray)):
+        if isinstance(predictions, (Tensor, np.ndarray)) and isinstance(references, (Tensor, np.ndarray)):
+            maps = torch.as_tensor(predictions), torch.as_tensor(references)
+            counts = confusion_matrix(*maps, self.num_labels, self.ignore_index)
+            self.confusion = self.confusion.to(counts.device) + counts
+        else:
             for prediction, reference in zip(predictions, references, strict=True):
                 self.add(prediction=prediction, reference=reference)
-            return
-        counts = confusion_matrix(
-            torch.as_tensor(predictions), torch.as_tensor(references), self.num_labels, self.ignore_index
-        )
-        self.confusion = self.confusion.to(counts.device) + counts
 
     def add(self, *, prediction, reference) -> None:
         """Count one pair of `(height, width)` id maps; see [`~SegMetric.add_batch`]."""
         prediction, reference = (
-            values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values).astype(np.int64))
+            values if isinstance(values, Tensor) else np.asarray(values).astype(np.int64)
             for values in (prediction, reference)
         )
         self.add_batch(predictions=prediction, references=reference)
 
     def compute(self, *, predictions=None, references=None) -> dict[str, float | np.ndarray]:
-        """Score all that was added (and `predictions`, `references` if given), then start afresh.
+        """The scores of all that was added (and of `predictions` and `references`, if given); then start again.
 
         Returns:
             `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy` (floats in [0, 1]), `per_category_iou` and
@@ -93,18 +88,15 @@ class SecondOpinion:
     It is for the record: where it cannot be had or fails, the record says why, and the run it was to check goes on.
 
     Args:
-        num_labels (`int`), ignore_index (`int`): as for [`SegMetric`].
         script (`str`, *optional*): path of a local copy of `mean_iou`, a file that ends in .py: it is run. Without it
             there is no second opinion; none is fetched.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
-        self.num_labels, self.ignore_index, self.failure = num_labels, ignore_index, None
-        if script is None:
-            self.failure = "not asked for"
-            return
+        self.classes = {"num_labels": num_labels, "ignore_index": ignore_index}
+        self.failure = "not asked for" if script is None else None
         try:
-            self.metric = evaluate.load(script)
+            self.metric = evaluate.load(script) if script else None
         except Exception as error:  # of the script itself
             self.failure = f"mean_iou could not be loaded ({type(error).__name__})"
 
@@ -127,12 +119,8 @@ class SecondOpinion:
         """
         if self.failure is None:
             try:
-                theirs = self.metric.compute(num_labels=self.num_labels, ignore_index=self.ignore_index)
-                pairs = [(np.asarray(scores[key], float), np.asarray(theirs[key], float)) for key in scores]
-                if any((np.isnan(a) != np.isnan(b)).any() for a, b in pairs):
-                    difference = float("inf")
-                else:
-                    difference = max(float(np.nan_to_num(np.abs(a - b)).max()) for a, b in pairs)
+                theirs = {key: np.asarray(value, float) for key, value in self.metric.compute(**self.classes).items()}
+                difference = max(_difference(np.asarray(scores[key]), theirs[key]) for key in scores)
                 return {
                     "available": True,
                     "mean_iou": float(theirs["mean_iou"]),
@@ -141,3 +129,9 @@ class SecondOpinion:
             except Exception as error:
                 self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
         return {"available": False, "reason": self.failure}
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest one; infinite where only one of the two has no value."""
+    neither = np.isnan(ours) & np.isnan(theirs)
+    return float(np.nan_to_num(np.where(neither, 0, np.abs(ours - theirs)), nan=np.inf).max())

@@ -30,8 +30,8 @@ def score_native(
         predict (`Callable`): `pixel_values` `(batch, 3, image_size, image_size)` to logits `(batch, C, h, w)`, which
             are enlarged bilinearly to the mask's size, as `post_process_semantic_segmentation` does.
         split (`Dataset`): pairs as stored, of which the masks are read.
-        prepared (`torch.utils.data.Dataset`): the same pairs in the same order, prepared by `transform`.
-        transform ([`SegTransform`]): without augmentation.
+        prepared (`torch.utils.data.Dataset`): the same pairs in the same order, prepared by `transform`, which does
+            not augment.
         sizes (`Sequence[int]`): sides, in pixels, to find ceilings for.
 
     Returns:
