@@ -146,20 +146,15 @@ def load_run(folder: Path) -> Run:
         Refusal: when there is none, a score is missing, or a file is damaged.
     """
     results = load_results(folder)
-    test = results["test"]
-    scores = {f"test.{key}": test[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    scores |= {
-        "test.boundary_iou.mean": test["boundary_iou"]["mean"],
-        "test.native.mean_iou": test["native"]["mean_iou"],
-        "validation.mean_iou": results["validation"]["mean_iou"],
-    }
-    for key in [key for key, score in scores.items() if score is None]:
-        what, remedy = f"{key} is null, so there is nothing to compare", "leave this run out"
-        raise Refusal(folder / RESULTS, what, remedy, code="run-score")
+    scores = ["mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou.mean", "native.mean_iou"]
+    for key in [*(f"test.{score}" for score in scores), "validation.mean_iou"]:
+        if look_up(results, key.split(".")) is None:
+            what, remedy = f"{key} is null, so there is nothing to compare", "leave this run out"
+            raise Refusal(folder / RESULTS, what, remedy, code="run-score")
     files = (load_arrays(folder / name, len(results["data"]["class_names"])) for name in (PER_IMAGE, SAMPLES, ROC))
     kept, samples, roc = files
     per_image = None if kept is None else kept["confusion"]
-    if per_image is not None and per_image.sum(axis=0).tolist() != test["confusion_matrix"]:
+    if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
         what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
         raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
     return Run(folder, results, per_image, samples, roc)

@@ -1,8 +1,8 @@
 """The pictures of a comparison: curves, accuracy against cost, confusion matrices, the same images for all."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
 
 import numpy as np
@@ -11,16 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from hf_seg.compare import Arm
-from hf_seg.runs.figure import (
-    COLOURS,
-    FAINT,
-    WIDTH,
-    colour_masks,
-    draw_columns,
-    line_look,
-    open_figure,
-    shorten,
-)
+from hf_seg.runs.figure import COLOURS, FAINT, WIDTH, colour_masks, draw_columns, line_look, open_figure, shorten
 from hf_seg.runs.plots import draw_confusion
 
 COLUMNS = 3  # confusion matrices in a row
@@ -45,9 +36,7 @@ def point_look(index: int) -> dict:
 
 
 @contextmanager
-def open_figure_of_arms(
-    arms: Sequence[Arm], path: str | os.PathLike, height: float, look=line_look
-) -> Iterator[Figure]:
+def open_figure_of_arms(arms: Sequence[Arm], path: Path, height: float, look=line_look) -> Iterator[Figure]:
     """A figure with a legend of the arms, of two columns, below it."""
     with open_figure(path, height + LEGEND_LINE * -(-len(arms) // 2), layout="constrained") as figure:
         yield figure
@@ -73,7 +62,7 @@ def use_log_scale(axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+def plot_learning(arms: Sequence[Arm], path: Path) -> None:
     """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds."""
     with open_figure_of_arms(arms, path, height=3.4) as figure:
         left, right = figure.subplots(1, 2)
@@ -89,7 +78,7 @@ def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
         right.set(title="Mean IoU on validation", ylabel="mIoU")
 
 
-def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     """Draw test mIoU over multiply-adds an image and, where all ran on the same hardware, over images a second.
 
     A point an arm; bars are standard deviations over seeds.
@@ -112,13 +101,11 @@ def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
         panels[0].set(title="Accuracy against cost", ylabel="test mIoU")
 
 
-def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
+def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
     """Draw the ROC curves of each class against the rest: a panel a class, a line an arm, its first run's.
 
     Args:
         arms (`Sequence[Arm]`): their first runs have `roc`.
-        class_names (`Sequence[str]`): in the order of the ids.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     curves = [arm.runs[0].roc for arm in arms]
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
@@ -141,7 +128,7 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
                 axes.tick_params(labelbottom=True)
 
 
-def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
+def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
     """Draw the arms' test confusion matrices, seeds added up, each row as shares of its true class."""
     rows, count = -(-len(arms) // COLUMNS), len(class_names)
     names = [shorten(name, 14) for name in class_names]
@@ -160,12 +147,11 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str |
         figure.colorbar(picture, ax=[*grid[: len(arms)]], format=PercentFormatter(xmax=1), aspect=35, shrink=0.8)
 
 
-def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
     """Draw some test images, their true masks, and the masks that the first run of each arm predicts, up to six.
 
     Args:
         arms (`Sequence[Arm]`): their first runs have `samples`, of the same images.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     arms = arms[:MOST_ARMS]
     shown = arms[0].runs[0].samples

@@ -9,13 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, verdict
-from hf_seg.compare.plots import (
-    plot_confusions,
-    plot_cost,
-    plot_learning,
-    plot_roc_side_by_side,
-    plot_same_images,
-)
+from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
 from hf_seg.runs.page import PAGES
 
 
@@ -25,7 +19,6 @@ def build_report(
     """The report of a comparison.
 
     Args:
-        comparison ([`Comparison`]): what [`compare`] has found.
         pictures (`Mapping[str, str]`, *optional*): names of those that [`write_report`] draws → their addresses.
         template (`str`): `"comparison.html.jinja"` for HTML instead of Markdown.
     """
@@ -56,12 +49,7 @@ def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it.
-
-    Args:
-        comparison ([`Comparison`]): what [`compare`] has found.
-        folder (`Path`): is made when it does not exist.
-    """
+    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it."""
     folder.mkdir(parents=True, exist_ok=True)
     arms = comparison.arms
     class_names = arms[0].runs[0].results["data"]["class_names"]

@@ -1,11 +1,12 @@
 """The four pictures of a run: curves, confusion matrix, ROC and predicted masks.
 
-Every function takes plain numbers and writes one PNG, 1200 pixels wide. Figures are built without pyplot: no display
-is needed, the caller's backend and rcParams stay as they are, and a figure is freed as soon as it is saved.
+Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write, 1200
+pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they are,
+and a figure is freed as soon as it is saved.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,13 +34,12 @@ from hf_seg.scoring.confusion import confusion_per_image, mean_iou
 TRAIN, VALIDATION = COLOURS[:2]
 
 
-def plot_curves(history: Sequence[Mapping], path: str | os.PathLike) -> None:
+def plot_curves(history: Sequence[Mapping], path: Path) -> None:
     """Draw the losses, and the validation mIoU with its best epoch marked, over the epochs.
 
     Args:
         history (`list[dict]`): `Trainer.state.log_history`. Entries with `epoch` and `loss` are training; those with
             `eval_loss` and `eval_mean_iou` are validation. All others (`test_*`, the closing summary) are left out.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     train, validation, scores = (_series(history, key) for key in ("loss", "eval_loss", "eval_mean_iou"))
     measured = scores[np.isfinite(scores[:, 1])]
@@ -84,14 +84,12 @@ def _series(history: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array(rows, dtype=float).reshape(-1, 2)
 
 
-def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix, each row as shares of its true class.
 
     Args:
         matrix (`np.ndarray` of shape `(classes, classes)`, integers): pixel counts; rows are the truth, columns the
             prediction. A row of zeros, a class that the truth does not hold, is hatched.
-        class_names (`Sequence[str]`): one name a class, in the order of the ids.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     count = len(matrix)
     few = count <= 8  # room for a decimal; otherwise whole per cent, and nothing where that would be 0
@@ -122,10 +120,9 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
 
 
 def draw_confusion(axes: Axes, matrix: np.ndarray, form: str | None, size: float) -> AxesImage:
-    """Draw a matrix as [`plot_confusion`] does, its numbers (if any) in a format and a size, without names.
+    """Draw a matrix as [`plot_confusion`] does, without names, its numbers (if any) in a format and a size.
 
-    Returns:
-        `AxesImage`: what a colour bar is made of.
+    Returns what a colour bar is made of.
     """
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
@@ -146,13 +143,12 @@ def draw_confusion(axes: Axes, matrix: np.ndarray, form: str | None, size: float
     return picture
 
 
-def plot_roc(roc: Mapping[str, Mapping], path: str | os.PathLike) -> None:
+def plot_roc(roc: Mapping[str, Mapping], path: Path) -> None:
     """Draw one ROC curve a class (the class against all others), named in the order of the area under it.
 
     Args:
         roc (`dict[str, dict]`): class name to `fpr` and `tpr`, lists of one length in [0, 1], and `auc` in [0, 1].
             A class whose `auc` is None or NaN (no positive or no negative pixel) is listed as absent.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     absent = [name for name, entry in roc.items() if entry["auc"] is None or np.isnan(entry["auc"])]
     curves = [
@@ -199,7 +195,7 @@ def plot_samples(
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     ignore_index: int,
-    path: str | os.PathLike,
+    path: Path,
 ) -> None:
     """Draw images beside their true and their predicted masks, one row an image. Arrays may be tensors.
 
@@ -207,10 +203,8 @@ def plot_samples(
         images (`np.ndarray` of shape `(samples, 3, height, width)`, floats): RGB in [0, 1].
         labels (`np.ndarray` of shape `(samples, height, width)`, integers): class ids, or `ignore_index` (striped).
         predictions (`np.ndarray` of shape `(samples, height, width)`, integers): class ids.
-        class_names (`Sequence[str]`): one name a class, in the order of the ids.
         palette (`Sequence[tuple[int, int, int]]`): one RGB colour in 0..255 a class.
         ignore_index (`int`): the label that marks a pixel without truth; it does not count in the row's mIoU.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     labels, predictions, colours = np.asarray(labels), np.asarray(predictions), np.array(palette)
     confusion = confusion_per_image(
