@@ -1,0 +1,59 @@
+import os
+import stat
+
+import pytest
+
+from hf_seg.files import PARTIAL, write_whole
+
+
+def test_a_file_is_written_whole_and_its_folder_is_made(tmp_path):
+    file = tmp_path / "new" / "folder" / "a.txt"
+    for text in ("first", "second"):
+        with write_whole(file) as partial:
+            partial.write_text(text)
+            assert partial.parent == file.parent and PARTIAL.fullmatch(partial.name)
+            assert not file.exists() or file.read_text() == "first"
+        assert file.read_text() == text and list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_error_the_older_file_is_as_it_was(tmp_path, error):
+    file = tmp_path / "a.txt"
+    file.write_text("older")
+    with pytest.raises(error), write_whole(file) as partial:
+        partial.write_text("half of")
+        raise error
+    assert file.read_text() == "older" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), write_whole(tmp_path / "a.txt"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    file = tmp_path / "a.txt"
+    with write_whole(file) as one, write_whole(file) as other:
+        one.write_text("outer")
+        other.write_text("inner")
+    assert file.read_text() == "outer" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_is_replaced(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "link").symlink_to("theirs")
+    with write_whole(tmp_path / "link") as partial:
+        partial.write_text("ours")
+    assert (tmp_path / "theirs").read_text() == "theirs" and not (tmp_path / "link").is_symlink()
+
+
+def test_names_of_any_length_and_permissions_of_a_new_file(tmp_path):
+    file = tmp_path / ("x" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    before = os.umask(0o027)
+    try:
+        with write_whole(file) as partial:
+            partial.write_text("")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
