@@ -164,11 +164,11 @@ def doctor(rest: list[str], **options: bool) -> int:
 )
 def compare(run_dirs: list[Path], out: Path | None) -> int:
     from hf_seg.compare import compare
-    from hf_seg.compare.report import as_markdown, build_sections, write_report
+    from hf_seg.compare.report import build_report, write_report
 
     comparison = compare(run_dirs)
     if out is None:
-        say(as_markdown(build_sections(comparison), pictures=False), keep="\n")
+        say(build_report(comparison), keep="\n")
     else:
         write_report(comparison, out)
         say(out / "comparison.html")

@@ -1,6 +1,6 @@
 """Text from outside (names of files and classes, answers of servers), made safe for the place where it is shown.
 
-One function a medium: [`printable`] for terminals and logs, [`markdown`], [`hypertext`]; and [`redact`] for what is
+One function a medium: [`printable`] for terminals and logs, [`markdown`] for pages; and [`redact`] for what is
 published. Standard library only.
 """
 
@@ -53,20 +53,15 @@ def prepare_output() -> None:
     )
 
 
-def hypertext(text: str) -> str:
-    """Text for HTML, between tags or in an attribute."""
-    return html.escape(printable(text))
-
-
 class Markdown(str):
     """Text that is Markdown already: of [`markdown`], [`code`] and [`link`]."""
 
 
-def markdown(text: str) -> Markdown:
-    """Text for one line of Markdown, in a table too; what is [`Markdown`] already stays as it is."""
+def markdown(text: object) -> Markdown:
+    """A text or number for one line of Markdown, in a table too; what is [`Markdown`] already stays as it is."""
     if isinstance(text, Markdown):
         return text
-    text = html.escape(printable(text).strip(), quote=False)
+    text = html.escape(printable(str(text)).strip(), quote=False)
     text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     return Markdown(re.sub(r"^(\d*)([-+#=]|(?<=\d)[.)])(?=[-+#=\s]|$)", r"\1\\\2", text))  # no list, no heading
 
@@ -83,9 +78,9 @@ def link(text: str, url: str) -> Markdown:
     return Markdown(f"[{markdown(text)}]({address(url)})")
 
 
-def address(url: str) -> str:
+def address(url: str) -> Markdown:
     """A URL without characters that could end it."""
-    return quote(url, safe=":/?#@!$&*+,;=%", errors="backslashreplace")
+    return Markdown(quote(url, safe=":/?#@!$&*+,;=%", errors="backslashreplace"))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> Markdown:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.runs.record import (
     PER_IMAGE,
     RESULTS,
@@ -23,21 +24,24 @@ from hf_seg.runs.record import (
     load_arrays,
     load_results,
 )
+from hf_seg.scoring.confusion import mean_iou
 
 RESAMPLES = 2000
 LEVEL = 0.95
 CHUNK = 50  # resamples at a time: a matrix for each of them is held
 
 
+def look_up(results: dict[str, Any], keys: Sequence[str]) -> Any:
+    """What stands under `keys`, one inside the other; None where the last one is missing."""
+    return reduce(lambda part, key: part.get(key), keys, results)
+
+
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run: its folder, its `results.json`, and the arrays beside it, None where a file is gone.
 
     Args:
-        folder (`Path`): where it is.
-        results (`dict`): its `results.json`.
-        per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images; None
-            where the file is gone.
+        per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images.
         samples (`dict[str, np.ndarray]`, *optional*): bytes of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`.
@@ -52,10 +56,6 @@ class Run:
     roc: dict[str, np.ndarray] | None
 
     @property
-    def name(self) -> str:
-        return self.results["recipe"]["name"]
-
-    @property
     def recipe(self) -> dict[str, Any]:
         return {section: keys for section, keys in self.results["recipe"].items() if section != "name"}
 
@@ -66,12 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs of one recipe, which differ in their seeds only; what is compared.
-
-    Args:
-        name (`str`): of the recipe.
-        runs (`tuple[Run, ...]`): by seed.
-    """
+    """What is compared: the runs of the recipe `name`, which differ in their seeds only, by seed."""
 
     name: str
     runs: tuple[Run, ...]
@@ -82,13 +77,17 @@ class Arm:
         results = [run.results for run in self.runs]
         return sorted({f"{each['environment']['hardware']}, {each['train']['precision']}" for each in results})
 
-    def mean(self, value) -> float:
-        """The mean over seeds of what a function takes from `results.json`."""
-        return statistics.fmean(value(run.results) for run in self.runs)
+    def values(self, *keys: str) -> list[Any]:
+        """What each run's `results.json` has there, see [`look_up`]."""
+        return [look_up(run.results, keys) for run in self.runs]
 
-    def deviation(self, value) -> float | None:
-        """The sample standard deviation over seeds; None of a single one."""
-        return statistics.stdev(value(run.results) for run in self.runs) if len(self.runs) > 1 else None
+    def mean(self, *keys: str) -> float:
+        """The mean of [`~Arm.values`]."""
+        return statistics.fmean(self.values(*keys))
+
+    def deviation(self, *keys: str) -> float | None:
+        """The sample standard deviation of [`~Arm.values`]; None of a single one."""
+        return statistics.stdev(self.values(*keys)) if len(self.runs) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ class Difference:
     """How much higher the test mIoU of `first` is than that of `second`.
 
     Args:
-        first ([`Arm`]), second ([`Arm`]): what is compared.
         mean (`float`): of the difference, over seeds, in [-1, 1].
         interval (`tuple[float, float]`, *optional*): 95 % confidence interval of it over test images.
         by_class (`dict[str, float]`): of the IoU of each class that both have.
@@ -111,11 +109,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of their test mIoU, the best one first.
+    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them.
 
     Args:
-        arms (`tuple[Arm, ...]`): what was compared.
-        differences (`tuple[Difference, ...]`): of all pairs of them.
         protocol (`dict[str, list]`): the keys of data and training in which the arms were not trained alike, such as
             "training.learning_rate", with the value of each arm.
     """
@@ -125,23 +121,15 @@ class Comparison:
     protocol: dict[str, list[Any]]
 
 
-def mean_iou(results: dict[str, Any]) -> float:
-    """A run's test mIoU."""
-    return results["test"]["mean_iou"]
-
-
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare finished runs.
-
-    Args:
-        folders (`Sequence[Path]`): of runs, at least two. Runs whose recipes differ in the seed only are one arm.
+    """Compare finished runs, at least two. Runs whose recipes differ in the seed only are one arm.
 
     Raises:
-        RecipeError: when a folder holds no finished run, or the runs were not tested on the same images and classes.
+        Refusal: when a folder holds no finished run, or the runs were not tested on the same images and classes.
     """
     runs = [load_run(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)
-    arms = sorted(group(runs), key=lambda arm: -arm.mean(mean_iou))
+    arms = sorted(group(runs), key=lambda arm: -arm.mean("test", "mean_iou"))
     known = {arm.name: [run.per_image for run in arm.runs] for arm in arms}
     known = {name: matrices for name, matrices in known.items() if all(each is not None for each in matrices)}
     resampled = dict(zip(known, bootstrap([*known.values()]), strict=True))
@@ -155,46 +143,41 @@ def load_run(folder: Path) -> Run:
     """Read a finished run.
 
     Raises:
-        RecipeError: when there is none.
+        Refusal: when there is none, a score is missing, or a file is damaged.
     """
     results = load_results(folder)
-    test = results["test"]
-    scores = {f"test.{key}": test[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    scores |= {
-        "test.boundary_iou.mean": test["boundary_iou"]["mean"],
-        "test.native.mean_iou": test["native"]["mean_iou"],
-        "validation.mean_iou": results["validation"]["mean_iou"],
-    }
-    for key in [key for key, score in scores.items() if score is None]:
-        raise RecipeError(f"{folder / RESULTS}: {key} is null, so there is nothing to compare; leave this run out")
+    scores = ["mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou.mean", "native.mean_iou"]
+    for key in [*(f"test.{score}" for score in scores), "validation.mean_iou"]:
+        if look_up(results, key.split(".")) is None:
+            what, remedy = f"{key} is null, so there is nothing to compare", "leave this run out"
+            raise Refusal(folder / RESULTS, what, remedy, code="run-score")
     files = (load_arrays(folder / name, len(results["data"]["class_names"])) for name in (PER_IMAGE, SAMPLES, ROC))
     kept, samples, roc = files
     per_image = None if kept is None else kept["confusion"]
     if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
-        raise RecipeError(f"{folder / PER_IMAGE}: is not of the run in {folder / RESULTS}; train the run again")
+        what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
+        raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
     return Run(folder, results, per_image, samples, roc)
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs whose scores do not stand on the same test pixels.
-
-    Raises:
-        RecipeError: naming the first pair that differs, and in what.
-    """
+    """Refuse runs whose scores do not stand on the same test pixels: the first that differs from the first run."""
     if len(runs) < 2:
-        raise RecipeError("compare: name at least two runs")
+        raise Refusal("compare", "name at least two runs", code="too-few-runs")
     for run in runs[1:]:
-        for what, value in (
-            ("data, by fingerprint", lambda r: r["data"]["fingerprint"]),
-            ("number of test images", lambda r: r["data"]["counts"]["test"]),
-            ("classes", lambda r: r["data"]["class_names"]),
-            ("data.image_size", lambda r: r["recipe"]["data"]["image_size"]),
-        ):
-            ours, theirs = value(runs[0].results), value(run.results)
+        for what, keys in {
+            "data, by fingerprint": ("data", "fingerprint"),
+            "number of test images": ("data", "counts", "test"),
+            "classes": ("data", "class_names"),
+            "data.image_size": ("recipe", "data", "image_size"),
+        }.items():
+            ours, theirs = look_up(runs[0].results, keys), look_up(run.results, keys)
             if ours != theirs:
-                raise RecipeError(
-                    f"{run.folder}: was tested on another {what} ({theirs}) than {runs[0].folder} ({ours}), so their "
-                    "scores cannot be compared"
+                raise Refusal(
+                    run.folder,
+                    f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours}), so their scores cannot "
+                    "be compared",
+                    code="not-comparable",
                 )
 
 
@@ -202,36 +185,38 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
-        name = re.sub(r"-seed\d+$", "", run.name)
+        name = re.sub(r"-seed\d+$", "", run.results["recipe"]["name"])
         first = arms.setdefault(name, [run])[0]
         if run is first:
             continue
         changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
         if changed or run.seed in {other.seed for other in arms[name]}:
             why = "; ".join(changed) or f"both have the seed {run.seed}"
-            raise RecipeError(f"{run.folder} and {first.folder}: are two runs named {name}, but not two seeds ({why})")
+            what = f"are two runs named {name}, but not two seeds ({why})"
+            raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
         arms[name].append(run)
     return [Arm(name, tuple(sorted(members, key=lambda run: run.seed))) for name, members in arms.items()]
 
 
 def difference(first: Arm, second: Arm, resampled: Mapping[str, np.ndarray]) -> Difference:
     """The difference of two arms' test scores, with an interval where [`bootstrap`] has scores of both, by name."""
-
-    def by_class(arm: Arm, name: str) -> list[float | None]:
-        return [run.results["test"]["per_category_iou"].get(name) for run in arm.runs]
-
-    classes, interval = {}, None
+    by_class, interval = {}, None
     for name in first.runs[0].results["data"]["class_names"]:
-        ours, theirs = by_class(first, name), by_class(second, name)
-        if None not in ours and None not in theirs:
-            classes[name] = statistics.fmean(ours) - statistics.fmean(theirs)
+        keys = ("test", "per_category_iou", name)
+        if None not in first.values(*keys) + second.values(*keys):
+            by_class[name] = first.mean(*keys) - second.mean(*keys)
     if first.name in resampled and second.name in resampled:
         interval = percentile_interval(resampled[first.name] - resampled[second.name])
-    return Difference(first, second, first.mean(mean_iou) - second.mean(mean_iou), interval, classes)
+    mean = first.mean("test", "mean_iou") - second.mean("test", "mean_iou")
+    return Difference(first, second, mean, interval, by_class)
 
 
 def bootstrap(
-    arms: Sequence[Sequence[np.ndarray]], *, statistic=None, resamples: int = RESAMPLES, seed: int = 0
+    arms: Sequence[Sequence[np.ndarray]],
+    *,
+    statistic: Callable[[np.ndarray], np.ndarray] = mean_iou,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> np.ndarray:
     """Scores under resampled test images: what the paired percentile bootstrap takes the differences of.
 
@@ -242,9 +227,7 @@ def bootstrap(
     Args:
         arms (`Sequence[Sequence[np.ndarray]]`): of each arm's runs the confusion matrices, integers of shape
             `(images, C, C)`, of the same images in the same order.
-        statistic (`Callable`, *optional*): maps matrices `(resamples, C, C)` to a score each; the mIoU by default.
-        resamples (`int`): how many are drawn.
-        seed (`int`): of the drawing.
+        statistic (`Callable`): maps matrices `(resamples, C, C)` to a score each.
 
     Returns:
         `np.ndarray` of shape `(arms, resamples)`: each arm's score, the mean over its runs.
@@ -260,7 +243,6 @@ def bootstrap(
     if not shapes:
         return np.empty((0, resamples))
     [(images, *_)] = shapes
-    statistic = statistic or mean_iou_of
     random = np.random.default_rng(seed)
     arms = [[matrices.astype(np.float64) for matrices in runs] for runs in arms]
     scores = []
@@ -279,15 +261,6 @@ def percentile_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[
     return float(low), float(high)
 
 
-def mean_iou_of(matrices: np.ndarray) -> np.ndarray:
-    """The mIoU of each of `(n, C, C)` confusion matrices, classes that are absent from one left out of its mean."""
-    intersection = np.diagonal(matrices, axis1=1, axis2=2)
-    union = matrices.sum(axis=1) + matrices.sum(axis=2) - intersection
-    present = union > 0
-    iou = np.divide(intersection, union, out=np.zeros(union.shape), where=present)
-    return iou.sum(axis=1) / present.sum(axis=1)
-
-
 def verdict(difference: Difference) -> str:
     """One sentence on what a difference shows, and what it does not."""
     first, second = difference.first, difference.second
@@ -303,8 +276,8 @@ def verdict(difference: Difference) -> str:
         said = f"{first.name} and {second.name} cannot be told apart on these test images: {points} ({interval})"
     else:
         said = f"{first.name} scores {points} above {second.name} on these test images ({interval})"
-    seeds = [[mean_iou(run.results) for run in arm.runs] for arm in (first, second)]
-    if min(map(len, seeds)) < 2:
+    ours, theirs = (arm.values("test", "mean_iou") for arm in (first, second))
+    if min(len(ours), len(theirs)) < 2:
         return f"{said}; with a single seed on a side, whether training again would say the same is not known."
-    overlap = min(seeds[0]) <= max(seeds[1])
+    overlap = min(ours) <= max(theirs)
     return f"{said}; the scores of their seeds {'overlap' if overlap else 'do not overlap'}."

@@ -1,25 +1,23 @@
 """The pictures of a comparison: curves, accuracy against cost, confusion matrices, the same images for all."""
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from hf_seg.compare import Arm, mean_iou
-from hf_seg.runs.figure import FAINT, INK, WIDTH, open_figure, shorten
-from hf_seg.runs.plots import COLOURS, DASHES
+from hf_seg.compare import Arm
+from hf_seg.runs.figure import COLOURS, FAINT, WIDTH, colour_masks, draw_columns, line_look, open_figure, shorten
+from hf_seg.runs.plots import draw_confusion
 
 COLUMNS = 3  # confusion matrices in a row
 MOST_ARMS = 6  # beside an image and its truth
 MARKERS = "o^s"  # one for each of the dashes
 LEGEND_LINE = 0.19  # inches
-
-
-def looks(index: int) -> dict:
-    """Colour and dashes of an arm, the same in all pictures."""
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:
@@ -31,9 +29,20 @@ def labels(arms: Sequence[Arm]) -> list[str]:
     return [shorten("-".join(own[shared:]), 44) for own in words]
 
 
-def legend_height(arms: Sequence[Arm]) -> float:
-    """Inches that a legend of two columns takes."""
-    return LEGEND_LINE * -(-len(arms) // 2)
+def point_look(index: int) -> dict:
+    """Colour and marker of an arm that is a point."""
+    marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+    return {"color": line_look(index)["color"], "marker": marker, "linestyle": "none"}
+
+
+@contextmanager
+def open_figure_of_arms(arms: Sequence[Arm], path: Path, height: float, look=line_look) -> Iterator[Figure]:
+    """A figure with a legend of the arms, of two columns, below it."""
+    with open_figure(path, height + LEGEND_LINE * -(-len(arms) // 2), layout="constrained") as figure:
+        yield figure
+        # matplotlib leaves out the labels that begin with "_" where it has to find the handles itself
+        handles = [Line2D([], [], **look(index)) for index in range(len(arms))]
+        figure.legend(handles, labels(arms), loc="outside lower left", ncols=2)
 
 
 def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, float]]:
@@ -53,87 +62,62 @@ def use_log_scale(axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def plot_learning(arms: Sequence[Arm], path: str | os.PathLike) -> None:
-    """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds.
-
-    Args:
-        arms (`Sequence[Arm]`): what is compared.
-        path (`str` or `os.PathLike`): the PNG to write.
-    """
-    with open_figure(path, height=3.4 + legend_height(arms), layout="constrained") as figure:
+def plot_learning(arms: Sequence[Arm], path: Path) -> None:
+    """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds."""
+    with open_figure_of_arms(arms, path, height=3.4) as figure:
         left, right = figure.subplots(1, 2)
-        for index, (arm, label) in enumerate(zip(arms, labels(arms), strict=True)):
-            for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
-                if points := [*mean_and_range(arm, key)]:
-                    epochs, means, least, greatest = zip(*points, strict=True)
-                    axes.plot(epochs, means, linewidth=1.4, label=label if axes is left else None, **looks(index))
-                    axes.fill_between(epochs, least, greatest, color=looks(index)["color"], alpha=0.2, linewidth=0)
+        for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
+            for index, arm in enumerate(arms):
+                epochs, means, least, greatest = np.reshape([*mean_and_range(arm, key)], (-1, 4)).T
+                axes.plot(epochs, means, linewidth=1.4, **line_look(index))
+                axes.fill_between(epochs, least, greatest, color=line_look(index)["color"], alpha=0.2, linewidth=0)
+            axes.set(xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(title="Training loss", ylabel="loss")
         left.set_ylim(bottom=0)
         right.set(title="Mean IoU on validation", ylabel="mIoU")
-        for axes in (left, right):
-            axes.set(xlabel="epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside lower left", ncols=2)
 
 
-def plot_cost(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     """Draw test mIoU over multiply-adds an image and, where all ran on the same hardware, over images a second.
 
     A point an arm; bars are standard deviations over seeds.
-
-    Args:
-        arms (`Sequence[Arm]`): what is compared.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
-    costs = [("multiply-adds an image, × 10⁹", lambda r: r["model"]["multiply_adds"] / 1e9)]
+    costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1:
-        costs.append(("images a second in training", lambda r: r["train"]["images_per_second"]))
-    with open_figure(path, height=3.4 + legend_height(arms), layout="constrained") as figure:
+        costs["images a second in training"] = (1, "train", "images_per_second")
+    with open_figure_of_arms(arms, path, height=3.4, look=point_look) as figure:
         panels = figure.subplots(1, len(costs), sharey=True, squeeze=False).ravel()
-        for axes, (name, cost) in zip(panels, costs, strict=True):
-            for index, (arm, label) in enumerate(zip(arms, labels(arms), strict=True)):
-                axes.errorbar(
-                    arm.mean(cost),
-                    arm.mean(mean_iou),
-                    yerr=arm.deviation(mean_iou),
-                    marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
-                    capsize=3,
-                    color=looks(index)["color"],
-                    linestyle="none",
-                    label=label if axes is panels[0] else None,
-                )
-            values = [arm.mean(cost) for arm in arms]
+        for axes, (name, (unit, *keys)) in zip(panels, costs.items(), strict=True):
+            values = [arm.mean(*keys) / unit for arm in arms]
+            for index, (arm, value) in enumerate(zip(arms, values, strict=True)):
+                score, deviation = arm.mean("test", "mean_iou"), arm.deviation("test", "mean_iou")
+                axes.errorbar(value, score, yerr=deviation, capsize=3, **point_look(index))
             if max(values) > 4 * min(values):
                 use_log_scale(axes)
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.set(xlabel=name)
             axes.margins(0.15)
         panels[0].set(title="Accuracy against cost", ylabel="test mIoU")
-        figure.legend(loc="outside lower left", ncols=2)
 
 
-def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
+def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
     """Draw the ROC curves of each class against the rest: a panel a class, a line an arm, its first run's.
 
     Args:
         arms (`Sequence[Arm]`): their first runs have `roc`.
-        class_names (`Sequence[str]`): in the order of the ids.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     curves = [arm.runs[0].roc for arm in arms]
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
     rows = -(-len(shown) // columns)
-    height = 0.5 + rows * WIDTH / columns + legend_height(arms)
-    with open_figure(path, height, layout="constrained") as figure:
+    with open_figure_of_arms(arms, path, height=0.5 + rows * WIDTH / columns) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
         for number, (axes, index) in enumerate(zip(grid, shown, strict=False)):
-            for arm_number, (label, curve) in enumerate(zip(labels(arms), curves, strict=True)):
-                label = label if number == 0 else None
-                axes.plot(curve["fpr"][index], curve["tpr"][index], linewidth=1.2, label=label, **looks(arm_number))
+            for arm_number, curve in enumerate(curves):
+                axes.plot(curve["fpr"][index], curve["tpr"][index], linewidth=1.2, **line_look(arm_number))
             use_log_scale(axes)
             axes.set(xlim=(1e-3, 1), ylim=(0, 1.01))  # what matters is in the first per cent
             axes.set_title(shorten(class_names[index], 18), fontsize=8)
@@ -142,73 +126,46 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
             if number + columns >= len(shown):
                 axes.set_xlabel("false positive rate", fontsize=8)
                 axes.tick_params(labelbottom=True)
-        figure.legend(loc="outside lower left", ncols=2)
 
 
-def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: str | os.PathLike) -> None:
-    """Draw the arms' test confusion matrices, seeds added up, each row as shares of its true class.
-
-    Args:
-        arms (`Sequence[Arm]`): what is compared.
-        class_names (`Sequence[str]`): in the order of the ids.
-        path (`str` or `os.PathLike`): the PNG to write.
-    """
+def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
+    """Draw the arms' test confusion matrices, seeds added up, each row as shares of its true class."""
     rows, count = -(-len(arms) // COLUMNS), len(class_names)
     names = [shorten(name, 14) for name in class_names]
+    size = 8 if count <= 5 else 5
     with open_figure(path, height=0.4 + 2.9 * rows) as figure:
         grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
         for axes in grid[len(arms) :]:
             axes.set_visible(False)
         for number, (axes, arm, label) in enumerate(zip(grid, arms, labels(arms), strict=False)):
-            matrix = np.sum([run.results["test"]["confusion_matrix"] for run in arm.runs], axis=0)
-            totals = matrix.sum(axis=1, keepdims=True)
-            shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
-            picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-            if count <= 5:
-                for (row, column), share in np.ndenumerate(shares):
-                    if not np.isnan(share):
-                        ink = "white" if share > 0.6 else INK
-                        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=ink)
-            size = 8 if count <= 5 else 5
+            matrix = np.sum(arm.values("test", "confusion_matrix"), axis=0)
+            picture = draw_confusion(axes, matrix, ".0f" if count <= 5 else None, size)
             axes.set_xticks(range(count), names, rotation=90, fontsize=size)
             axes.set_yticks(range(count), names if number % COLUMNS == 0 else [""] * count, fontsize=size)
-            axes.grid(visible=False)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
             axes.set_title(fill(label, 30), fontsize=8)
         grid[0].set_ylabel("true class", color=FAINT)
         figure.colorbar(picture, ax=[*grid[: len(arms)]], format=PercentFormatter(xmax=1), aspect=35, shrink=0.8)
 
 
-def plot_same_images(arms: Sequence[Arm], path: str | os.PathLike) -> None:
+def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
     """Draw some test images, their true masks, and the masks that the first run of each arm predicts, up to six.
 
     Args:
         arms (`Sequence[Arm]`): their first runs have `samples`, of the same images.
-        path (`str` or `os.PathLike`): the PNG to write.
     """
     arms = arms[:MOST_ARMS]
     shown = arms[0].runs[0].samples
-    palette = np.append(shown["palette"], [(128, 128, 128)], axis=0)  # grey: ignored
-
-    def colour(masks: np.ndarray) -> np.ndarray:
-        return palette[np.minimum(masks, len(palette) - 1)]
-
+    truth, palette = shown["labels"], shown["palette"]
+    ignored = truth >= len(palette)
     columns = {
         "image": np.moveaxis(shown["pixel_values"], 1, -1),
-        "truth (grey: ignored)" if shown["labels"].max() >= len(palette) - 1 else "truth": colour(shown["labels"]),
-        **{
-            fill(label, 15): colour(arm.runs[0].samples["predictions"])
-            for arm, label in zip(arms, labels(arms), strict=True)
-        },
+        "truth (striped: ignored)" if ignored.any() else "truth": colour_masks(truth, palette, ignored),
     }
-    count = len(shown["labels"])
-    height, width = shown["labels"].shape[1:]
-    with open_figure(path, height=0.7 + count * (WIDTH / len(columns)) * height / width) as figure:
-        grid = figure.subplots(count, len(columns), squeeze=False)
-        for column, (title, pictures) in enumerate(columns.items()):
-            for axes, picture in zip(grid[:, column], pictures, strict=True):
-                axes.imshow(picture, interpolation="nearest")
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-            grid[0, column].set_title(title, fontsize=7)
+    for arm, label in zip(arms, labels(arms), strict=True):
+        predicted = arm.runs[0].samples["predictions"]
+        columns[fill(label, 15)] = colour_masks(predicted, palette, predicted >= len(palette))
+    count, height, width = truth.shape
+    row_height = (WIDTH / len(columns) - 0.16) * height / width + 0.12
+    title_height = 0.2 + 0.12 * max(title.count("\n") + 1 for title in columns)
+    with open_figure(path, height=title_height + count * row_height) as figure:
+        draw_columns(figure, columns, fontsize=7)

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hf_seg.data.classes import Classes
 from hf_seg.data.columns import ClassMask, UprightImage
 from hf_seg.data.pairs import StoredPair
 from hf_seg.data.spec import IGNORE_INDEX
-from hf_seg.runs.figure import FAINT, MAX_LEGEND_CLASSES, WIDTH, open_figure, shorten
+from hf_seg.runs.figure import WIDTH, class_legend, open_figure, shorten
 
 COLUMNS = 4
 SIDE = 400  # pixels of the longer side of a picture
@@ -43,21 +42,11 @@ def plot_preview(
         blended = PIL.Image.blend(image, PIL.Image.fromarray(colours[labels]), 0.5)
         pictures.append(PIL.ImageOps.pad(blended, (SIDE, SIDE), color="white"))
 
-    count = len(classes.names)
-    shown = np.sort(np.argsort(-areas[:count], kind="stable")[: min(MAX_LEGEND_CLASSES, (areas[:count] > 0).sum())])
-    handles = [Patch(facecolor=colours[index] / 255, edgecolor=FAINT, linewidth=0.5) for index in shown]
-    names = [shorten(classes.names[index]) for index in shown]
-    if areas[IGNORE_INDEX]:
-        handles.append(Patch(facecolor="black"))
-        names.append("ignored")
-    if more := np.count_nonzero(areas[:count]) - len(shown):
-        handles.append(Line2D([], [], linestyle="none"))
-        names.append(f"and {more} more")
-
+    ignored = Patch(facecolor="black") if areas[IGNORE_INDEX] else None
+    legend = class_legend(areas[: len(classes.names)], classes.names, colours, ignored)
     columns = min(COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
-    legend_columns = min(len(handles), 5)
-    height = rows * (WIDTH / columns + 0.2) + 0.2 * -(-len(handles) // legend_columns) + 0.3
+    height = rows * (WIDTH / columns + 0.2) + 0.2 * -(-len(legend["handles"]) // legend["ncols"]) + 0.3
     with open_figure(path, height=height) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
@@ -67,5 +56,4 @@ def plot_preview(
             axes.set_title(
                 shorten(os.path.basename(pair.image_name).removesuffix(", image")), fontsize=7, fontweight="normal"
             )
-        legend = {"ncols": legend_columns, "handlelength": 1.2, "handleheight": 1.2}
-        figure.legend(handles, names, loc="outside lower center", **legend)
+        figure.legend(**legend)

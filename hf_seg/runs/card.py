@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_seg.runs.card_sections import METRICS, TASK, write_sections, write_summary
-from hf_seg.text import address, code, markdown, printable, redact
+from hf_seg.runs.page import PAGES
+from hf_seg.text import Markdown, code, markdown, printable, redact
+
+TASK = "image-segmentation"
+METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+# The keys of SegformerConfig whose defaults make a SegFormer a B0.
+SEGFORMER_SIZES = {"num_encoder_blocks", "depths", "hidden_sizes", "num_attention_heads", "decoder_hidden_size"}
+SCALED = {
+    "none": "scaled to [0, 1]",
+    "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
+    "inception": "scaled to [-1, 1]",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +30,13 @@ class Terms:
     """What binds the users of a model because of one thing that it was made from.
 
     Args:
-        subject (`str`): that thing, in Markdown.
+        subject ([`Markdown`]): that thing.
         text (`str`): the terms in a sentence or two.
         license (`str`, *optional*): the Hub's identifier, `"other"` or `"unknown"`; None when nobody has a say.
         name (`str`, *optional*), link (`str`, *optional*): with `"other"`, what the Hub shows in its place.
     """
 
-    subject: str
+    subject: Markdown
     text: str
     license: str | None = None
     name: str | None = None
@@ -63,18 +74,51 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         `ModelCard`: metadata and text. Paths are reduced to their last part and tokens left out, so that nothing of
         the machine that the run was made on is published.
     """
-    record = without_private_parts({key: value for key, value in record.items() if value is not None})
-    record = _each_text(record, printable)
+    record = {"train": {}, "environment": {}} | {key: value for key, value in record.items() if value is not None}
+    record = _each_text(without_private_parts(record), printable)
+    recipe, train, init = record["recipe"], record["train"], record["model"]["init"]
     # where things lie on that machine, which a recipe can do without
-    record["recipe"]["data"].pop("cache", None)
-    record["recipe"]["data"]["root"] = None
-    terms = terms_of(record["model"]["init"], record["data"])
+    recipe["data"].pop("cache", None)
+    recipe["data"]["root"] = None
+    terms = terms_of(init, record["data"])
     metadata = _metadata(record, repo_id, terms)
-    sections = write_sections(record, repo_id or f"runs/{record['recipe']['name']}", _terms_text(terms))
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {markdown(metadata.model_name)}\n\n{write_summary(record)}\n\n{body}\n"
-    )
+    full = json.dumps({key: value for key, value in recipe.items() if key != "name"}, indent=2)
+    evaluations = [entry for entry in train.get("history", []) if "eval_loss" in entry]
+    values = {
+        "metadata": Markdown(metadata.to_yaml()),
+        "name": metadata.model_name,
+        "source": repo_id or f"runs/{recipe['name']}",
+        "splits": {split: record[split] for split in ("test", "validation") if record.get(split)},
+        "architecture": _architecture(record),
+        "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
+        "origins": [*_origins(init)],
+        "terms": terms,
+        "best_epoch": next((e["epoch"] for e in evaluations if e.get("step") == train.get("best_step")), None),
+        "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
+        "metrics": METRICS | {"loss": "loss (cross-entropy)"},
+        "score": _score,
+    }
+    return ModelCard(PAGES.get_template("runs/card.md.jinja").render(record | values))
+
+
+def _score(value: float | None, missing: str = "undefined") -> str:
+    return missing if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _architecture(record: dict) -> str:
+    model = record["recipe"]["model"]
+    if model["arch"] == "fcn":
+        return f"FCN with a {model['encoder'] or 'resnet50'} encoder"
+    if model["arch"] == "auto":
+        return f"{record['model']['class'].removesuffix('ForSemanticSegmentation')} model"
+    return "SegFormer" if SEGFORMER_SIZES & model["config"].keys() else "SegFormer-B0"
+
+
+def _origins(init: dict) -> Iterator[dict]:
+    """Where initial weights came from, and if that is another run, where that run's came from, and so on."""
+    yield init
+    if run := init["encoder"].get("run"):
+        yield from _origins(run["init"])
 
 
 def without_private_parts(value: Any) -> Any:
@@ -104,7 +148,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
     if encoder.get("run"):
         found = terms_of(encoder["run"]["init"], encoder["run"]["data"])
     elif encoder["sha256"]:
-        subject = f"Initial weights of the encoder ({code(encoder['source'])})"
+        subject = Markdown(f"Initial weights of the encoder ({code(encoder['source'])})")
         known = [terms for prefix, terms in WEIGHTS.items() if encoder["source"].startswith(prefix)]
         if known:
             found = [Terms(subject=subject, **known[0])]
@@ -113,7 +157,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
             found = [Terms(subject=subject, text=text, license="unknown")]
     terms, name = data.get("terms"), data.get("license_name")
     own = Terms(
-        subject=f"Data ({markdown(data.get('title', data['name']))})",
+        subject=Markdown(f"Data ({markdown(data.get('title', data['name']))})"),
         text=terms or "hf_seg does not know its terms, which bind the model too: look them up where it comes from.",
         license="other" if name else None if terms else "unknown",
         name=name,
@@ -122,18 +166,10 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
     return found if own in found else [*found, own]
 
 
-def _terms_text(terms: list[Terms]) -> str:
-    lines = [
-        f"- {each.subject}: {markdown(each.text)}" + (f" <{address(each.link)}>" if each.link else "")
-        for each in terms
-    ]
-    if not any(each.license for each in terms):
-        lines.append("- Nobody else's weights or data are in the model: whoever publishes it chooses its licence.")
-    return "\n".join(lines)
-
-
 def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCardData:
     data, size = record["data"], record["recipe"]["data"]["image_size"]
+    *others, first = _origins(record["model"]["init"])
+    seen = [data, *(each["encoder"]["run"]["data"] for each in others)]  # by the model and by its encoder
     scores = [
         EvalResult(
             task_type=TASK,
@@ -148,10 +184,10 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
         for key, name in METRICS.items()
         if (value := record.get("test", {}).get(key)) is not None and not math.isnan(value)
     ]
-    others = [each for each in terms if each.license == "other"]
+    special = [each for each in terms if each.license == "other"]
     licenses = [each.license for each in terms if each.license]
-    link = others[0].link if others else None
-    if len(others) > 1 and repo_id:  # the Hub shows one, and the card has them all
+    link = special[0].link if special else None
+    if len(special) > 1 and repo_id:  # the Hub shows one, and the card has them all
         link = f"https://huggingface.co/{repo_id}#licence-and-terms"
     return ModelCardData(
         library_name="transformers",
@@ -159,29 +195,16 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
         tags=["semantic-segmentation", record["model"]["arch"], "hf_seg"],
         # the Hub takes one: what it has no identifier for, or else what is not known, comes before what is permissive
         license=next((kind for kind in ("other", "unknown", *licenses) if kind in licenses), None),
-        license_name="-and-".join(each.name for each in others) or None,
+        license_name="-and-".join(each.name for each in special) or None,
         license_link=link,
-        datasets=_datasets(record["model"]["init"], data) or None,
-        base_model=_base_model(record["model"]["init"]),
+        # generated data is in no catalogue
+        datasets=list(dict.fromkeys(_identifier(each) for each in seen if each.get("homepage"))) or None,
+        base_model=first["encoder"]["source"] if first["encoder"].get("from_hub") else None,
         metrics=["mean_iou"] if scores else None,
         model_name=repo_id.rpartition("/")[2] if repo_id else record["recipe"]["name"],
         eval_results=scores or None,
     )
 
 
-def _datasets(init: dict, data: dict) -> list[str]:
-    """Identifiers of the model's data set and of those that its encoder saw; generated data is in no catalogue."""
-    run = init["encoder"].get("run")
-    mine = [_identifier(data)] if data.get("homepage") else []
-    return list(dict.fromkeys([*mine, *(_datasets(run["init"], run["data"]) if run else [])]))
-
-
 def _identifier(data: dict) -> str:
     return re.sub(r"[^a-z0-9]+", "-", data["title"].lower()).strip("-") or data["name"]
-
-
-def _base_model(init: dict) -> str | None:
-    encoder = init["encoder"]
-    if encoder.get("run"):
-        return _base_model(encoder["run"]["init"])
-    return encoder["source"] if encoder.get("from_hub") else None

@@ -1,20 +1,30 @@
-"""The look of every picture: an empty figure in the common style, saved in one step."""
+"""The look of every picture: an empty figure in the common style, saved in one step; lines, legends, masks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from hf_seg.text import printable
 
 DPI = 150
 WIDTH = 8.0  # inches; with DPI: 1200 pixels
 INK, FAINT = "#222222", "#777777"
+# Okabe and Ito's colours that are dark enough for a line on white: they stay apart for the colour-blind.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# A line takes a new dash pattern once the colours are used up: 35 lines can be told apart.
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1.5, 1, 1.5)))
 MAX_LEGEND_CLASSES = 19
+# Ignored pixels are striped, because some palettes have a class in every plain grey and in black.
+IGNORED_STRIPES = ((48, 48, 48), (120, 120, 120))
 
 STYLE = {
     "figure.facecolor": "white",
@@ -62,3 +72,53 @@ def shorten(name: str, length: int = 24) -> str:
     """Cut the middle out of a long name: what tells two names apart is mostly at their ends."""
     name = printable(name)  # a font has no sign for what is not printable
     return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """Colour and dashes of a class or an arm by its number, so that it looks the same in all pictures."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
+
+
+def class_legend(
+    areas: np.ndarray, class_names: Sequence[str], palette: np.ndarray, ignored: Patch | None
+) -> dict[str, Any]:
+    """Arguments of `legend` for the classes of some masks.
+
+    They name the handles: matplotlib leaves out the labels that begin with `_` where it has to find them itself.
+
+    Args:
+        areas (`np.ndarray` of shape `(C,)`): pixels of each class; the 19 largest are listed.
+        palette (`np.ndarray` of shape `(C, 3)`): RGB in 0..255.
+        ignored (`Patch`, *optional*): how ignored pixels are drawn, if there are any.
+    """
+    shown = np.sort(np.argsort(-areas, kind="stable")[: min(MAX_LEGEND_CLASSES, np.count_nonzero(areas))])
+    handles = [Patch(facecolor=palette[index] / 255, edgecolor=FAINT, linewidth=0.5) for index in shown]
+    labels = [shorten(class_names[index]) for index in shown]
+    if ignored is not None:
+        handles.append(ignored)
+        labels.append("ignored")
+    if more := np.count_nonzero(areas) - len(shown):
+        handles.append(Line2D([], [], linestyle="none"))
+        labels.append(f"and {more} more")
+    look = {"loc": "outside lower center", "handlelength": 1.2, "handleheight": 1.2}
+    return {"handles": handles, "labels": labels, "ncols": min(len(handles), 5), **look}
+
+
+def colour_masks(masks: np.ndarray, palette: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Masks `(n, height, width)` in the colours of their classes; diagonal stripes where `ignored` holds."""
+    height, width = masks.shape[1:]
+    thickness = max(1, height // 32)  # about sixteen stripes of each grey, whatever the size
+    stripes = np.array(IGNORED_STRIPES)[np.add.outer(np.arange(height), np.arange(width)) // thickness % 2]
+    return np.where(ignored[..., None], stripes, palette[np.where(ignored, 0, masks)])
+
+
+def draw_columns(figure: Figure, columns: Mapping[str, np.ndarray], **title: Any) -> np.ndarray:
+    """Draw pictures `(n, height, width, 3)` under their titles. Returns the axes, of shape `(n, columns)`."""
+    grid = figure.subplots(len(next(iter(columns.values()))), len(columns), squeeze=False)
+    for column, (name, pictures) in zip(grid.T, columns.items(), strict=True):
+        column[0].set_title(name, **title)
+        for axes, picture in zip(column, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    return grid

@@ -19,15 +19,11 @@ def boundary_counts(
     """Count, for each class, the boundary pixels that prediction and truth share, and those that either has.
 
     The boundary of a class are its pixels from which another class, an ignored pixel or the image's edge is at most
-    `distance` pixels away (in the larger of the two directions).
+    `distance` pixels away (in the larger of the two directions), at least one.
 
     Args:
         predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
-        references (the same shape): class ids in `[0, num_labels)`, or `ignore_index`; what is ignored here is taken
-            out of the prediction, too.
-        num_labels (`int`): number of classes C.
-        ignore_index (`int`): reference value of the pixels that do not count.
-        distance (`int`): in pixels, at least 1.
+        references (the same shape): class ids, or `ignore_index`: taken out of the prediction, too.
 
     Returns:
         `torch.LongTensor` of shape `(C, 2)`: intersection and union, in pixels.

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
+from hf_seg.scoring.confusion import confusion_per_image
 from hf_seg.scoring.loss import upsample
-from hf_seg.scoring.metrics import SecondOpinion, SegMetric, confusion_per_image
+from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 from hf_seg.scoring.roc import roc_from_histograms, score_histograms
 
 
@@ -20,7 +21,6 @@ class Evaluation:
 
     Args:
         class_names (`Sequence[str]`): in the order of the ids.
-        ignore_index (`int`): reference value of the pixels that do not count.
         thorough (`bool`): as for a test set: with ROC curves, boundary IoU, and a confusion matrix for each image.
         second_opinion ([`SecondOpinion`], *optional*): gets the same masks.
     """

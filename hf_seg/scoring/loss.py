@@ -21,15 +21,13 @@ def segmentation_loss(
 ) -> Tensor:
     """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
 
-    Both models are trained on this one function. A mean of the means of micro-batches or ranks would weight a pixel by
-    how many ignored pixels happen to lie in its micro-batch; dividing the sum by the count over all of them does not,
-    so the loss and its gradient do not depend on accumulation steps or on the number of ranks.
+    A mean of the means of micro-batches or ranks would weight a pixel by how many ignored pixels happen to lie in its
+    micro-batch. This one does not, so loss and gradient do not depend on accumulation steps or the number of ranks.
 
     Args:
         outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`.
         labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
-        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; counted in `labels` if
-            not given.
+        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; by default of `labels`.
 
     Returns:
         `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.

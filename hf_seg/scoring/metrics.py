@@ -1,4 +1,4 @@
-"""Streaming scores: a confusion matrix that speaks `evaluate`'s `mean_iou`."""
+"""Streaming scores that speak `evaluate`'s `mean_iou`, and that metric itself as a check."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,95 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Pixels that are counted at a time: their pairs, 4 bytes each, stay in a core's cache, and memory stays flat.
-CHUNK = 2**18
-
-
-def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
-    """Count the pixels of each (true class, predicted class) pair.
-
-    Args:
-        predictions (`torch.Tensor`, integer, any shape): predicted class ids in `[0, num_labels)`.
-        references (`torch.Tensor`, integer, same shape): true class ids in `[0, num_labels)`, or `ignore_index`.
-        num_labels (`int`): number of classes C.
-        ignore_index (`int`): pixels with this *reference* are left out, whatever was predicted there.
-
-    Returns:
-        `torch.LongTensor` of shape `(C, C)` on the device of `references`; rows are true classes, columns predicted.
-
-    Raises:
-        ValueError: when the shapes differ, or an id lies outside `[0, num_labels)`.
-    """
-    if predictions.shape != references.shape:
-        raise ValueError(
-            f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: "
-            "resize the predictions to the size of the reference masks first"
-        )
-    in_8_bits = num_labels <= 256 and 0 <= ignore_index < 256
-    if not (in_8_bits and _fit_in_8_bits(references) and _fit_in_8_bits(predictions)):
-        return _confusion_of_wide_ids(predictions, references, num_labels, ignore_index)
-    pairs = _count_pairs(predictions.reshape(-1), references.reshape(-1))
-    pairs[ignore_index] = 0
-    # the ids are checked on 65,536 counts instead of on all pixels
-    for name, counts in (("references", pairs.sum(dim=1)), ("predictions", pairs.sum(dim=0))):
-        found = counts.nonzero()
-        if len(found):
-            _check_range(name, found[0], found[-1], num_labels, ignore_index)
-    return pairs[:num_labels, :num_labels].clone()
-
-
-def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
-    """[`confusion_matrix`] of each image of a batch.
-
-    Args:
-        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
-        references (the same shape): class ids in `[0, num_labels)`, or `ignore_index`.
-        num_labels (`int`), ignore_index (`int`): as there.
-
-    Returns:
-        `torch.IntTensor` of shape `(batch, C, C)`.
-    """
-    batch, size = len(references), num_labels**2
-    image = torch.arange(batch, device=references.device)[:, None, None]
-    keep = references != ignore_index
-    pairs = (image * size + references.long() * num_labels + predictions.long())[keep]
-    return torch.bincount(pairs, minlength=batch * size).reshape(batch, num_labels, num_labels).int()
-
-
-def _fit_in_8_bits(ids: Tensor) -> bool:
-    if ids.dtype == torch.uint8 or ids.numel() == 0:
-        return True
-    low, high = torch.aminmax(ids)
-    return bool((low >= 0) & (high < 256))
-
-
-def _count_pairs(predictions: Tensor, references: Tensor) -> Tensor:
-    """Count the pairs of ids in [0, 255], whatever they mean: `(256, 256)`, a row per reference."""
-    pairs = torch.zeros(256 * 256, dtype=torch.int64, device=references.device)
-    for predicted, true in zip(predictions.split(CHUNK), references.split(CHUNK), strict=True):
-        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory to go through
-        pairs += torch.bincount(ids, minlength=256 * 256)
-    return pairs.reshape(256, 256)
-
-
-def _confusion_of_wide_ids(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> Tensor:
-    """The same for ids of any width, and for those under ignored pixels that no class has."""
-    keep = references != ignore_index
-    true, predicted = references[keep].long(), predictions[keep].long()
-    if true.numel() == 0:
-        return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=references.device)
-    for name, ids in (("references", true), ("predictions", predicted)):
-        _check_range(name, *torch.aminmax(ids), num_labels, ignore_index)
-    pairs = torch.bincount(true * num_labels + predicted, minlength=num_labels**2)
-    return pairs.reshape(num_labels, num_labels)
-
-
-def _check_range(name: str, low: Tensor, high: Tensor, num_labels: int, ignore_index: int) -> None:
-    if low < 0 or high >= num_labels:
-        raise ValueError(
-            f"{name} hold ids from {int(low)} to {int(high)}, but there are {num_labels} classes (0 to "
-            f"{num_labels - 1}; {ignore_index} is ignored in references): map the mask values to class ids first"
-        )
+from hf_seg.scoring.confusion import confusion_matrix, scores_from_confusion
 
 
 class SegMetric(evaluate.Metric):
@@ -105,11 +17,7 @@ class SegMetric(evaluate.Metric):
 
     Per class, intersection and union are summed over all pixels of all images whose reference is not `ignore_index`;
     IoU = intersection / union, accuracy = intersection / reference area, and the means leave out classes that are
-    absent (0 / 0, `nan`). Only a C×C int64 matrix is kept, on the device of the tensors that come in.
-
-    Args:
-        num_labels (`int`): number of classes C.
-        ignore_index (`int`, *optional*, defaults to 255): reference value of the pixels that do not count.
+    absent (0 / 0, `nan`). Only a matrix `(num_labels, num_labels)` is kept, on the device of the tensors that come in.
 
     Source: the definition in `evaluate-metric/mean_iou`; Everingham et al., "The Pascal Visual Object Classes
     Challenge", IJCV 2010 (IoU summed over the set).
@@ -144,25 +52,24 @@ class SegMetric(evaluate.Metric):
         Raises:
             ValueError: when shapes or lengths differ, or an id is out of range.
         """
-        if not isinstance(predictions, (Tensor, np.ndarray)) or not isinstance(references, (Tensor, np.ndarray)):
+        if isinstance(predictions, (Tensor, np.ndarray)) and isinstance(references, (Tensor, np.ndarray)):
+            maps = torch.as_tensor(predictions), torch.as_tensor(references)
+            counts = confusion_matrix(*maps, self.num_labels, self.ignore_index)
+            self.confusion = self.confusion.to(counts.device) + counts
+        else:
             for prediction, reference in zip(predictions, references, strict=True):
                 self.add(prediction=prediction, reference=reference)
-            return
-        counts = confusion_matrix(
-            torch.as_tensor(predictions), torch.as_tensor(references), self.num_labels, self.ignore_index
-        )
-        self.confusion = self.confusion.to(counts.device) + counts
 
     def add(self, *, prediction, reference) -> None:
         """Count one pair of `(height, width)` id maps; see [`~SegMetric.add_batch`]."""
         prediction, reference = (
-            values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values).astype(np.int64))
+            values if isinstance(values, Tensor) else np.asarray(values).astype(np.int64)
             for values in (prediction, reference)
         )
         self.add_batch(predictions=prediction, references=reference)
 
     def compute(self, *, predictions=None, references=None) -> dict[str, float | np.ndarray]:
-        """Score all that was added (and `predictions`, `references` if given), then start afresh.
+        """The scores of all that was added (and of `predictions` and `references`, if given); then start again.
 
         Returns:
             `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy` (floats in [0, 1]), `per_category_iou` and
@@ -175,41 +82,21 @@ class SegMetric(evaluate.Metric):
         return scores
 
 
-def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
-    """The keys of `mean_iou` from a `(C, C)` matrix with rows of true and columns of predicted classes."""
-    intersection = np.diag(confusion).astype(np.float64)
-    reference_area, predicted_area = confusion.sum(axis=1), confusion.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        iou = intersection / (reference_area + predicted_area - intersection)
-        accuracy = intersection / reference_area
-        overall = intersection.sum() / reference_area.sum()
-    return {
-        "mean_iou": float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
-        "mean_accuracy": float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
-        "overall_accuracy": float(overall),
-        "per_category_iou": iou,
-        "per_category_accuracy": accuracy,
-    }
-
-
 class SecondOpinion:
     """`evaluate`'s own `mean_iou`, fed with the same masks, to check a [`SegMetric`] with.
 
     It is for the record: where it cannot be had or fails, the record says why, and the run it was to check goes on.
 
     Args:
-        num_labels (`int`), ignore_index (`int`): as for [`SegMetric`].
         script (`str`, *optional*): path of a local copy of `mean_iou`, a file that ends in .py: it is run. Without it
             there is no second opinion; none is fetched.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
-        self.num_labels, self.ignore_index, self.failure = num_labels, ignore_index, None
-        if script is None:
-            self.failure = "not asked for"
-            return
+        self.classes = {"num_labels": num_labels, "ignore_index": ignore_index}
+        self.failure = "not asked for" if script is None else None
         try:
-            self.metric = evaluate.load(script)
+            self.metric = evaluate.load(script) if script else None
         except Exception as error:  # of the script itself
             self.failure = f"mean_iou could not be loaded ({type(error).__name__})"
 
@@ -232,12 +119,8 @@ class SecondOpinion:
         """
         if self.failure is None:
             try:
-                theirs = self.metric.compute(num_labels=self.num_labels, ignore_index=self.ignore_index)
-                pairs = [(np.asarray(scores[key], float), np.asarray(theirs[key], float)) for key in scores]
-                if any((np.isnan(a) != np.isnan(b)).any() for a, b in pairs):
-                    difference = float("inf")
-                else:
-                    difference = max(float(np.nan_to_num(np.abs(a - b)).max()) for a, b in pairs)
+                theirs = {key: np.asarray(value, float) for key, value in self.metric.compute(**self.classes).items()}
+                difference = max(_difference(np.asarray(scores[key]), theirs[key]) for key in scores)
                 return {
                     "available": True,
                     "mean_iou": float(theirs["mean_iou"]),
@@ -246,3 +129,9 @@ class SecondOpinion:
             except Exception as error:
                 self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
         return {"available": False, "reason": self.failure}
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest one; infinite where only one of the two has no value."""
+    neither = np.isnan(ours) & np.isnan(theirs)
+    return float(np.nan_to_num(np.where(neither, 0, np.abs(ours - theirs)), nan=np.inf).max())

@@ -14,8 +14,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_seg.data.transforms import SegTransform
+from hf_seg.scoring.confusion import class_iou, confusion_matrix
+from hf_seg.scoring.evaluation import by_class
 from hf_seg.scoring.loss import upsample
-from hf_seg.scoring.metrics import confusion_matrix, scores_from_confusion
 
 BATCH = 32
 
@@ -29,8 +30,8 @@ def score_native(
         predict (`Callable`): `pixel_values` `(batch, 3, image_size, image_size)` to logits `(batch, C, h, w)`, which
             are enlarged bilinearly to the mask's size, as `post_process_semantic_segmentation` does.
         split (`Dataset`): pairs as stored, of which the masks are read.
-        prepared (`torch.utils.data.Dataset`): the same pairs in the same order, prepared by `transform`.
-        transform ([`SegTransform`]): without augmentation.
+        prepared (`torch.utils.data.Dataset`): the same pairs in the same order, prepared by `transform`, which does
+            not augment.
         sizes (`Sequence[int]`): sides, in pixels, to find ceilings for.
 
     Returns:
@@ -53,10 +54,10 @@ def score_native(
                 # what has no label in the small mask is a class of its own there, and never right
                 small = small.masked_fill(small == spec.ignore_index, spec.num_labels)
                 counts += confusion_matrix(small, labels, spec.num_labels + 1, spec.ignore_index)
-    iou = scores_from_confusion(scored.numpy())["per_category_iou"]
+    iou = class_iou(scored.numpy())
     return {
         "mean_iou": float(np.nanmean(iou)),
-        "per_category_iou": {name: float(x) for name, x in zip(spec.class_names, iou, strict=True) if not np.isnan(x)},
+        "per_category_iou": by_class(spec.class_names, iou),
         "ceilings": {str(size): ceiling(counts.numpy()) for size, counts in ceilings.items()},
     }
 
@@ -69,4 +70,4 @@ def shrink_and_back(labels: Tensor, size: int) -> Tensor:
 
 def ceiling(counts: np.ndarray) -> float:
     """The mIoU from a confusion matrix whose last class stands for pixels without a label in the prediction."""
-    return float(np.nanmean(scores_from_confusion(counts)["per_category_iou"][:-1]))
+    return float(np.nanmean(class_iou(counts)[:-1]))

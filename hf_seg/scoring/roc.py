@@ -43,7 +43,6 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
 
     Args:
         histograms (integer array of shape `(C, 2, ROC_BINS)`): sums over images of [`score_histograms`].
-        class_names (`Iterable[str]`): C names.
 
     Returns:
         `dict`: class name → `{"fpr": list, "tpr": list, "auc": float}`, all in [0, 1], thresholds falling. A class
@@ -63,10 +62,6 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
 
 
 def stack_curves(curves: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
-    """The curves of [`roc_from_histograms`] as arrays, to be kept.
-
-    Returns:
-        `dict[str, np.ndarray]`: `fpr` and `tpr`, float32 of shape `(C, ROC_BINS + 1)`; NaN where there is no curve.
-    """
+    """All `fpr` and all `tpr`, float32 arrays of shape `(C, ROC_BINS + 1)`; NaN where there is no curve."""
     nothing = [np.nan] * (ROC_BINS + 1)
     return {key: np.array([curve[key] or nothing for curve in curves.values()], np.float32) for key in ("fpr", "tpr")}

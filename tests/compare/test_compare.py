@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from matplotlib.figure import Figure
 from records import CLASSES, made_up
 
 from hf_seg import cli
-from hf_seg.compare import bootstrap, compare, mean_iou, mean_iou_of, percentile_interval, verdict
-from hf_seg.compare.plots import labels, plot_cost, use_log_scale
-from hf_seg.compare.report import as_markdown, build_sections
-from hf_seg.problem import RecipeError
+from hf_seg.compare import bootstrap, compare, percentile_interval, verdict
+from hf_seg.compare.plots import labels, plot_cost, plot_learning, plot_roc_side_by_side, use_log_scale
+from hf_seg.compare.report import build_report
+from hf_seg.problem import Refusal
+from hf_seg.runs.figure import line_look
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
-from hf_seg.scoring.metrics import scores_from_confusion
+from hf_seg.scoring.confusion import mean_iou, scores_from_confusion
 from hf_seg.scoring.roc import ROC_BINS, roc_from_histograms, stack_curves
-from hf_seg.text import hypertext
+from hf_seg.text import printable
 
 
 def matrices(seed, images=200, right=0.7):
@@ -121,7 +123,7 @@ def test_mean_iou_of_many_matrices():
     summed = matrices(0)[:5].astype(float)
     summed[0, 2] = summed[0, :, 2] = 0  # a class that is absent
     expected = [scores_from_confusion(matrix)["mean_iou"] for matrix in summed]
-    np.testing.assert_allclose(mean_iou_of(summed), expected, rtol=1e-12)
+    np.testing.assert_allclose(mean_iou(summed), expected, rtol=1e-12)
 
 
 def test_seeds_are_one_arm_and_the_best_comes_first(write_run):
@@ -159,7 +161,7 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
 )
 def test_runs_that_cannot_be_compared(write_run, change, message):
     folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(Refusal, match=message):
         compare(folders)
 
 
@@ -170,10 +172,10 @@ def test_other_refusals(write_run, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("name at least two runs") == 2 and "holds no results.json, so it is no finished run" in err
     other = write_run("a-seed1", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=1))
-    with pytest.raises(RecipeError, match=r"not two seeds \(training.learning_rate: 1 there, 0.001 here\)"):
+    with pytest.raises(Refusal, match=r"not two seeds \(training.learning_rate: 1 there, 0.001 here\)"):
         compare([one, other])
     twice = write_run("a-seed2", matrices(1))
-    with pytest.raises(RecipeError, match="both have the seed 0"):
+    with pytest.raises(Refusal, match="both have the seed 0"):
         compare([one, twice])
 
 
@@ -213,7 +215,7 @@ def test_a_score_that_is_null(write_run, place):
         results[key] = None
 
     folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
-    with pytest.raises(RecipeError, match=f"results.json: {place} is null, so there is nothing to compare"):
+    with pytest.raises(Refusal, match=f"results.json: {place} is null, so there is nothing to compare"):
         compare(folders)
 
 
@@ -224,7 +226,7 @@ def test_a_protocol_that_differs_is_said(write_run):
     ]
     report = compare(folders)
     assert report.protocol == {"training.learning_rate": [0.001, 0.5]}
-    text = squeeze(as_markdown(build_sections(report)))
+    text = squeeze(build_report(report))
     assert re.search(r"\| run \| learning_rate \|\n\|-+\|-+\|\n\| a \| 0.001 \|\n\| b \| 0.5 \|", text)
 
 
@@ -247,7 +249,8 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     first, second = (record["test"]["per_category_iou"] for record in records)
     for name in CLASSES:
         assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
-    assert f"| a | 16×16 | {mean_iou(records[0]):.4f} | {mean_iou(records[0]) / 4:.4f} |" in report
+    score = records[0]["test"]["mean_iou"]
+    assert f"| a | 16×16 | {score:.4f} | {score / 4:.4f} |" in report
     assert "(the first is stored with 500×375 pixels)" in report
     assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
@@ -318,20 +321,36 @@ def test_hostile_names_in_a_report(write_run, tmp_path, capsys):
     check(capsys.readouterr().out)
     assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "comparison.html").read_text(encoding="utf-8")
-    assert hypertext("".join(hostile[:3])) in page and "\x1b" not in page
+    assert printable("".join(hostile[:3])) in unescape(page) and "\x1b" not in page
     comparison = compare(folders)
     for number in range(0, len(hostile), 3):
         for arm in comparison.arms:
             rename(arm.runs[0].results, (hostile + hostile)[number : number + 3])
-        arms = tuple(replace(arm, name=arm.runs[0].name) for arm in comparison.arms)
+        arms = tuple(replace(arm, name=arm.runs[0].results["recipe"]["name"]) for arm in comparison.arms)
         differences = [replace(difference, first=arms[0], second=arms[1]) for difference in comparison.differences]
-        check(as_markdown(build_sections(replace(comparison, arms=arms, differences=differences)), pictures=False))
+        check(build_report(replace(comparison, arms=arms, differences=differences)))
 
 
 def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
     folders = [write_run(name, matrices(0)) for name in ("pet-fcn-best", "pet-fcn-scratch")]
     assert [*labels(compare(folders).arms)] == ["best", "scratch"]
     assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
+
+
+def test_a_legend_names_every_arm(write_run, monkeypatch, tmp_path):
+    # matplotlib leaves out what begins with "_" where it looks for the labels itself
+    arms = compare([write_run(name, matrices(seed)) for seed, name in enumerate(("_x", "__y", "z"))]).arms
+    legends = []
+    legend = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **keys: legends.append(legend(*args, **keys)) or legends[-1])
+    plot_learning(arms, tmp_path / "learning.png")
+    plot_cost(arms, tmp_path / "cost.png")
+    plot_roc_side_by_side(arms, CLASSES, tmp_path / "roc.png")
+    for drawn in legends:
+        assert [text.get_text() for text in drawn.get_texts()] == [arm.name for arm in arms]
+        colours = [handle.get_color() for handle in drawn.legend_handles]
+        assert colours == [line_look(index)["color"] for index in range(3)]
+    assert len(legends) == 3 and {arm.name for arm in arms} == {"_x", "__y", "z"}
 
 
 @pytest.mark.parametrize(("hardware", "panels"), [("a computer", 2), ("another computer", 1)])

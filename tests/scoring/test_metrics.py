@@ -2,13 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_seg.scoring.metrics import (
-    SecondOpinion,
-    SegMetric,
-    confusion_matrix,
-    confusion_per_image,
-    scores_from_confusion,
-)
+from hf_seg.scoring.confusion import confusion_matrix, confusion_per_image, scores_from_confusion
+from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 
 
 def reference_mean_iou(predictions, references, num_labels, ignore_index):
@@ -133,7 +128,7 @@ def test_bad_ids_and_shapes_are_refused(prediction, reference, message):
 def test_counting_in_chunks_changes_nothing(monkeypatch, dtype):
     predictions, references = (torch.from_numpy(maps).to(dtype) for maps in random_maps())
     expected = confusion_matrix(predictions, references, 6)
-    monkeypatch.setattr("hf_seg.scoring.metrics.CHUNK", 100)  # 1,547 pixels: the last chunk is a short one
+    monkeypatch.setattr("hf_seg.scoring.confusion.CHUNK", 100)  # 1,547 pixels: the last chunk is a short one
     assert torch.equal(confusion_matrix(predictions, references, 6), expected)
     assert int(expected.sum()) == int((references != 255).sum())
 

@@ -1,0 +1,39 @@
+"""Pages in Markdown from templates that show the page: a value is text in it, unless it is [`Markdown`] already."""
+
+import json
+import re
+import shlex
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from hf_seg.text import Markdown, address, code, link, markdown, markdown_table
+
+
+def _align(table: str) -> str:
+    """The rows of a table, as a template writes them, with their columns under each other."""
+    lines = [line for line in table.splitlines() if line]
+    header, _, *rows = [[Markdown(cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return markdown_table([header, *rows]) + "\n"
+
+
+# Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.
+PAGES = Environment(
+    loader=PackageLoader("hf_seg", "."),
+    finalize=markdown,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+PAGES.filters |= {
+    "table": _align,
+    "address": address,
+    "code": code,
+    "link": link,
+    "html": MarkdownIt("commonmark", {"html": False}).enable("table").render,
+    "json": json.dumps,
+    # as they stand in blocks of code
+    "python": lambda text: Markdown(json.dumps(text, ensure_ascii=False)),
+    "shell": lambda text: Markdown(shlex.quote(text)),
+}
