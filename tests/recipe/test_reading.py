@@ -604,7 +604,10 @@ class TestOverrides:
                 'training.seed: must be a whole number, from 0 to 4294967295, but is {"x": 1}',
             ),
             (["--model.config.drop", "1"], 'model.config.drop: unknown key of "fcn"; did you mean "dropout"?'),
-            (["--training.output_dir", "x"], "training.output_dir: cannot be set: " + "; ".join(REFUSED["output_dir"])),
+            (
+                ["--training.output_dir", "x"],
+                f"training.output_dir: cannot be set: {'; '.join(REFUSED['output_dir'])}",
+            ),
             (["--train.seed", "1"], '--train.seed: there is no section "train"; did you mean "training"?'),
             (["--qqq.seed=1"], '--qqq.seed: there is no section "qqq"; sections are model, data, training'),
             (["--training.seed"], "--training.seed: has no value; write --training.seed VALUE"),
