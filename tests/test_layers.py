@@ -32,7 +32,7 @@ ALLOWED = {
 }
 # files that must be light, or that go to the Hub alone: the libraries that they may import besides the standard one
 LIBRARIES = {
-    "recipe": set(),
+    "recipe": {"pydantic"},
     "cli.py": set(),
     "files.py": set(),
     "problem.py": {"text"},

@@ -87,10 +87,7 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
     try:
         return load_recipes(files, overrides)
     except RecipeError as error:
-        for problem in error.problems:
-            file, _, rest = str(problem).partition(": ")
-            what, _, remedy = rest.partition("; ")
-            report.problems.append(Problem(level="error", code="recipe", place=file, what=what, remedy=remedy))
+        report.problems += error.problems
     recipes: dict[Path, Recipe] = {}
     for file in files:
         try:

@@ -1,7 +1,7 @@
 """Recipes: one complete JSON file a run, all of them checked at once before anything is loaded.
 
 A recipe says the science: model, data, training. The machine is the launcher's business.
-Standard library only: reading a recipe is instant and needs neither torch nor a GPU.
+Reading a recipe is instant and needs neither torch nor a GPU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_seg.problem import Problem, RecipeError
-from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, all_keys
+from hf_seg.problem import RecipeError
+from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, key_types, section_schemas
 from hf_seg.recipe.passthrough import training_arguments
-from hf_seg.recipe.reading import read_files
+from hf_seg.recipe.reading import problem_of, read_files
 from hf_seg.recipe.rules import check_name
 
 
@@ -47,23 +47,18 @@ class Recipe:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe file, for editors; arguments are those of the installed Trainer."""
-    properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is, for editors."}}
-    for section, keys in all_keys().items():
-        passed_on = training_arguments() if section == "training" else {}
-        note = {"description": "Passed on to transformers' TrainingArguments."}
-        properties[section] = {
-            "type": "object",
-            "description": inspect.getdoc(SECTIONS[section]),
-            "properties": keys | {key: schema | note for key, schema in passed_on.items() if key not in keys},
-            "required": [key for key, schema in keys.items() if "default" not in schema],
-            "additionalProperties": False,
-        }
+    sections = section_schemas()
+    passed_on = {
+        key: kind.json_schema() | {"description": "Passed on to transformers' TrainingArguments."}
+        for key, kind in training_arguments().items()
+    }
+    sections["training"]["properties"] |= passed_on | sections["training"]["properties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "hf_seg recipe",
         "description": inspect.getdoc(Recipe).splitlines()[0],
         "type": "object",
-        "properties": properties,
+        "properties": {"$schema": {"type": "string", "description": "Where this schema is, for editors."}} | sections,
         "required": list(SECTIONS),
         "additionalProperties": False,
     }
@@ -85,27 +80,21 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     Raises:
         RecipeError: with every problem of every file.
     """
-    problems: list[str] = []
-    drafts = read_files([Path(path) for path in paths], overrides, all_keys(), problems)
-    if problems:
-        raise RecipeError(problems=[Problem(code="recipe", place="", what=problem) for problem in problems])
-    return [
-        Recipe(
-            name=name,
-            path=draft.path,
-            model=ModelRecipe(**draft.model),
-            data=DataRecipe(**draft.data),
-            training=_training(draft.training),
-            encoder_recipe=draft.encoder_recipe,
+    recipes = []
+    for name, draft in read_files([Path(path) for path in paths], overrides).items():
+        training, own = draft.sections["training"], key_types()["training"]
+        arguments = {key: training.pop(key) for key in list(training) if key not in own}
+        recipes.append(
+            Recipe(
+                name=name,
+                path=draft.path,
+                model=ModelRecipe(**draft.sections["model"]),
+                data=DataRecipe(**draft.sections["data"]),
+                training=TrainingRecipe(**training, arguments=arguments),
+                encoder_recipe=draft.encoder_recipe,
+            )
         )
-        for name, draft in drafts.items()
-    ]
-
-
-def _training(values: dict[str, Any]) -> TrainingRecipe:
-    own = {field.name for field in dataclasses.fields(TrainingRecipe) if field.metadata}
-    arguments = {key: value for key, value in values.items() if key not in own}
-    return TrainingRecipe(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
+    return recipes
 
 
 def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence[int]) -> list[Recipe]:
@@ -131,9 +120,8 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
                     encoder_recipe=f"{encoder}-seed{seed}" if encoder in named else encoder,
                 )
             )
-    wrong = {recipe.path: check_name(recipe.name) for recipe in repeated}
-    if any(wrong.values()):
-        raise RecipeError(
-            "\n".join(f"{path}: with the seed, {what}; rename the file" for path, what in wrong.items() if what)
-        )
+    wrong = [(recipe.path, check_name(recipe.name)) for recipe in repeated]
+    problems = [problem_of(path, f"with the seed, {what}", "rename the file") for path, what in wrong if what]
+    if problems:
+        raise RecipeError(problems=problems)
     return repeated

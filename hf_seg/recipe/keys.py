@@ -1,190 +1,236 @@
-"""The keys of a recipe: each one's meaning, type, range and default stand here once, on the dataclass fields.
+"""The keys of a recipe: each one's meaning, type, range and default stand here once.
 
-The checks, the JSON Schema and docs/recipes.md follow from them. Standard library only, like all that reads recipes.
+pydantic decides what is valid; the JSON Schema and docs/recipes.md follow from the same fields.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import MISSING, dataclass
-from typing import Any, Literal
+import functools
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from hf_seg.recipe.schema import fragment
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+# not `str`, whose length pydantic counts in UTF-8: names of folders need not be in it
+Text = Annotated[InstanceOf[str], Field(min_length=1)]
+Auto = bool | Literal["auto"]
 
 
-def _key(description: str, default: Any = MISSING, **limits: float) -> Any:
-    """A recipe key: `limits` are JSON Schema keywords such as `minimum` or `multipleOf`."""
-    metadata = {"description": description, "limits": limits}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, config=STRICT)
 class ModelRecipe:
     """The `model` section: the architecture and where its first weights come from."""
 
-    arch: Literal["fcn", "segformer", "auto"] = _key(
-        "The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."
-    )
-    path: str | None = _key(
-        "auto only: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of "
-        "transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the "
-        "encoder's weights.",
-        None,
-        minLength=1,
-    )
-    encoder: str | None = _key(
-        "FCN only: name of any timm CNN that can give feature maps. null: resnet50. "
-        "SegFormer's sizes are set in config instead.",
-        None,
-        minLength=1,
-    )
-    init: Literal["scratch", "imagenet", "checkpoint"] = _key(
-        "Where the first weights come from: random; an ImageNet encoder; the encoder of another run. "
-        "The head is always fresh.",
-        "scratch",
-    )
-    encoder_weights: str | None = _key(
-        "With imagenet: a Hub id or a local file or folder (null: timm/resnet50.tv2_in1k for FCN, nvidia/mit-b0 for "
-        "SegFormer). With checkpoint: a run's folder, a Hub id, or the name of another recipe, which is then trained "
-        "first (null, auto only: path). With scratch: none.",
-        None,
-    )
-    freeze_encoder: bool = _key(
-        "Train the head only. The encoder's batch-norm statistics are frozen with its weights.", False
-    )
-    config: dict[str, Any] = _key(
-        'Keys of the model\'s configuration class that differ from its defaults, e.g. {"strides": [2, 2, 2, 2]}.', {}
-    )
+    arch: Literal["fcn", "segformer", "auto"]
+    """The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."""
+    path: Text | None = None
+    """auto only: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
+    transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the
+    encoder's weights."""
+    encoder: Text | None = None
+    """FCN only: name of any timm CNN that can give feature maps. null: resnet50. SegFormer's sizes are set in config
+    instead."""
+    init: Literal["scratch", "imagenet", "checkpoint"] = "scratch"
+    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run. The head is always
+    fresh."""
+    encoder_weights: str | None = None
+    """With imagenet: a Hub id or a local file or folder (null: timm/resnet50.tv2_in1k for FCN, nvidia/mit-b0 for
+    SegFormer). With checkpoint: a run's folder, a Hub id, or the name of another recipe, which is then trained first
+    (null, auto only: path). With scratch: none."""
+    freeze_encoder: bool = False
+    """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
+    config: dict[str, Any] = Field({})
+    """Keys of the model's configuration class that differ from its defaults, e.g. {"strides": [2, 2, 2, 2]}."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, config=STRICT)
 class DataRecipe:
     """The `data` section: the data set and how its pairs of image and mask are prepared."""
 
-    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes", "folder", "hub"] = _key(
-        "The data set; folder: your own pictures and masks; hub: a data set with an image and a mask column, on the "
-        "Hugging Face Hub or in Parquet files."
-    )
-    root: str | None = _key(
-        "Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. "
-        "Synthetic data is generated and has none; your own folder must be named. With hub: the folder of "
-        "classes.json and split.json (null: path, when that is a folder).",
-        None,
-        minLength=1,
-    )
-    path: str | None = _key(
-        "hub only: a Hub id, org/name, or a folder of Parquet files or of what save_to_disk has written.",
-        None,
-        minLength=1,
-    )
-    revision: str | None = _key("hub only: a commit, tag or branch on the Hub. null: main.", None, minLength=1)
-    config_name: str | None = _key(
-        "hub only: which of the data set's configurations. null: the only one, or its default.", None, minLength=1
-    )
-    image_column: str | None = _key("hub only: the column of images. null: found by name and type.", None, minLength=1)
-    mask_column: str | None = _key("hub only: the column of masks. null: found by name and type.", None, minLength=1)
-    image_size: int = _key(
-        "Side, in pixels, of the square that image and mask are resized to.",
-        64,
-        minimum=32,
-        maximum=2048,
-        multipleOf=32,
-    )
-    normalize: Literal["none", "imagenet", "inception"] = _key(
-        "After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), "
-        "as Inception and timm's tf_ models.",
-        "none",
-    )
-    augment: Literal["none", "flip", "standard", "strong"] = _key(
-        "Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same "
-        "with smaller crops, and turned.",
-        "none",
-    )
-    max_train_samples: int | None = _key("Only the first n pairs of the training split.", None, minimum=1)
-    max_validation_samples: int | None = _key("Only the first n pairs of the validation split.", None, minimum=1)
-    max_test_samples: int | None = _key("Only the first n pairs of the test split.", None, minimum=1)
-    cache: bool | str = _key(
-        "Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in $HF_HOME/hf_seg; "
-        "or name a folder.",
-        True,
-    )
-    on_bad_pair: Literal["stop", "drop"] = _key(
-        "folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, "
-        "which results.json lists, and the scores are then not comparable.",
-        "stop",
-    )
+    name: Literal["oxford_pet", "cityscapes", "synthetic_pet", "synthetic_cityscapes", "folder", "hub"]
+    """The data set; folder: your own pictures and masks; hub: a data set with an image and a mask column, on the
+    Hugging Face Hub or in Parquet files."""
+    root: Text | None = None
+    """Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. Synthetic data is
+    generated and has none; your own folder must be named. With hub: the folder of classes.json and split.json (null:
+    path, when that is a folder)."""
+    path: Text | None = None
+    """hub only: a Hub id, org/name, or a folder of Parquet files or of what save_to_disk has written."""
+    revision: Text | None = None
+    """hub only: a commit, tag or branch on the Hub. null: main."""
+    config_name: Text | None = None
+    """hub only: which of the data set's configurations. null: the only one, or its default."""
+    image_column: Text | None = None
+    """hub only: the column of images. null: found by name and type."""
+    mask_column: Text | None = None
+    """hub only: the column of masks. null: found by name and type."""
+    image_size: int = Field(64, ge=32, le=2048, multiple_of=32)
+    """Side, in pixels, of the square that image and mask are resized to."""
+    normalize: Literal["none", "imagenet", "inception"] = "none"
+    """After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), as
+    Inception and timm's tf_ models."""
+    augment: Literal["none", "flip", "standard", "strong"] = "none"
+    """Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same with
+    smaller crops, and turned."""
+    max_train_samples: int | None = Field(None, ge=1, lt=2**63)
+    """Only the first n pairs of the training split."""
+    max_validation_samples: int | None = Field(None, ge=1, lt=2**63)
+    """Only the first n pairs of the validation split."""
+    max_test_samples: int | None = Field(None, ge=1, lt=2**63)
+    """Only the first n pairs of the test split."""
+    cache: bool | str = True
+    """Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in $HF_HOME/hf_seg; or
+    name a folder."""
+    on_bad_pair: Literal["stop", "drop"] = "stop"
+    """folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, which
+    results.json lists, and the scores are then not comparable."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, config=STRICT)
 class TrainingRecipe:
     """The `training` section: the study's protocol by default, and any other argument of transformers' Trainer."""
 
-    num_train_epochs: int = _key("Passes over the training split.", 30, minimum=1, maximum=100_000)
-    global_train_batch_size: int = _key(
-        "Images per optimiser step, over all ranks and accumulation steps together.", 64, minimum=1, maximum=65_536
-    )
-    gradient_accumulation_steps: int = _key(
-        "Parts that each rank's share of a batch is worked off in, to save memory. Batch norm sees the single parts.",
-        1,
-        minimum=1,
-        maximum=65_536,
-    )
-    learning_rate: float = _key("Learning rate of the first epoch.", 1e-3, exclusiveMinimum=0, maximum=10)
-    weight_decay: float = _key("AdamW's weight decay.", 0.01, minimum=0, maximum=10)
-    amsgrad: bool = _key("AdamW's AMSGrad variant.", True)
-    max_grad_norm: float = _key(
-        "Gradients are clipped to this norm. 0: no clipping.", 1.0, minimum=0, maximum=1_000_000
-    )
-    lr_scheduler_type: str = _key(
-        "exponential (times lr_decay_per_epoch after each epoch) or one of transformers' schedules, e.g. cosine.",
-        "exponential",
-    )
-    lr_decay_per_epoch: float = _key(
-        "Factor on the learning rate after each epoch of the exponential schedule.",
-        0.98,
-        exclusiveMinimum=0,
-        maximum=1,
-    )
-    eval_every_epochs: int = _key(
-        "Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept.",
-        2,
-        minimum=1,
-        maximum=100_000,
-    )
-    seed: int = _key("Seed of initial weights, shuffling and augmentation.", 0, minimum=0, maximum=2**32 - 1)
-    bf16: bool | Literal["auto"] = _key("bfloat16 mixed precision. auto: where the device gains by it.", "auto")
-    channels_last: bool | Literal["auto"] = _key("Memory layout of images. auto: where it is faster.", "auto")
-    sync_batch_norm: bool | Literal["auto"] = _key(
-        "Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 "
-        "images at a time.",
-        "auto",
-    )
-    report_to: str | list[str] = _key(
-        "Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb.", "auto"
-    )
-    push_to_hub: bool = _key("Upload the model, its processor and its card to the Hugging Face Hub.", False)
+    num_train_epochs: int = Field(30, ge=1, le=100_000)
+    """Passes over the training split."""
+    global_train_batch_size: int = Field(64, ge=1, le=65_536)
+    """Images per optimiser step, over all ranks and accumulation steps together."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
+    """Parts that each rank's share of a batch is worked off in, to save memory. Batch norm sees the single parts."""
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    """Learning rate of the first epoch."""
+    weight_decay: float = Field(0.01, ge=0, le=10)
+    """AdamW's weight decay."""
+    amsgrad: bool = True
+    """AdamW's AMSGrad variant."""
+    max_grad_norm: float = Field(1.0, ge=0, le=1_000_000)
+    """Gradients are clipped to this norm. 0: no clipping."""
+    lr_scheduler_type: str = "exponential"
+    """exponential (times lr_decay_per_epoch after each epoch) or one of transformers' schedules, e.g. cosine."""
+    lr_decay_per_epoch: float = Field(0.98, gt=0, le=1)
+    """Factor on the learning rate after each epoch of the exponential schedule."""
+    eval_every_epochs: int = Field(2, ge=1, le=100_000)
+    """Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Seed of initial weights, shuffling and augmentation."""
+    bf16: Auto = "auto"
+    """bfloat16 mixed precision. auto: where the device gains by it."""
+    channels_last: Auto = "auto"
+    """Memory layout of images. auto: where it is faster."""
+    sync_batch_norm: Auto = "auto"
+    """Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 images at
+    a time."""
+    report_to: str | list[str] = "auto"
+    """Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb."""
+    push_to_hub: bool = False
+    """Upload the model, its processor and its card to the Hugging Face Hub."""
     # Not a key: what else the section held. Flat in JSON, apart here because transformers owns names and types.
-    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: SkipJsonSchema[dict[str, Any]] = Field({})
 
 
 SECTIONS: dict[str, type] = {"model": ModelRecipe, "data": DataRecipe, "training": TrainingRecipe}
 
 
+class _WithoutTitles(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def section_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each section, with hf_seg's own keys."""
+    schemas = {}
+    for section, recipe in SECTIONS.items():
+        schema = TypeAdapter(recipe).json_schema(schema_generator=_WithoutTitles)
+        keys = {key: schema["properties"][key] for key in key_types()[section]}  # in their order
+        for key in keys.values():
+            key["description"] = " ".join(key["description"].split())
+        schemas[section] = schema | {"properties": keys}
+    return schemas
+
+
 def all_keys() -> dict[str, dict[str, dict[str, Any]]]:
     """JSON Schema of hf_seg's own keys, by section and name, with `description` and, unless required, `default`."""
-    return {section: _section_keys(recipe) for section, recipe in SECTIONS.items()}
+    return {section: schema["properties"] for section, schema in section_schemas().items()}
 
 
-def _section_keys(recipe: type) -> dict[str, dict[str, Any]]:
-    keys = {}
-    for field in dataclasses.fields(recipe):
-        if field.metadata:
-            schema = fragment(field.type) | field.metadata["limits"] | {"description": field.metadata["description"]}
-            if field.default_factory is not MISSING:
-                schema["default"] = field.default_factory()
-            elif field.default is not MISSING:
-                schema["default"] = field.default
-            keys[field.name] = schema
-    return keys
+@functools.cache
+def key_types() -> dict[str, dict[str, TypeAdapter]]:
+    """What hf_seg's own keys take, by section and name."""
+    return {
+        section: {
+            name: TypeAdapter(Annotated[field.annotation, Field(), *field.metadata], config=STRICT)
+            for name, field in recipe.__pydantic_fields__.items()
+            if name != "arguments"
+        }
+        for section, recipe in SECTIONS.items()
+    }
+
+
+_WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a string",
+    "object": "an object {...}",
+    "array": "a list [...]",
+    "null": "null",
+}
+_LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "not empty",
+}
+
+
+def expectation(schema: Mapping[str, Any]) -> str:
+    """What a JSON Schema of one key accepts, in words: `a whole number, at least 1, or null`."""
+    if "anyOf" in schema:
+        choices = [expectation(branch) for branch in schema["anyOf"]]
+    elif "const" in schema or "enum" in schema:
+        choices = [json.dumps(choice) for choice in schema.get("enum", [schema.get("const")])]
+    else:
+        words = _WORDS.get(schema.get("type", ""), "any value")
+        if schema.get("items"):
+            words += f" of which each is {expectation(schema['items'])}"
+        elif isinstance(schema.get("additionalProperties"), dict):
+            words += f" in which each value is {expectation(schema['additionalProperties'])}"
+        # 64 bits are what there is, and need not be said
+        limits = {key: schema[key] for key in _LIMITS if abs(schema.get(key, 2**63)) < 2**63}
+        said = [_LIMITS[key].format(limit) for key, limit in limits.items()]
+        if {"minimum", "maximum"} <= limits.keys():
+            said = [f"from {limits['minimum']} to {limits['maximum']}", *said[2:]]
+        return ", ".join([words, *said])
+    if len(choices) == 1:
+        return choices[0]
+    limited = "anyOf" in schema and any(", " in choice for choice in choices)
+    return ", ".join(choices[:-1]) + (", or " if limited else " or ") + choices[-1]
+
+
+def fits(value: Any, kind: TypeAdapter) -> bool:
+    """Whether a JSON value is of a type and within its limits: `true` is no number, 64.0 is no whole number."""
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def mismatch(value: Any, kind: TypeAdapter) -> tuple[str, str] | None:
+    """What is wrong with a value, and the remedy, or None: `must be a number, above 0, but is "1"`."""
+    if fits(value, kind):
+        return None
+    shown, remedy = json.dumps(value, ensure_ascii=False), ""
+    if isinstance(value, str):
+        try:
+            remedy = "write it without quotes" if fits(json.loads(value), kind) else ""
+        except (ValueError, RecursionError):
+            pass
+    elif isinstance(value, int | float) and fits(str(value), kind):
+        remedy = "write it in quotes"
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"must be {expectation(kind.json_schema())}, but is {shown}", remedy

@@ -1,6 +1,6 @@
 """From recipe files and the command line to checked sections in training order.
 
-Like the checks, this raises nothing for bad input: problems are collected, and a launch reports all of them at once.
+Problems are collected, and a launch reports all of them at once.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_seg.problem import did_you_mean
+from hf_seg.problem import Problem, RecipeError
+from hf_seg.recipe.keys import SECTIONS, key_types
 from hf_seg.recipe.rules import (
-    Keys,
-    Problem,
+    Found,
     check_data,
     check_keys,
     check_model,
@@ -25,9 +25,11 @@ from hf_seg.recipe.rules import (
     check_training,
     encoder_differences,
     is_path_or_hub_id,
+    suggest,
 )
 
 RUN_FORMAT = "hf_seg_run"  # the key of a run's record, run.json, that tells it from a recipe
+COMMAND_LINE = "command line"
 
 
 @dataclass
@@ -35,73 +37,65 @@ class Draft:
     """A recipe on its way: sections hold what passed the checks, so that one mistake does not hide the next."""
 
     path: Path
-    model: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=lambda: {section: {} for section in SECTIONS})
     encoder_recipe: str | None = None
 
 
-def read_files(
-    paths: Sequence[Path], overrides: Sequence[str], sections: Mapping[str, Keys], problems: list[str]
-) -> dict[str, Draft]:
-    """Read recipes and those whose encoders they need.
+def problem_of(place: str | Path, what: str, remedy: str) -> Problem:
+    return Problem(code=RecipeError.default_code, place=str(place), what=what, remedy=remedy)
 
-    Args:
-        paths (`Sequence[Path]`): the files named on the command line; `overrides` are for these.
-        overrides (`Sequence[str]`): see [`~hf_seg.recipe.load_recipes`].
-        sections (`Mapping[str, Keys]`): the keys that there are.
-        problems (`list[str]`): every problem found is added.
 
-    Returns:
-        `dict[str, Draft]`: by recipe name, in training order. To be used only when no problem was found.
-    """
-    changes, wrong = parse_overrides(overrides, sections)
-    problems += [f"command line: {problem}" for problem in wrong]
+def read_files(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Draft]:
+    """Read recipes and those whose encoders they need: drafts by name, in training order. As `load_recipes`."""
+    changes, problems = parse_overrides(overrides)
     if not paths:
-        problems.append("no recipe given; name one or more, e.g. recipes/quickstart/*.json")
+        problems.append(problem_of("", "no recipe given", "name one or more, e.g. recipes/quickstart/*.json"))
     drafts: dict[str, Draft] = {}
     for path in paths:
         if path.stem not in drafts:
-            drafts[path.stem] = _read(path, changes, sections, problems)
+            drafts[path.stem] = _read(path, changes, problems)
         elif _same_file(path, drafts[path.stem].path):
-            problems.append(f"{path}: is given twice; name it once")
+            problems.append(problem_of(path, "is given twice", "name it once"))
         else:
             problems.append(_same_folder(path, drafts[path.stem].path))
-    _link(drafts, sections, problems)
-    return {name: drafts[name] for name in _training_order(drafts, problems)}
+    _link(drafts, problems)
+    order = _training_order(drafts, problems)
+    if problems:
+        raise RecipeError(problems=problems)
+    return {name: drafts[name] for name in order}
 
 
 def parse_json(text: str) -> Any:
     """JSON as its standard has it: no NaN, no Infinity, no number beyond a float's range, no key twice.
 
     Raises:
-        ValueError: with line and column where the standard parser knows them.
+        RecipeError (a `ValueError`): with line and column where the standard parser knows them.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise ValueError(f'the key "{key}" stands there twice; keep one of the two')
+                raise RecipeError("", f'the key "{key}" stands there twice', "keep one of the two")
             seen[key] = value
         return seen
 
     def finite(number: str) -> float:
         value = float(number)
         if not math.isfinite(value):
-            raise ValueError(f"{number} is not a finite number; write one")
+            raise RecipeError("", f"{number} is not a finite number", "write one")
         return value
 
     try:
         return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"is not JSON: {error.msg} at {place}; correct it") from None
+        raise RecipeError("", f"is not JSON: {error.msg} at {place}", "correct it") from None
     except RecursionError:
-        raise ValueError("is nested too deeply for a recipe") from None
+        raise RecipeError("", "is nested too deeply for a recipe") from None
 
 
-def parse_overrides(arguments: Sequence[str], sections: Mapping[str, Keys]) -> tuple[dict[str, Any], list[str]]:
+def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     """Command-line overrides → ({"training.learning_rate": value}, problems).
 
     Not argparse: it takes `--training.learning_rat` for `--training.learning_rate`.
@@ -116,23 +110,25 @@ def parse_overrides(arguments: Sequence[str], sections: Mapping[str, Keys]) -> t
         if has_value and not equals:
             text = waiting.pop(0)
         name = flag.removeprefix("--")
-        parts = name.split(".")
-        if not is_flag or len(parts) < 2 or "" in parts:
-            homes = [home for home, keys in sections.items() if is_flag and name in keys]
-            hint = f'; did you mean "--{homes[0]}.{name}"?' if homes else f", section being {' or '.join(sections)}"
-            problems.append(f"{flag}: is not understood; write --section.key value{hint}")
-        elif parts[0] not in sections:
-            hint = did_you_mean(parts[0], sections, f"; sections are {', '.join(sections)}")
-            problems.append(f'{flag}: there is no section "{parts[0]}"{hint}')
+        section, *keys = name.split(".")
+        if not is_flag or not keys or "" in (section, *keys):
+            homes = [home for home, known in key_types().items() if is_flag and name in known]
+            hint = f'; did you mean "--{homes[0]}.{name}"?' if homes else f", section being {' or '.join(SECTIONS)}"
+            what, remedy = "is not understood", f"write --section.key value{hint}"
+        elif section not in SECTIONS:
+            what = f'there is no section "{section}"'
+            remedy = suggest(section, SECTIONS, f"sections are {', '.join(SECTIONS)}")
         elif not has_value:
-            problems.append(f"{flag}: has no value; write {flag} VALUE")
+            what, remedy = "has no value", f"write {flag} VALUE"
         elif name in changes:
-            problems.append(f"{flag}: is given twice; keep one of the two")
+            what, remedy = "is given twice", "keep one of the two"
         else:
             try:
                 changes[name] = parse_json(text)
             except ValueError:
                 changes[name] = text
+            continue
+        problems.append(problem_of(COMMAND_LINE, f"{flag}: {what}", remedy))
     return changes, problems
 
 
@@ -152,95 +148,100 @@ def _same_file(path: Path, other: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _same_folder(path: Path, other: Path) -> str:
-    return f'{path}: would write to the same folder "{path.stem}" as {other}; rename one of the two'
+def _same_folder(path: Path, other: Path) -> Problem:
+    return problem_of(path, f'would write to the same folder "{path.stem}" as {other}', "rename one of the two")
 
 
-def _read(path: Path, changes: Mapping[str, Any], sections: Mapping[str, Keys], problems: list[str]) -> Draft:
-    draft = Draft(path)
+def _parse_file(path: Path) -> dict[str, Any]:
     if wrong := check_name(path.stem):
-        problems.append(f"{path}: {wrong}; rename the file")
-        return draft
+        raise RecipeError(path, wrong, "rename the file")
     try:
         recipe = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         neighbours = [other.name for other in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        problems.append(f"{path}: there is no such file{did_you_mean(path.name, neighbours, '; check the path')}")
-        return draft
+        remedy = suggest(path.name, neighbours, "check the path")
+        raise RecipeError(path, "there is no such file", remedy) from None
     except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror}; name a recipe's file")
-        return draft
+        raise RecipeError(path, f"cannot be read: {error.strerror}", "name a recipe's file") from None
     except UnicodeDecodeError:
-        problems.append(f"{path}: is not text in UTF-8; save it as UTF-8")
-        return draft
-    except ValueError as error:
-        problems.append(f"{path}: {error}")
-        return draft
+        raise RecipeError(path, "is not text in UTF-8", "save it as UTF-8") from None
+    except RecipeError as error:
+        raise RecipeError(path, error.problems[0].what, error.problems[0].remedy) from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise RecipeError(path, str(error)) from None
     if not isinstance(recipe, dict):
-        problems.append(f"{path}: must be an object {{...}} with the sections {', '.join(sections)}")
+        raise RecipeError(path, f"must be an object {{...}} with the sections {', '.join(SECTIONS)}")
+    is_run = RUN_FORMAT in recipe and isinstance(recipe.get("recipe"), dict)
+    return recipe["recipe"] if is_run else recipe
+
+
+def _read(path: Path, changes: Mapping[str, Any], problems: list[Problem]) -> Draft:
+    draft = Draft(path)
+    try:
+        recipe = _parse_file(path)
+    except RecipeError as error:
+        problems += error.problems
         return draft
-    if RUN_FORMAT in recipe and isinstance(recipe.get("recipe"), dict):
-        recipe = recipe["recipe"]
     apply_overrides(recipe, changes)
-    found: list[Problem] = []
-    for section in recipe:
-        if section not in sections and section != "$schema":
-            homes = [home for home, keys in sections.items() if section in keys]
-            accepted = f"; sections are {', '.join(sections)}"
-            hint = f'; it belongs to "{homes[0]}"' if homes else did_you_mean(section, sections, accepted)
-            found.append((section, f"unknown section{hint}"))
-    for section in sections:
-        if section not in recipe:
-            found.append((section, f'the section is missing; add "{section}": {{...}}'))
-        elif not isinstance(recipe[section], dict):
-            found.append((section, "must be an object {...}"))
-        else:
-            values, wrong = check_keys(section, recipe[section], sections)
-            setattr(draft, section, values)
-            found += wrong
-    found += [
-        *check_model(draft.model),
-        *check_data(draft.data),
-        *check_training(draft.training, sections["training"]),
-    ]
-    for key, problem in found:
+    for key, what, remedy in _check(recipe, draft):
         # Said once for the command line, not again for each recipe that it applies to.
         overridden = any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for name in changes)
-        origin = "command line" if overridden else path
-        problems.append(f"{origin}: {key}: {problem}")
+        problems.append(problem_of(COMMAND_LINE if overridden else path, f"{key}: {what}", remedy))
     return draft
 
 
-def _link(drafts: dict[str, Draft], sections: Mapping[str, Keys], problems: list[str]) -> None:
+def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
+    """What is wrong with a recipe; what is not goes into the draft."""
+    for section in recipe:
+        if section not in SECTIONS and section != "$schema":
+            homes = [home for home, keys in key_types().items() if section in keys]
+            accepted = f"sections are {', '.join(SECTIONS)}"
+            hint = f'it belongs to "{homes[0]}"' if homes else suggest(section, SECTIONS, accepted)
+            yield section, "unknown section", hint
+    for section in SECTIONS:
+        if section not in recipe:
+            yield section, "the section is missing", f'add "{section}": {{...}}'
+        elif not isinstance(recipe[section], dict):
+            yield section, "must be an object {...}", ""
+        else:
+            draft.sections[section], found = check_keys(section, recipe[section])
+            yield from found
+    yield from check_model(draft.sections["model"])
+    yield from check_data(draft.sections["data"])
+    yield from check_training(draft.sections["training"])
+
+
+def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
     """Find the recipes whose runs give encoders, and read those that were not named on the command line."""
     named = set(drafts)
     waiting = list(drafts.values())
     for draft in waiting:
-        weights = draft.model.get("encoder_weights")
-        if draft.model.get("init") != "checkpoint" or not isinstance(weights, str):
+        model = draft.sections["model"]
+        weights = model.get("encoder_weights")
+        if model.get("init") != "checkpoint" or not isinstance(weights, str):
             continue
         neighbour = draft.path.parent / f"{weights}.json"
         if weights not in named and Path(weights).name == weights and os.path.isfile(neighbour):
             if weights not in drafts:
-                drafts[weights] = _read(neighbour, {}, sections, problems)
+                drafts[weights] = _read(neighbour, {}, problems)
                 waiting.append(drafts[weights])
             elif not _same_file(neighbour, drafts[weights].path):
                 problems.append(_same_folder(neighbour, drafts[weights].path))
         if weights in drafts:
             draft.encoder_recipe = weights
-            for difference in encoder_differences(drafts[weights].model, draft.model):
-                problem = f'"{weights}" is a checkpoint of another architecture: {difference}'
-                problems.append(f"{draft.path}: model.encoder_weights: {problem}")
+            for difference in encoder_differences(drafts[weights].sections["model"], model):
+                what = f'model.encoder_weights: "{weights}" is a checkpoint of another architecture: {difference}'
+                problems.append(problem_of(draft.path, what, "make them equal"))
         elif not is_path_or_hub_id(weights):
             names = {*drafts, *(other.stem for other in draft.path.parent.glob("*.json"))} - {draft.path.stem}
-            hint = did_you_mean(weights, sorted(names), "; name one of these")
-            problems.append(
-                f'{draft.path}: model.encoder_weights: "{weights}" is no recipe in this launch or beside this file, '
-                f"no existing path and no Hub id of the form org/name{hint}"
+            what = (
+                f'model.encoder_weights: "{weights}" is no recipe in this launch or beside this file, no existing path'
+                " and no Hub id of the form org/name"
             )
+            problems.append(problem_of(draft.path, what, suggest(weights, sorted(names), "name one of these")))
 
 
-def _training_order(drafts: dict[str, Draft], problems: list[str]) -> list[str]:
+def _training_order(drafts: dict[str, Draft], problems: list[Problem]) -> list[str]:
     order: list[str] = []
     for first in drafts:
         chain: list[str] = []
@@ -248,8 +249,8 @@ def _training_order(drafts: dict[str, Draft], problems: list[str]) -> list[str]:
         while name is not None and name not in order:
             if name in chain:
                 circle = " → ".join([*chain[chain.index(name) :], name])
-                problem = f"goes round in a circle, {circle}; start one of them from something else"
-                problems.append(f"{drafts[name].path}: model.encoder_weights: {problem}")
+                what = f"model.encoder_weights: goes round in a circle, {circle}"
+                problems.append(problem_of(drafts[name].path, what, "start one of them from something else"))
                 break
             chain.append(name)
             name = drafts[name].encoder_recipe

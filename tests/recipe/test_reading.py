@@ -14,17 +14,16 @@ from hypothesis import strategies as st
 from hf_seg import cli
 from hf_seg.problem import RecipeError
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
-from hf_seg.recipe.keys import TrainingRecipe, all_keys
+from hf_seg.recipe.keys import TrainingRecipe, all_keys, expectation, fits, mismatch
 from hf_seg.recipe.passthrough import (
     REFUSED,
-    REFUSED_CONFIG,
-    config_fields,
+    key_type,
     scheduler_types,
     trackers,
     training_arguments,
     unreadable_arguments,
 )
-from hf_seg.recipe.schema import expectation, fits, fragment, mismatch
+from hf_seg.recipe.rules import REFUSED_CONFIG, config_fields
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -271,7 +270,7 @@ model {"arch": "auto"}
 model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
     encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
 model {"arch": "auto", "path": "org/name", "init": "imagenet"}
-    init: "imagenet" is for "fcn" and "segformer"; "checkpoint" takes the encoder's weights from path
+    init: "imagenet" is for "fcn" and "segformer"; set "checkpoint", which takes the encoder's weights from path
 model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
     path: "mobilevit" has no weights; name them in model.encoder_weights, or a Hub id as path
 model {"freeze_encoder": true}
@@ -295,7 +294,8 @@ data {"name": "hub", "root": "/data"}
 data {"name": "hub", "path": "no such folder"}
     path: "no such folder" is no existing folder and no Hub id of the form org/name; correct it
 data {"name": "hub", "path": "org/name"}
-    root: is missing: a data set on the Hub needs a folder for classes.json; `hf-seg init org/name --out DIR` makes it
+    root: is missing: a data set on the Hub needs a folder for classes.json; make it with `hf-seg init org/name --out
+    DIR`
 data {"name": "hub", "path": "/", "revision": "main"}
     revision: is for a data set on the Hub only, and / is here; leave it out
 data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
@@ -336,7 +336,7 @@ def test_keys(tmp_path, monkeypatch, section, keys, message):
 @pytest.mark.parametrize("key", REFUSED)
 def test_refused_training_arguments_say_why(tmp_path, key):
     [line] = problems(save(tmp_path, training={key: None}))
-    assert line == f"run.json: training.{key}: cannot be set: {REFUSED[key]}"
+    assert line == f"run.json: training.{key}: cannot be set: {'; '.join(filter(None, REFUSED[key]))}"
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,10 @@ class TestOverrides:
                 'training.seed: must be a whole number, from 0 to 4294967295, but is {"x": 1}',
             ),
             (["--model.config.drop", "1"], 'model.config.drop: unknown key of "fcn"; did you mean "dropout"?'),
-            (["--training.output_dir", "x"], f"training.output_dir: cannot be set: {REFUSED['output_dir']}"),
+            (
+                ["--training.output_dir", "x"],
+                f"training.output_dir: cannot be set: {'; '.join(REFUSED['output_dir'])}",
+            ),
             (["--train.seed", "1"], '--train.seed: there is no section "train"; did you mean "training"?'),
             (["--qqq.seed=1"], '--qqq.seed: there is no section "qqq"; sections are model, data, training'),
             (["--training.seed"], "--training.seed: has no value; write --training.seed VALUE"),
@@ -646,12 +649,12 @@ class TestAgainstTransformers:
         assert unreadable_arguments() == {}
         installed = {field.name: field for field in dataclasses.fields(TrainingArguments)}
         assert set(training_arguments()) == set(installed) - set(REFUSED)
-        for name, schema in training_arguments().items():
+        for name, kind in training_arguments().items():
             default = installed[name].default
             if default is not dataclasses.MISSING:
-                assert fits(getattr(default, "value", default), schema), name
+                assert fits(getattr(default, "value", default), kind), name
         for name, reason in REFUSED.items():
-            if "has no such argument" in reason:
+            if "has no such argument" in reason[0]:
                 assert name not in installed
 
     def test_trackers(self):
@@ -682,8 +685,8 @@ class TestAgainstTransformers:
         assert not set(config_fields(arch)) & set(REFUSED_CONFIG)
 
     def test_annotation_that_is_not_understood(self):
-        with pytest.raises(TypeError, match=r"cannot read the type annotation 'Callable\[\[\], int\]'"):
-            fragment("int | Callable[[], int]")
+        with pytest.raises(TypeError, match=r"cannot read the type annotation 'int \| Callable\[\[\], int\]'"):
+            key_type("int | Callable[[], int]")
 
 
 def test_reading_a_recipe_imports_no_heavy_library(tmp_path):
@@ -736,7 +739,7 @@ def load_or_refuse(folder: Path, text: str, overrides: list[str] = ()) -> None:
     try:
         [recipe] = load_recipes([path], overrides)
     except RecipeError as error:
-        assert error.problems and all(error.problems)
+        assert error.problems and all(problem.what for problem in error.problems)
         return
     path.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
     [again] = load_recipes([path])
@@ -788,11 +791,11 @@ def test_any_command_line_is_taken_or_refused(tmp_path_factory, overrides):
 
 @given(value=VALUES, annotation=st.sampled_from(["int | None", "float", "str | list[str]", "dict[str, bool]", "Any"]))
 def test_what_does_not_fit_is_told_apart_from_what_does(value, annotation):
-    schema = fragment(annotation)
-    message = mismatch(value, schema)
-    assert (message is None) == fits(value, schema)
-    if message is not None:
-        assert message.startswith(f"must be {expectation(schema)}, but is ")
+    kind = key_type(annotation)
+    wrong = mismatch(value, kind)
+    assert (wrong is None) == fits(value, kind)
+    if wrong is not None:
+        assert wrong[0].startswith(f"must be {expectation(kind.json_schema())}, but is ")
 
 
 def test_the_recipe_class_needs_every_section():
