@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_seg.data.seg_data import load_data
+from hf_seg.data import load_data
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.runs.folder import Run

@@ -28,9 +28,8 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_seg.data import DatasetSpec
+from hf_seg.data import DatasetSpec, SegData, load_data
 from hf_seg.data.cache import CachedPairs
-from hf_seg.data.seg_data import SegData, load_data
 from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights

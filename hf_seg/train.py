@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_seg.data.seg_data import load_data
+from hf_seg.data import load_data
 from hf_seg.hub.push import Uploads, is_unpushed
 from hf_seg.launch import check, parse_arguments, plan, run_all
 from hf_seg.models.build import describe_provenance

@@ -124,7 +124,9 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
         written = {}
     foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
     if foreign:
-        what = f"{' and '.join(foreign)} cannot be written over, since init has not written it, or it was changed since"
+        what = (
+            f"{' and '.join(foreign)} cannot be written over, since init has not written it, or it was changed since"
+        )
         raise DataError(root, what, "move it away.", code="exists")
 
 
@@ -187,7 +189,11 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
     count = len(survey.facts)
     if not count:
-        raise report_pairs(name, problems, len(problems)) if problems else DataError(name, "holds no pair", "Is this the right folder?")
+        raise (
+            report_pairs(name, problems, len(problems))
+            if problems
+            else DataError(name, "holds no pair", "Is this the right folder?")
+        )
     if count < 3 and len(source.splits) < len(SPLITS):
         what = f"{count} pairs cannot be split into train, validation and test: it takes 3"
         raise DataError(name, what, "Add pairs.", code="split")

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from datasets import DatasetDict
 from filelock import FileLock, Timeout
 
-from hf_seg.data import fingerprint
-from hf_seg.data.gather import gather
+from hf_seg.data import fingerprint, list_data
 from hf_seg.files import PARTIAL
-from hf_seg.problem import DataError, Refusal
+from hf_seg.problem import Refusal
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
@@ -149,15 +147,9 @@ def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | N
         return {}
     if data.name == "hub" and not may_load and not Path(data.path).expanduser().exists():
         return None
-    try:
-        gathered = gather(data)
-    except (DataError, OSError):
-        return None
-    if gathered.splits is None:
-        return None
-    return {
-        name: {"pairs": len(split), "fingerprint": fingerprint(DatasetDict({name: split}))}
-        for name, split in gathered.splits.items()
+    splits = list_data(data).splits
+    return splits and {
+        name: {"pairs": len(split), "fingerprint": fingerprint({name: split})} for name, split in splits.items()
     }
 
 

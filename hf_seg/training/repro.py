@@ -16,7 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_seg.data.seg_data import SegData, load_data
+from hf_seg.data import SegData, load_data
 from hf_seg.problem import Refusal
 from hf_seg.processes import start_processes
 from hf_seg.recipe import Recipe, load_recipes

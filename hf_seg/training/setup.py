@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from hf_seg.data import DatasetSpec
-from hf_seg.data.seg_data import SegData
+from hf_seg.data import DatasetSpec, SegData
 from hf_seg.models.build import build_model, measure_forward
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import describe_encoder_run

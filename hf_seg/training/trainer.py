@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_seg.data import image_name
-from hf_seg.data.seg_data import SegData
+from hf_seg.data import SegData, image_name
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Refusal

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hf_seg import launch, train
-from hf_seg.data import seg_data
+from hf_seg import data, launch, train
 from hf_seg.problem import RecipeError
 from hf_seg.training.trainer import SegTrainer
 
@@ -28,10 +27,10 @@ def training_step(self, model, inputs, *arguments, **keywords):
     return original(self, model, inputs, *arguments, **keywords)
 
 
-def load_splits(*arguments):
+def load_pairs(*arguments):
     if trouble == "slow" and rank == 0:
         time.sleep(600)
-    return original_splits(*arguments)
+    return original_pairs(*arguments)
 
 
 def step(*arguments):
@@ -41,7 +40,7 @@ def step(*arguments):
 
 
 original, SegTrainer.training_step = SegTrainer.training_step, training_step
-original_splits, seg_data.load_splits = seg_data.load_splits, load_splits
+original_pairs, data.load_pairs = data.load_pairs, load_pairs
 original_step, launch._step = launch._step, step
 if trouble == "apart":
     folder = Path(f"machine-{rank}")

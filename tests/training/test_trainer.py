@@ -4,7 +4,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_seg.data.seg_data import load_data
+from hf_seg.data import load_data
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hf_seg.data import load_spec, load_splits
-from hf_seg.data.gather import gather
-from hf_seg.data.sources import cityscapes
+from hf_seg.data.sources import cityscapes, examine_archives
 from hf_seg.data.sources.download import LOCK_NAME, UNPACKING
 from hf_seg.problem import DataError
 
@@ -175,7 +174,7 @@ def test_an_archive_that_cannot_be_unpacked(zipped, recipe, offset, value):
     with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged or cannot be unpacked: "):
         load_splits(recipe("cityscapes", zipped))
     assert not (zipped / "leftImg8bit").exists()
-    codes = [finding.code for finding in gather(recipe("cityscapes", zipped)).findings]
+    codes = [problem.code for problem in examine_archives(recipe("cityscapes", zipped), zipped)]
     assert codes.count("damaged-archive") == 1
     assert hashlib.sha256((zipped / ZIPS[0]).read_bytes()).digest() == before
 

@@ -1,1 +1,0 @@
-from hf_seg.data.sources import list_data as gather

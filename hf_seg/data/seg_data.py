@@ -1,1 +1,0 @@
-from hf_seg.data import SegData, load_data
