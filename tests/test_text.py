@@ -16,7 +16,7 @@ from PIL import Image
 
 import hf_seg
 from hf_seg import cli
-from hf_seg.data.spec import report_pairs
+from hf_seg.data.pairs import report_pairs
 from hf_seg.inference import demo_app
 from hf_seg.problem import PairError, RecipeError
 from hf_seg.runs.figure import open_figure, shorten
@@ -66,7 +66,7 @@ def test_messages_for_many_files_keep_their_lines(name):
     error = PairError(f"images/{name}", "is damaged", "Get it again.")
     assert str(error).isprintable() and error.problem.place == f"images/{name}"
     other = PairError(f"masks/{name}", "is damaged", "Get it again.")
-    lines = str(report_pairs(name, [error, other], 5)).split("\n")
+    lines = str(report_pairs(name, [error.problem, other.problem], 5)).split("\n")
     assert len(lines) == 4 and all(line.isprintable() for line in lines)
     assert all(line.isprintable() for line in str(RecipeError(name, "x", name)).split("\n"))
 

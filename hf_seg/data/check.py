@@ -19,6 +19,7 @@ from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, repor
 from hf_seg.data.sources.download import cache_folder, one_process
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header, open_mask
+from hf_seg.files import write_whole
 from hf_seg.problem import PairError, Problem
 
 logger = logging.getLogger(__name__)
@@ -46,16 +47,18 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
     pictures = (stored for pair in stored_pairs(splits) for stored in (pair.image, pair.mask))
     folders = {os.path.dirname(stored["path"]) for stored in pictures if is_file(stored)}
     root = os.path.commonpath(folders) if folders else ""
+    return _hash_pairs(splits, lambda path: [Path(path).relative_to(root).as_posix(), _stat(path)[0]])[:16]
+
+
+def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], list]) -> str:
+    """A SHA-256 of all pairs, in order: of files, what the function says of a path; else, the encoded bytes."""
     digest = hashlib.sha256()
     for pair in stored_pairs(splits):
         for stored in (pair.image, pair.mask):
-            if is_file(stored):
-                size, *_ = _stat(stored["path"])
-                content = [Path(stored["path"]).relative_to(root).as_posix(), size]
-            else:
-                content = hashlib.sha256(stored["bytes"]).hexdigest()
+            file = is_file(stored)
+            content = describe_file(stored["path"]) if file else hashlib.sha256(stored["bytes"]).hexdigest()
             digest.update(json.dumps([pair.name, content]).encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
@@ -204,9 +207,8 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
     memory = folder / f"{digest.hexdigest()}{suffix}"
     with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
         if not memory.exists():
-            partial = memory.with_name(f"{memory.name}.partial")
-            partial.write_text(json.dumps(make()), encoding="utf-8")
-            os.replace(partial, memory)
+            with write_whole(memory) as partial:
+                partial.write_text(json.dumps(make()), encoding="utf-8")
     return json.loads(memory.read_text(encoding="utf-8"))
 
 
@@ -228,21 +230,15 @@ def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
         `str`: 64 hex digits. Files count by path, size and times of change, and so do the files of a mapped table;
         generated pictures by their bytes.
     """
-    digest = hashlib.sha256(json.dumps([spec.name, spec.label_table, str(dataset.features)]).encode())
     first = next(stored_pairs({name: dataset}), None)
     if first is not None and not is_file(first.image) and dataset.cache_files:
         # rows may have been left out since, so that the files alone do not say which these are
         files = [[file["filename"], *_stat(file["filename"])] for file in dataset.cache_files]
-        digest.update(json.dumps([files, dataset.select_columns("origin")[:]["origin"]]).encode())
-        return digest.hexdigest()
-    for pair in stored_pairs({name: dataset}):
-        for stored in (pair.image, pair.mask):
-            if is_file(stored):
-                content = [os.path.abspath(stored["path"]), *_stat(stored["path"])]
-            else:
-                content = hashlib.sha256(stored["bytes"]).hexdigest()
-            digest.update(json.dumps(content).encode())
-    return digest.hexdigest()
+        content = [files, dataset.select_columns("origin")[:]["origin"]]
+    else:
+        content = _hash_pairs({name: dataset}, lambda path: [os.path.abspath(path), *_stat(path)])
+    decoding = [spec.name, spec.label_table, str(dataset.features)]
+    return hashlib.sha256(json.dumps([decoding, content]).encode()).hexdigest()
 
 
 def _stat(path: str) -> tuple[int, int, int]:

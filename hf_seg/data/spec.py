@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hf_seg.problem import DataError, PairError
-from hf_seg.text import printable
-
 IGNORE_INDEX = 255  # label of pixels that neither loss nor metric counts
 INVALID = -1  # table entry of a raw value that no mask of the data set may hold
-
-
-def report_pairs(name: str, errors: list[PairError], total: int) -> DataError:
-    """One error for many pairs: names up to ten, counts them all, says each remedy once."""
-    heading = f"{printable(name)}: {len(errors)} of {total} image and mask pairs cannot be used:"
-    return DataError(problems=[error.problem for error in errors], heading=heading)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +85,5 @@ class DatasetSpec:
 
 
 def build_label_table(mapping: Mapping[int, int]) -> tuple[int, ...]:
-    """Build the 256-entry table of a `DatasetSpec` from the raw values that may occur.
-
-    Args:
-        mapping (`Mapping[int, int]`): raw mask value in [0, 255] → class id or `IGNORE_INDEX`.
-
-    Returns:
-        `tuple[int, ...]` of length 256: `mapping`, and `INVALID` for every value it does not name.
-    """
+    """The table of a [`DatasetSpec`], from raw mask value → class id or `IGNORE_INDEX`; all others are `INVALID`."""
     return tuple(mapping.get(value, INVALID) for value in range(256))

@@ -29,6 +29,7 @@ from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
 from hf_seg.doctor.survey import RARE, Survey
+from hf_seg.files import write_whole
 from hf_seg.problem import DataError, Problem
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
@@ -299,11 +300,8 @@ def _format_classes(content: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        remedy = "make the folder writable"
-        raise DataError(path, f"cannot be written: {error.strerror}", remedy) from None
+        raise DataError(path, f"cannot be written: {error.strerror}", "make the folder writable") from None

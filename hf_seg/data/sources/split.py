@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_seg.files import write_whole
 from hf_seg.problem import DataError
 from hf_seg.recipe.reading import parse_json
 
@@ -52,11 +52,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
-    """Which of some folders, or splits of a table, are train, validation and test.
-
-    Args:
-        place (`str`): what holds them, for messages.
-        names (`Iterable[str]`): what they are called; other names are left alone.
+    """Which of some folders, or splits of a table, are train, validation and test; other names are left alone.
 
     Returns:
         `dict[str, str]`: `train`, and `validation` and `test` where they are there → the name.
@@ -114,7 +110,7 @@ def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str
     if content is None:
         return None
     if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
-        raise DataError(path, f"must hold {join_names(wanted)}, and seed if you like", REMEDY, code="split")
+        raise _fault(path, f"must hold {join_names(wanted)}, and seed if you like")
     split = {name: content[name] for name in wanted}
     _check_lists(path, split, str, "names")
     return {part: [unicodedata.normalize("NFC", name) for name in names] for part, names in split.items()}
@@ -127,12 +123,12 @@ def lists_all(root: Path) -> bool:
 
 
 def save_split(root: Path, split: dict[str, list[str]]) -> None:
-    """Write `root/split.json`, whole or not at all. Many processes may do so at once: all of them write the same.
+    """Write `root/split.json`. Many processes may do so at once: all of them write the same.
 
     Raises:
         DataError: when the folder cannot be written to.
     """
-    _write(root / FILE_NAME, {"seed": SPLIT_SEED, **split}, "sort the pairs into train/, validation/ and test/")
+    _write(root / FILE_NAME, split, "sort the pairs into train/, validation/ and test/")
 
 
 def load_row_split(root: Path) -> RowSplit | None:
@@ -148,19 +144,23 @@ def load_row_split(root: Path) -> RowSplit | None:
     keys = set(content) - {"seed", "validation", "test"} if isinstance(content, dict) else set()
     if keys != {"train_rows", "content"}:
         keys = "train_rows, content, and the row numbers of validation, test or both"
-        raise DataError(path, f"must hold {keys}, as this data set is a table", REMEDY, code="split")
+        raise _fault(path, f"must hold {keys}, as this data set is a table")
     held_out = {name: content[name] for name in ("validation", "test") if name in content}
     _check_lists(path, held_out, int, "row numbers")
     rows = content["train_rows"]
     if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
-        raise DataError(path, "row numbers must be from 0 to below train_rows", REMEDY, code="split")
+        raise _fault(path, "row numbers must be from 0 to below train_rows")
     return RowSplit(train_rows=rows, content=content["content"], held_out=held_out)
 
 
 def save_row_split(root: Path, split: RowSplit) -> None:
     """Write `root/split.json` of a table, as [`save_split`] does."""
-    content = {"seed": SPLIT_SEED, "train_rows": split.train_rows, "content": split.content, **split.held_out}
+    content = {"train_rows": split.train_rows, "content": split.content, **split.held_out}
     _write(root / FILE_NAME, content, "give the data set validation and test splits of its own")
+
+
+def _fault(path: Path, what: str) -> DataError:
+    return DataError(path, what, REMEDY, code="split")
 
 
 def _read(path: Path) -> Any:
@@ -169,26 +169,25 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(path, f"cannot be read: {error}", REMEDY, code="split") from None
+        raise _fault(path, f"cannot be read: {error}") from None
 
 
 def _check_lists(path: Path, split: dict[str, Any], kind: type, words: str) -> None:
     seen: set[Any] = set()
     for part, names in split.items():
         if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
-            raise DataError(path, f"{part} must be a list of {words}, and not empty", REMEDY, code="split")
+            raise _fault(path, f"{part} must be a list of {words}, and not empty")
         for name in names:
             if name in seen:
-                what = f"{json.dumps(name)} stands there twice; a pair belongs to one split"
-                raise DataError(path, what, REMEDY, code="split")
+                raise _fault(path, f"{json.dumps(name)} stands there twice; a pair belongs to one split")
             seen.add(name)
 
 
 def _write(path: Path, content: dict[str, Any], otherwise: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps({"seed": SPLIT_SEED, **content}, indent=1, ensure_ascii=False)
     try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            partial.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         what = f"the split cannot be saved ({error.strerror}), and unsaved it could change from run to run"
         raise DataError(path, what, f"Make the folder writable, or {otherwise}.", code="split") from None
