@@ -42,13 +42,12 @@ def start_processes() -> PartialState:
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
-        raise Refusal(
-            "accelerate launch",
-            "was asked for several processes, but on a CPU it starts only one",
+        remedy = (
             "start them with `accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N "
-            "hf_seg/train.py …`, or run a single process with --num_processes 1",
-            code="processes",
+            "hf_seg/train.py …`, or run a single process with --num_processes 1"
         )
+        what = "was asked for several processes, but on a CPU it starts only one"
+        raise Refusal("accelerate launch", what, remedy, code="processes")
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
     # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
     # core. So does torchrun. Any other value is the user's and stays.
@@ -92,12 +91,7 @@ def explain_lost_process(error: Exception) -> str | None:
 
 
 def on_every_process(action: Callable[[], T]) -> T:
-    """Let each process do something by itself.
-
-    Raises:
-        Exception: on every rank, what the action raised on the first rank where it failed: none waits for another in
-            vain.
-    """
+    """Let each process do something by itself. What it raises where it fails first is raised on every rank."""
     result = error = None
     try:
         result = action()
@@ -110,26 +104,14 @@ def on_every_process(action: Callable[[], T]) -> T:
 
 
 def on_main_process(action: Callable[[], T]) -> T | None:
-    """Let the main process do what is to be done once. Returns what it made there, None on the others.
-
-    Raises:
-        Exception: on every rank, what the action raised on the main process.
-    """
+    """Let the main process do what is to be done once. The result is None on the others; errors are raised on all."""
     return on_every_process(action if PartialState().is_main_process else lambda: None)
 
 
 def first_on_each_machine(action: Callable[[], T], what: str) -> T:
-    """Let one process of each machine do what leaves something on its disk, and then the others, who find it there.
+    """Let one process of each machine do what leaves something on its disk, and then the others, which find it there.
 
-    Args:
-        action (`Callable`): each process does it once.
-        what (`str`): for the message of those who wait, as in `"a: data and weights"`.
-
-    Returns:
-        What the action made in this process.
-
-    Raises:
-        Exception: on every rank, what the action raised on one of them.
+    Returns what the action made in this process. `what`, such as "a: data and weights", names it for those that wait.
     """
     state = PartialState()
     message = f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; "
@@ -144,35 +126,17 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 
 
 def check_agreement(name: str, fingerprint: str) -> None:
-    """Refuse ranks that do not see the same data, as two machines with other files under the same path.
-
-    Args:
-        name (`str`): of the run, for the message.
-        fingerprint (`str`): of this rank's data.
-
-    Raises:
-        Refusal: on every rank, with the fingerprints.
-    """
+    """Refuse, on every rank, a run whose data has not the same fingerprint on all of them."""
     seen = gather_object([fingerprint])
     others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
     if others:
-        raise Refusal(
-            name,
-            f"the processes see different data: by fingerprint, rank 0 sees {seen[0]}, {', '.join(others[:4])}",
-            "put the same files on all machines, under data.root or $HF_SEG_DATA",
-            code="processes",
-        )
+        what = f"the processes see different data: by fingerprint, rank 0 sees {seen[0]}, {', '.join(others[:4])}"
+        remedy = "put the same files on all machines, under data.root or $HF_SEG_DATA"
+        raise Refusal(name, what, remedy, code="processes")
 
 
 def check_shared(folder: Path) -> None:
-    """Refuse a folder that is not the same one for all ranks, as one of the same name on two machines.
-
-    Args:
-        folder (`Path`): exists and can be written to, for the main process.
-
-    Raises:
-        Refusal: on every rank, with those that look into another folder.
-    """
+    """Refuse, on every rank, a folder, in which the main process can write, that is another one for some of them."""
     state = PartialState()
     # a new name each time: a network file system may remember for a while that a file was, or was not, there
     (name,) = broadcast_object_list([f".launch-{uuid.uuid4().hex}"])
@@ -186,9 +150,5 @@ def check_shared(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     if without:
         ranks = ", ".join(map(str, without[:8]))
-        raise Refusal(
-            folder,
-            f"is not the same folder for all processes: what rank 0 writes there, rank {ranks} does not find",
-            "name a folder by --output_dir that all machines share",
-            code="processes",
-        )
+        what = f"is not the same folder for all processes: what rank 0 writes there, rank {ranks} does not find"
+        raise Refusal(folder, what, "name a folder by --output_dir that all machines share", code="processes")

@@ -59,16 +59,10 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     """`training.sync_batch_norm`; `"auto"`: several ranks on GPUs, with fewer than 16 images each at a time.
 
     Wu and He, "Group Normalization", ECCV 2018 (figure 1), find that batch norm loses accuracy from about there down.
-
-    Raises:
-        RecipeError: when it is asked for on CPUs, where PyTorch has no synchronised batch norm.
     """
     if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
-        raise RecipeError(
-            "training.sync_batch_norm",
-            f"PyTorch has it for GPUs only, and this launch has {num_processes} processes on {device.type}",
-            'set it to "auto" or false',
-        )
+        what = f"PyTorch has it for GPUs only, and this launch has {num_processes} processes on {device.type}"
+        raise RecipeError("training.sync_batch_norm", what, 'set it to "auto" or false')
     wanted = training.sync_batch_norm
     if wanted == "auto":
         wanted = device.type == "cuda" and per_device_batch_size(training, num_processes) < 16
@@ -139,10 +133,7 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         **arguments,
     )
     if args.n_gpu > 1:
-        raise Refusal(
-            "CUDA_VISIBLE_DEVICES",
-            f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way",
-            "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES",
-            code="processes",
-        )
+        what = f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way"
+        remedy = "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args

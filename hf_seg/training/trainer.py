@@ -157,13 +157,12 @@ class SegTrainer(Trainer):
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
         last = last_checkpoint(self.run.folder)
         kept = f"The last checkpoint before it is {last}" if last else "There is no checkpoint before it"
-        raise Refusal(
-            self.run.folder,
-            f"the training loss is {value} at step {step + 1}; its batch on this process is {names}{more}. {kept}",
+        what = f"the training loss is {value} at step {step + 1}; its batch on this process is {names}{more}. {kept}"
+        remedy = (
             "Lower training.learning_rate, or set training.bf16 to false, and pass --overwrite; if it is always the "
-            "same images, look at them",
-            code="loss",
+            "same images, look at them"
         )
+        raise Refusal(self.run.folder, what, remedy, code="loss")
 
     def _save_checkpoint(self, model, trial) -> None:
         self.check_losses(wait=True)
@@ -179,12 +178,9 @@ class SegTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             last, free = last_checkpoint(self.run.folder), shutil.disk_usage(self.run.folder).free
             reason = f"{str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are free without it"
-            raise Refusal(
-                folder,
-                f"the checkpoint cannot be written ({reason})",
-                f"free disk space and launch again: training goes on from {last or 'the beginning'}",
-                code="disk",
-            ) from error
+            remedy = f"free disk space and launch again: training goes on from {last or 'the beginning'}"
+            what = f"the checkpoint cannot be written ({reason})"
+            raise Refusal(folder, what, remedy, code="disk") from error
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.

@@ -14,8 +14,9 @@ from PIL import Image, ImageEnhance
 
 from hf_seg import cli, train
 from hf_seg.doctor import doctor
-from hf_seg.problem import DataError, RecipeError
+from hf_seg.problem import Refusal
 from hf_seg.recipe import load_recipes
+from hf_seg.runs.folder import Run
 
 CLASSES = {"classes": [{"name": name, "id": index} for index, name in enumerate(("ground", "disc", "bar"))]}
 CLASSES["ignore"] = [255]
@@ -56,8 +57,8 @@ def is_refused(tmp_path):
 
     def check(path):
         try:
-            train.check(load_recipes([path]), tmp_path / "runs", set())
-        except (RecipeError, DataError):
+            train.check([Run(recipe, tmp_path / "runs" / recipe.name) for recipe in load_recipes([path])])
+        except Refusal:
             return True
         return False
 
