@@ -204,13 +204,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _repro(arguments: argparse.Namespace) -> int:
-    from hf_seg.models.build import WeightsError
-    from hf_seg.problem import DataError
+    from hf_seg.problem import Refusal
     from hf_seg.training.repro import as_json, as_text, reproduce
 
     try:
         report = reproduce(arguments.run_dir, steps=arguments.steps, data_root=arguments.data_root)
-    except (RecipeError, DataError, WeightsError) as error:
+    except Refusal as error:
         say(f"error: {error}", file=sys.stderr, keep="\n")
         return 2
     say(as_json(report) if arguments.json else as_text(report), keep="\n")

@@ -138,7 +138,6 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
 
     Raises:
         RecipeError: with all problems that were found, each with its key and the remedy.
-        WeightsError: when the model cannot be built.
     """
     transforms = build_transforms(recipe.data, spec)
     data = SegData(

@@ -88,7 +88,7 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
 
     Raises:
         RecipeError: when the folder is not a finished run, or its recipe cannot be trained here.
-        DataError, WeightsError: when its data or the weights of its encoder are not here.
+        DataError, RecipeError: when its data or the weights of its encoder are not here.
     """
     if steps < 1:
         raise RecipeError(f"--steps {steps}: there is nothing to compare; give 1 or more")
