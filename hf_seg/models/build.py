@@ -153,7 +153,7 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, ima
     """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
 
     Args:
-        model (`ModelRecipe`): its `encoder` and `config` are checked.
+        model (`ModelRecipe`): the model.
         encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, when that is still to be
             trained; without it, the checkpoint is checked by [`locate_encoder_weights`].
         image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
@@ -171,10 +171,6 @@ def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | N
 
     To be called for every recipe before the first one trains: it also does [`check_model`], and compares the recipe
     with a checkpoint's config.json.
-
-    Args:
-        model (`ModelRecipe`): its `encoder_weights` is a file, a folder or a Hub id; None means the default.
-        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Returns:
         `Path` of a .safetensors file or pytorch_model.bin; None when the recipe starts from scratch.

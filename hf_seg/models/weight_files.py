@@ -101,9 +101,7 @@ def verify_download(path: Path) -> None:
     stored = path.resolve()  # the name that a repository gives it is a link
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
         what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"
-        raise Refusal(
-            "", what, f"Delete {stored} and try again, which downloads it once more.", code="damaged-weights"
-        )
+        raise Refusal("", what, f"Delete {stored} and try again, which downloads it once more.")
 
 
 Header = dict[str, tuple[int, ...]]

@@ -59,17 +59,11 @@ def source_of(model: ModelRecipe) -> str:
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
-    """Find the file of weights that a recipe asks for, downloading it once if it is on the Hub.
-
-    Args:
-        model (`ModelRecipe`): a recipe whose `init` is not "scratch".
-        config (`PreTrainedConfig`): the configuration of the recipe's model; a checkpoint's is compared with it.
-
-    Returns:
-        `Path`: an existing .safetensors file or pytorch_model.bin; a checkpoint's has config.json next to it.
+    """Find a recipe's file of weights, .safetensors or pytorch_model.bin, downloading it once if it is on the Hub.
 
     Raises:
-        RecipeError: when there is no such file, it may not be opened, or is a checkpoint of another encoder.
+        RecipeError: when there is no such file, it may not be opened, or is a checkpoint of another encoder than
+            that of `config`.
     """
     source = source_of(model)
     local = Path(source).expanduser()
@@ -104,16 +98,7 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
 
 
 def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
-    """Refuse a checkpoint whose encoder is built otherwise than the recipe's.
-
-    Args:
-        model (`ModelRecipe`): a recipe whose `init` is "checkpoint".
-        config (`PreTrainedConfig`): the configuration of the recipe's model.
-        theirs (`dict`): the checkpoint's configuration, as in its config.json.
-
-    Raises:
-        RecipeError: naming all that differs.
-    """
+    """Refuse a checkpoint whose encoder is, by its config.json (`theirs`), built otherwise than the recipe's."""
     model_type = theirs["model_type"]
     if model.arch == "auto":
         there, here = ({"arch": "auto", "path": each} for each in (model_type, config.model_type))
@@ -142,15 +127,10 @@ def _different_shapes(config: PreTrainedConfig, theirs: dict) -> list[str]:
 
 
 def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Read an encoder's weights from a file; heads in it are left out.
-
-    Args:
-        model (`ModelRecipe`): the recipe that `path` was located for.
-        path (`Path`): the result of [`locate`].
-        built (`PreTrainedModel`): the model whose encoder the weights are for; it is not changed.
+    """Read the weights of the encoder of `built` from the file that [`locate`] has found; heads in it are left out.
 
     Returns:
-        `dict[str, torch.Tensor]`: a state dict with every tensor of `encoder`, in its shape.
+        `dict[str, torch.Tensor]`: a state dict with every tensor of the encoder, in its shape.
 
     Raises:
         RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
