@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     SegformerConfig,
@@ -23,40 +27,23 @@ from transformers.image_utils import PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.data.normalization import NORMALIZATIONS
+from hf_seg.problem import RecipeError
+from hf_seg.recipe.reading import problem_of
+from hf_seg.recipe.rules import REFUSED_CONFIG, check_config, config_fields
 
-from . import auto, weights
+from . import weights
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import FCNForSemanticSegmentation
-from .weights import WeightsError, encoder_of
+from .weight_files import sha256
+from .weights import encoder_of
 
 if TYPE_CHECKING:
     from hf_seg.data.spec import DatasetSpec
     from hf_seg.recipe.keys import ModelRecipe
 
-__all__ = [
-    "WeightsError",
-    "build_image_processor",
-    "build_model",
-    "check_model",
-    "describe_provenance",
-    "encoder_of",
-    "locate_encoder_weights",
-    "measure_forward",
-]
-
 MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "fcn": (FCNConfig, FCNForSemanticSegmentation),
     "segformer": (SegformerConfig, SegformerForSemanticSegmentation),
-}
-# Keys of the configuration classes that a recipe's model.config may not set, and why.
-REFUSED_KEYS = {
-    "encoder": "say it as model.encoder",
-    "num_channels": "images are RGB",
-    "num_labels": "the data set says it",
-    "id2label": "the data set says it",
-    "label2id": "the data set says it",
-    "semantic_loss_ignore_index": "the data set says it",
-    "use_auxiliary_head": "there is one loss for all models, of the one head",
 }
 RANDOM = "random initialisation"
 
@@ -75,13 +62,13 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
         `tensors_loaded`, `tensors_fresh`) and `head` (`source`, `tensors_fresh`).
 
     Raises:
-        WeightsError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
+        RecipeError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
     """
     config, model_class = _build_config(model, image_size, spec)
     path = None if model.init == "scratch" else locate_encoder_weights(model, image_size)
     built = model_class(config)
     if model.arch == "auto":
-        auto.reset_batch_norms(built)
+        _reset_batch_norms(built)
     # SegFormer's forward takes **kwargs, from which Trainer concludes that it scales the loss itself. It does not.
     built.accepts_loss_kwargs = False
 
@@ -90,12 +77,12 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     if path is None:
         origin = {"source": RANDOM, "from_hub": False, "sha256": None, "tensors_loaded": 0, "tensors_fresh": count}
     else:
-        encoder.load_state_dict(weights.read(model, path, config, built))
+        encoder.load_state_dict(weights.read(model, path, built))
         source = weights.source_of(model)
         origin = {
             "source": source,
             "from_hub": not Path(source).expanduser().exists(),
-            "sha256": weights.sha256(path),
+            "sha256": sha256(path),
             "tensors_loaded": count,
             "tensors_fresh": 0,
         }
@@ -106,14 +93,9 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
 
 
 def describe_provenance(provenance: dict) -> str:
-    """Say in one line where a model's initial weights came from.
+    """Say in one line where a model's initial weights came from, given what [`build_model`] returns of it.
 
-    Args:
-        provenance (`dict`): as [`build_model`] returns it.
-
-    Returns:
-        `str`: such as "encoder: 318 tensors from timm/resnet50.tv2_in1k (sha256 0123456789ab), frozen; head: 8 fresh
-        tensors".
+    Such as "encoder: 318 tensors from timm/resnet50.tv2_in1k (sha256 0123456789ab), frozen; head: 8 fresh tensors".
     """
     encoder = provenance["encoder"]
     if encoder["sha256"] is None:
@@ -133,17 +115,9 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
         image_size (`int`): height and width in pixels that a photograph is resized to (bilinear, antialiased).
         normalize (`str`): "none" leaves RGB in [0, 1]; a key of `NORMALIZATIONS` subtracts its mean and divides by
             its standard deviation.
-
-    Returns:
-        `SegformerImageProcessor`: the torchvision-backed one.
-
-    Raises:
-        ValueError: when `normalize` is neither.
     """
-    if normalize not in ("none", *NORMALIZATIONS):
-        raise ValueError(f"normalize must be one of none, {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
     # what an image processor that does not normalise holds is never used
-    mean, std = NORMALIZATIONS.get(normalize, NORMALIZATIONS["imagenet"])
+    mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
     return SegformerImageProcessor(
         do_resize=True,
         size={"height": image_size, "width": image_size},
@@ -179,13 +153,13 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, ima
     """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
 
     Args:
-        model (`ModelRecipe`): its `encoder` and `config` are checked.
+        model (`ModelRecipe`): the model.
         encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, when that is still to be
             trained; without it, the checkpoint is checked by [`locate_encoder_weights`].
         image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Raises:
-        WeightsError: when the model cannot be built, or the other recipe's encoder is built otherwise.
+        RecipeError: when the model cannot be built, or the other recipe's encoder is built otherwise.
     """
     config, _ = _build_config(model, image_size)
     if encoder_from is not None:
@@ -198,15 +172,11 @@ def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | N
     To be called for every recipe before the first one trains: it also does [`check_model`], and compares the recipe
     with a checkpoint's config.json.
 
-    Args:
-        model (`ModelRecipe`): its `encoder_weights` is a file, a folder or a Hub id; None means the default.
-        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
-
     Returns:
         `Path` of a .safetensors file or pytorch_model.bin; None when the recipe starts from scratch.
 
     Raises:
-        WeightsError: naming what is wrong with the recipe or why the weights cannot be had, and the remedy.
+        RecipeError: naming what is wrong with the recipe or why the weights cannot be had, and the remedy.
     """
     config, _ = _build_config(model, image_size)
     return None if model.init == "scratch" else weights.locate(model, config)
@@ -216,25 +186,20 @@ def _build_config(
     model: ModelRecipe, image_size: int, spec: DatasetSpec | None = None
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
     """The checked configuration and its model's class; without a `spec` it has the classes that it had before."""
-    given: dict = {}
     if model.arch == "auto":
-        config_class, model_class, given = auto.read_config(model.path)
+        config_class, given = _read_config(model.path)
+        model_class = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class]
+        inherited, own = (
+            {field.name for field in dataclasses.fields(each)} for each in (PreTrainedConfig, config_class)
+        )
+        # a backbone's `_out_indices` is set as `out_indices`
+        names = sorted({key.removeprefix("_") for key in own - inherited} - REFUSED_CONFIG.keys())
+        fields = dict.fromkeys(names, (TypeAdapter(Any), None))
     else:
-        config_class, model_class = MODELS[model.arch]
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    own = {field.name for field in dataclasses.fields(config_class)}
-    # a backbone's `_out_indices` is set as `out_indices`
-    known = sorted(key.removeprefix("_") for key in own - inherited - REFUSED_KEYS.keys())
-    for key in model.config:
-        if key in REFUSED_KEYS:
-            raise WeightsError(f"model.config.{key} cannot be set here: {REFUSED_KEYS[key]}.")
-        # The configuration classes take any key, and a misspelt one would change nothing.
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
-            raise WeightsError(f"model.config.{key} is not a key of {config_class.__name__}: {hint}")
-    if model.arch == "segformer":
-        _check_stages(model.config)
+        (config_class, model_class), given, fields = MODELS[model.arch], {}, config_fields(model.arch)
+    model_type = config_class.model_type if model.arch == "auto" else model.arch
+    if problems := [problem_of(*found) for found in check_config(model_type, model.config, fields)]:
+        raise RecipeError(problems=problems)
     arguments = given | model.config
     if model.encoder is not None:
         arguments["encoder"] = model.encoder
@@ -251,22 +216,45 @@ def _build_config(
     except Exception as error:  # whatever the libraries raise, it is about these few values
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
-        raise WeightsError(f"{where}: no {model.path or model.arch} can be built: {said}") from error
+        raise RecipeError(where, f"no {model.path or model.arch} can be built: {said}") from error
     if spec is not None:
         config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
     return config, model_class
 
 
-def _check_stages(config: dict) -> None:
-    """One value a stage, in every list: surplus ones would be ignored, missing ones end in an IndexError."""
-    stages = config.get("num_encoder_blocks", SegformerConfig.num_encoder_blocks)
-    defaults = SegformerConfig()
-    for key in weights.ENCODER_KEYS["segformer"][1:]:
-        value = config.get(key, getattr(defaults, key))
-        if isinstance(value, list | tuple) and len(value) != stages:
-            raise WeightsError(
-                f"model.config.{key} needs one value for each of the {stages} stages, not {len(value)}: {list(value)}."
-            )
+def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
+    """The class and the keys of the configuration that `model.path` names. Code that comes with it is not run."""
+    try:
+        if path in CONFIG_MAPPING:
+            config_class, given = CONFIG_MAPPING[path], {}
+        else:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            config_class, given = type(config), config.to_dict()
+    except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
+        raise RecipeError(
+            "model.path",
+            f"{path} gives no configuration ({' '.join(str(error).split())})",
+            "name a folder, a config.json, a Hub id (offline, one that is in the cache) or a model type of "
+            "transformers",
+        ) from error
+    if config_class not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        types = sorted(known.model_type for known in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+        what = f"{path} is a model of type {config_class.model_type}, and transformers has no semantic segmentation"
+        raise RecipeError("model.path", f"{what} for it", f"it has {', '.join(types)}")
+    if hasattr(config_class, "use_auxiliary_head"):
+        given["use_auxiliary_head"] = False  # only a loss of the model's own would train it
+    return config_class, given
+
+
+def _reset_batch_norms(model: PreTrainedModel) -> None:
+    """Start batch norms as PyTorch does: scale 1, shift 0.
+
+    transformers 5.24 draws MobileViT's scales from N(0, 0.02), which is harmless where weights are loaded over them.
+    From scratch each layer shrinks what passes fiftyfold, so that next to nothing of the image reaches the logits.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_parameters()
 
 
 def _freeze(encoder: nn.Module) -> None:

@@ -28,8 +28,9 @@ from transformers.initialization import meta_device_safe_creation_ops
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from hf_seg.problem import Refusal
+from hf_seg.problem import RecipeError, Refusal
 
+KEY = "model.encoder_weights"
 # The second one is all that some repositories have; it is read as data only (`weights_only=True`).
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LARGEST_CONFIG = 2**24  # bytes of config.json; 20,000 classes take 1 MB
@@ -41,28 +42,22 @@ REMEDY = (
 )
 
 
-class WeightsError(Refusal):
-    """The model of a recipe cannot be built, or its initial weights cannot be had."""
-
-    @classmethod
-    def of(cls, source: str, problem: str) -> WeightsError:
-        return cls(f"model.encoder_weights: {source} {problem}")
-
-
 def find_in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
     """Return the file of weights in a folder, which the recipe calls `source`."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    hint = "a run has one when it has finished: finish it, or name another source" if is_checkpoint else REMEDY[:-1]
-    raise WeightsError.of(source, f"is a folder without {WEIGHT_FILES[0]}: {hint}.")
+    what = f"{source} is a folder without {WEIGHT_FILES[0]}"
+    if is_checkpoint:
+        what += ": a run has one when it has finished"
+    raise RecipeError(KEY, what, "finish it, or name another source" if is_checkpoint else REMEDY)
 
 
 def download(source: str, is_checkpoint: bool) -> Path:
     """Fetch the file of weights of a Hub id, and for a checkpoint config.json into the same folder."""
     is_file = Path(source).suffix in (".safetensors", ".bin", ".pth", ".pt")
     if is_file or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
-        raise WeightsError.of(source, f"does not exist, and is not a Hub id such as nvidia/mit-b0 either. {REMEDY}")
+        raise RecipeError(KEY, f"{source} does not exist, and is not a Hub id such as nvidia/mit-b0 either", REMEDY)
     try:
         if is_checkpoint:
             hf_hub_download(source, "config.json")
@@ -87,9 +82,8 @@ def download(source: str, is_checkpoint: bool) -> Path:
             (Exception, " ".join(str(error).split())),
         )
         reason = next(text for kind, text in reasons if isinstance(error, kind))
-        raise WeightsError.of(
-            source, f"is not a file or folder here, and could not be fetched from the Hub: {reason}. {REMEDY}"
-        ) from error
+        what = f"{source} is not a file or folder here, and could not be fetched from the Hub: {reason}"
+        raise RecipeError(KEY, what, REMEDY) from error
 
 
 def sha256(path: Path) -> str:
@@ -102,14 +96,12 @@ def verify_download(path: Path) -> None:
     """Compare a large file in the Hub's cache with its SHA-256, which it is named by there; others are left alone.
 
     Raises:
-        WeightsError: when it is not the file that the Hub has: the download was damaged, or the disk has done it.
+        Refusal: when it is not the file that the Hub has: the download was damaged, or the disk has done it.
     """
     stored = path.resolve()  # the name that a repository gives it is a link
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
-        raise WeightsError(
-            f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub. Delete {stored} and "
-            "try again, which downloads it once more."
-        )
+        what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"
+        raise Refusal("", what, f"Delete {stored} and try again, which downloads it once more.")
 
 
 Header = dict[str, tuple[int, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -13,38 +14,18 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SegformerConfig,
-    SegformerModel,
-)
+from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
+
+from hf_seg.problem import RecipeError
+from hf_seg.recipe.rules import encoder_differences
 
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import build_encoder
-from .weight_files import WEIGHT_FILES, WeightsError, download, find_in_folder, sha256, verify_download
+from .weight_files import KEY, WEIGHT_FILES, download, find_in_folder, verify_download
 
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import ModelRecipe
-
-__all__ = ["WeightsError", "compare", "encoder_of", "locate", "read", "sha256", "source_of", "verify_download"]
-
-# What a checkpoint's config.json has to have in common with the recipe for the encoder's weights to mean the same.
-ENCODER_KEYS = {
-    "fcn": ("encoder",),
-    "segformer": (
-        "num_encoder_blocks",
-        "depths",
-        "hidden_sizes",
-        "patch_sizes",
-        "strides",
-        "num_attention_heads",
-        "sr_ratios",
-        "mlp_ratios",
-    ),
-}
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
@@ -56,16 +37,10 @@ def encoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def source_of(model: ModelRecipe) -> str:
-    """Name the weights as the recipe does, or the default for its encoder.
-
-    Args:
-        model (`ModelRecipe`): a recipe whose `init` is not "scratch".
-
-    Returns:
-        `str`: a path as written in the recipe, or a Hub id.
+    """Name the weights of a recipe as it does, a path or a Hub id, or the default for its encoder.
 
     Raises:
-        WeightsError: when the recipe names no weights and timm has none for its encoder.
+        RecipeError: when the recipe names no weights and timm has none for its encoder.
     """
     if model.encoder_weights is not None:
         return model.encoder_weights
@@ -78,25 +53,17 @@ def source_of(model: ModelRecipe) -> str:
         return "timm/resnet50.tv2_in1k"  # torchvision's second weights, as in the study that this project reproduces
     default = timm.get_pretrained_cfg(encoder)
     if default is None or not default.hf_hub_id:
-        raise WeightsError(
-            f"model.encoder: timm has no weights for {encoder!r}: name a file in model.encoder_weights, or use init "
-            '"scratch".'
-        )
+        remedy = 'name a file in model.encoder_weights, or use init "scratch"'
+        raise RecipeError("model.encoder", f"timm has no weights for {encoder!r}", remedy)
     return default.hf_hub_id
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
-    """Find the file of weights that a recipe asks for, downloading it once if it is on the Hub.
-
-    Args:
-        model (`ModelRecipe`): a recipe whose `init` is not "scratch".
-        config (`PreTrainedConfig`): the configuration of the recipe's model; a checkpoint's is compared with it.
-
-    Returns:
-        `Path`: an existing .safetensors file or pytorch_model.bin; a checkpoint's has config.json next to it.
+    """Find a recipe's file of weights, .safetensors or pytorch_model.bin, downloading it once if it is on the Hub.
 
     Raises:
-        WeightsError: when there is no such file, it may not be opened, or is a checkpoint of another encoder.
+        RecipeError: when there is no such file, it may not be opened, or is a checkpoint of another encoder than
+            that of `config`.
     """
     source = source_of(model)
     local = Path(source).expanduser()
@@ -109,169 +76,106 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
         weights = download(source, is_checkpoint)
         verify_download(weights)
     if weights.suffix != ".safetensors" and weights.name != WEIGHT_FILES[1]:
-        raise WeightsError.of(
-            source,
-            "is not a .safetensors file: other formats can run code when they are opened. If you trust it, "
-            "convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), new).",
+        raise RecipeError(
+            KEY,
+            f"{source} is not a .safetensors file: other formats can run code when they are opened",
+            "If you trust it, convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), new).",
         )
     if is_checkpoint:
-        if not (weights.parent / "config.json").is_file():
-            raise WeightsError.of(
-                source,
-                "has no config.json next to it, which would say what model it is of: name the folder of a run, or use "
-                'init "imagenet" for a bare file of weights.',
-            )
         try:
             theirs = json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
             theirs["model_type"]
+        except FileNotFoundError:
+            raise RecipeError(
+                KEY,
+                f"{source} has no config.json next to it, which would say what model it is of",
+                'name the folder of a run, or use init "imagenet" for a bare file of weights',
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError.of(source, f"has a config.json that is not a model's: {error!r}.") from error
+            raise RecipeError(KEY, f"{source} has a config.json that is not a model's: {error!r}") from error
         compare(model, config, theirs)
     return weights
 
 
 def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
-    """Refuse a checkpoint whose encoder is built otherwise than the recipe's.
-
-    Args:
-        model (`ModelRecipe`): a recipe whose `init` is "checkpoint".
-        config (`PreTrainedConfig`): the configuration of the recipe's model.
-        theirs (`dict`): the checkpoint's configuration, as in its config.json.
-
-    Raises:
-        WeightsError: naming the first key that differs, and both its values.
-    """
-    source = source_of(model)
-    if theirs["model_type"] != config.model_type:
-        raise WeightsError.of(
-            source,
-            f"is a checkpoint of a model of type {theirs['model_type']!r}, but model.arch {model.arch!r} needs "
-            f"{config.model_type!r}: name a run of the same architecture.",
-        )
+    """Refuse a checkpoint whose encoder is, by its config.json (`theirs`), built otherwise than the recipe's."""
+    model_type = theirs["model_type"]
     if model.arch == "auto":
-        return _compare_shapes(source, config, theirs)
-    defaults = type(config)()
-    for key in ENCODER_KEYS[model.arch]:
-        # JSON has lists where the class's defaults are tuples, and may leave out what is default.
-        their, our = theirs.get(key, getattr(defaults, key)), getattr(config, key)
-        their, our = (list(value) if isinstance(value, tuple) else value for value in (their, our))
-        if their != our:
-            where = "model.encoder" if key == "encoder" else f"model.config.{key}"
-            raise WeightsError.of(
-                source,
-                f"has an encoder with {key} {their!r}, but {where} is {our!r}: make them equal, or name another run.",
-            )
+        there, here = ({"arch": "auto", "path": each} for each in (model_type, config.model_type))
+        differences = encoder_differences(there, here) or _different_shapes(config, theirs)
+    else:
+        arch = "fcn" if model_type == FCNConfig.model_type else model_type
+        there = {"arch": arch, "encoder": theirs.get("encoder"), "config": theirs}
+        differences = encoder_differences(there, dataclasses.asdict(model))
+    if differences:
+        what = f"{source_of(model)} is a checkpoint of another architecture: {', and '.join(differences)}"
+        raise RecipeError(KEY, what, "make them equal, or name another run")
 
 
-def _compare_shapes(source: str, config: PreTrainedConfig, theirs: dict) -> None:
-    """The same by the shapes of tensors, for models of which hf_seg does not know what the keys mean."""
+def _different_shapes(config: PreTrainedConfig, theirs: dict) -> list[str]:
+    """The first tensor that differs, for models of which hf_seg does not know what the keys of config.json mean."""
     shapes = []
     with torch.device("meta"), meta_device_safe_creation_ops():
         for each in (type(config).from_dict(theirs), config):
             encoder = encoder_of(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)](each))
             shapes.append({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
-    there, here = shapes
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            their, our = (f"of {s[name]}" if name in s else "missing" for s in (there, here))
-            raise WeightsError.of(
-                source,
-                f"has an encoder whose {name} is {their}, but in the recipe's it is {our}: make model.config equal, "
-                "or name another run.",
-            )
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        there, here = (f"of {shape[name]}" if name in shape else "missing" for shape in shapes)
+        if there != here:
+            return [f"its encoder's {name} is {there} there and {here} here"]
+    return []
 
 
-def read(model: ModelRecipe, path: Path, config: PreTrainedConfig, built: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Read an encoder's weights from a file; heads in it are left out.
-
-    Args:
-        model (`ModelRecipe`): the recipe that `path` was located for.
-        path (`Path`): the result of [`locate`].
-        config (`PreTrainedConfig`): the configuration that `built` has.
-        built (`PreTrainedModel`): the model whose encoder the weights are for; it is not changed.
+def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Read the weights of the encoder of `built` from the file that [`locate`] has found; heads in it are left out.
 
     Returns:
-        `dict[str, torch.Tensor]`: a state dict with every tensor of `encoder`, in its shape.
+        `dict[str, torch.Tensor]`: a state dict with every tensor of the encoder, in its shape.
 
     Raises:
-        WeightsError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
+        RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
     """
     source = source_of(model)
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises its own type
         said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
-        raise WeightsError.of(source, f"cannot be read ({path.name}: {said}): fetch or save it again.") from error
-    if model.arch == "auto":
-        loaded, problems = _from_transformers(tensors, built)
-    elif model.arch == "segformer":
-        loaded, problems = _from_segformer(tensors, config)
-    elif model.init == "checkpoint":
-        loaded, problems = _from_fcn(tensors, encoder_of(built))
+        raise RecipeError(KEY, f"{source} cannot be read ({path.name}: {said})", "fetch or save it again") from error
+    if model.arch == "fcn" and model.init == "imagenet":
+        loaded, problems = _from_timm(tensors, built.config)
     else:
-        loaded, problems = _from_timm(tensors, config)
+        loaded, problems = _from_transformers(tensors, built, unknown=model.arch != "auto")
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise WeightsError.of(
-            source,
-            f"holds weights of another architecture or size than the recipe's encoder ({shown}). Name weights that "
-            "fit, or change the encoder"
-            + ('; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."),
-        )
+        what = f"{source} holds weights of another architecture or size than the recipe's encoder ({shown})"
+        remedy = "Name weights that fit, or change the encoder"
+        remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."
+        raise RecipeError(KEY, what, remedy)
     return loaded
 
 
-def _from_fcn(tensors: dict, encoder: nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:
-    loaded = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    wanted = encoder.state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - loaded.keys())]
-    problems += [f"{name} is unknown" for name in sorted(loaded.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {tuple(loaded[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in loaded and loaded[name].shape != tensor.shape
-    ]
-    return loaded, problems
+def _from_transformers(
+    tensors: dict, built: PreTrainedModel, *, unknown: bool
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Let transformers rename the tensors of the Hub's formats into those that the model has today.
 
-
-def _from_segformer(tensors: dict, config: SegformerConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let transformers rename the tensors of the Hub's format into those that the model has today."""
-    heads = ("decode_head.", "classifier.")
-    with _quiet("transformers"):
-        loaded, report = SegformerModel.from_pretrained(
-            None,
-            config=config,
-            state_dict={name: tensor for name, tensor in tensors.items() if not name.startswith(heads)},
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
-            output_loading_info=True,
-        )
-    problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
-    problems += [f"{name} is unknown" for name in sorted(report["unexpected_keys"])]
-    problems += [f"{name} is {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
-    return loaded.state_dict(), problems
-
-
-def _from_transformers(tensors: dict, built: PreTrainedModel) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The same for a model whose heads hf_seg does not know: they are read too, and what is wrong there is unsaid."""
-    with _quiet("transformers"):
+    Heads are read too, and what is wrong there is unsaid, as are tensors that the encoder has not, unless `unknown`.
+    """
+    with _quiet("transformers"), torch.random.fork_rng(devices=[]):
         loaded, report = type(built).from_pretrained(
             None,
             config=built.config,
             state_dict=dict(tensors),
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
             output_loading_info=True,
         )
     encoder = encoder_of(loaded)
     prefix = next(name for name, module in loaded.named_modules() if module is encoder) + "."
-    problems = [f"{name} is missing" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
-    problems += [
-        f"{name} is {tuple(a)}, not {tuple(b)}"
-        for name, a, b in sorted(report["mismatched_keys"])
-        if name.startswith(prefix)
-    ]
-    return encoder.state_dict(), problems
+    problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    problems += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if unknown]
+    problems += [f"{name} is {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
+    return encoder.state_dict(), [said.removeprefix(prefix) for said in problems if said.startswith(prefix)]
 
 
 def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -6,43 +6,18 @@ Reading a recipe is instant and needs neither torch nor a GPU.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from hf_seg.problem import RecipeError
-from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, TrainingRecipe, key_types, section_schemas
+from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, Recipe, TrainingRecipe, section_schemas
 from hf_seg.recipe.passthrough import training_arguments
-from hf_seg.recipe.reading import problem_of, read_files
+from hf_seg.recipe.reading import load_recipes, problem_of
 from hf_seg.recipe.rules import check_name
 
-
-@dataclass(kw_only=True)
-class Recipe:
-    """One run.
-
-    Args:
-        name (`str`): the file's name without `.json`; also the name of the run's folder.
-        path (`Path`): the file.
-        model ([`ModelRecipe`]), data ([`DataRecipe`]), training ([`TrainingRecipe`]): the three sections.
-        encoder_recipe (`str`, *optional*): name of the recipe whose run gives the encoder.
-    """
-
-    name: str
-    path: Path
-    model: ModelRecipe
-    data: DataRecipe
-    training: TrainingRecipe
-    encoder_recipe: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""
-        sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
-        sections["training"] |= sections["training"].pop("arguments")
-        return sections
+__all__ = ["DataRecipe", "ModelRecipe", "Recipe", "TrainingRecipe", "json_schema", "load_recipes", "over_seeds"]
 
 
 def json_schema() -> dict[str, Any]:
@@ -64,39 +39,6 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
-    """Read and check recipes, and put them in training order.
-
-    Args:
-        paths (`Sequence[str | Path]`): recipe files; one may name another one's encoder.
-        overrides (`Sequence[str]`): `--section.key value` pairs (also `--section.key=value`), as on the command line;
-            they hold for each of `paths`, not for a recipe that is loaded only because one of them needs its encoder.
-            A value is read as JSON where it is JSON, else as text.
-
-    Returns:
-        `list[Recipe]`: in the order given, except that a recipe comes after the one whose encoder it starts from,
-        which is added when it was not given.
-
-    Raises:
-        RecipeError: with every problem of every file.
-    """
-    recipes = []
-    for name, draft in read_files([Path(path) for path in paths], overrides).items():
-        training, own = draft.sections["training"], key_types()["training"]
-        arguments = {key: training.pop(key) for key in list(training) if key not in own}
-        recipes.append(
-            Recipe(
-                name=name,
-                path=draft.path,
-                model=ModelRecipe(**draft.sections["model"]),
-                data=DataRecipe(**draft.sections["data"]),
-                training=TrainingRecipe(**training, arguments=arguments),
-                encoder_recipe=draft.encoder_recipe,
-            )
-        )
-    return recipes
-
-
 def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence[int]) -> list[Recipe]:
     """Each of the recipes named once for each seed, as `NAME-seedN`; the others stay as they are.
 
@@ -113,10 +55,10 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
         for seed in seeds:
             encoder = recipe.encoder_recipe
             repeated.append(
-                dataclasses.replace(
+                replace(
                     recipe,
                     name=f"{recipe.name}-seed{seed}",
-                    training=dataclasses.replace(recipe.training, seed=seed),
+                    training=replace(recipe.training, seed=seed),
                     encoder_recipe=f"{encoder}-seed{seed}" if encoder in named else encoder,
                 )
             )

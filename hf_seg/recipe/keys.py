@@ -5,9 +5,11 @@ pydantic decides what is valid; the JSON Schema and docs/recipes.md follow from 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
@@ -131,6 +133,31 @@ class TrainingRecipe:
 
 
 SECTIONS: dict[str, type] = {"model": ModelRecipe, "data": DataRecipe, "training": TrainingRecipe}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Recipe:
+    """One run.
+
+    Args:
+        name (`str`): the file's name without `.json`; also the name of the run's folder.
+        path (`Path`): the file.
+        model ([`ModelRecipe`]), data ([`DataRecipe`]), training ([`TrainingRecipe`]): the three sections.
+        encoder_recipe (`str`, *optional*): name of the recipe whose run gives the encoder.
+    """
+
+    name: str
+    path: Path
+    model: ModelRecipe
+    data: DataRecipe
+    training: TrainingRecipe
+    encoder_recipe: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""
+        sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
+        sections["training"] |= sections["training"].pop("arguments")
+        return sections
 
 
 class _WithoutTitles(GenerateJsonSchema):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_seg.problem import Problem, RecipeError
-from hf_seg.recipe.keys import SECTIONS, key_types
+from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, Recipe, TrainingRecipe, key_types
 from hf_seg.recipe.rules import (
     Found,
     check_data,
@@ -40,18 +40,44 @@ class Draft:
     sections: dict[str, dict[str, Any]] = field(default_factory=lambda: {section: {} for section in SECTIONS})
     encoder_recipe: str | None = None
 
+    def finish(self) -> Recipe:
+        training, own = self.sections["training"], key_types()["training"]
+        arguments = {key: training.pop(key) for key in list(training) if key not in own}
+        return Recipe(
+            name=self.path.stem,
+            path=self.path,
+            model=ModelRecipe(**self.sections["model"]),
+            data=DataRecipe(**self.sections["data"]),
+            training=TrainingRecipe(**training, arguments=arguments),
+            encoder_recipe=self.encoder_recipe,
+        )
 
-def problem_of(place: str | Path, what: str, remedy: str) -> Problem:
+
+def problem_of(place: str | Path, what: str, remedy: str = "") -> Problem:
     return Problem(code=RecipeError.default_code, place=str(place), what=what, remedy=remedy)
 
 
-def read_files(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Draft]:
-    """Read recipes and those whose encoders they need: drafts by name, in training order. As `load_recipes`."""
+def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Read and check recipes, and put them in training order.
+
+    Args:
+        paths (`Sequence[str | Path]`): recipe files; one may name another one's encoder.
+        overrides (`Sequence[str]`): `--section.key value` pairs (also `--section.key=value`), as on the command line;
+            they hold for each of `paths`, not for a recipe that is loaded only because one of them needs its encoder.
+            A value is read as JSON where it is JSON, else as text.
+
+    Returns:
+        `list[Recipe]`: in the order given, except that a recipe comes after the one whose encoder it starts from,
+        which is added when it was not given.
+
+    Raises:
+        RecipeError: with every problem of every file.
+    """
     changes, problems = parse_overrides(overrides)
     if not paths:
         problems.append(problem_of("", "no recipe given", "name one or more, e.g. recipes/quickstart/*.json"))
     drafts: dict[str, Draft] = {}
-    for path in paths:
+    for path in map(Path, paths):
         if path.stem not in drafts:
             drafts[path.stem] = _read(path, changes, problems)
         elif _same_file(path, drafts[path.stem].path):
@@ -62,7 +88,7 @@ def read_files(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Dra
     order = _training_order(drafts, problems)
     if problems:
         raise RecipeError(problems=problems)
-    return {name: drafts[name] for name in order}
+    return [drafts[name].finish() for name in order]
 
 
 def parse_json(text: str) -> Any:
@@ -132,8 +158,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Prob
     return changes, problems
 
 
-def apply_overrides(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Write overrides into a recipe as read from its file, in place."""
+def _apply(changes: Mapping[str, Any], recipe: dict[str, Any]) -> None:
     for name, value in changes.items():
         *parents, key = name.split(".")
         inner = recipe
@@ -182,7 +207,7 @@ def _read(path: Path, changes: Mapping[str, Any], problems: list[Problem]) -> Dr
     except RecipeError as error:
         problems += error.problems
         return draft
-    apply_overrides(recipe, changes)
+    _apply(changes, recipe)
     for key, what, remedy in _check(recipe, draft):
         # Said once for the command line, not again for each recipe that it applies to.
         overridden = any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for name in changes)

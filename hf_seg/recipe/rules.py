@@ -25,7 +25,6 @@ from hf_seg.recipe.passthrough import (
     scheduler_types,
     trackers,
     training_arguments,
-    unreadable_arguments,
 )
 
 Found = tuple[str, str, str]  # a key such as "training.learning_rate", what is wrong with it, the remedy
@@ -79,8 +78,6 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
         elif section == "training" and key in REFUSED:
             why, remedy = REFUSED[key]
             wrong = f"cannot be set: {why}", remedy
-        elif section == "training" and key in unreadable_arguments():
-            wrong = f"cannot be set: {unreadable_arguments()[key]}", "leave it out"
         else:
             homes = [home for home, keys in key_types().items() if key in keys]
             accepted = f"accepted: {', '.join(own)}" + (", and TrainingArguments' own" if passed_on else "")

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from hf_seg.models.build import locate_encoder_weights
-from hf_seg.models.weights import WeightsError, verify_download
+from hf_seg.models.weight_files import verify_download
+from hf_seg.problem import Refusal
 from hf_seg.recipe.keys import ModelRecipe
 
 
@@ -37,9 +38,9 @@ def test_a_damaged_download_is_named_before_anything_trains(cached):
     blob = cached.resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
     message = re.escape(f"Delete {blob} and try again")
-    with pytest.raises(WeightsError, match=f"model.safetensors is damaged: its SHA-256 is [0-9a-f]{{64}}.*{message}"):
+    with pytest.raises(Refusal, match=f"model.safetensors is damaged: its SHA-256 is [0-9a-f]{{64}}.*{message}"):
         verify_download(cached)
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(Refusal, match=message):
         locate_encoder_weights(ModelRecipe(arch="fcn", init="imagenet", encoder_weights="owner/name"))
 
 
