@@ -237,11 +237,9 @@ def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
     taken = {_folded(folder) for place in places.values() for folder in place.parents}
     names = {}
     for path, place in places.items():
+        alone = counts[_folded(place.with_suffix(""))] == 1
         suffix = f"_{place.suffix[1:9]}"
-        extras = chain([suffix], (f"{suffix}_{number}" for number in count(2)))
-        if counts[_folded(place.with_suffix(""))] == 1:
-            extras = chain([""], extras)
-        for extra in extras:
+        for extra in chain([""] * alone, [suffix], (f"{suffix}_{number}" for number in count(2))):
             stem = os.fsencode(place.stem)
             if len(stem) + len(os.fsencode(extra)) > longest:
                 stem = stem[: longest - len(os.fsencode(extra))].decode(errors="ignore").encode()
