@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_session, get_token, is_offline_mode, set_client_factory
+from huggingface_hub import HfApi, get_session, get_token, hf_hub_download, is_offline_mode, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hf_seg.problem import HubError
@@ -31,25 +31,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where a run goes.
+    """Where a run goes."""
 
-    Args:
-        repo_id (`str`): `owner/name`.
-        revision (`str`, *optional*): a branch, made when it is not there; None is main.
-        private (`bool`, *optional*): of a repository that is still to be made; None is the owner's default.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    private: bool | None = None
+    repo_id: str  # owner/name
+    revision: str | None = None  # a branch, made when it is not there; None is main
+    private: bool | None = None  # of a repository that is still to be made; None is the owner's default
 
 
 def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> dict[str, Destination]:
     """Find out, before anything trains, where the recipes that are to be pushed go, and whether they may.
 
     Args:
-        recipes (`Iterable[Recipe]`): of one launch; those without `push_to_hub` are passed over.
-        overwrite (`Iterable[str]`): names of recipes that may replace another recipe's run on the Hub.
+        recipes: of one launch; those without `push_to_hub` are passed over.
+        overwrite: names of recipes that may replace another recipe's run on the Hub.
 
     Returns:
         `dict[str, Destination]`: by the recipe's name.
@@ -74,11 +68,7 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
 
 
 def full_name(repo: str) -> str:
-    """`owner/name` of a repository that the token may write to; a bare name is the user's own.
-
-    Raises:
-        HubError: when there is no token, it is not valid, or it may not write there.
-    """
+    """`owner/name` of a repository that the token may write to, or a [`HubError`]; a bare name is the user's own."""
     if is_offline_mode():
         raise HubError(repo, "cannot be pushed, since HF_HUB_OFFLINE is set", "unset it")
     if get_token() is None:
@@ -104,24 +94,17 @@ def full_name(repo: str) -> str:
 
 
 def check_free(where: Destination, recipe: dict[str, Any], overwrite: bool = False) -> None:
-    """Refuse a repository that holds something other than this recipe's run.
-
-    Raises:
-        HubError: naming what differs.
-    """
-    api, repo_id = HfApi(), where.repo_id
-    try:
-        files = attempt(lambda: api.list_repo_files(repo_id, revision=where.revision), repo_id, expected=True)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return
-    if not set(files) - {".gitattributes", "README.md"}:
+    """Refuse a repository that holds something other than this recipe's run, by a [`HubError`]."""
+    repo_id = where.repo_id
+    files = list_files(repo_id, revision=where.revision)
+    if not files:
         return
     remedy = "choose another hub_model_id or hub_revision, or delete it"
     if "recipe.json" not in files:
         raise HubError(repo_id, "exists on the Hub and is not a run of hf_seg", remedy)
     if overwrite:
         return
-    there = attempt(lambda: api.hf_hub_download(repo_id, "recipe.json", revision=where.revision), repo_id)
+    there = attempt(lambda: hf_hub_download(repo_id, "recipe.json", revision=where.revision), repo_id)
     try:
         theirs = json.loads(Path(there).read_text(encoding="utf-8"))
         changed = changed_keys(without_private_parts(recipe), theirs)  # what is published has no private parts
@@ -132,8 +115,17 @@ def check_free(where: Destination, recipe: dict[str, Any], overwrite: bool = Fal
         raise HubError(repo_id, what, f"{remedy}, or pass --overwrite")
 
 
+def list_files(repo_id: str, **where: str | None) -> set[str]:
+    """What is in a repository besides what the Hub puts there itself; nothing where there is no such repository."""
+    try:
+        files = attempt(lambda: HfApi().list_repo_files(repo_id, **where), repo_id, expected=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return set()
+    return set(files) - {".gitattributes", "README.md"}
+
+
 def create(where: Destination) -> None:
-    """Make the repository and the branch, where they are not there yet; [`attempt`] says what it raises."""
+    """Make the repository and the branch, where they are not there yet."""
     api = HfApi()
     attempt(lambda: api.create_repo(where.repo_id, private=where.private, exist_ok=True), where.repo_id)
     if where.revision:
@@ -141,25 +133,18 @@ def create(where: Destination) -> None:
 
 
 def upload(folder: Path, where: Destination, message: str) -> str:
-    """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again.
-
-    [`attempt`] says what it raises.
-    """
-    return attempt(
-        lambda: HfApi().upload_folder(
-            repo_id=where.repo_id, folder_path=folder, revision=where.revision, commit_message=message
-        ),
-        where.repo_id,
-    ).commit_url
+    """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again."""
+    send = functools.partial(HfApi().upload_folder, repo_id=where.repo_id, revision=where.revision)
+    return attempt(lambda: send(folder_path=folder, commit_message=message), where.repo_id).commit_url
 
 
 def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
     """Do something with the Hub; on errors that may pass, again after a while, or when the server says.
 
     Args:
-        action (`Callable`): may be called several times.
-        what (`str`): names it in messages.
-        expected (`bool`): let "there is no such repository or branch" through as huggingface_hub's own error.
+        action: may be called several times.
+        what: names it in messages.
+        expected: let "there is no such repository or branch" through as huggingface_hub's own error.
 
     Raises:
         HubError: with the remedy, and without any token.

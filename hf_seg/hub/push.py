@@ -36,8 +36,8 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
     though training goes on and clears old checkpoints away.
 
     Args:
-        source (`Path`), target (`Path`): the folders.
-        names (`Iterable[str]`): paths below them. What is not there is left out.
+        source, target: the folders.
+        names: paths below them. What is not there is left out.
 
     Raises:
         HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
@@ -57,11 +57,7 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes.
-
-    Raises:
-        HubError: when the list of the weights' shards is damaged.
-    """
+    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes."""
     shards: set[str] = set()
     index = folder / WEIGHTS[1]
     if index.is_file():
@@ -97,10 +93,10 @@ def push_run(
     """Upload a finished run: what `hf-seg push` does, and the end of training with `push_to_hub`.
 
     Args:
-        run_dir (`Path`): the run's folder, with results.json.
-        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else where its
-            recipe says, else its name.
-        private (`bool`, *optional*), revision (`str`, *optional*): as in [`Destination`].
+        run_dir: the run's folder, with results.json.
+        repo: `owner/name` or a name; by default where the run was pushed before, else where its recipe says, else the
+            run's name.
+        private, revision: as in [`Destination`].
 
     Returns:
         `str`: URL of the commit.
@@ -166,8 +162,8 @@ class Uploads:
     As a context manager it waits at the end for what is under way, or drops it when the launch fails.
 
     Args:
-        where (`dict[str, Destination]`): by run name, from [`hub.destinations`]; empty in all but the main process.
-        say (`Callable[[str], None]`): where messages go.
+        where: by run name, from [`destinations`]; empty in all but the main process.
+        say: where messages go.
     """
 
     def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
@@ -182,12 +178,12 @@ class Uploads:
         self.pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
-        """Make the repository of a run; the callbacks, one or none, push its checkpoints.
+        """Make the repository of a run; the callbacks, one or none, push its checkpoints with a card.
 
         Args:
-            recipe ([`Recipe`]): its `hub_strategy` says what is pushed and when.
-            run_dir (`Path`): the run's folder.
-            record (`dict`): what `results.json` will say, as far as it is known before training; for the card.
+            recipe: its `hub_strategy` says what is pushed and when.
+            run_dir: the run's folder.
+            record: what `results.json` will say, as far as it is known before training.
         """
         if recipe.name not in self.where:
             return []
