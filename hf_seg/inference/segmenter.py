@@ -26,8 +26,7 @@ from transformers import (
 )
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
-from hf_seg.models.weight_files import check_config, check_parameters, read_header
-from hf_seg.models.weights import verify_download
+from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
