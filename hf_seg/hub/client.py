@@ -12,44 +12,38 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_token, is_offline_mode, set_client_factory
+from huggingface_hub import HfApi, get_session, get_token, hf_hub_download, is_offline_mode, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils._http import default_client_factory
 
 from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
 from hf_seg.runs.card import without_private_parts
 from hf_seg.runs.record import changed_keys
-from hf_seg.text import printable, without_secrets
+from hf_seg.text import without_secrets
 
 WAITS = (4.0, 16.0, 64.0)  # seconds before each further attempt; huggingface_hub has tried several times by itself
 LONGEST_WAIT = 300.0  # what a server may ask for by Retry-After
 TIMEOUT = httpx2.Timeout(connect=10, read=60, write=60, pool=60)  # seconds; by default huggingface_hub waits for ever
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where a run goes.
+    """Where a run goes."""
 
-    Args:
-        repo_id (`str`): `owner/name`.
-        revision (`str`, *optional*): a branch, made when it is not there; None is main.
-        private (`bool`, *optional*): of a repository that is still to be made; None is the owner's default.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    private: bool | None = None
+    repo_id: str  # owner/name
+    revision: str | None = None  # a branch, made when it is not there; None is main
+    private: bool | None = None  # of a repository that is still to be made; None is the owner's default
 
 
 def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> dict[str, Destination]:
     """Find out, before anything trains, where the recipes that are to be pushed go, and whether they may.
 
     Args:
-        recipes (`Iterable[Recipe]`): of one launch; those without `push_to_hub` are passed over.
-        overwrite (`Iterable[str]`): names of recipes that may replace another recipe's run on the Hub.
+        recipes: of one launch; those without `push_to_hub` are passed over.
+        overwrite: names of recipes that may replace another recipe's run on the Hub.
 
     Returns:
         `dict[str, Destination]`: by the recipe's name.
@@ -60,95 +54,78 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
     """
     found: dict[str, Destination] = {}
     for recipe in recipes:
-        if recipe.training.push_to_hub:
-            arguments = recipe.training.arguments
-            where = Destination(
-                repo_id=full_name(arguments.get("hub_model_id") or recipe.name),
-                revision=arguments.get("hub_revision"),
-                private=arguments.get("hub_private_repo"),
-            )
-            for name, other in found.items():
-                if (other.repo_id, other.revision) == (where.repo_id, where.revision):
-                    raise HubError(
-                        f"training.hub_model_id: {name} and {recipe.name} would both be pushed to {where.repo_id}; "
-                        "give them names or a hub_revision of their own"
-                    )
-            check_free(where, recipe.to_dict(), recipe.name in overwrite)
-            found[recipe.name] = where
+        if not recipe.training.push_to_hub:
+            continue
+        asked = {key: recipe.training.arguments.get(f"hub_{name}") for key, name in HUB_KEYS.items()}
+        where = Destination(**asked | {"repo_id": full_name(asked["repo_id"] or recipe.name)})
+        for name, other in found.items():
+            if (other.repo_id, other.revision) == (where.repo_id, where.revision):
+                what = f"{name} and {recipe.name} would both be pushed to {where.repo_id}"
+                raise HubError("training.hub_model_id", what, "give them names or a hub_revision of their own")
+        check_free(where, recipe.to_dict(), recipe.name in overwrite)
+        found[recipe.name] = where
     return found
 
 
 def full_name(repo: str) -> str:
-    """`owner/name` of a repository that the token may write to; a bare name is the user's own.
-
-    Raises:
-        HubError: when there is no token, it is not valid, or it may not write there.
-    """
+    """`owner/name` of a repository that the token may write to, or a [`HubError`]; a bare name is the user's own."""
     if is_offline_mode():
-        raise HubError(f"{repo}: cannot be pushed, since HF_HUB_OFFLINE is set; unset it")
+        raise HubError(repo, "cannot be pushed, since HF_HUB_OFFLINE is set", "unset it")
     if get_token() is None:
-        raise HubError(f"{repo}: cannot be pushed without a token; run `hf auth login`, or set HF_TOKEN")
+        raise HubError(repo, "cannot be pushed without a token", "run `hf auth login`, or set HF_TOKEN")
     who = attempt(lambda: HfApi().whoami(), repo)
     owner = repo.rpartition("/")[0] or who["name"]
     repo_id = f"{owner}/{repo.rpartition('/')[2]}"
     organisations = {organisation["name"]: organisation.get("roleInOrg") for organisation in who.get("orgs", [])}
     if owner != who["name"] and organisations.get(owner, "read") == "read":
-        raise HubError(
-            f"{repo_id}: the token is {who['name']}'s, who may not write to {owner}; name a repository of your own or "
-            "of an organisation that lets you write"
-        )
+        what = f"the token is {who['name']}'s, who may not write to {owner}"
+        raise HubError(repo_id, what, "name a repository of your own or of an organisation that lets you write")
     token = who.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _granted(token, owner, repo_id)):
-        raise HubError(
-            f"{repo_id}: the token may read only; make one that may write at https://huggingface.co/settings/tokens, "
-            "and give it to `hf auth login` or HF_TOKEN"
+    may_write = token.get("role") != "read"
+    if token.get("role") == "fineGrained":
+        may_write = any(
+            scope.get("entity", {}).get("name") in (owner, repo_id) and "repo.write" in scope.get("permissions", [])
+            for scope in token.get("fineGrained", {}).get("scoped", [])
         )
+    if not may_write:
+        remedy = "make one that may write at https://huggingface.co/settings/tokens, and give it to `hf auth login` or"
+        raise HubError(repo_id, "the token may read only", f"{remedy} HF_TOKEN")
     return repo_id
 
 
-def _granted(token: dict, owner: str, repo_id: str) -> bool:
-    scopes = token.get("fineGrained", {}).get("scoped", [])
-    return any(
-        scope.get("entity", {}).get("name") in (owner, repo_id) and "repo.write" in scope.get("permissions", [])
-        for scope in scopes
-    )
-
-
 def check_free(where: Destination, recipe: dict[str, Any], overwrite: bool = False) -> None:
-    """Refuse a repository that holds something other than this recipe's run.
-
-    Raises:
-        HubError: naming what differs.
-    """
-    api, repo_id = HfApi(), where.repo_id
-    try:
-        files = attempt(lambda: api.list_repo_files(repo_id, revision=where.revision), repo_id, expected=True)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return
-    if not set(files) - {".gitattributes", "README.md"}:
+    """Refuse a repository that holds something other than this recipe's run, by a [`HubError`]."""
+    repo_id = where.repo_id
+    files = list_files(repo_id, revision=where.revision)
+    if not files:
         return
     remedy = "choose another hub_model_id or hub_revision, or delete it"
     if "recipe.json" not in files:
-        raise HubError(f"{repo_id}: exists on the Hub and is not a run of hf_seg; {remedy}")
-    if not overwrite:
-        there = attempt(lambda: api.hf_hub_download(repo_id, "recipe.json", revision=where.revision), repo_id)
-        try:
-            theirs = json.loads(Path(there).read_text(encoding="utf-8"))
-            changed = changed_keys(without_private_parts(recipe), theirs)  # what is published has no private parts
-        except (ValueError, AttributeError, TypeError) as error:
-            raise HubError(f"{repo_id}: its recipe.json is not a recipe ({error}); {remedy}") from error
-        if changed:
-            raise HubError(
-                f"{repo_id}: holds a run of another recipe ({'; '.join(changed)}); {remedy}, or pass --overwrite"
-            )
+        raise HubError(repo_id, "exists on the Hub and is not a run of hf_seg", remedy)
+    if overwrite:
+        return
+    there = attempt(lambda: hf_hub_download(repo_id, "recipe.json", revision=where.revision), repo_id)
+    try:
+        theirs = json.loads(Path(there).read_text(encoding="utf-8"))
+        changed = changed_keys(without_private_parts(recipe), theirs)  # what is published has no private parts
+    except (ValueError, AttributeError, TypeError) as error:
+        raise HubError(repo_id, f"its recipe.json is not a recipe ({error})", remedy) from error
+    if changed:
+        what = f"holds a run of another recipe ({'; '.join(changed)})"
+        raise HubError(repo_id, what, f"{remedy}, or pass --overwrite")
+
+
+def list_files(repo_id: str, **where: str | None) -> set[str]:
+    """What is in a repository besides what the Hub puts there itself; nothing where there is no such repository."""
+    try:
+        files = attempt(lambda: HfApi().list_repo_files(repo_id, **where), repo_id, expected=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return set()
+    return set(files) - {".gitattributes", "README.md"}
 
 
 def create(where: Destination) -> None:
-    """Make the repository and the branch, where they are not there yet.
-
-    Raises:
-        HubError: when the Hub refuses.
-    """
+    """Make the repository and the branch, where they are not there yet."""
     api = HfApi()
     attempt(lambda: api.create_repo(where.repo_id, private=where.private, exist_ok=True), where.repo_id)
     if where.revision:
@@ -156,60 +133,43 @@ def create(where: Destination) -> None:
 
 
 def upload(folder: Path, where: Destination, message: str) -> str:
-    """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again.
-
-    Raises:
-        HubError: when it did not work after several attempts.
-    """
-    return attempt(
-        lambda: HfApi().upload_folder(
-            repo_id=where.repo_id, folder_path=folder, revision=where.revision, commit_message=message
-        ),
-        where.repo_id,
-    ).commit_url
+    """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again."""
+    send = functools.partial(HfApi().upload_folder, repo_id=where.repo_id, revision=where.revision)
+    return attempt(lambda: send(folder_path=folder, commit_message=message), where.repo_id).commit_url
 
 
 def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
     """Do something with the Hub; on errors that may pass, again after a while, or when the server says.
 
     Args:
-        action (`Callable`): may be called several times.
-        what (`str`): names it in messages.
-        expected (`bool`): let "there is no such repository or branch" through as huggingface_hub's own error.
+        action: may be called several times.
+        what: names it in messages.
+        expected: let "there is no such repository or branch" through as huggingface_hub's own error.
 
     Raises:
         HubError: with the remedy, and without any token.
     """
-    _use_time_limits()
+    _limit_waiting()
     for wait in (*WAITS, None):
         try:
             return action()
         except Exception as error:  # huggingface_hub, httpx2 and hf_xet raise a dozen kinds; here they become one
             if expected and isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
                 raise
-            cause = _cause(error)
+            cause: BaseException = error
+            while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+                cause = cause.__cause__  # huggingface_hub hides what went wrong with a large file
             if wait is None or not _may_pass(cause):
-                raise HubError(explain(cause, what)) from None  # the chain may hold request headers
+                raise explain(cause, what) from None  # the chain may hold request headers
             time.sleep(_retry_after(cause) or wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 @functools.cache
-def _use_time_limits() -> None:
-    set_client_factory(_client)  # closes the client in use, so not in the middle of an upload
-
-
-def _client() -> httpx2.Client:
-    client = default_client_factory()
-    client.timeout = TIMEOUT
-    return client
-
-
-def _cause(error: BaseException) -> BaseException:
-    """huggingface_hub hides what went wrong with a large file inside a RuntimeError."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def _limit_waiting() -> None:
+    hooks = get_session().event_hooks  # of huggingface_hub, for every request
+    # closes the client in use, so not in the middle of an upload
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT))
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -226,8 +186,8 @@ def _retry_after(error: BaseException) -> float | None:
         return None
 
 
-def explain(error: BaseException, what: str) -> str:
-    """One line that says what the Hub did not do, and the remedy; without tokens and signatures."""
+def explain(error: BaseException, what: str) -> HubError:
+    """What the Hub did not do, and the remedy; without tokens and signatures."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__
     if status == 401:
@@ -243,7 +203,7 @@ def explain(error: BaseException, what: str) -> str:
         text, remedy = f"is no name for a repository ({said})", "correct it"
     else:
         text, remedy = f"{type(error).__name__}: {said}", "correct what it names and try again"
-    return printable(redact(f"{what}: {' '.join(text.split())}; {remedy}"))
+    return HubError(redact(what), redact(" ".join(text.split())), remedy)
 
 
 def redact(text: str) -> str:

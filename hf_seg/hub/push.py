@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
 
-from hf_seg.hub.client import Destination, check_free, create, full_name, upload
+from hf_seg.hub.client import HUB_KEYS, Destination, check_free, create, full_name, upload
 from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.reading import parse_json
@@ -29,7 +29,6 @@ STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 RECIPE = "recipe.json"  # what the recipe is called on the Hub
-HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
 
 
 def stage(source: Path, target: Path, names: Iterable[str]) -> None:
@@ -37,8 +36,8 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
     though training goes on and clears old checkpoints away.
 
     Args:
-        source (`Path`), target (`Path`): the folders.
-        names (`Iterable[str]`): paths below them. What is not there is left out.
+        source, target: the folders.
+        names: paths below them. What is not there is left out.
 
     Raises:
         HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
@@ -48,7 +47,7 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
         path = source / name
         for part in (path, *path.parents[: len(Path(name).parts) - 1]):
             if part.is_symlink():
-                raise HubError(f"{part}: is a link, and links are not pushed; put the file itself in its place")
+                raise HubError(part, "is a link, and links are not pushed", "put the file itself in its place")
         if path.is_file():
             (target / name).parent.mkdir(exist_ok=True)
             try:
@@ -58,11 +57,7 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes.
-
-    Raises:
-        HubError: when the list of the weights' shards is damaged.
-    """
+    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes."""
     shards: set[str] = set()
     index = folder / WEIGHTS[1]
     if index.is_file():
@@ -70,29 +65,26 @@ def model_files(folder: Path) -> list[str]:
             shards = {*parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()}
             strange = [name for name in shards if not SHARD.fullmatch(name)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HubError(f"{index}: cannot be read ({error}); train the run again") from None
+            raise HubError(index, f"cannot be read ({error})", "train the run again") from None
         if strange:
-            raise HubError(f"{index}: names {strange[0]}, which is no part of a model; train the run again")
+            raise HubError(index, f"names {strange[0]}, which is no part of a model", "train the run again")
     return ["config.json", PROCESSOR, *WEIGHTS, *FCN_CODE, *sorted(shards)]
-
-
-def stage_record(value: dict[str, Any], path: Path) -> None:
-    """Write a part of a run's record without the paths of this machine."""
-    write_json(without_private_parts(value), path)
 
 
 def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
     """Everything of a finished run that is published: model, processor, code, recipe, results, pictures and card."""
     results = load_results(run_dir)
-    stage(run_dir, target, model_files(run_dir))
-    stage_record(load_run(run_dir)["recipe"], target / RECIPE)
-    stage_record(results, target / RESULTS)
-    stage(run_dir, target, [path for name, path in PLOTS.items() if _may_show(name, results)])
-    (target / CARD).write_text(str(build_card(results, repo_id=repo_id)), encoding="utf-8")
+    _stage_model(run_dir, target, run_dir, results, repo_id)
+    write_json(without_private_parts(results), target / RESULTS)
+    may_show = results["data"]["publish_images"]
+    stage(run_dir, target, [path for name, path in PLOTS.items() if may_show or name != "samples"])
 
 
-def _may_show(plot: str, results: dict[str, Any]) -> bool:
-    return plot != "samples" or results["data"]["publish_images"]
+def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, Any], repo_id: str) -> None:
+    """What stands there from the first checkpoint on: model, processor, code, recipe and card."""
+    stage(source, target, model_files(source))
+    write_json(without_private_parts(load_run(run_dir)["recipe"]), target / RECIPE)
+    (target / CARD).write_text(str(build_card(record, repo_id=repo_id)), encoding="utf-8")
 
 
 def push_run(
@@ -101,28 +93,28 @@ def push_run(
     """Upload a finished run: what `hf-seg push` does, and the end of training with `push_to_hub`.
 
     Args:
-        run_dir (`Path`): the run's folder, with results.json.
-        repo (`str`, *optional*): `owner/name` or a name; by default where the run was pushed before, else where its
-            recipe says, else its name.
-        private (`bool`, *optional*), revision (`str`, *optional*): as in [`Destination`].
+        run_dir: the run's folder, with results.json.
+        repo: `owner/name` or a name; by default where the run was pushed before, else where its recipe says, else the
+            run's name.
+        private, revision: as in [`Destination`].
 
     Returns:
         `str`: URL of the commit.
 
     Raises:
-        HubError: when there is nothing to push or it did not work; the run's folder is as it was.
-        RecipeError: when the run's record cannot be read.
+        Refusal: when there is nothing to push, the run's record cannot be read, or it did not work; the run's folder
+            is as it was.
     """
     if not (run_dir / RESULTS).is_file():
-        raise HubError(f"{run_dir}: is no finished run (no {RESULTS}); launch its recipe again to finish it")
-    recipe = load_results(run_dir)["recipe"]["training"]
-    before = {key: recipe.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
+        raise HubError(run_dir, f"is no finished run (no {RESULTS})", "launch its recipe again to finish it")
+    training = load_results(run_dir)["recipe"]["training"]
+    asked = {key: training.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
     if repo:  # said on the command line, it is not the place that recipe or earlier push meant
-        before = {"repo_id": repo}
+        asked = {"repo_id": repo}
     where = Destination(
-        repo_id=full_name(before.get("repo_id") or run_dir.resolve().name),
-        revision=revision or before.get("revision"),
-        private=private or before.get("private"),
+        repo_id=full_name(asked.get("repo_id") or run_dir.resolve().name),
+        revision=revision or asked.get("revision"),
+        private=private or asked.get("private"),
     )
     check_free(where, load_run(run_dir)["recipe"])
     create(where)
@@ -154,7 +146,7 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         fault = str(error)
     if fault:
-        raise HubError(f"{path}: cannot be read ({fault}); delete it and name --repo")
+        raise HubError(path, f"cannot be read ({fault})", "delete it and name --repo")
     return noted
 
 
@@ -170,8 +162,8 @@ class Uploads:
     As a context manager it waits at the end for what is under way, or drops it when the launch fails.
 
     Args:
-        where (`dict[str, Destination]`): by run name, from [`hub.destinations`]; empty in all but the main process.
-        say (`Callable[[str], None]`): where messages go.
+        where: by run name, from [`destinations`]; empty in all but the main process.
+        say: where messages go.
     """
 
     def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
@@ -186,15 +178,12 @@ class Uploads:
         self.pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
-        """Make the repository of a run; the callbacks, one or none, push its checkpoints.
+        """Make the repository of a run; the callbacks, one or none, push its checkpoints with a card.
 
         Args:
-            recipe ([`Recipe`]): its `hub_strategy` says what is pushed and when.
-            run_dir (`Path`): the run's folder.
-            record (`dict`): what `results.json` will say, as far as it is known before training; for the card.
-
-        Raises:
-            HubError: when the Hub does not let it be made.
+            recipe: its `hub_strategy` says what is pushed and when.
+            run_dir: the run's folder.
+            record: what `results.json` will say, as far as it is known before training.
         """
         if recipe.name not in self.where:
             return []
@@ -256,16 +245,12 @@ class _PushCheckpoints(TrainerCallback):
         """A folder with what is pushed of the newest checkpoint."""
         checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
-        files = model_files(checkpoint)
-        stage(checkpoint, folder, files)
-        stage_record(load_run(self.run_dir)["recipe"], folder / RECIPE)
+        scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
+        validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
+        progress = {"train": {"epochs": state.epoch, "steps": state.global_step}, "validation": validation}
+        _stage_model(checkpoint, folder, self.run_dir, self.record | progress, self.where.repo_id)
         if self.strategy != "every_save":
             name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
             states = [path.name for path in checkpoint.iterdir() if RANDOM_STATE.fullmatch(path.name)]
-            stage(checkpoint, folder / name, [*files, *STATE_FILES, *states])
-        scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
-        validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
-        train = {"epochs": state.epoch, "steps": state.global_step}
-        record = self.record | {"train": train, "validation": validation}
-        (folder / CARD).write_text(str(build_card(record, repo_id=self.where.repo_id)), encoding="utf-8")
+            stage(checkpoint, folder / name, [*model_files(checkpoint), *STATE_FILES, *states])
         return folder

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from hf_seg.data.sources.synthetic import generate
-from hf_seg.hub.client import attempt, full_name
+from hf_seg.hub.client import attempt, full_name, list_files
 from hf_seg.hub.push import model_files, stage
 from hf_seg.inference.predict import read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
@@ -65,9 +64,8 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
     """Serve the page until Ctrl-C or SIGTERM, which delete the uploads. It fetches nothing from elsewhere.
 
     Args:
-        models (`Sequence[str | Path]`): one run folder or Hub id, or two to be compared.
-        host (`str`, *optional*): address to listen on; `"0.0.0.0"` lets other machines in.
-        port (`int`, *optional*): port to listen on.
+        models: one run folder or Hub id, or two to be compared.
+        host, port: where to listen; `"0.0.0.0"` lets other machines in.
 
     Raises:
         Refusal: before anything is served: when there are more than two models or one cannot be loaded, gradio is
@@ -112,9 +110,9 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
     """Push the page as a Space, as one commit.
 
     Args:
-        models (`Sequence[str | Path]`): one or two; Hub ids are referred to, a folder's model is uploaded.
-        repo_id (`str`): `owner/name` of the Space, which is made when it is not there.
-        private (`bool`, *optional*): of a Space that is still to be made.
+        models: one or two; Hub ids are referred to, a folder's model is uploaded.
+        repo_id: `owner/name` of the Space, which is made when it is not there.
+        private: of a Space that is still to be made.
 
     Returns:
         `str`: URL of the Space.
@@ -127,22 +125,14 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
         stage_space(models, Path(folder))
         repo_id, api = full_name(repo_id), HfApi()
         space = {"repo_id": repo_id, "repo_type": "space"}
-        try:
-            files = attempt(lambda: api.list_repo_files(**space), repo_id, expected=True)
-        except RepositoryNotFoundError:
-            files = []
-        if set(files) - {".gitattributes", "README.md"} and "models.json" not in files:
+        files = list_files(**space)
+        if files and "models.json" not in files:
             raise HubError(repo_id, "exists on the Hub and was not made by hf-seg demo", "choose another name")
         made = attempt(
             lambda: api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True), repo_id
         )
-        earlier = "models/*"  # which an earlier push may have left
-        attempt(
-            lambda: api.upload_folder(
-                **space, folder_path=folder, commit_message="hf-seg demo", delete_patterns=earlier
-            ),
-            repo_id,
-        )
+        more = {"commit_message": "hf-seg demo", "delete_patterns": "models/*"}  # which an earlier push may have left
+        attempt(lambda: api.upload_folder(**space, folder_path=folder, **more), repo_id)
     return str(made)
 
 
@@ -157,30 +147,21 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     segmenters = _load(models)
     entries, references, inside = [], [], False
     for model, name, segmenter in zip(models, _names(models), segmenters, strict=True):
-        source, revision = str(model), None
+        source, revision, find = str(model), None, Path(model).joinpath
         runs_code = segmenter.model.config.model_type == FCNConfig.model_type
         if Path(model).is_dir():
             source, inside = f"models/{name.replace('/', '--')}", True
-            if runs_code:
-                _check_code(model, Path(model).joinpath)
             names = [name for name in model_files(Path(model)) if runs_code or not name.endswith(".py")]
             stage(Path(model), folder / source, names)
         else:
             references.append(source)
             # a Space runs the code that was there when it was pushed
             revision = attempt(lambda source=source: HfApi().model_info(source).sha, source)
-            if runs_code:
-                _check_code(model, functools.partial(_download, source, revision))
-        entries.append(
-            {
-                "name": name,
-                "model": source,
-                "revision": revision,
-                "trust_remote_code": runs_code,
-                "has_queries": segmenter.has_queries,
-                "colours": palette_of(segmenter),
-            }
-        )
+            find = functools.partial(_download, source, revision)
+        if runs_code:
+            _check_code(model, find)
+        colours, how = palette_of(segmenter), {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries}
+        entries.append({"name": name, "model": source, "revision": revision, **how, "colours": colours})
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("demo_app.py"), folder / "app.py")
     more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it

@@ -79,18 +79,12 @@ class PhotographError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShownModel:
-    """A model on the page: in eval mode, on its device.
+    """A model on the page."""
 
-    Args:
-        name (`str`): its heading.
-        image_processor (`BaseImageProcessor`): makes its `pixel_values`.
-        colours (`Sequence` of RGB triples in [0, 255]): one a class.
-    """
-
-    name: str
-    model: PreTrainedModel
+    name: str  # its heading
+    model: PreTrainedModel  # in eval mode, on its device
     image_processor: BaseImageProcessor
-    colours: Sequence[Sequence[int]]
+    colours: Sequence[Sequence[int]]  # RGB in [0, 255], one a class
 
     @property
     def class_names(self) -> list[str]:
@@ -109,23 +103,15 @@ class Segmented:
 
 
 def decode(path: str | Path) -> Image.Image:
-    """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses.
-
-    Raises:
-        PhotographError: when the file has more than 8 bits a channel, of which Pillow would make all black or white.
-    """
+    """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses."""
     with Image.open(path) as file:
-        if file.mode.startswith(("I", "F")):
+        if file.mode.startswith(("I", "F")):  # Pillow would make all black or white of more than 8 bits
             raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
         return ImageOps.exif_transpose(file).convert("RGB")
 
 
 def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
-    """The photograph in a file: RGB, upright, at its own size.
-
-    Raises:
-        PhotographError: when the file is no image that `decode` reads, or has more than `MAX_MEGAPIXELS`.
-    """
+    """The photograph in a file: RGB, upright, at its own size, at most `MAX_MEGAPIXELS`; or a [`PhotographError`]."""
     name = Path(str(path)).name
     too_large = PhotographError(
         f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
@@ -244,9 +230,9 @@ def build_page(
     """Build the page; `launch(**LAUNCH)` serves it.
 
     Args:
-        models (`Sequence[ShownModel]`): one, or two to be compared.
-        examples (`Sequence[str | Path]`, *optional*): image files to try, shown as thumbnails.
-        decode (`Callable`, *optional*): from an image file to the picture, RGB and upright.
+        models: one, or two to be compared.
+        examples: image files to try, shown as thumbnails.
+        decode: from an image file to the picture, RGB and upright.
     """
 
     def show_example(index: int) -> str:

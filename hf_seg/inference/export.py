@@ -42,23 +42,14 @@ class DisagreementError(Refusal):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How an ONNX file, run by onnxruntime, agrees with PyTorch.
+    """How an ONNX file, run by onnxruntime, agrees with PyTorch."""
 
-    Args:
-        images (`int`): images that both have computed.
-        batch_sizes (`tuple[int, ...]`): sizes of the batches that were run, ascending.
-        largest_difference (`float`): of two logits, absolute.
-        largest_logit (`float`): of PyTorch's, absolute.
-        equal_labels (`float`): share of the pixels at the model's input size, in [0, 1].
-        unreadable (`tuple[Problem, ...]`): of the files that were left out.
-    """
-
-    images: int
-    batch_sizes: tuple[int, ...]
-    largest_difference: float
-    largest_logit: float
-    equal_labels: float
-    unreadable: tuple[Problem, ...]
+    images: int  # that both have computed
+    batch_sizes: tuple[int, ...]  # that were run, ascending
+    largest_difference: float  # of two logits, absolute
+    largest_logit: float  # of PyTorch's, absolute
+    equal_labels: float  # share of the pixels at the model's input size, in [0, 1]
+    unreadable: tuple[Problem, ...]  # of the files that were left out
 
     @property
     def agrees(self) -> bool:
@@ -83,12 +74,9 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     be and what the classes mean is in the file's metadata (see [`metadata_of`]).
 
     Args:
-        model (`str` or `Path`): a run's folder or a Hub id.
-        out (`str` or `Path`): the file, written whole or not at all; its folder is created.
-        images (`Sequence[str | Path]`, *optional*): files, folders and patterns to compare on; else on generated ones.
-
-    Returns:
-        [`Comparison`]: within the tolerance.
+        model: a run's folder or a Hub id.
+        out: the file, written whole or not at all; its folder is created.
+        images: files, folders and patterns to compare on; else on generated ones.
 
     Raises:
         DisagreementError: when the file is beyond the tolerance. It is not kept, and an older one stays as it was.
@@ -121,11 +109,7 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
 
 
 def write_onnx(segmenter: Segmenter, path: Path) -> None:
-    """Write a model as an ONNX file with its metadata, and have it checked by onnx.
-
-    Raises:
-        Refusal: when the model has no logits a pixel, no one input size, too many weights, or cannot be exported.
-    """
+    """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do."""
     import onnx
 
     model = segmenter.model
@@ -157,12 +141,11 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:
-    """What a program needs to prepare images for a model and to read its logits.
+    """What a program needs to prepare images for a model and to read its logits: values in JSON.
 
-    Returns:
-        `dict[str, str]`: values in JSON: `class_names` and `palette` (RGB) in the order of the logits' channels;
-        `image_size` (height, width), `resample`, `rescale_factor`, and, where pixels are normalised after that,
-        `image_mean` and `image_std`; `image_processor`, all that transformers has saved of it.
+    `class_names` and `palette` (RGB) in the order of the logits' channels; `image_size` (height, width), `resample`,
+    `rescale_factor`, and, where pixels are normalised after that, `image_mean` and `image_std`; `image_processor`, all
+    that transformers has saved of it.
     """
     processor = segmenter.image_processor
     values = {
@@ -179,11 +162,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 
 
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
-    """Height and width that the image processor gives every image.
-
-    Raises:
-        Refusal: when they depend on the image.
-    """
+    """Height and width that the image processor gives every image; refuse one where they depend on the image."""
     wide, tall = (tuple(segmenter.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
     if wide != tall:
         what = "the image processor has no one size for all images, which an ONNX file needs"
@@ -197,16 +176,9 @@ def generated_images() -> list[Image.Image]:
 
 
 def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image]) -> Comparison:
-    """Run an ONNX file by onnxruntime, on the CPU, and the model that it was made from by PyTorch.
+    """Run an ONNX file by onnxruntime, on the CPU, and the fp32 model that it was made from by PyTorch.
 
-    Args:
-        segmenter ([`Segmenter`]): the model, in fp32.
-        path (`Path`): the ONNX file.
-        images (`Sequence[Path | Image.Image]`): image files or images. The first one is computed twice, once alone or
-            as a pair, so that batches of two sizes are always run.
-
-    Raises:
-        Refusal: when onnxruntime cannot open the file, or none of the images can be read.
+    The first image is computed twice, once alone or as a pair, so that batches of two sizes are always run.
     """
     import onnxruntime
 

@@ -30,21 +30,13 @@ REMEDY = "name image files, folders of them, or a pattern such as 'in/*.jpg'"
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model made of one photograph.
-
-    Args:
-        path (`Path`): the photograph's file.
-        image (`PIL.Image.Image`): the photograph, RGB and upright, at its own size.
-        mask (`np.ndarray` of shape `(height, width)`, uint8, or uint16 above 256 classes): class ids.
-        class_shares (`dict[str, float]`): share of the mask's pixels in [0, 1], of each class that occurs.
-        mean_confidence (`float`): mean over the pixels of the winning class's softmax score, in [0, 1]; for
-            Mask2Former and MaskFormer of its share of the pixel's scores.
-    """
+    """What a model made of one photograph."""
 
     path: Path
-    image: Image.Image
-    mask: np.ndarray
-    class_shares: dict[str, float]
+    image: Image.Image  # RGB and upright, at its own size
+    mask: np.ndarray  # class ids of shape (height, width), uint8, or uint16 above 256 classes
+    class_shares: dict[str, float]  # share of the mask's pixels, of each class that occurs
+    # mean over the pixels of the winning class's softmax score; for a query model of its share of the pixel's scores
     mean_confidence: float
 
 
@@ -53,14 +45,11 @@ class Options:
     """How photographs are segmented.
 
     Args:
-        size (`str`): of the masks: `"native"`, that of each photograph, or `"model"`, that which the model saw.
-        flip (`bool`): average with the mirror image's scores (twice the time).
-        tile (`int`, *optional*): side in pixels of windows that slide over the photograph with 25 % overlap, each of
-            which is segmented by itself; for photographs with far more detail than the model's input size keeps.
-        batch_size (`int`): images or tiles a forward pass.
-
-    Raises:
-        Refusal: naming the option that means nothing.
+        size: of the masks: `"native"`, that of each photograph, or `"model"`, that which the model saw.
+        flip: average with the mirror image's scores (twice the time).
+        tile: side in pixels of windows that slide over the photograph with 25 % overlap, each of which is segmented
+            by itself; for photographs with far more detail than the model's input size keeps.
+        batch_size: images or tiles a forward pass.
     """
 
     size: str = "native"
@@ -88,9 +77,8 @@ def predict(
     """Segment photographs; files are decoded in the background while the model computes.
 
     Args:
-        model ([`Segmenter`], `str` or `Path`): a loaded model, or what [`load_segmenter`] takes.
-        paths (`Sequence[str | Path]`): files, folders (searched with their subfolders) and glob patterns.
-        device, dtype: see [`load_segmenter`].
+        model: a loaded model, or with `device` and `dtype` what [`load_segmenter`] takes.
+        paths: files, folders (searched with their subfolders) and glob patterns.
         options: see [`Options`].
 
     Yields:
@@ -105,12 +93,10 @@ def predict(
 
 
 def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, the image files in folders (by suffix, sorted, hidden ones left out) and the matches of patterns, each
-    once.
+    """Files, the image files in folders (by suffix, sorted) and the matches of patterns, each once.
 
     Raises:
-        Refusal: when a path does not exist, a pattern matches nothing, a folder holds no image, or a link in it leads
-            to a folder that it lies in.
+        Refusal: when there is none for a path, or a link in a folder leads to a folder that it lies in.
     """
     found: dict[str, Path] = {}
     for given in map(Path, paths):

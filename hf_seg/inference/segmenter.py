@@ -58,15 +58,10 @@ class Segmenter:
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
-        """Score the classes, whose highest one wins a pixel, before they are enlarged to an image's size.
+        """Scores of the classes, of shape `(batch, num_labels, h, w)`, for `pixel_values` `(batch, 3, height, width)`.
 
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): from the image processor.
-            flip (`bool`, *optional*): the mean of the scores of the images and of their mirror images.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, num_labels, h, w)`, on the model's device: the logits; for a query
-            model what its image processor makes of its output, the queries' mask scores summed by their classes.
+        The highest one wins a pixel. They are the logits; for a query model the queries' mask scores, summed by their
+        classes. With `flip`, they are the mean of the scores of the images and of their mirror images.
         """
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         scores = self._scores(pixel_values)
@@ -80,15 +75,8 @@ class Segmenter:
         return torch.stack([each["segmentation_scores"] for each in maps]).float()
 
     def probabilities(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge one image's scores, as `post_process_semantic_segmentation` does, and make them sum to 1 a pixel.
-
-        Args:
-            scores (`torch.FloatTensor` of shape `(num_labels, h, w)`): one image's, of [`Segmenter.scores`].
-            size (`tuple[int, int]`): height and width wanted.
-
-        Returns:
-            `torch.FloatTensor` of shape `(num_labels, *size)`: the softmax of the logits; for a query model each
-            class's share of the pixel's scores, which are positive already.
+        """Enlarge one image's scores to `size`, height and width, as `post_process_semantic_segmentation` does, and
+        make them sum to 1 a pixel: by softmax, but for a query model, whose scores are positive already.
         """
         enlarged = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
         return F.normalize(enlarged, p=1, dim=0) if self.has_queries else enlarged.softmax(dim=0)
@@ -98,10 +86,10 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     """Load a model for inference. Its weights have to be safetensors: nothing that was downloaded is unpickled.
 
     Args:
-        model (`str` or `Path`): a run's folder or a Hub id; any semantic segmentation model of transformers that puts
-            out logits a pixel, or a Mask2Former or MaskFormer.
-        device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; by default the accelerator if there is one.
-        dtype (`str`, *optional*, defaults to `"float32"`): precision to compute in, or `"bfloat16"`, `"float16"`.
+        model: a run's folder or a Hub id, of any semantic segmentation model of transformers that puts out logits a
+            pixel, or a Mask2Former or MaskFormer.
+        device: such as `"cpu"` or `"cuda:1"`; by default the accelerator if there is one.
+        dtype: what to compute in: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Raises:
         Refusal: when there is no such device or model, it is no semantic segmentation model, its weights are not
@@ -224,8 +212,8 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
         raise Refusal(place, f"it cannot segment a picture: {said_by(error)}") from error
     if needed:
         what = f"has no weights for {first(absent)}, so it is no trained semantic segmentation model"
-        what += " (an encoder or a classifier?)"
-        raise Refusal(place, what, "name the folder of a finished run, or a Hub id of such a model")
+        remedy = "encoders and classifiers cannot segment: name a finished run's folder, or a Hub id of such a model"
+        raise Refusal(place, what, remedy)
     if not scores.isfinite().all():
         raise Refusal(place, f"its scores of a picture are not numbers (NaN), computed in {segmenter.model.dtype}")
     classes = len(segmenter.class_names)
@@ -237,9 +225,8 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
 
 def _verify_downloads(model: str | Path) -> None:
     """Verify the weights that the cache has of a Hub id; a folder's are the user's own."""
-    if Path(model).is_dir() or not isinstance(config := try_to_load_from_cache(str(model), "config.json"), str):
-        return
-    for path in sorted(Path(config).parent.glob("*.safetensors")):
+    config = None if os.path.isdir(model) else try_to_load_from_cache(str(model), "config.json")
+    for path in sorted(Path(config).parent.glob("*.safetensors")) if isinstance(config, str) else ():
         try:
             verify_download(path)
         except Refusal as error:

@@ -36,18 +36,11 @@ MASK, OVERLAY, LARGE_OVERLAY = ENDINGS = (".png", "_overlay.jpg", "_overlay.png"
 LARGEST_JPEG = 65_535
 LONGEST_NAME = 255  # bytes, where the file system does not say
 NOTE = b"hf_seg "  # and a SHA-256, in a file's comment
-NOTE_PLACES = {
-    b"\x89PNG": (33, 12 + len("Comment") + 1),
-    b"\xff\xd8\xff\xe0": (20, 4),
-}  # offset; bytes around the note
+NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around it
 
 
 def palette_of(segmenter: Segmenter) -> list[tuple[int, int, int]]:
-    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else evenly spread hues.
-
-    Raises:
-        Refusal: when the saved ones are no colours.
-    """
+    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else evenly spread hues."""
     classes = len(segmenter.class_names)
     saved = getattr(segmenter.model.config, "palette", None)
     if not saved:
@@ -82,15 +75,15 @@ def predict_to_folder(
 
     Args:
         model, paths, device, dtype, options: as for [`predict`].
-        out (`str` or `Path`): the folder, which is created. Images in it are not segmented.
+        out: the folder, which is created. Images in it are not segmented.
 
     Returns:
         `list[Problem]`: of the files that were left out.
 
     Raises:
-        Refusal: as [`predict`]; also, before the model is loaded, when a path lies in `out`, or when a file would
-            be overwritten that this function has not written. When the folder cannot be written to, or the device has
-            too little memory, what was written until then stays.
+        Refusal: as [`predict`]; also, before the model is loaded, when a path lies in `out`, or when a file would be
+            overwritten that this function has not written. When the folder cannot be written to, or the device is out
+            of memory, what was written until then stays.
     """
     chosen, out = Options(**options), Path(out)
     files = _outside(paths, out)
@@ -183,11 +176,7 @@ def written_here(path: Path) -> bool:
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
-    """The files of paths that do not lie in the output folder.
-
-    Raises:
-        Refusal: as [`expand_paths`]; also when a path itself, or everything that it leads to, lies there.
-    """
+    """The files of paths that do not lie in the output folder; refuse a path that does, or leads there only."""
 
     @functools.cache
     def lies_in_out(place: Path) -> bool:  # by the folder itself, so that links and letter case do not matter
@@ -212,11 +201,7 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
 
 
 def _longest_name(out: Path) -> int:
-    """How many bytes a file's name may have in the output folder.
-
-    Raises:
-        Refusal: when the folder cannot be made or written to.
-    """
+    """How many bytes a file's name may have in the output folder; refuse one that cannot be written to."""
     there = next(place for place in (out, *Path(os.path.abspath(out)).parents) if os.path.lexists(place))
     if not os.path.isdir(there):
         raise Refusal(there, f"is no folder, so nothing can be written to {out}", "name another by --out")
@@ -237,11 +222,9 @@ def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
     taken = {_folded(folder) for place in places.values() for folder in place.parents}
     names = {}
     for path, place in places.items():
+        alone = counts[_folded(place.with_suffix(""))] == 1
         suffix = f"_{place.suffix[1:9]}"
-        extras = chain([suffix], (f"{suffix}_{number}" for number in count(2)))
-        if counts[_folded(place.with_suffix(""))] == 1:
-            extras = chain([""], extras)
-        for extra in extras:
+        for extra in chain([""] * alone, [suffix], (f"{suffix}_{number}" for number in count(2))):
             stem = os.fsencode(place.stem)
             if len(stem) + len(os.fsencode(extra)) > longest:
                 stem = stem[: longest - len(os.fsencode(extra))].decode(errors="ignore").encode()

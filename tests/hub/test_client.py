@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import httpx2
+import huggingface_hub
 import pytest
 from hub_server import ANOTHER, READER, WRITER, Blob
+from huggingface_hub import get_session
 
 from hf_seg import train
 from hf_seg.hub import client as hub_module
@@ -179,7 +181,7 @@ PUT, COMMIT, BATCH = ("PUT", "/storage/"), ("POST", "/commit/"), ("POST", "/obje
 )
 def test_faults_that_pass(hub, waits, folder, monkeypatch, where, fault, waited):
     monkeypatch.setattr(hub_module, "TIMEOUT", httpx2.Timeout(0.5))
-    hub_module._use_time_limits.cache_clear()
+    hub_module._limit_waiting.cache_clear()
     create(ALICES)
     hub.fail(*where, **fault)
     url = upload(folder, ALICES, "a message")
@@ -190,7 +192,7 @@ def test_faults_that_pass(hub, waits, folder, monkeypatch, where, fault, waited)
     }
     assert hub.repositories["model", "alice/pet"].messages == ["initial commit", "a message"]
     assert url.endswith(hub.repositories["model", "alice/pet"].branches["main"])
-    hub_module._use_time_limits.cache_clear()
+    hub_module._limit_waiting.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,16 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+def test_the_client_is_that_of_huggingface_hub_with_a_time_limit(hub):
+    hub_module._limit_waiting.cache_clear()
+    attempt(lambda: None, "thing")
+    session = get_session()
+    default = huggingface_hub.utils._http.default_client_factory()
+    assert session.timeout == hub_module.TIMEOUT != default.timeout
+    assert session.event_hooks == default.event_hooks and session.event_hooks["request"]
+    assert session.follow_redirects == default.follow_redirects
+
+
 def test_redact(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-another-form")
     text = redact(f"Bearer {WRITER}, a-token-of-another-form, https://storage/x?X-Signature=abc&y=1 and http://a/b?c")
@@ -256,5 +268,5 @@ def test_redact(monkeypatch):
 
 
 def test_what_a_server_says_is_one_printable_line(capsys):
-    said = explain(ValueError("\x1b[31mgone\nerror: \x9b by https://bob:pass@host"), "a/b")
+    said = str(explain(ValueError("\x1b[31mgone\nerror: \x9b by https://bob:pass@host"), "a/b"))
     assert said == r"a/b: ValueError: \x1b[31mgone error: \x9b by https://host; correct what it names and try again"
