@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from hf_seg.files import write_whole
 from hf_seg.text import printable
 
 DPI = 150
@@ -53,19 +53,13 @@ STYLE = {
 @contextmanager
 def open_figure(path: str | os.PathLike, height: float, layout: str = "compressed") -> Iterator[Figure]:
     """Give an empty figure in the common style, and save it to `path` in one step when the block ends well."""
-    path = Path(path)
     with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(figure)
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with write_whole(path) as partial:
+            figure.savefig(partial, format="png", dpi=DPI)
 
 
 def shorten(name: str, length: int = 24) -> str:

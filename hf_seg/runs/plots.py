@@ -1,8 +1,8 @@
 """The four pictures of a run: curves, confusion matrix, ROC and predicted masks.
 
 Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write, 1200
-pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they are,
-and a figure is freed as soon as it is saved.
+pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they
+are, and a figure is freed as soon as it is saved.
 """
 
 from collections.abc import Mapping, Sequence
