@@ -1,7 +1,7 @@
 """The look of every picture: an empty figure in the common style, saved in one step; lines, legends, masks."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,12 +106,14 @@ def colour_masks(masks: np.ndarray, palette: np.ndarray, ignored: np.ndarray) ->
     return np.where(ignored[..., None], stripes, palette[np.where(ignored, 0, masks)])
 
 
-def draw_columns(figure: Figure, columns: Mapping[str, np.ndarray], **title: Any) -> np.ndarray:
-    """Draw pictures `(n, height, width, 3)` under their titles. Returns the axes, of shape `(n, columns)`."""
-    grid = figure.subplots(len(next(iter(columns.values()))), len(columns), squeeze=False)
-    for column, (name, pictures) in zip(grid.T, columns.items(), strict=True):
-        column[0].set_title(name, **title)
-        for axes, picture in zip(column, pictures, strict=True):
+def draw_columns(
+    figure: Figure, titles: Sequence[str], columns: Sequence[np.ndarray], fontsize: float = 10
+) -> np.ndarray:
+    """Draw pictures, `(n, height, width, 3)` a column. Returns the axes, of shape `(n, columns)`."""
+    grid = figure.subplots(len(columns[0]), len(columns), squeeze=False)
+    for axes_below, title, pictures in zip(grid.T, titles, columns, strict=True):
+        axes_below[0].set_title(title, fontsize=fontsize)
+        for axes, picture in zip(axes_below, pictures, strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
