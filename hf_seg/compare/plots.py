@@ -157,15 +157,14 @@ def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
     shown = arms[0].runs[0].samples
     truth, palette = shown["labels"], shown["palette"]
     ignored = truth >= len(palette)
-    columns = {
-        "image": np.moveaxis(shown["pixel_values"], 1, -1),
-        "truth (striped: ignored)" if ignored.any() else "truth": colour_masks(truth, palette, ignored),
-    }
-    for arm, label in zip(arms, labels(arms), strict=True):
+    titles = ["image", "truth (striped: ignored)" if ignored.any() else "truth", *labels(arms)]
+    titles = [fill(title, 15) for title in titles]
+    columns = [np.moveaxis(shown["pixel_values"], 1, -1), colour_masks(truth, palette, ignored)]
+    for arm in arms:
         predicted = arm.runs[0].samples["predictions"]
-        columns[fill(label, 15)] = colour_masks(predicted, palette, predicted >= len(palette))
+        columns.append(colour_masks(predicted, palette, predicted >= len(palette)))
     count, height, width = truth.shape
     row_height = (WIDTH / len(columns) - 0.16) * height / width + 0.12
-    title_height = 0.2 + 0.12 * max(title.count("\n") + 1 for title in columns)
+    title_height = 0.32 + 0.12 * max(title.count("\n") for title in titles)
     with open_figure(path, height=title_height + count * row_height) as figure:
-        draw_columns(figure, columns, fontsize=7)
+        draw_columns(figure, titles, columns, fontsize=7)

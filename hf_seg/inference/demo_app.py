@@ -208,7 +208,7 @@ def legend(shown: ShownModel, result: Segmented) -> str:
 
 
 def escape(text: str) -> str:
-    """Text from outside for HTML; as [`hf_seg.text.hypertext`], which Spaces do not have."""
+    """Text from outside for HTML: escaped, and printable as by [`hf_seg.text.printable`]. Spaces have no hf_seg."""
     return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 

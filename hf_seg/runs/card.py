@@ -138,11 +138,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
     """What binds a model: the terms of its initial weights, of the data that those were trained on, and of its own.
 
     Args:
-        init (`dict`): where the initial weights came from, as `model.init` of a record.
-        data (`dict`): the data set, as `data` of a record.
-
-    Returns:
-        `list[Terms]`: the oldest first.
+        init (`dict`), data (`dict`): `model.init` and `data` of a record.
     """
     encoder, found = init["encoder"], []
     if encoder.get("run"):

@@ -1,9 +1,8 @@
 """The look of every picture: an empty figure in the common style, saved in one step; lines, legends, masks."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from hf_seg.files import write_whole
 from hf_seg.text import printable
 
 DPI = 150
@@ -53,19 +53,13 @@ STYLE = {
 @contextmanager
 def open_figure(path: str | os.PathLike, height: float, layout: str = "compressed") -> Iterator[Figure]:
     """Give an empty figure in the common style, and save it to `path` in one step when the block ends well."""
-    path = Path(path)
     with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(figure)
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with write_whole(path) as partial:
+            figure.savefig(partial, format="png", dpi=DPI)
 
 
 def shorten(name: str, length: int = 24) -> str:
@@ -112,12 +106,14 @@ def colour_masks(masks: np.ndarray, palette: np.ndarray, ignored: np.ndarray) ->
     return np.where(ignored[..., None], stripes, palette[np.where(ignored, 0, masks)])
 
 
-def draw_columns(figure: Figure, columns: Mapping[str, np.ndarray], **title: Any) -> np.ndarray:
-    """Draw pictures `(n, height, width, 3)` under their titles. Returns the axes, of shape `(n, columns)`."""
-    grid = figure.subplots(len(next(iter(columns.values()))), len(columns), squeeze=False)
-    for column, (name, pictures) in zip(grid.T, columns.items(), strict=True):
-        column[0].set_title(name, **title)
-        for axes, picture in zip(column, pictures, strict=True):
+def draw_columns(
+    figure: Figure, titles: Sequence[str], columns: Sequence[np.ndarray], fontsize: float = 10
+) -> np.ndarray:
+    """Draw pictures, `(n, height, width, 3)` a column. Returns the axes, of shape `(n, columns)`."""
+    grid = figure.subplots(len(columns[0]), len(columns), squeeze=False)
+    for axes_below, title, pictures in zip(grid.T, titles, columns, strict=True):
+        axes_below[0].set_title(title, fontsize=fontsize)
+        for axes, picture in zip(axes_below, pictures, strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -1,8 +1,8 @@
 """The four pictures of a run: curves, confusion matrix, ROC and predicted masks.
 
 Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write, 1200
-pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they are,
-and a figure is freed as soon as it is saved.
+pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they
+are, and a figure is freed as soon as it is saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -216,16 +216,16 @@ def plot_samples(
     dark, light = (np.array(stripe) / 255 for stripe in IGNORED_STRIPES)
     striped = Patch(facecolor=dark, edgecolor=light, hatch="/////", linewidth=0)
     legend = class_legend(areas, class_names, colours, striped if ignored.any() else None)
-    columns = {
-        "image": np.moveaxis(np.asarray(images), 1, -1).astype(np.float32).clip(0, 1),
-        "truth": colour_masks(labels, colours, ignored),
-        "prediction": colour_masks(predictions, colours, np.zeros_like(ignored)),
-    }
+    columns = [
+        np.moveaxis(np.asarray(images), 1, -1).astype(np.float32).clip(0, 1),
+        colour_masks(labels, colours, ignored),
+        colour_masks(predictions, colours, np.zeros_like(ignored)),
+    ]
     samples, height, width = labels.shape
     row_height = 0.32 * WIDTH * height / width + 0.26
     legend_height = 0.2 * -(-len(legend["handles"]) // legend["ncols"]) + 0.2
     with open_figure(path, height=0.1 + samples * row_height + legend_height) as figure:
-        grid = draw_columns(figure, columns)
+        grid = draw_columns(figure, ["image", "truth", "prediction"], columns)
         for axes, score in zip(grid[:, 2], mean_iou(confusion.numpy()), strict=True):
             axes.set_xlabel("nothing to score" if np.isnan(score) else f"mIoU {score:.2f}", fontsize=8, loc="right")
         figure.legend(**legend)

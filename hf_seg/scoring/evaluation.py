@@ -70,11 +70,10 @@ class Evaluation:
         """The scores of all batches.
 
         Returns:
-            `dict`: `loss` (mean over labelled pixels), `mean_iou`, `mean_accuracy`, `overall_accuracy`,
-            `per_category_iou` and `per_category_accuracy` by class name (absent classes left out), and
-            `confusion_matrix` (rows of true classes). If thorough, also `boundary_iou` (`distance` in pixels, `mean`
-            and `per_category`), `roc` (see [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix
-            for each image, in their order); with a second opinion `cross_check`.
+            `dict`: `loss` (mean over labelled pixels), the keys of [`SegMetric`] (by class name, absent classes left
+            out) and `confusion_matrix`. If thorough, also `boundary_iou` (`distance` in pixels, `mean` and
+            `per_category`), `roc` (see [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix for
+            each image, in their order); with a second opinion `cross_check`.
         """
         confusion = self.metric.confusion.cpu().numpy()
         scores = self.metric.compute()

@@ -1,6 +1,6 @@
 """Streaming scores that speak `evaluate`'s `mean_iou`, and that metric itself as a check."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import datasets
@@ -95,20 +95,26 @@ class SecondOpinion:
     def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
         self.classes = {"num_labels": num_labels, "ignore_index": ignore_index}
         self.failure = "not asked for" if script is None else None
-        try:
-            self.metric = evaluate.load(script) if script else None
-        except Exception as error:  # of the script itself
-            self.failure = f"mean_iou could not be loaded ({type(error).__name__})"
+        self.metric = self._attempt("could not be loaded", lambda: evaluate.load(script))
+
+    def _attempt(self, what: str, step: Callable[[], Any]) -> Any:
+        """What a step of the script gives; None when it fails, or one has failed before."""
+        if self.failure is None:
+            try:
+                return step()
+            except Exception as error:
+                self.failure = f"mean_iou {what} ({type(error).__name__}: {error})"
+        return None
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
         """Hand over a batch of `(batch, height, width)` class ids, at most 255."""
-        if self.failure is None:
-            try:
-                # its features are images, which are stored as PNG: 8 bits each
-                maps = (values.to(torch.uint8).cpu().numpy() for values in (predictions, references))
-                self.metric.add_batch(predictions=next(maps), references=next(maps))
-            except Exception as error:
-                self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
+
+        def add() -> None:
+            # its features are images, which are stored as PNG: 8 bits each
+            maps = (values.to(torch.uint8).cpu().numpy() for values in (predictions, references))
+            self.metric.add_batch(predictions=next(maps), references=next(maps))
+
+        self._attempt("failed", add)
 
     def compare(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Compare with the scores of a [`SegMetric`].
@@ -117,21 +123,17 @@ class SecondOpinion:
             `dict`: `available`, and with it `mean_iou` (the other one's) and `largest_difference` over all keys and
             classes; or the `reason` why it is not available.
         """
-        if self.failure is None:
-            try:
-                theirs = {key: np.asarray(value, float) for key, value in self.metric.compute(**self.classes).items()}
-                difference = max(_difference(np.asarray(scores[key]), theirs[key]) for key in scores)
-                return {
-                    "available": True,
-                    "mean_iou": float(theirs["mean_iou"]),
-                    "largest_difference": difference,
-                }
-            except Exception as error:
-                self.failure = f"mean_iou failed ({type(error).__name__}: {error})"
-        return {"available": False, "reason": self.failure}
+
+        def compute() -> dict[str, Any]:
+            theirs = self.metric.compute(**self.classes)
+            difference = max(_difference(scores[key], theirs[key]) for key in scores)
+            return {"available": True, "mean_iou": float(theirs["mean_iou"]), "largest_difference": difference}
+
+        return self._attempt("failed", compute) or {"available": False, "reason": self.failure}
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+def _difference(ours: Any, theirs: Any) -> float:
     """The largest one; infinite where only one of the two has no value."""
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     neither = np.isnan(ours) & np.isnan(theirs)
     return float(np.nan_to_num(np.where(neither, 0, np.abs(ours - theirs)), nan=np.inf).max())

@@ -14,10 +14,17 @@ from records import CLASSES, made_up
 
 from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, percentile_interval, verdict
-from hf_seg.compare.plots import labels, plot_cost, plot_learning, plot_roc_side_by_side, use_log_scale
+from hf_seg.compare.plots import (
+    labels,
+    plot_cost,
+    plot_learning,
+    plot_roc_side_by_side,
+    plot_same_images,
+    use_log_scale,
+)
 from hf_seg.compare.report import build_report
 from hf_seg.problem import Refusal
-from hf_seg.runs.figure import line_look
+from hf_seg.runs.figure import IGNORED_STRIPES, line_look
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
 from hf_seg.scoring.confusion import mean_iou, scores_from_confusion
 from hf_seg.scoring.roc import ROC_BINS, roc_from_histograms, stack_curves
@@ -351,6 +358,22 @@ def test_a_legend_names_every_arm(write_run, monkeypatch, tmp_path):
         colours = [handle.get_color() for handle in drawn.legend_handles]
         assert colours == [line_look(index)["color"] for index in range(3)]
     assert len(legends) == 3 and {arm.name for arm in arms} == {"_x", "__y", "z"}
+
+
+def test_the_same_images_have_a_column_a_run(write_run, monkeypatch, tmp_path):
+    # two of them are named as the columns beside them
+    arms = compare([write_run(name, matrices(seed)) for seed, name in enumerate(("image", "truth", "a"))]).arms
+    drawn = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **keys: drawn.append(subplots(*args, **keys)) or drawn[-1])
+    plot_same_images(arms, tmp_path / "same_images.png")
+    assert drawn[0].shape == (4, 5)
+    shown = arms[0].runs[0].samples
+    assert drawn[0][0, 1].get_title(loc="left") == "truth (striped:\nignored)"
+    truth = drawn[0][0, 1].images[0].get_array()
+    assert (truth[shown["labels"][0] == 1] == shown["palette"][1]).all()
+    greys = {tuple(colour) for colour in truth[shown["labels"][0] == 255].tolist()}
+    assert greys == set(IGNORED_STRIPES)
 
 
 @pytest.mark.parametrize(("hardware", "panels"), [("a computer", 2), ("another computer", 1)])

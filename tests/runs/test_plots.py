@@ -130,7 +130,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(draw, tmp_pat
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hf_seg.runs.figure.os.replace", full)
+    monkeypatch.setattr("hf_seg.files.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         draw(path)
     assert path.read_bytes() == b"old"
