@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict, Features
-from huggingface_hub import constants
 
 from hf_seg.data import columns as own_images
 from hf_seg.data import file_search, load_spec, load_splits, pairs, palettes, stored_image
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from hf_seg.recipe.keys import DataRecipe
 
 OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
-# part of the data set → the archive that holds it
-PACKED = {
-    "oxford_pet": {archive.part: archive.file_name for archive in oxford_pet.ARCHIVES},
-    "cityscapes": cityscapes.ZIPS,
-}
 
 # the code of a pair that cannot be used, by the remedy that its error names; every other one is about values
 CODES = {
@@ -120,7 +114,7 @@ def gather(data: DataRecipe) -> Gathered:
 
 
 def _gather_official(data: DataRecipe) -> Gathered:
-    source, packed = OFFICIAL[data.name], PACKED[data.name]
+    source = OFFICIAL[data.name]
     gathered = Gathered(place=f"data.root {data.root}" if data.root else data.name, spec=load_spec(data))
     try:
         place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
@@ -128,60 +122,15 @@ def _gather_official(data: DataRecipe) -> Gathered:
         gathered.refuse("data-set", error)
         return gathered
     gathered.place = str(place)
-    lacking = [part for part in source.PARTS if not (place / part).is_dir()]
-    archives = {part: packed[part] for part in lacking if (place / packed[part]).is_file()}
-    if place.is_dir():
-        gathered.findings += examine_archives(
-            place,
-            needed=archives.values(),
-            official={archive.file_name: archive for archive in getattr(source, "ARCHIVES", ())},
-            is_read=cityscapes.is_wanted,
-        )
-    if lacking:
-        _explain_lack(data, place, gathered, whole=len(archives) == len(lacking))
-        return gathered
-    try:
-        gathered.splits = load_splits(data)
-    except DataError as error:
-        gathered.refuse("data-set", error)
-        features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
-        gathered.splits = _heap(_present_pairs(data.name, place), features)
-    return gathered
-
-
-def _explain_lack(data: DataRecipe, place: Path, gathered: Gathered, *, whole: bool) -> None:
-    """Say what a run would do about parts that are not there; `whole`: their archives are."""
-    later = "Its pairs are examined when it is there."
-    if whole:
-        gathered.note("not-unpacked", f"a run would unpack {data.name} first", later)
-    elif data.name == "oxford_pet" and data.root is None and not constants.HF_HUB_OFFLINE:
-        gathered.note("not-downloaded", "a run would download Oxford-IIIT Pet first (0.8 GB)", later)
-    else:
-        try:  # it only looks, since it has nothing to unpack and may not download
-            OFFICIAL[data.name].prepare(place, may_download=data.root is None)
+    gathered.findings += source.examine(place, may_download=data.root is None)
+    if all((place / part).is_dir() for part in source.PARTS):
+        try:
+            gathered.splits = load_splits(data)
         except DataError as error:
-            gathered.refuse("data-set", error)
-
-
-def _present_pairs(name: str, place: Path) -> list[folder.Pair]:
-    """Images of an official data set that have a mask, whatever its lists say."""
-    if name == "oxford_pet":
-        masks = {path.stem: path for path in (place / "annotations" / "trimaps").glob("[!.]*.png")}
-        images = {path.stem: path for path in (place / "images").glob("[!.]*.jpg")}
-    else:
-        masks = _by_stem(place / "gtFine", cityscapes.MASK_SUFFIXES)
-        images = _by_stem(place / "leftImg8bit", cityscapes.IMAGE_SUFFIXES)
-    return [(images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
-
-
-def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
-    for split in ("train", "val"):
-        for path in directory.glob(f"{split}/*/[!.]*"):
-            for suffix in suffixes:
-                if path.name.endswith(suffix):
-                    found[str(path.relative_to(directory)).removesuffix(suffix)] = path
-    return found
+            gathered.findings += error.problems
+            features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
+            gathered.splits = _heap(source.find_pairs(place), features)
+    return gathered
 
 
 def _gather_folder(data: DataRecipe) -> Gathered:
@@ -192,7 +141,7 @@ def _gather_folder(data: DataRecipe) -> Gathered:
         gathered.refuse("data-set", error)
         return gathered
     gathered.place = str(root)
-    gathered.findings += examine_archives(root, needed=(), official={})
+    gathered.findings += examine_archives(root)
     mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
     try:
         found = folder.list_folder(root)

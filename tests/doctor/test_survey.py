@@ -90,7 +90,8 @@ class TestOxfordPet:
         findings, splits = agree(recipe("oxford_pet", pet_folder))
         errors = [finding for finding in findings if finding[0] == "error"]
         broken = str(pet_folder / "images" / "Breed_05.jpg")
-        assert errors == [("error", "data-set", str(pet_folder)), ("error", "undecodable", broken)]
+        missing = str(pet_folder / "images" / "Breed_03.jpg")
+        assert errors == [("error", "data-set", missing), ("error", "undecodable", broken)]
         assert splits["pairs"].pairs == 22
 
     def test_kinds_of_pictures(self, pet_folder, recipe, agree):
@@ -228,7 +229,7 @@ class TestTables:
         data = table(pairs)
         findings, splits = look(data)
         assert [(finding.level, finding.code) for finding in findings] == [("error", "mask-values")]
-        assert findings[0].file.endswith(" train[7], mask")
+        assert findings[0].place.endswith(" train[7], mask")
         assert {name: part.pairs for name, part in splits.items()} == {"train": 16, "validation": 2, "test": 2}
         assert not (Path(data.path) / "split.json").exists()
 
