@@ -38,7 +38,7 @@ LIBRARIES = {
     "problem.py": {"text"},
     "text.py": set(),
     "doctor/doctor.py": set(),
-    "doctor/environment.py": {"torch", "torchvision"},
+    "doctor/environment.py": {"packaging", "torch", "torchvision"},
     "models/configuration_fcn.py": {"transformers"},
     "models/modeling_fcn.py": {"timm", "torch", "torchvision", "transformers"},
     "inference/demo_app.py": {"PIL", "gradio", "numpy", "torch", "transformers"},

@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_seg.data.columns import MAX_ID, as_text
 from hf_seg.data.spec import IGNORE_INDEX
-from hf_seg.problem import DataError, did_you_mean
+from hf_seg.problem import DataError, Problem, did_you_mean
 from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable
 
@@ -27,7 +27,6 @@ CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 COLOUR = 'a colour, "#rrggbb" or [red, green, blue] from 0 to 255'
 
 Color = tuple[int, int, int]
-Problem = tuple[str, str]  # a key such as "classes[2].id" ("" for the file itself), what is wrong with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,41 +56,42 @@ def load_classes(root: Path) -> Classes:
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing: it says what the masks mean. `hf-seg init {root}` writes it from the masks."
-        ) from None
+        what, remedy = "is missing: it says what the masks mean", f"`hf-seg init {root}` writes it from the masks."
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; make it a readable file") from None
+        what, remedy = f"cannot be read: {error.strerror}", "make it a readable file"
     except UnicodeDecodeError:
-        raise DataError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
+        what, remedy = "is not text in UTF-8", "save it as UTF-8"
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
-    classes, problems = read_classes(content)
-    if problems:
-        lines = [f"{path}: {key}: {problem}" if key else f"{path}: {problem}" for key, problem in problems]
-        raise DataError("\n".join(map(printable, lines)))
-    return classes
+        what, remedy = str(error), ""
+    else:
+        classes, problems = read_classes(content, str(path))
+        if classes is None:
+            raise DataError(problems=problems)
+        return classes
+    raise DataError(path, what, remedy, code="classes-json")
 
 
-def read_classes(content: Any) -> tuple[Classes | None, list[Problem]]:
+def read_classes(content: Any, place: str = FILE_NAME) -> tuple[Classes | None, list[Problem]]:
     """What `classes.json` says, or everything that is wrong with it.
 
     Args:
         content (`Any`): the file's JSON.
+        place (`str`, *optional*): the file, for messages.
 
     Returns:
         `tuple`: the [`Classes`] and no problem, or None and the problems.
     """
-    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
-        return None, [("", 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color')]
-    entries = content["classes"]
+    entries = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        what = 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color'
+        return None, [Problem(code="classes-json", place=place, what=what)]
     given = [entry for entry in entries if isinstance(entry, dict)]
     by_color = any("color" in entry for entry in given) and not any("id" in entry for entry in given)
-    reader = _Reader(by_color=by_color)
-    reader.problems += [(key, f"unknown key{_known(key, KEYS)}") for key in content if key not in KEYS]
+    reader = _Reader(place, by_color)
+    reader.read_unknown("", content, KEYS)
     if not 2 <= len(entries) <= MAX_CLASSES:
         remedy = "what is not the object is a class too, mostly named background" if len(entries) < 2 else "fold some"
-        reader.problems.append(("classes", f"must be 2 to {MAX_CLASSES} classes, but are {len(entries)}; {remedy}"))
+        reader.refuse("classes", f"must be 2 to {MAX_CLASSES} classes, but are {len(entries)}", remedy)
     for index, entry in enumerate(entries):
         reader.read_class(index, entry)
     reader.read_label_map(content.get("label_map", {}))
@@ -111,9 +111,8 @@ def writable_name(name: str) -> str:
 class _Reader:
     """Reads `classes.json` part by part and collects what is wrong with it."""
 
-    def __init__(self, *, by_color: bool):
-        self.by_color = by_color
-        self.kind = COLOUR if by_color else ID
+    def __init__(self, place: str, by_color: bool):
+        self.place, self.by_color, self.kind = place, by_color, COLOUR if by_color else ID
         self.problems: list[Problem] = []
         self.meaning: dict[int, int] = {}
         self.palette: list[Color | None] = []
@@ -122,55 +121,58 @@ class _Reader:
         self.values: dict[int, str] = {}
         self.colors: dict[int, str] = {}
 
+    def refuse(self, key: str, what: str, remedy: str = "") -> None:
+        self.problems.append(Problem(code="classes-json", place=self.place, what=f"{key}: {what}", remedy=remedy))
+
+    def read_unknown(self, prefix: str, entry: dict, known: tuple[str, ...]) -> None:
+        for key in (key for key in entry if key not in known):
+            self.refuse(f"{prefix}{key}", "unknown key", _known(key, known))
+
     def read_class(self, index: int, entry: Any) -> None:
-        key = f"classes[{index}]"
+        place = f"classes[{index}]"
         self.palette.append(None)
         if not isinstance(entry, dict):
-            self.problems.append((key, "must be an object with name, id or color"))
+            self.refuse(place, "must be an object with name, id or color")
             return
-        for unknown in (key for key in entry if key not in CLASS_KEYS):
-            self.problems.append((f"{key}.{unknown}", f"unknown key{_known(unknown, CLASS_KEYS)}"))
+        self.read_unknown(f"{place}.", entry, CLASS_KEYS)
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            self.problems.append((f"{key}.name", "is missing or no text; give the class a name"))
+            self.refuse(f"{place}.name", "is missing or no text", "give the class a name")
         elif name != writable_name(name):
-            self.problems.append((f"{key}.name", f"{_shown(name)} holds a control character; take it out"))
+            self.refuse(f"{place}.name", f"{_shown(name)} holds a control character", "take it out")
         else:
-            self._once(f"{key}.name", name, _shown(name), self.names)
+            self._once(f"{place}.name", name, _shown(name), self.names)
         wanted = "color" if self.by_color else "id"
         if wanted in entry:
-            self._mean(f"{key}.{wanted}", entry[wanted], index)
+            self._mean(f"{place}.{wanted}", entry[wanted], index)
         else:
-            self.problems.append((f"{key}.{wanted}", f"is missing; give {self.kind}: all classes have one, or none"))
-        if "color" in entry:
-            color = _color(entry["color"])
-            if color is not None:
-                self.palette[index] = (color >> 16, color >> 8 & 255, color & 255)
-            if not self.by_color:  # otherwise it was looked at above
-                if color is None:
-                    self.problems.append((f"{key}.color", _mismatch(COLOUR, entry["color"])))
-                else:
-                    self._once(f"{key}.color", color, as_text(color, True), self.colors)
+            self.refuse(f"{place}.{wanted}", "is missing", f"give {self.kind}: all classes have one, or none")
+        color = _color(entry.get("color"))
+        if color is not None:
+            self.palette[index] = (color >> 16, color >> 8 & 255, color & 255)
+        if "color" in entry and not self.by_color:  # otherwise it was looked at above
+            if color is None:
+                self._mismatch(f"{place}.color", COLOUR, entry["color"])
+            else:
+                self._once(f"{place}.color", color, as_text(color, True), self.colors)
 
     def read_label_map(self, label_map: Any) -> None:
         names = list(self.names)
         if not isinstance(label_map, dict):
             raw = "colour" if self.by_color else "id"
-            self.problems.append(("label_map", f'must be an object {{"{raw}": "name of a class"}}'))
+            self.refuse("label_map", f'must be an object {{"{raw}": "name of a class"}}')
             return
         for raw, name in label_map.items():
             key = f"label_map.{raw}"
             if name not in names:
-                self.problems.append((key, f"there is no class {_shown(name)}{_known(str(name), names)}"))
-            elif self.by_color:
-                self._mean(key, raw, names.index(name))
+                self.refuse(key, f"there is no class {_shown(name)}", _known(str(name), names))
             else:
-                self._mean(key, int(raw) if re.fullmatch("[0-9]{1,5}", raw) else raw, names.index(name))
+                value = int(raw) if not self.by_color and re.fullmatch("[0-9]{1,5}", raw) else raw
+                self._mean(key, value, names.index(name))
 
     def read_ignore(self, ignore: Any) -> None:
         if not isinstance(ignore, list):
-            kinds = "colours" if self.by_color else "ids"
-            self.problems.append(("ignore", f"must be a list of {kinds}, but is {_shown(ignore)}"))
+            self._mismatch("ignore", f"a list of {'colours' if self.by_color else 'ids'}", ignore)
             return
         for index, value in enumerate(ignore):
             self._mean(f"ignore[{index}]", value, IGNORE_INDEX)
@@ -178,15 +180,18 @@ class _Reader:
     def _mean(self, key: str, given: Any, label: int) -> None:
         value = _color(given) if self.by_color else _id(given)
         if value is None:
-            self.problems.append((key, _mismatch(self.kind, given)))
+            self._mismatch(key, self.kind, given)
         else:
             self._once(key, value, as_text(value, self.by_color), self.values)
             self.meaning[value] = label
 
+    def _mismatch(self, key: str, expected: str, given: Any) -> None:
+        self.refuse(key, f"must be {expected}, but is {_shown(given)}")
+
     def _once(self, key: str, value: Any, text: str, seen: dict) -> None:
         first = seen.setdefault(value, key)
         if first != key:
-            self.problems.append((key, f"{text} stands at {first} too; each may be there once"))
+            self.refuse(key, f"{text} stands at {first} too", "each may be there once")
 
 
 def _id(value: Any) -> int | None:
@@ -202,17 +207,13 @@ def _color(value: Any) -> int | None:
     return None
 
 
-def _mismatch(expected: str, value: Any) -> str:
-    return f"must be {expected}, but is {_shown(value)}"
-
-
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _known(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known, f"; known: {', '.join(list(known)[:10])}")
+    return did_you_mean(name, known).removeprefix("; ") or f"known: {', '.join(list(known)[:10])}"
 
 
 def distinct_colors(taken: Iterable[Color] = ()) -> Iterator[Color]:

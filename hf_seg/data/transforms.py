@@ -73,7 +73,6 @@ class SegTransform:
         return int(self.image_size * {"standard": 1.5, "strong": 2}.get(self.augment, 1))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Transform a batch: [`~SegTransform.prepare`], then [`~SegTransform.finish`]."""
         return self.finish(self.prepare(batch))
 
     def prepare(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
@@ -125,29 +124,24 @@ class SegTransform:
 
     def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
         if image.size != mask.size:
-            raise DataError(
-                f"an image of {image.width}×{image.height} pixels has a mask of {mask.width}×{mask.height}: "
-                "an image and its mask must be of one size"
-            )
-        size = [self.prepared_size] * 2
+            what = f"an image of {image.width}×{image.height} pixels has a mask of {mask.width}×{mask.height}"
+            raise DataError(self.spec.name, what, "an image and its mask must be of one size", code="size-mismatch")
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-        pixels = F.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
+        pixels = F.resize(pixels, [self.prepared_size] * 2, InterpolationMode.BILINEAR, antialias=True)
         return pixels, torch.from_numpy(self._labels(mask))
 
     def _labels(self, mask: Image.Image) -> np.ndarray:
         """Class ids of a mask at the prepared size, uint8."""
         if len(mask.getbands()) > 1:
-            raise DataError(f"a mask of mode {mask.mode} has several channels: masks hold one class id a pixel")
-        if mask.mode in ("L", "P"):  # counting in C is faster than looking every pixel up
-            values = np.flatnonzero(mask.histogram())
-        else:
-            values = np.unique(np.asarray(mask))
+            what = f"a mask of mode {mask.mode} has several channels"
+            raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")
+        # counting in C is faster than looking every pixel up
+        values = np.flatnonzero(mask.histogram()) if mask.mode in ("L", "P") else np.unique(np.asarray(mask))
         strange = values[self._look_up(values) == INVALID]
         if len(strange):
-            raise DataError(
-                f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
-            )
+            what = f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
+            raise DataError(self.spec.name, what, code="mask-values")
         # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
         small = mask.resize([self.prepared_size] * 2, Image.Resampling.NEAREST)
         return self._look_up(np.asarray(small)).astype(np.uint8)

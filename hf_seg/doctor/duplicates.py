@@ -24,14 +24,7 @@ _FREQUENCIES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(SIDE) + 1) / 
 
 
 def thumbnail(image: PIL.Image.Image) -> np.ndarray:
-    """The picture that copies are recognised by.
-
-    Args:
-        image (`PIL.Image.Image`): of any size.
-
-    Returns:
-        `np.ndarray` of shape `(16, 16)` and dtype uint8: mean grey values.
-    """
+    """What copies are recognised by: the picture's mean grey values, uint8 of shape `(16, 16)`."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX))
 
 
@@ -51,34 +44,18 @@ def find_duplicates(thumbnails: np.ndarray) -> Iterator[tuple[int, int, float]]:
     for row in range(0, len(kept), ROWS):
         for column in range(row - row % COLUMNS, len(kept), COLUMNS):
             near = np.bitwise_count(hashes[row : row + ROWS, None] ^ hashes[None, column : column + COLUMNS])
-            first, second = np.divmod(
-                np.flatnonzero(near <= MAX_BITS), near.shape[1]
-            )  # np.nonzero takes thrice as long
-            first, second = row + first, column + second
-            once = first < second
-            yield from _copies(kept, places, first[once], second[once])
-
-
-def _copies(
-    kept: np.ndarray, places: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> Iterator[tuple[int, int, float]]:
-    """Those of the candidates (`first[k]`, `second[k]`) that are copies."""
-    for start in range(0, len(first), PAIRS_AT_ONCE):
-        left, right = first[start : start + PAIRS_AT_ONCE], second[start : start + PAIRS_AT_ONCE]
-        similarity = (_changes(kept[left]) * _changes(kept[right])).sum(1)
-        for pair in np.nonzero(similarity >= MIN_SIMILARITY)[0]:
-            yield int(places[left[pair]]), int(places[right[pair]]), min(1.0, float(similarity[pair]))
+            candidates = np.flatnonzero(near <= MAX_BITS)  # np.nonzero takes thrice as long
+            candidates = np.stack(np.divmod(candidates, near.shape[1]), axis=1) + (row, column)
+            candidates = candidates[candidates[:, 0] < candidates[:, 1]]
+            for start in range(0, len(candidates), PAIRS_AT_ONCE):
+                left, right = candidates[start : start + PAIRS_AT_ONCE].T
+                similarity = (_changes(kept[left]) * _changes(kept[right])).sum(1)
+                for pair in np.nonzero(similarity >= MIN_SIMILARITY)[0]:
+                    yield int(places[left[pair]]), int(places[right[pair]]), min(1.0, float(similarity[pair]))
 
 
 def is_flat(thumbnails: np.ndarray) -> np.ndarray:
-    """Whether a picture shows next to nothing: a lens cap, an empty canvas.
-
-    Args:
-        thumbnails (`np.ndarray` of shape `(n, 16, 16)`, uint8): see `thumbnail`.
-
-    Returns:
-        `np.ndarray` of shape `(n,)`, bool.
-    """
+    """Of each of n thumbnails, whether it shows next to nothing: a lens cap, an empty canvas."""
     return _in_blocks(_roughness, thumbnails) < FLAT
 
 

@@ -1,15 +1,17 @@
-"""What of this machine and its Python would hurt a run. Only the standard library is needed to say so."""
+"""What of this machine and its Python would hurt a run. The standard library and packaging are enough to say so."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from hf_seg.problem import Level, Problem
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from hf_seg.problem import Problem
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SHARED_MEMORY = Path("/dev/shm")
@@ -26,23 +28,19 @@ def check_packages() -> list[Problem]:
 
 
 def _requirements() -> Iterator[Problem]:
-    for requirement in metadata.requires("hf_seg") or ():
-        name, floor = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?.*", requirement.replace(" ", "")).groups()
-        if "extra==" in requirement.replace(" ", ""):
+    for requirement in map(Requirement, metadata.requires("hf_seg") or ()):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        name, wanted = requirement.name, requirement.specifier
+        remedy = f"pip install '{name}{wanted}'"
         try:
-            version = metadata.version(name)
+            version = Version(metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield _finding("error", "missing-package", name, "is not installed", f"pip install '{requirement}'")
+            yield Problem(code="missing-package", place=name, what="is not installed", remedy=remedy)
             continue
-        if floor and _numbers(version) < _numbers(floor):
-            what = f"is version {version}; hf_seg was tested with {floor} and later"
-            yield _finding("warning", "old-package", name, what, f"pip install '{requirement}'")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`2.15.0rc1+cu132` → (2, 15, 0): enough to compare with a floor."""
-    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version)[0].split("."))
+        if not wanted.contains(version.base_version):  # a candidate for release or a build for CUDA is as good
+            what = f"is version {version}; hf_seg was tested with {wanted}"
+            yield Problem(level="warning", code="old-package", place=name, what=what, remedy=remedy)
 
 
 def _torchvision() -> Iterator[Problem]:
@@ -55,7 +53,7 @@ def _torchvision() -> Iterator[Problem]:
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0, 0.5]), 0.5)
     except Exception as error:
         versions = {name: metadata.version(name) for name in ("torch", "torchvision")}
-        needs = [line for line in metadata.requires("torchvision") or () if re.match(r"torch\b(?!vision)", line)]
+        needs = [line for line in metadata.requires("torchvision") or () if Requirement(line).name == "torch"]
         what = (
             f"torchvision {versions['torchvision']} does not work with torch {versions['torch']} "
             f"({type(error).__name__}: {error}); its package asks for {', '.join(needs) or 'no torch'}"
@@ -63,7 +61,7 @@ def _torchvision() -> Iterator[Problem]:
         remedy = (
             "Install both together, from the same index: pip install --upgrade --force-reinstall torch torchvision"
         )
-        yield _finding("error", "torch-torchvision", "torchvision", what, remedy)
+        yield Problem(code="torch-torchvision", place="torchvision", what=what, remedy=remedy)
 
 
 def check_gpu() -> list[Problem]:
@@ -76,9 +74,13 @@ def check_gpu() -> list[Problem]:
         what = f"torch {torch.__version__} is built without CUDA, and this machine has an NVIDIA GPU"
         remedy = "Install a CUDA build, as https://pytorch.org says; training on the CPU takes many times as long."
     else:
-        what = f"torch {torch.__version__} cannot use the NVIDIA GPU of this machine{_reason()}"
+        what = f"torch {torch.__version__} cannot use the NVIDIA GPU of this machine"
+        try:
+            torch.cuda.init()
+        except Exception as error:
+            what += f" ({str(error).splitlines()[0]})"
         remedy = "`nvidia-smi` must list it: install or update the driver; a container must be started with the GPU."
-    return [_finding("warning", "unused-gpu", "torch", what, remedy)]
+    return [Problem(level="warning", code="unused-gpu", place="torch", what=what, remedy=remedy)]
 
 
 def _has_nvidia_gpu() -> bool:
@@ -92,16 +94,6 @@ def _has_nvidia_gpu() -> bool:
     return False
 
 
-def _reason() -> str:
-    import torch
-
-    try:
-        torch.cuda.init()
-    except Exception as error:
-        return f" ({str(error).splitlines()[0]})"
-    return ""
-
-
 def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
     """Whether a folder can be written to, and has enough disk space.
 
@@ -112,15 +104,14 @@ def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
+        code, found = "unwritable-folder", f"cannot be written to, and is for {what}"
         remedy = "Make it writable, or set HF_HOME to a folder that is; else it is made again in each run."
-        return [
-            _finding("warning", "unwritable-folder", str(folder), f"cannot be written to, and is for {what}", remedy)
-        ]
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        sizes = f"has {free / 1e9:.1f} GB free, and {what} need about {needed / 1e9:.1f} GB"
-        return [_finding("warning", "full-disk", str(folder), sizes, "Free disk space, or name another folder.")]
-    return []
+    elif (free := shutil.disk_usage(existing).free) < needed:
+        code, found = "full-disk", f"has {free / 1e9:.1f} GB free, and {what} need about {needed / 1e9:.1f} GB"
+        remedy = "Free disk space, or name another folder."
+    else:
+        return []
+    return [Problem(level="warning", code=code, place=str(folder), what=found, remedy=remedy)]
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
@@ -131,13 +122,10 @@ def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
         batch_bytes (`int`): size of a batch; each worker keeps two ready.
     """
     needed = 2 * workers * batch_bytes
-    if not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free >= needed:
+    if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []
-    free = shutil.disk_usage(SHARED_MEMORY).free
     what = f"has {free / 1e6:.0f} MB free, and {workers} data loader workers need {needed / 1e6:.0f} MB: they crash"
     remedy = "Start the container with a larger --shm-size, or set training.dataloader_num_workers to 0."
-    return [_finding("warning", "small-shared-memory", str(SHARED_MEMORY), what, remedy)]
-
-
-def _finding(level: Level, code: str, file: str, what: str, remedy: str) -> Problem:
-    return Problem(level=level, code=code, place=file, what=what, remedy=remedy)
+    return [
+        Problem(level="warning", code="small-shared-memory", place=str(SHARED_MEMORY), what=what, remedy=remedy),
+    ]

@@ -17,7 +17,8 @@ RED, BLUE = {"name": "red", "color": [255, 0, 0]}, {"name": "blue", "color": "#0
 def problems(**content):
     classes, found = read_classes(content)
     assert classes is None and found
-    return [f"{key}: {problem}" for key, problem in found]
+    assert {(problem.code, problem.place) for problem in found} == {("classes-json", "classes.json")}
+    return ["; ".join(filter(None, (problem.what, problem.remedy))) for problem in found]
 
 
 def test_ids():
@@ -140,7 +141,7 @@ def test_a_file_that_is_none(tmp_path, text, message):
 
 
 def test_an_absent_file(tmp_path):
-    with pytest.raises(DataError, match=f"classes.json is missing.*`hf-seg init {tmp_path}` writes it"):
+    with pytest.raises(DataError, match=f"classes.json: is missing.*`hf-seg init {tmp_path}` writes it"):
         load_classes(tmp_path)
     (tmp_path / "classes.json").mkdir()
     with pytest.raises(DataError, match="classes.json: cannot be read: Is a directory"):
@@ -168,7 +169,7 @@ def test_whatever_the_file_holds_is_classes_or_problems(content):
     classes, found = read_classes(content)
     assert (classes is None) == bool(found)
     if classes is None:
-        assert all(isinstance(key, str) and problem for key, problem in found)
+        assert all(problem.what and problem.code == "classes-json" for problem in found)
     else:
         assert isinstance(classes, Classes)
         assert len(set(classes.names)) == len(set(classes.palette)) == len(classes.names) >= 2

@@ -86,7 +86,8 @@ class TestOxfordPet:
         findings, splits = agree(recipe("oxford_pet", pet_folder))
         errors = [finding for finding in findings if finding[0] == "error"]
         broken = str(pet_folder / "images" / "Breed_05.jpg")
-        assert errors == [("error", "data-set", str(pet_folder)), ("error", "undecodable", broken)]
+        missing = str(pet_folder / "images" / "Breed_03.jpg")
+        assert errors == [("error", "data-set", missing), ("error", "undecodable", broken)]
         assert splits["pairs"]["pairs"] == 22
 
     def test_kinds_of_pictures(self, pet_folder, recipe, agree):

@@ -149,7 +149,7 @@ def test_archives_with_damaged_bytes(tmp_path):
         place = tmp_path / str(number)
         place.mkdir()
         (place / "leftImg8bit").symlink_to(images)
-        (place / cityscapes.ZIPS["gtFine"]).write_bytes(mutate(file.getvalue(), number))
+        (place / cityscapes.ARCHIVES[1].file_name).write_bytes(mutate(file.getvalue(), number))
         try:
             cityscapes.prepare(place, may_download=False)
         except DataError:

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, Features
 from hf_seg.data.columns import StoredImage
 from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
 from hf_seg.data.sources.download import find_folder
-from hf_seg.data.sources.listing import Listing
+from hf_seg.data.sources.listing import ALL, Listing
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
 
@@ -74,7 +74,7 @@ def examine_archives(data: DataRecipe, place: Path) -> list[Problem]:
     """What a run would download or unpack first, and what is wrong with the archives in a data set's folder."""
     if source := OFFICIAL.get(data.name):
         return source.examine(place, may_download=data.root is None) if place.is_absolute() else []
-    return archives.examine_archives(place, needed=(), official={}) if data.name == "folder" and place.is_dir() else []
+    return list(archives.examine_archives(place)) if data.name == "folder" and place.is_dir() else []
 
 
 def _list_official(data: DataRecipe) -> Listing:
@@ -84,10 +84,12 @@ def _list_official(data: DataRecipe) -> Listing:
         place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
         listing.place = str(place)
         if all((place / part).is_dir() for part in source.PARTS):
-            pairs = source.list_pairs(place)
-            for split, listed in pairs.items():
-                if not listed:
-                    raise DataError(place, f"the {split} split of {data.name} is empty", source.SPLIT_RULE)
+            pairs = {ALL: source.find_pairs(place)}
+            with listing.going_on():
+                pairs = source.list_pairs(place)
+                for split, listed in pairs.items():
+                    if not listed:
+                        raise DataError(place, f"the {split} split of {data.name} is empty", source.SPLIT_RULE)
             columns = {
                 split: {"image": [str(image) for image, _ in listed], "mask": [str(mask) for _, mask in listed]}
                 for split, listed in pairs.items()

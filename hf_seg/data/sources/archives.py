@@ -3,84 +3,86 @@
 from __future__ import annotations
 
 import tarfile
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from torchvision.datasets.utils import calculate_md5
+from hf_seg.data.sources.download import Archive, check_md5, disk_remedy, find_lack, open_archive, wanted_members
+from hf_seg.problem import DataError, Level, Problem
 
-from hf_seg.data.sources.download import Archive, reading_archive
-from hf_seg.problem import DataError, Level, Problem, listing
-from hf_seg.text import printable
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
-IsRead = Callable[[str], bool]
-AGAIN = "Download it again."
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 UNSAFE = "Do not unpack it by hand; get it from where the data set is published."
 
 
+def examine_parts(
+    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
+) -> list[Problem]:
+    """What `fetch_parts` would refuse (errors) or do first (notes), given the same; nothing is written."""
+    lacking = [archive for archive in archives if not (folder / archive.part).is_dir()]
+    problems: list[Problem] = []
+    if folder.is_dir():
+        problems += examine_archives(folder, needed=[archive.file_name for archive in lacking], official=archives)
+    absent = [archive for archive in lacking if not (folder / archive.file_name).is_file()]
+    if lack := find_lack(folder, archives, title=title, may_download=may_download, how_to_get=how_to_get):
+        problems.append(lack)
+    elif lacking:
+        code, what = "not-unpacked", f"a run would unpack {title} first"
+        if absent:
+            files = " and ".join(f"{archive.file_name}, {archive.size}" for archive in absent)
+            code, what = "not-downloaded", f"a run would download {title} first ({files})"
+        later = "Its pairs are examined when it is there."
+        problems.append(Problem(level="note", code=code, place=str(folder), what=what, remedy=later))
+    return problems
+
+
 def examine_archives(
-    folder: Path, *, needed: Collection[str], official: Mapping[str, Archive], is_read: IsRead | None = None
+    folder: Path, *, needed: Collection[str] = (), official: Sequence[Archive] = ()
 ) -> Iterator[Problem]:
     """Look into the archives that lie in a folder.
 
     Args:
         folder (`Path`): where they are; folders in it are not searched.
-        needed (`Collection[str]`): names of those that a run would unpack: what is wrong with them stops it.
-        official (`Mapping[str, Archive]`): name → what it must be.
-        is_read (`Callable`, *optional*): which members of a .zip file that is needed a run would unpack, by their
-            names: their checksums are compared.
+        needed (`Collection[str]`, *optional*): names of those that a run would unpack: what is wrong with them stops
+            it, and the checksums of .zip files' members are compared.
+        official (`Sequence[Archive]`, *optional*): what those of these names must be.
     """
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    known = {archive.file_name: archive for archive in official}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES)):
         level: Level = "error" if path.name in needed else "warning"
-        if path.name.lower().endswith(TAR_SUFFIXES):
-            yield from _examine_tar(path, level, official.get(path.name))
-        elif path.suffix.lower() == ".zip":
-            yield from _examine_zip(path, level, is_read if path.name in needed else None)
+        try:
+            for problem in _examine(path, known.get(path.name), needed=path.name in needed):
+                yield problem if problem.level == "warning" else replace(problem, level=level)
+        except DataError as error:
+            yield from (replace(problem, level=level) for problem in error.problems)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+            yield Problem(level=level, code="unreachable", place=str(path), what=what, remedy=disk_remedy(error))
 
 
-def _examine_tar(path: Path, level: Level, official: Archive | None) -> Iterator[Problem]:
-    if official:
-        found = calculate_md5(path)
-        if found == official.md5:
+def _examine(path: Path, archive: Archive | None, *, needed: bool) -> Iterator[Problem]:
+    if archive and archive.md5:
+        wrong = check_md5(path, archive)
+        if not wrong:
             return  # what is in it is known
-        what = f"is not the official archive: its MD5 is {found} and not {official.md5}"
-        remedy = f"Remove it, or download it again from {official.url}."
-        yield Problem(level=level, code="wrong-archive", file=str(path), what=what, remedy=remedy)
+        yield wrong
     unsafe = []
-    try:
-        with reading_archive(path), tarfile.open(path) as archive:
-            for member in archive:
+    with open_archive(path) as opened:
+        if isinstance(opened, tarfile.TarFile):
+            for member in opened:
                 try:
                     tarfile.data_filter(member, str(path.parent))  # the one that it would be unpacked with
                 except tarfile.FilterError as error:
-                    unsafe.append(printable(str(error)))
-    except (DataError, OSError) as error:
-        yield _damaged(path, level, error)
+                    unsafe.append(str(error))
+            level, what = "error", "would be written outside of the folder, or are no files"
+        else:
+            for member in wanted_members(opened, path, archive) if archive and needed else ():
+                with opened.open(member) as file:
+                    while file.read(1 << 20):
+                        pass  # to the end, where the checksum is compared
+            names = opened.namelist()
+            unsafe = [name for name in names if {"/", ".."} & {*PurePosixPath(name.replace("\\", "/")).parts}]
+            level, what = "warning", "name a place outside of the folder"  # which zipfile takes out of the names
     if unsafe:
-        what = f"{len(unsafe)} members would be written outside of the folder, or are no files:\n{listing(unsafe)}"
-        yield Problem(level=level, code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
-
-
-def _examine_zip(path: Path, level: Level, is_read: IsRead | None) -> Iterator[Problem]:
-    try:
-        with reading_archive(path), zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            for name in names:
-                if is_read and is_read(name):
-                    with archive.open(name) as member:
-                        while member.read(1 << 20):
-                            pass  # to the end, where the checksum is compared
-    except (DataError, OSError) as error:
-        yield _damaged(path, level, error)
-        return
-    parts = {name: PurePosixPath(name.replace("\\", "/")).parts for name in names}
-    unsafe = [printable(name) for name in names if {"/", ".."} & {*parts[name]}]
-    if unsafe:  # zipfile takes such parts out of a name, so that training is in no danger
-        what = f"{len(unsafe)} members name a place outside of the folder:\n{listing(unsafe)}"
-        yield Problem(level="warning", code="unsafe-archive", file=str(path), what=what, remedy=UNSAFE)
-
-
-def _damaged(path: Path, level: Level, error: DataError | OSError) -> Problem:
-    what = str(error).removeprefix(f"{path} ").removesuffix(f". {AGAIN}")
-    return Problem(level=level, code="damaged-archive", file=str(path), what=what, remedy=AGAIN)
+        shown = ", ".join(unsafe[:3]) + (", …" if len(unsafe) > 3 else "")
+        what = f"{len(unsafe)} members {what}: {shown}"
+        yield Problem(level=level, code="unsafe-archive", place=str(path), what=what, remedy=UNSAFE)

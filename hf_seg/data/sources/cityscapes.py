@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_seg.data.sources.download import unpack_zips
+from hf_seg.data.sources.archives import examine_parts
+from hf_seg.data.sources.download import Archive, fetch_parts
 from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table
-from hf_seg.problem import DataError, listing
+from hf_seg.problem import DataError, Problem
 
 # labelId of each of the 19 evaluated classes, with the name and the colour under which the benchmark reports it.
 CLASSES = (
@@ -72,10 +73,20 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "cityscapes"
 PARTS = ("leftImg8bit", "gtFine")
-ZIPS = {"leftImg8bit": "leftImg8bit_trainvaltest.zip", "gtFine": "gtFine_trainvaltest.zip"}
 IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
 MASK_SUFFIXES = ("_gtFine_labelIds.png",)
 
+
+def _is_wanted(member: str) -> bool:
+    """Whether a file in the official archives is needed: images and labelIds of train and val."""
+    parts = member.split("/")
+    return len(parts) == 4 and parts[1] in ("train", "val") and parts[3].endswith(IMAGE_SUFFIXES + MASK_SUFFIXES)
+
+
+ARCHIVES = tuple(
+    Archive(part=part, file_name=f"{part}_trainvaltest.zip", size=size, wanted=_is_wanted)
+    for part, size in zip(PARTS, ("11 GB", "241 MB"), strict=True)
+)
 HOW_TO_GET = (
     "Cityscapes cannot be downloaded without an account: log in at https://www.cityscapes-dataset.com, download the "
     "packages leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and put both files, or the "
@@ -94,7 +105,14 @@ def prepare(folder: Path, *, may_download: bool) -> None:
     Raises:
         DataError: when the data set is absent or cannot be unpacked.
     """
-    unpack_zips(folder, ZIPS, wanted=is_wanted, remedy=HOW_TO_GET.format(folder=folder))
+    how_to_get = HOW_TO_GET.format(folder=folder)
+    fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download, how_to_get=how_to_get)
+
+
+def examine(folder: Path, *, may_download: bool) -> list[Problem]:
+    """What `prepare` would refuse or do first, given the same; nothing is written."""
+    how_to_get = HOW_TO_GET.format(folder=folder)
+    return examine_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download, how_to_get=how_to_get)
 
 
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
@@ -122,23 +140,30 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     }
 
 
-def is_wanted(member: str) -> bool:
-    """Whether a file in the official archives is needed: images and labelIds of train and val."""
-    parts = member.split("/")
-    return len(parts) == 4 and parts[1] in ("train", "val") and parts[3].endswith(IMAGE_SUFFIXES + MASK_SUFFIXES)
+def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """All images of train and val that have a mask, whatever else is there."""
+    pairs = []
+    for split in ("train", "val"):
+        images, masks, _ = _find(folder, split)
+        pairs += [(images[key], masks[key]) for key in sorted(images.keys() & masks.keys())]
+    return pairs
 
 
 def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]]]:
-    images, twice = _find(folder / "leftImg8bit" / split, IMAGE_SUFFIXES)
-    masks, _ = _find(folder / "gtFine" / split, MASK_SUFFIXES)
-    problems = [f"{path.relative_to(folder)} (there is another image of this name)" for path in twice]
-    problems += [f"{images[key].relative_to(folder)} (no mask)" for key in sorted(images.keys() - masks.keys())]
-    problems += [f"{masks[key].relative_to(folder)} (no image)" for key in sorted(masks.keys() - images.keys())]
-    if problems:
-        raise DataError(
-            f"{folder}: {len(problems)} files of {split} are not one image to one mask:\n{listing(problems)}\n"
+    images, masks, twice = _find(folder, split)
+    wrong = {path: "there is another image of this name" for path in twice}
+    wrong |= {images[key]: "no mask" for key in sorted(images.keys() - masks.keys())}
+    wrong |= {masks[key]: "no image" for key in sorted(masks.keys() - images.keys())}
+    if wrong:
+        remedy = (
             f"Each image leftImg8bit/{split}/CITY/NAME_leftImg8bit.png (or .jpg) needs its mask "
             f"gtFine/{split}/CITY/NAME_gtFine_labelIds.png: add the missing files or remove these."
+        )
+        raise DataError(
+            problems=[
+                Problem(code="data-set", place=str(path), what=what, remedy=remedy) for path, what in wrong.items()
+            ],
+            heading=f"{folder}: {len(wrong)} files of {split} are not one image to one mask:",
         )
     by_city: dict[str, list[tuple[Path, Path]]] = {}
     for city, name in sorted(images):
@@ -146,16 +171,16 @@ def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]
     return by_city
 
 
-def _find(directory: Path, suffixes: tuple[str, ...]) -> tuple[dict[tuple[str, str], Path], list[Path]]:
-    """Files directory/CITY/NAME+suffix by (city, name), and those whose name another suffix already has."""
-    found: dict[tuple[str, str], Path] = {}
+def _find(folder: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path], list[Path]]:
+    """Images and masks by city and name, and the images whose name another suffix already has."""
+    images: dict[tuple[str, str], Path] = {}
+    masks: dict[tuple[str, str], Path] = {}
     twice = []
-    for path in sorted(directory.glob("*/*")):
-        suffix = next((s for s in suffixes if path.name.endswith(s)), None)
-        if suffix is None or path.name.startswith("."):  # ._* are file attributes that macOS leaves on foreign disks
-            continue
-        key = (path.parent.name, path.name.removesuffix(suffix))
-        if key in found:
-            twice.append(path)
-        found[key] = path
-    return found, twice
+    for part, suffixes, found in ((PARTS[0], IMAGE_SUFFIXES, images), (PARTS[1], MASK_SUFFIXES, masks)):
+        for path in sorted((folder / part / split).glob("*/[!.]*")):  # macOS leaves ._* on foreign disks
+            for suffix in suffixes:
+                if path.name.endswith(suffix):
+                    key = (path.parent.name, path.name.removesuffix(suffix))
+                    twice += [path] if key in found else []
+                    found[key] = path
+    return images, masks, twice

@@ -55,7 +55,7 @@ def read_names(file: Path) -> tuple[Names, Names]:
     try:
         ids, colors = reader(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(f"{file}: cannot be read ({printable(str(error))}); it must be {form}.") from None
+        raise DataError(file, f"cannot be read ({error})", f"it must be {form}") from None
     return tuple({value: printable(str(name)).strip() for value, name in names.items()} for names in (ids, colors))
 
 

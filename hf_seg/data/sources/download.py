@@ -8,7 +8,7 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
-from hf_seg.problem import DataError
-from hf_seg.text import printable
+from hf_seg.problem import DataError, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +31,23 @@ UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; t
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An official .tar.gz file.
+    """An official archive, .tar.gz or .zip.
 
     Args:
-        url (`str`): where it is downloaded from; the last part is its file name.
-        md5 (`str`): MD5 checksum of the file, 32 hex digits.
         part (`str`): the folder that it holds.
+        file_name (`str`): its name.
+        url (`str`, *optional*): where it is downloaded from; None where that takes an account.
+        md5 (`str`, *optional*): its MD5 checksum, 32 hex digits; None when it is not known.
+        size (`str`, *optional*): of the file, for people.
+        wanted (`Callable`, *optional*): of a .zip file, whether the member of a name is needed.
     """
 
-    url: str
-    md5: str
     part: str
-
-    @property
-    def file_name(self) -> str:
-        return self.url.rpartition("/")[2]
+    file_name: str
+    url: str | None = None
+    md5: str | None = None
+    size: str = ""
+    wanted: Callable[[str], bool] = bool
 
 
 def cache_folder() -> Path:
@@ -64,9 +65,6 @@ def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
         name (`str`): the data set's folder name.
         parts (`Sequence[str]`): the folders in it, by which it is recognised.
 
-    Returns:
-        `Path`: the folder.
-
     Raises:
         DataError: when `root` or HF_SEG_DATA names no folder.
     """
@@ -75,7 +73,8 @@ def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
         return cache_folder() / name
     folder = Path(base).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{setting}: there is no folder {folder.absolute()}. Correct the path, or create the folder.")
+        what = f"there is no folder {folder.absolute()}"
+        raise DataError(setting, what, "Correct the path, or create the folder.", code="data-set")
     if root is not None and (any((folder / part).exists() for part in parts) or not (folder / name).is_dir()):
         return folder
     return folder / name
@@ -83,10 +82,7 @@ def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
 
 @contextmanager
 def one_process(lock_file: Path, doing: str) -> Iterator[None]:
-    """Let one process of this machine in at a time; the others say what they wait for.
-
-    The operating system lets go of the lock when its holder dies, so a killed process never blocks the next one.
-    """
+    """Let one process of this machine in at a time; the others say what they wait for. A killed process lets go."""
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -97,19 +93,6 @@ def one_process(lock_file: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _writing(folder: Path, doing: str) -> Iterator[None]:
-    """Let one process work in `folder`, which is created, and give file system errors a remedy."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_process(folder / LOCK_NAME, doing):
-            yield
-    except OSError as error:
-        remedy = disk_remedy(error) or "The folder must be writable."
-        elsewhere = "Or put the unpacked data set elsewhere and name that folder in data.root."
-        raise DataError(f"{folder}: {doing} failed: {error}. {remedy} {elsewhere}") from error
 
 
 def disk_remedy(error: BaseException | None) -> str:
@@ -126,67 +109,80 @@ def disk_remedy(error: BaseException | None) -> str:
 
 
 @contextmanager
-def reading_archive(path: Path) -> Iterator[None]:
-    """Make a DataError of whatever is wrong with an archive, but not of what is wrong with the disk.
-
-    tarfile and zipfile raise errors of their own, of each method of compression, RuntimeError for members that are
-    encrypted, NotImplementedError for methods that they do not know, ValueError for headers, …
-    """
+def _writing(folder: Path, doing: str) -> Iterator[None]:
+    """Let one process work in `folder`, which is created, and give file system errors a remedy."""
     try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        if disk_remedy(error):
-            raise
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path} is damaged or cannot be unpacked: {printable(reason)}. Download it again.") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_process(folder / LOCK_NAME, doing):
+            yield
+    except OSError as error:
+        remedy = disk_remedy(error) or "The folder must be writable."
+        remedy += " Or put the unpacked data set elsewhere and name that folder in data.root."
+        raise DataError(folder, f"{doing} failed: {error}", remedy) from error
 
 
-def fetch_archives(folder: Path, archives: Sequence[Archive], *, may_download: bool, what: str) -> None:
+def find_lack(
+    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
+) -> Problem | None:
+    """What [`fetch_parts`] refuses: parts that are neither there nor packed, and that it cannot download."""
+    absent = [a for a in archives if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
+    if not absent or (may_download and not constants.HF_HUB_OFFLINE and all(archive.url for archive in absent)):
+        return None
+    parts = " and ".join(archive.part for archive in absent)
+    files = " and ".join(archive.file_name for archive in absent)
+    urls = " and ".join(archive.url or "" for archive in absent)
+    why = "is offline (HF_HUB_OFFLINE=1)" if may_download else "does not download into a folder given by data.root"
+    remedy = how_to_get or (
+        f"This run {why}: download {urls} elsewhere and put {files} there, or point data.root or HF_SEG_DATA to a "
+        "copy."
+    )
+    what = f"{title} is not there: no folder {parts}, and no archive {files} to unpack"
+    return Problem(code="data-set", place=str(folder), what=what, remedy=remedy)
+
+
+def fetch_parts(
+    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
+) -> None:
     """Make sure that the part of each archive is in `folder`; what is absent is unpacked, or downloaded and unpacked.
 
     Archives that already lie in `folder` are used and kept; downloaded ones are removed once they are unpacked.
 
     Args:
-        folder (`Path`): the data set's folder.
-        archives (`Sequence[Archive]`): what belongs into it.
-        may_download (`bool`): whether to download what is absent.
-        what (`str`): name of the data set, for messages.
+        folder (`Path`), archives (`Sequence[Archive]`): the data set's folder, and what belongs into it.
+        title (`str`): name of the data set, for messages.
+        may_download (`bool`): whether to download what is absent and has a URL.
+        how_to_get (`str`, *optional*): the remedy when a part is absent, where it cannot be downloaded.
 
     Raises:
-        DataError: when something is absent and may not or cannot be downloaded, or an archive is damaged.
+        DataError: when something is absent and may not or cannot be downloaded, an archive is damaged, or `folder` is
+            not writable.
     """
+    if lack := find_lack(folder, archives, title=title, may_download=may_download, how_to_get=how_to_get):
+        raise DataError(problems=[lack])
     if all((folder / archive.part).is_dir() for archive in archives):
         return
-    absent = [a for a in archives if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
-    if absent and (not may_download or constants.HF_HUB_OFFLINE):
-        urls = " and ".join(archive.url for archive in absent)
-        parts = " and ".join(archive.part for archive in absent)
-        files = " and ".join(archive.file_name for archive in absent)
-        reason = (
-            "is offline (HF_HUB_OFFLINE=1)" if may_download else "does not download into a folder given by data.root"
-        )
-        raise DataError(
-            f"{folder}: {what} is not there: no folder {parts}, and no archive {files} to unpack. This run {reason}: "
-            f"download {urls} elsewhere and put {files} there, or point data.root or HF_SEG_DATA to a copy."
-        )
-    with _writing(folder, f"getting {what}"):
+    with _writing(folder, f"getting {title}"):
         for archive in archives:
-            if (folder / archive.part).is_dir():  # another process was quicker
+            if (folder / archive.part).is_dir():  # another process may have been quicker
                 continue
             path = folder / archive.file_name
             by_hand = path.is_file()
             if not by_hand:
                 _download(archive, path)
-            elif not check_integrity(path, archive.md5):
-                raise DataError(
-                    f"{path} is not the official archive: its MD5 is {calculate_md5(path)} and not {archive.md5}. "
-                    f"Remove it, or download it again from {archive.url}."
-                )
-            _untar(path, archive.part)
+            elif problem := check_md5(path, archive):
+                raise DataError(problems=[problem])
+            _unpack(path, archive)
             if not by_hand:
                 path.unlink()
+
+
+def check_md5(path: Path, archive: Archive) -> Problem | None:
+    """Whether a file is another one than the official archive."""
+    if archive.md5 is None or (found := calculate_md5(path)) == archive.md5:
+        return None
+    what = f"is not the official archive: its MD5 is {found} and not {archive.md5}"
+    remedy = f"Remove it, or download it again from {archive.url}."
+    return Problem(code="wrong-archive", place=str(path), what=what, remedy=remedy)
 
 
 def _download(archive: Archive, path: Path) -> None:
@@ -196,80 +192,83 @@ def _download(archive: Archive, path: Path) -> None:
         try:
             with open(partial, "ab") as file:
                 http_get(archive.url, file, resume_size=file.tell(), displayed_filename=archive.file_name)
-        except (
-            Exception
-        ) as error:  # which HTTP client huggingface_hub uses, and so what it raises, is its own business
-            raise DataError(
-                f"Could not download {archive.url}: {type(error).__name__}: {error}. Check the connection and start "
-                f"again: it goes on after the {partial.stat().st_size / 1e6:.1f} MB in {partial} (delete it to start "
-                f"from the beginning). Or download it elsewhere and put {path.name} into {path.parent}."
-            ) from error
-        found = calculate_md5(partial)
-        if found != archive.md5:
+        except Exception as error:  # what it raises depends on the HTTP client that huggingface_hub uses
+            what = f"cannot be downloaded: {type(error).__name__}: {error}"
+            remedy = (
+                f"Check the connection and start again: it goes on after the {partial.stat().st_size / 1e6:.1f} MB in "
+                f"{partial} (delete it to start from the beginning). Or download it elsewhere and put {path.name} "
+                f"into {path.parent}."
+            )
+            raise DataError(archive.url, what, remedy) from error
+        if (found := calculate_md5(partial)) != archive.md5:
             partial.unlink()
-            raise DataError(
-                f"{archive.url}: the downloaded file has the MD5 {found} and not {archive.md5}, so it was removed. "
-                f"Start again; if it stays so, something between here and the server replaces the file: get "
+            what = f"the downloaded file has the MD5 {found} and not {archive.md5}, so it was removed"
+            remedy = (
+                "Start again; if it stays so, something between here and the server replaces the file: get "
                 f"{path.name} another way and put it into {path.parent}."
             )
+            raise DataError(archive.url, what, remedy, code="wrong-archive")
     partial.rename(path)
 
 
 @contextmanager
-def _appearing_whole(folder: Path, part: str) -> Iterator[Path]:
-    """A temporary folder whose `part` becomes `folder/part` at the end: a crash never leaves half a data set."""
-    unpacking = folder / UNPACKING
+def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
+    """Open an archive, and make a DataError of whatever is wrong with it, but not of what is wrong with the disk.
+
+    tarfile and zipfile raise errors of their own, of each method of compression, RuntimeError for members that are
+    encrypted, NotImplementedError for methods that they do not know, ValueError for headers, …
+    """
+    try:
+        with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
+            yield archive
+    except DataError:
+        raise
+    except Exception as error:
+        if disk_remedy(error):
+            raise
+        what = f"is damaged or cannot be unpacked: {str(error) or type(error).__name__}"
+        raise DataError(path, what, "Download it again.", code="damaged-archive") from error
+
+
+def _unpack(path: Path, archive: Archive) -> None:
+    """Unpack into a temporary folder first: a crash never leaves half a data set."""
+    unpacking = path.with_name(UNPACKING)
     shutil.rmtree(unpacking, ignore_errors=True)
     unpacking.mkdir()
     try:
-        yield unpacking
-        (unpacking / part).rename(folder / part)
+        with open_archive(path) as opened:
+            if isinstance(opened, tarfile.TarFile):
+                members = tqdm(opened, desc=f"Unpacking {path.name}", unit=" files")
+                opened.extractall(unpacking, members, filter="data")
+            else:
+                members = wanted_members(opened, path, archive)
+                size = sum(member.file_size for member in members)
+                with tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True) as progress:
+                    for member in members:
+                        opened.extract(member, unpacking)  # compares the CRC, and takes ".." out of the name
+                        progress.update(member.file_size)
+            (unpacking / archive.part).rename(path.with_name(archive.part))
     finally:
         shutil.rmtree(unpacking, ignore_errors=True)
 
 
-def _untar(path: Path, part: str) -> None:
-    with reading_archive(path), _appearing_whole(path.parent, part) as unpacking, tarfile.open(path) as archive:
-        for member in tqdm(archive, desc=f"Unpacking {path.name}", unit=" files"):
-            archive.extract(member, unpacking, filter="data")
-
-
-def unpack_zips(folder: Path, zips: Mapping[str, str], *, wanted: Callable[[str], bool], remedy: str) -> None:
-    """Make sure that each part of a data set is in `folder`, unpacking once what its .zip file there holds.
-
-    Args:
-        folder (`Path`): the data set's folder.
-        zips (`Mapping[str, str]`): part → name of the official .zip file that holds a folder of that name.
-        wanted (`Callable[[str], bool]`): whether a member, given by its name in the archive, is needed.
-        remedy (`str`): what to do when a part is absent.
+def wanted_members(opened: zipfile.ZipFile, path: Path, archive: Archive) -> list[zipfile.ZipInfo]:
+    """The members of a .zip file that a run unpacks.
 
     Raises:
-        DataError: when a part is absent, a .zip file is damaged, or `folder` is not writable.
+        DataError: when there is none, or they cannot be pictures.
     """
-    needed = {part: folder / name for part, name in zips.items() if not (folder / part).is_dir()}
-    absent = [f"neither a folder {part} nor {path.name}" for part, path in needed.items() if not path.is_file()]
-    if absent:
-        raise DataError(f"{folder}: the data set is not there ({', '.join(absent)}).\n{remedy}")
-    if not needed:
-        return
-    with _writing(folder, "unpacking the official .zip files"):
-        for part, path in needed.items():
-            if not (folder / part).is_dir():  # another process may have been quicker
-                _unzip(path, part, wanted)
-
-
-def _unzip(path: Path, part: str, wanted: Callable[[str], bool]) -> None:
-    with reading_archive(path), zipfile.ZipFile(path) as archive, _appearing_whole(path.parent, part) as unpacking:
-        members = [m for m in archive.infolist() if m.filename.startswith(f"{part}/") and wanted(m.filename)]
-        if not members:
-            raise DataError(f"{path} holds none of the files needed from {part}/. Is it the official package?")
-        size, packed = sum(member.file_size for member in members), path.stat().st_size
-        if size > MAX_GROWTH * packed or len(members) > MAX_MEMBERS:
-            raise DataError(
-                f"{path}: {len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB "
-                f"are no pictures (at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive). Download it again."
-            )
-        with tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True) as progress:
-            for member in members:
-                archive.extract(member, unpacking)  # checks the CRC, and takes ".." and drive letters out of the name
-                progress.update(member.file_size)
+    members = [
+        m for m in opened.infolist() if m.filename.startswith(f"{archive.part}/") and archive.wanted(m.filename)
+    ]
+    if not members:
+        what = f"holds none of the files needed from {archive.part}/"
+        raise DataError(path, what, "Is it the official package?", code="wrong-archive")
+    size, packed = sum(member.file_size for member in members), path.stat().st_size
+    if size > MAX_GROWTH * packed or len(members) > MAX_MEMBERS:
+        what = (
+            f"{len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB are no pictures "
+            f"(at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive)"
+        )
+        raise DataError(path, what, "Download it again.", code="wrong-archive")
+    return members

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hf_seg.data.sources.download import Archive, fetch_archives
+from hf_seg.data.sources.archives import examine_parts
+from hf_seg.data.sources.download import Archive, fetch_parts
 from hf_seg.data.spec import DatasetSpec, build_label_table
-from hf_seg.problem import DataError, listing
+from hf_seg.problem import DataError, Problem
 
 VALIDATION_EVERY = 10
 SPLIT_RULE = (
@@ -38,21 +39,24 @@ SPEC = DatasetSpec(
     ),
 )
 
+FOLDER_NAME = "oxford-iiit-pet"
+PARTS = ("images", "annotations")
 ARCHIVES = (
     Archive(
         part="images",
+        file_name="images.tar.gz",
         url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
         md5="5c4f3ee8e5d25df40f4fd59a7f44e54c",
+        size="0.8 GB",
     ),
     Archive(
         part="annotations",
+        file_name="annotations.tar.gz",
         url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
         md5="95a8c909bbe2e81eed6a22bccdf3f68f",
+        size="19 MB",
     ),
 )
-
-FOLDER_NAME = "oxford-iiit-pet"
-PARTS = ("images", "annotations")
 
 
 def prepare(folder: Path, *, may_download: bool) -> None:
@@ -65,7 +69,12 @@ def prepare(folder: Path, *, may_download: bool) -> None:
     Raises:
         DataError: when the data set is absent and cannot be downloaded.
     """
-    fetch_archives(folder, ARCHIVES, may_download=may_download, what="Oxford-IIIT Pet")
+    fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download)
+
+
+def examine(folder: Path, *, may_download: bool) -> list[Problem]:
+    """What `prepare` would refuse or do first, given the same; nothing is written."""
+    return examine_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download)
 
 
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
@@ -86,28 +95,37 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     trainval = _read_list(folder / "annotations" / "trainval.txt")
     names = {
         "train": [name for line, name in enumerate(trainval, start=1) if line % VALIDATION_EVERY != 0],
-        "validation": [name for line, name in enumerate(trainval, start=1) if line % VALIDATION_EVERY == 0],
+        "validation": trainval[VALIDATION_EVERY - 1 :: VALIDATION_EVERY],
         "test": _read_list(folder / "annotations" / "test.txt"),
     }
-
-    images, trimaps = folder / "images", folder / "annotations" / "trimaps"
+    images, trimaps = _folders(folder)
     pairs = {split: [(images / f"{n}.jpg", trimaps / f"{n}.png") for n in listed] for split, listed in names.items()}
     # Two directory listings instead of a stat for each of 14,698 files: this must stay quick on a network disk.
     present = {place: set(os.listdir(place)) if place.is_dir() else set() for place in (images, trimaps)}
-    missing = [
-        str(path.relative_to(folder))
-        for split_pairs in pairs.values()
-        for pair in split_pairs
-        for path in pair
-        if path.name not in present[path.parent]
-    ]
-    if missing:
-        raise DataError(
-            f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:\n"
-            f"{listing(missing)}\n"
+    files = [path for listed in pairs.values() for pair in listed for path in pair]
+    if missing := [path for path in files if path.name not in present[path.parent]]:
+        remedy = (
             "Unpack the official images.tar.gz and annotations.tar.gz there again, or remove the lines from the lists."
         )
+        what = "is missing, and listed in annotations"
+        raise DataError(
+            problems=[Problem(code="data-set", place=str(path), what=what, remedy=remedy) for path in missing],
+            heading=f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:",
+        )
     return pairs
+
+
+def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """All images that have a trimap, whatever the lists say."""
+    images, trimaps = (
+        {path.stem: path for path in place.glob("[!.]*") if path.suffix == suffix}
+        for place, suffix in zip(_folders(folder), (".jpg", ".png"), strict=True)
+    )
+    return [(images[name], trimaps[name]) for name in sorted(images.keys() & trimaps.keys())]
+
+
+def _folders(folder: Path) -> tuple[Path, Path]:
+    return folder / "images", folder / "annotations" / "trimaps"
 
 
 def _read_list(path: Path) -> list[str]:
@@ -115,7 +133,6 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing. It belongs to the official annotations.tar.gz: unpack that again."
-        ) from None
+        remedy = "It belongs to the official annotations.tar.gz: unpack that again."
+        raise DataError(path, "is missing", remedy) from None
     return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]

@@ -28,8 +28,7 @@ from hf_seg.data.sources.split import (
     load_row_split,
     save_row_split,
 )
-from hf_seg.data.sources.table_columns import find_columns
-from hf_seg.data.sources.table_files import data_set_name, is_hub_id, load_tables, may_read
+from hf_seg.data.sources.table_files import data_set_name, find_columns, is_hub_id, load_tables, may_read
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
 from hf_seg.text import printable

@@ -1,4 +1,4 @@
-"""Getting a data set from the Hugging Face Hub or from a folder, as tables that are mapped into memory."""
+"""Data sets of the Hugging Face Hub or in a folder, as tables mapped into memory, and what their columns hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from datasets import (
     ClassLabel,
@@ -14,7 +15,9 @@ from datasets import (
     DatasetBuilder,
     DatasetDict,
     Features,
+    Image,
     List,
+    Value,
     config,
     load_dataset_builder,
     load_from_disk,
@@ -30,10 +33,19 @@ from hf_seg.data.file_search import find_files
 from hf_seg.data.sources.class_names import read_names
 from hf_seg.data.sources.download import disk_remedy
 from hf_seg.data.sources.split import SPLIT_WORDS
-from hf_seg.problem import DataError, listing
+from hf_seg.problem import DataError, Problem
 from hf_seg.recipe.rules import is_path_or_hub_id
-from hf_seg.text import printable
 
+# lower case; the names under which published data sets have them
+IMAGE_NAMES = {"image", "images", "pixel_values", "img", "photo", "photograph", "picture", "rgb", "input"}
+MASK_NAMES = {
+    *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"),
+    *("semantic_segmentation", "semantic_mask", "seg", "gt", "ground_truth", "target", "label_map"),
+}
+PICTURES = (
+    "Images and masks must be columns of pictures: datasets.Image, a struct with bytes, or bytes. Arrays and lists of "
+    "ids become pictures by map and PIL.Image.fromarray."
+)
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
 LAYOUT = (
     "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or what "
@@ -98,12 +110,12 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
     if not place.exists():
         return _load_from_hub(path, revision, config_name)
     if not place.is_dir():
-        raise DataError(f"{place.absolute()}: is a file. data.path names a folder. {LAYOUT}")
+        raise DataError(place.absolute(), "is a file", f"data.path names a folder. {LAYOUT}")
     with _explained(data_set_name(path)):
         if any((place / name).is_file() for name in SAVED):
             if config_name:
                 raise DataError(
-                    f"{place}: was written by save_to_disk and has no configurations: leave config_name out."
+                    place, "was written by save_to_disk and has no configurations", "leave config_name out"
                 )
             loaded = load_from_disk(str(place))
             return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
@@ -114,7 +126,7 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
         else:
             if config_name:
                 remedy = "leave data.config_name out, or name the folder of that configuration in data.path"
-                raise DataError(f"{place}: no README.md in it names configurations; {remedy}.")
+                raise DataError(place, "no README.md in it names configurations", remedy)
             # Not the folder itself: classes.json and the runs in it would count as data files, too.
             builder = load_dataset_builder("parquet", data_files=_by_split(place))
         builder.download_and_prepare()
@@ -127,10 +139,8 @@ def _load_from_hub(path: str, revision: str | None, config_name: str | None) -> 
         builder = load_dataset_builder(path, config_name, revision=revision)
         # What datasets falls back to, whatever the revision asked for.
         if isinstance(builder, Cache) and revision not in (None, "main", builder.hash):
-            raise DataError(
-                f"{path} at {revision}: the Hub cannot be reached, and the commit in the cache is {builder.hash}. "
-                f"{NOT_REACHED} Or set data.revision to that commit."
-            )
+            what = f"the Hub cannot be reached, and the commit in the cache is {builder.hash}"
+            raise DataError(f"{path} at {revision}", what, f"{NOT_REACHED} Or set data.revision to that commit.")
         _refuse_outside(path, builder, lambda file: file.startswith("hf://datasets/"))
         builder.download_and_prepare()
         return builder.as_dataset()
@@ -140,10 +150,12 @@ def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str],
     """The README.md of a data set may name any file of this machine as its data."""
     files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
     if outside := [file for file in files if not belongs(file)]:
-        raise DataError(
-            f"{name}: its README.md names data outside of the data set:\n{listing([printable(f) for f in outside])}\n"
-            "Do not trust it; or put the files into its folder, and name them there."
+        what, remedy = (
+            "is outside of the data set",
+            "Do not trust it; or put the files into its folder, and name them there.",
         )
+        problems = [Problem(code="outside-file", place=file, what=what, remedy=remedy) for file in outside]
+        raise DataError(problems=problems, heading=f"{name}: its README.md names data outside of the data set:")
 
 
 @contextmanager
@@ -154,17 +166,17 @@ def _explained(name: str) -> Iterator[None]:
     except DataError:
         raise
     except DatasetNotFoundError as error:
-        raise DataError(f"{name}: {_first_line(error)} {NOT_FOUND}") from error
+        raise DataError(name, _first_line(error).rstrip("."), NOT_FOUND) from error
     except ConnectionError as error:
-        raise DataError(f"{name}: the Hub cannot be reached ({_first_line(error)}). {NOT_REACHED}") from error
+        raise DataError(name, f"the Hub cannot be reached ({_first_line(error)})", NOT_REACHED) from error
     except Exception as error:  # of Arrow, of datasets, of the Hub's client, ValueError for a configuration, …
         cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise DataError(f"{name}: cannot be loaded ({reason}). {disk_remedy(cause) or DAMAGED}") from error
+        what = f"cannot be loaded ({type(cause).__name__}: {_first_line(cause)})"
+        raise DataError(name, what, disk_remedy(cause) or DAMAGED) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")
+    return str(error).strip().partition("\n")[0] or "no reason given"
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -175,21 +187,24 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
     files = _parquet_files(folder)
     if obstacles := find_files(folder)[1]:
-        found = listing([f"{printable(str(obstacle.path))}: {obstacle.reason}" for obstacle in obstacles])
-        raise DataError(f"{folder}: not all of it can be searched:\n{found}\n{obstacles[0].remedy}")
+        problems = [
+            Problem(code="unreachable", place=str(found.path), what=found.reason, remedy=found.remedy)
+            for found in obstacles
+        ]
+        raise DataError(problems=problems, heading=f"{folder}: not all of it can be searched:")
     if not files:
-        raise DataError(f"{folder.absolute()}: holds no Parquet file. {LAYOUT}")
+        raise DataError(folder.absolute(), "holds no Parquet file", LAYOUT)
     splits: dict[str, list[str]] = {}
     unnamed, first = [], []
     for file in files:
         try:  # here, as datasets would not say which file it is
             columns = parquet.read_schema(file).names
         except (ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: is no whole Parquet file ({_first_line(error)}). Get it again.") from error
+            raise DataError(file, f"is no whole Parquet file ({_first_line(error)})", "Get it again.") from error
         first = first or columns
         if set(columns) != set(first):
-            other = f"its columns are {', '.join(columns)}, and those of {files[0].name} {', '.join(first)}"
-            raise DataError(f"{file}: {other}. All files of a data set must have the same.")
+            what = f"its columns are {', '.join(columns)}, and those of {files[0].name} {', '.join(first)}"
+            raise DataError(file, what, "All files of a data set must have the same.")
         for part in reversed(file.relative_to(folder).with_suffix("").parts):
             found = {SPLIT_WORDS[word] for word in re.split("[^a-z]+", part.lower()) if word in SPLIT_WORDS}
             if len(found) == 1:
@@ -198,9 +213,8 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
         else:
             unnamed.append(str(file))
     if splits and unnamed:
-        raise DataError(
-            f"{unnamed[0]}: neither its name nor its folder's names a split. {LAYOUT} Move it or rename it."
-        )
+        what = "neither its name nor its folder's names a split"
+        raise DataError(unnamed[0], what, f"{LAYOUT} Move it or rename it.")
     return splits or {"train": unnamed}
 
 
@@ -244,3 +258,65 @@ def _class_label(feature: object) -> ClassLabel | None:
     while isinstance(feature, List):
         feature = feature.feature
     return feature if isinstance(feature, ClassLabel) else None
+
+
+def find_columns(name: str, features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
+    """The names of the image and the mask column.
+
+    Args:
+        name (`str`): of the data set, for messages.
+        features (`Features`): its columns.
+        image (`str`, *optional*), mask (`str`, *optional*): the names, where a recipe gives them. None: the one column
+            of pictures with a usual name, else the only column of pictures that is left.
+
+    Returns:
+        `tuple[str, str]`: image and mask column.
+
+    Raises:
+        DataError: when a column is not there or holds no pictures, or when more than one could be meant.
+    """
+    pictures = [column for column, feature in features.items() if holds_pictures(feature)]
+    for key, given in (("image_column", image), ("mask_column", mask)):
+        if given is not None and given not in features:
+            raise DataError(name, f'has no column "{given}" (data.{key})', _listed(features))
+        if given is not None and given not in pictures:
+            what = f'the column "{given}" (data.{key}) holds no pictures'
+            raise DataError(name, what, f"{_listed(features)} {PICTURES}")
+    image = image or _named(pictures, IMAGE_NAMES, other=mask)
+    mask = mask or _named(pictures, MASK_NAMES, other=image)
+    image = image or _last(pictures, mask)
+    mask = mask or _last(pictures, image)
+    for key, found in (("image_column", image), ("mask_column", mask)):
+        if found is None:
+            remedy = f"Set data.{key} (`hf-seg init` has --{key})." if len(pictures) > 1 else PICTURES
+            what = f"which column is the {key.replace('_', ' ')} cannot be told"
+            raise DataError(name, what, f"{_listed(features)} {remedy}")
+    return image, mask
+
+
+def holds_pictures(feature: Any) -> bool:
+    """Whether a column's type is one that `datasets.Image` can decode: itself, a struct with bytes, or bytes."""
+    if isinstance(feature, Mapping):
+        return "bytes" in feature and feature.keys() <= {"bytes", "path"}
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
+
+
+def _named(pictures: list[str], names: set[str], other: str | None) -> str | None:
+    found = [column for column in pictures if column.lower() in names and column != other]
+    return found[0] if len(found) == 1 else None
+
+
+def _last(pictures: list[str], other: str | None) -> str | None:
+    """The only column of pictures besides `other`; which of two or more is not guessed."""
+    left = [column for column in pictures if column != other]
+    return left[0] if len(left) == 1 and other is not None else None
+
+
+def _listed(features: Features) -> str:
+    columns = []
+    for column, feature in features.items():
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        if isinstance(feature, Mapping):
+            kind = f"struct of {', '.join(feature)}"
+        columns.append(f"{column} ({kind})")
+    return f"Its columns: {', '.join(columns)}."

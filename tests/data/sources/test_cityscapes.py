@@ -74,14 +74,14 @@ def test_files_without_partner_are_named(cityscapes_folder, recipe, cityscapes_p
         load_splits(recipe("cityscapes", cityscapes_folder))
     message = str(caught.value)
     assert "9 files of train are not one image to one mask" in message
-    assert "leftImg8bit/train/ulm/ulm_000000_000020_leftImg8bit.png (no mask)" in message
-    assert "gtFine/train/ulm/ulm_000001_000020_gtFine_labelIds.png (no image)" in message
+    assert "leftImg8bit/train/ulm/ulm_000000_000020_leftImg8bit.png: no mask" in message
+    assert "gtFine/train/ulm/ulm_000001_000020_gtFine_labelIds.png: no image" in message
     assert "add the missing files or remove these" in message
 
 
 def test_two_images_of_one_name(cityscapes_folder, recipe, cityscapes_pair):
     cityscapes_pair(cityscapes_folder, "val", "frankfurt", "frankfurt_000000_000294", suffix="jpg")
-    with pytest.raises(DataError, match=r"frankfurt_000000_000294_leftImg8bit\.\w+ \(there is another image of this"):
+    with pytest.raises(DataError, match=r"frankfurt_000000_000294_leftImg8bit\.\w+: there is another image of this"):
         load_splits(recipe("cityscapes", cityscapes_folder))
 
 
@@ -96,7 +96,7 @@ def test_absent(tmp_path, recipe, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_splits(recipe("cityscapes", tmp_path))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: the data set is not there")
+    assert message.startswith(f"{tmp_path}: Cityscapes is not there: no folder leftImg8bit and gtFine, and no archive")
     for part in ("https://www.cityscapes-dataset.com", "log in", *ZIPS, "data.root", "HF_SEG_DATA"):
         assert part in message
     monkeypatch.setenv("HF_SEG_DATA", str(tmp_path))
@@ -147,7 +147,7 @@ def test_members_cannot_leave_the_folder(zipped, recipe):
 
 def test_one_archive_is_missing(zipped, recipe):
     (zipped / ZIPS[1]).unlink()
-    with pytest.raises(DataError, match=r"neither a folder gtFine nor gtFine_trainvaltest\.zip"):
+    with pytest.raises(DataError, match=r"no folder gtFine, and no archive gtFine_trainvaltest\.zip"):
         load_splits(recipe("cityscapes", zipped))
     assert not (zipped / "leftImg8bit").exists()  # nothing is unpacked before both are there
 
@@ -155,11 +155,11 @@ def test_one_archive_is_missing(zipped, recipe):
 def test_damaged_archives(zipped, recipe):
     whole = (zipped / ZIPS[0]).read_bytes()
     (zipped / ZIPS[0]).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged.*Download it again"):
+    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip: is damaged.*Download it again"):
         load_splits(recipe("cityscapes", zipped))
     position = whole.index(b"IDAT", whole.index(b"leftImg8bit/train")) + 20
     (zipped / ZIPS[0]).write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
-    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged.*CRC"):
+    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip: is damaged.*CRC"):
         load_splits(recipe("cityscapes", zipped))
     assert not (zipped / "leftImg8bit").exists()
 
@@ -171,7 +171,7 @@ def test_an_archive_that_cannot_be_unpacked(zipped, recipe, offset, value):
         content[entry.start() + offset] = value
     (zipped / ZIPS[0]).write_bytes(content)
     before = hashlib.sha256(content).digest()
-    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip is damaged or cannot be unpacked: "):
+    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest\.zip: is damaged or cannot be unpacked: "):
         load_splits(recipe("cityscapes", zipped))
     assert not (zipped / "leftImg8bit").exists()
     codes = [problem.code for problem in examine_archives(recipe("cityscapes", zipped), zipped)]
@@ -188,7 +188,7 @@ def test_an_archive_of_something_else(zipped, recipe):
 
 def test_a_folder_that_cannot_be_written(zipped, recipe):
     (zipped / LOCK_NAME).mkdir()  # as good as a read-only folder, and works for root as well
-    with pytest.raises(DataError, match=f"{zipped}: unpacking .* failed: .*must be writable.*data.root"):
+    with pytest.raises(DataError, match=f"{zipped}: getting Cityscapes failed: .*must be writable.*data.root"):
         load_splits(recipe("cityscapes", zipped))
 
 

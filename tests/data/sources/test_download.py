@@ -23,7 +23,9 @@ import sys
 from hf_seg.data import load_splits; from hf_seg.data.sources import oxford_pet
 from hf_seg.data.sources.download import Archive
 from hf_seg.recipe.keys import DataRecipe
-oxford_pet.ARCHIVES = tuple(Archive(url=url, md5=md5, part=part) for url, md5, part in {archives})
+oxford_pet.ARCHIVES = tuple(
+    Archive(part=part, file_name=part + ".tar.gz", url=url, md5=md5) for url, md5, part in {archives}
+)
 print(load_splits(DataRecipe(name="oxford_pet")).num_rows["train"])
 """
 
@@ -87,7 +89,9 @@ def server(pet_folder, monkeypatch):
 
 
 def publish(server, monkeypatch):
-    archives = tuple(Archive(url=url, md5=md5, part=part) for url, md5, part in server.archives)
+    archives = tuple(
+        Archive(part=part, file_name=f"{part}.tar.gz", url=url, md5=md5) for url, md5, part in server.archives
+    )
     monkeypatch.setattr(oxford_pet, "ARCHIVES", archives)
 
 
@@ -104,7 +108,8 @@ def contents(folder):
 
 
 def test_official_addresses():
-    assert [(a.url.rpartition("/")[2], a.part, a.md5) for a in oxford_pet.ARCHIVES] == [
+    assert all(a.url.endswith(f"/{a.file_name}") for a in oxford_pet.ARCHIVES)
+    assert [(a.file_name, a.part, a.md5) for a in oxford_pet.ARCHIVES] == [
         ("images.tar.gz", "images", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
         ("annotations.tar.gz", "annotations", "95a8c909bbe2e81eed6a22bccdf3f68f"),
     ]
@@ -162,14 +167,14 @@ def test_no_connection(server, target, recipe, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_splits(recipe("oxford_pet"))
     message = str(caught.value)
-    assert message.startswith("Could not download http://127.0.0.1:9/images.tar.gz: ConnectError: ")
+    assert message.startswith("http://127.0.0.1:9/images.tar.gz: cannot be downloaded: ConnectError: ")
     assert "goes on after the 1.5 MB" in message and f"put images.tar.gz into {target}" in message
     assert not (target / "images").exists()
 
 
 def test_not_found_on_the_server(server, target, recipe):
     del server.files["/annotations.tar.gz"]
-    with pytest.raises(DataError, match=r"Could not download .*/annotations\.tar\.gz: .*404"):
+    with pytest.raises(DataError, match=r"/annotations\.tar\.gz: cannot be downloaded: .*404"):
         load_splits(recipe("oxford_pet"))
     assert (target / "images" / "Cat_1.jpg").is_file()  # what was had stays, whole
 
@@ -211,7 +216,7 @@ def test_archives_put_there_by_hand(server, target, recipe, monkeypatch):
 def test_an_archive_put_there_by_hand_is_checked(server, target, recipe):
     target.mkdir()
     (target / "images.tar.gz").write_bytes(server.files["/images.tar.gz"][:-100])
-    with pytest.raises(DataError, match=r"images\.tar\.gz is not the official archive: its MD5 is .*Remove it"):
+    with pytest.raises(DataError, match=r"images\.tar\.gz: is not the official archive: its MD5 is .*Remove it"):
         load_splits(recipe("oxford_pet"))
     assert (target / "images.tar.gz").exists()
 

@@ -125,7 +125,7 @@ def test_missing_listed_files_are_named(pet_folder, recipe):
 
 def test_missing_list(pet_folder, recipe):
     (pet_folder / "annotations" / "test.txt").unlink()
-    with pytest.raises(DataError, match=r"test\.txt is missing.*annotations\.tar\.gz"):
+    with pytest.raises(DataError, match=r"test\.txt: is missing.*annotations\.tar\.gz"):
         load_splits(recipe("oxford_pet", pet_folder))
 
 

@@ -91,6 +91,7 @@ def test_streets_hold_all_classes_and_void(recipe):
     _, masks = pairs("synthetic_cityscapes", "train", 60)
     labels = np.array(load_spec(recipe("synthetic_cityscapes")).label_table)[masks]
     assert set(np.unique(labels)) == {*range(19), 255}
+    assert all((labels == label).any((1, 2)).mean() > 0.15 for label in range(19))
     assert 0.02 < (labels == 255).mean() < 0.2
 
 

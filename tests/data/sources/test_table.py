@@ -465,7 +465,7 @@ class TestWhatCannotBeLoaded:
     def test_without_classes(self, tmp_path):
         root = three_splits(tmp_path / "own")
         (root / "classes.json").unlink()
-        assert f"{root / 'classes.json'} is missing" in refused(root)
+        assert f"{root / 'classes.json'}: is missing" in refused(root)
 
 
 CARD = """---

@@ -40,8 +40,7 @@ def generate(name: str, limits: Mapping[str, int | None]) -> dict[str, dict[str,
 
     Args:
         name (`str`): `synthetic_pet` or `synthetic_cityscapes`.
-        limits (`Mapping[str, int | None]`): split → how many of its first pictures are wanted; None for all of them
-            (1,024 for train, 128 each for validation and test).
+        limits (`Mapping[str, int | None]`): split → how many of its first pictures are wanted; None for all of them.
 
     Returns:
         `dict[str, dict[str, list[dict]]]`: split → columns `image` (JPEG) and `mask` (PNG, raw values as in the real
@@ -49,13 +48,9 @@ def generate(name: str, limits: Mapping[str, int | None]) -> dict[str, dict[str,
     """
     columns = {}
     for split, size in SPLIT_SIZES.items():
-        limit = limits[split]
-        pairs = [_draw_and_encode(name, split, index) for index in range(size if limit is None else min(size, limit))]
-        images, masks = zip(*pairs, strict=True)
-        columns[split] = {
-            "image": [{"path": None, "bytes": image} for image in images],
-            "mask": [{"path": None, "bytes": mask} for mask in masks],
-        }
+        pairs = [_draw_and_encode(name, split, index) for index in range(size)[: limits[split]]]
+        encoded = zip(("image", "mask"), zip(*pairs, strict=True), strict=True)
+        columns[split] = {column: [{"path": None, "bytes": each} for each in files] for column, files in encoded}
     return columns
 
 

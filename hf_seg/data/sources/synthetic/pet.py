@@ -16,29 +16,11 @@ PET, BACKGROUND, BOUNDARY = 1, 2, 3  # raw values of the official trimaps
 
 # Ground and things take their colours from the whole list, animals from its first FURS: no colour gives a class away.
 FURS = 8
-COLOURS = np.array(
-    [
-        (58, 48, 44),
-        (96, 92, 92),
-        (146, 142, 138),
-        (222, 214, 200),
-        (198, 132, 72),
-        (226, 182, 128),
-        (122, 82, 52),
-        (168, 148, 116),
-        (108, 124, 84),
-        (112, 128, 150),
-        (176, 104, 92),
-        (206, 196, 150),
-        (84, 114, 96),
-        (146, 166, 124),
-        (86, 102, 136),
-        (150, 166, 182),
-        (154, 120, 146),
-        (70, 92, 64),
-    ],
-    dtype=np.float32,
+_RGB = bytes.fromhex(
+    "3a302c 605c5c 928e8a ded6c8 c68448 e2b680 7a5234 a89474 6c7c54 "
+    "708096 b0685c cec496 547260 92a67c 566688 96a6b6 9a7892 465c40"
 )
+COLOURS = np.frombuffer(_RGB, np.uint8).reshape(-1, 3).astype(np.float32)
 DARK = (34, 28, 28)
 EYES = ((70, 52, 36), (96, 120, 60), (150, 120, 40), (60, 96, 130))
 
@@ -54,10 +36,8 @@ class Part(NamedTuple):
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, n: int = 28) -> Points:
     turn = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    px, py = rx * np.cos(turn), ry * np.sin(turn)
-    return np.stack(
-        [x + px * np.cos(angle) - py * np.sin(angle), y + px * np.sin(angle) + py * np.cos(angle)], axis=1
-    ).astype(np.float32)
+    px, py, cos, sin = rx * np.cos(turn), ry * np.sin(turn), np.cos(angle), np.sin(angle)
+    return np.stack([x + px * cos - py * sin, y + px * sin + py * cos], axis=1).astype(np.float32)
 
 
 def tube(
@@ -80,9 +60,8 @@ def head(rng: np.random.Generator, x: float, y: float, r: float, *, cat: bool, t
     parts = []
     if cat:
         for side in (-1, 1):
-            ear = np.array(
-                [(0.9 * side, -0.25), (0.78 * side + 0.1 * turned, -1.3 + u(-0.1, 0.1)), (0.15 * side, -0.8)]
-            )
+            tip = (0.78 * side + 0.1 * turned, -1.3 + u(-0.1, 0.1))
+            ear = np.array([(0.9 * side, -0.25), tip, (0.15 * side, -0.8)])
             parts += [Part(r * ear + (x, y), 0.92), Part(r * (0.6 * ear + (0.25 * side, -0.26)) + (x, y), 1.15)]
         skull, muzzle = (1.0, 0.86), (0.44, 0.3, 0.42)
     else:
@@ -102,11 +81,8 @@ def head(rng: np.random.Generator, x: float, y: float, r: float, *, cat: bool, t
     for side in (-1, 1):
         ex, ey = fx + side * 0.38 * r, y - 0.1 * r
         parts += [Part(ellipse(ex, ey, 0.16 * r, 0.15 * r), iris), Part(ellipse(ex, ey, 0.075 * r, 0.12 * r), DARK)]
-    nose = 0.1 if cat else 0.17
-    parts.append(
-        Part(ellipse(fx, y + (muzzle[2] - 0.12) * r, nose * r, 0.72 * nose * r), (92, 60, 58) if cat else DARK)
-    )
-    return parts
+    nose, colour = (0.1, (92, 60, 58)) if cat else (0.17, DARK)
+    return [*parts, Part(ellipse(fx, y + (muzzle[2] - 0.12) * r, nose * r, 0.72 * nose * r), colour)]
 
 
 def animal(rng: np.random.Generator) -> list[Part]:
@@ -117,9 +93,8 @@ def animal(rng: np.random.Generator) -> list[Part]:
     pose = rng.choice(4, p=(0.35, 0.25, 0.22, 0.18))
     if pose == 0:  # sitting
         side, lean = rng.choice((-1, 1)), u(-0.12, 0.12)
-        parts = [
-            Part(tube((0.3 * side, 0.75), (side * u(0.8, 1.1), 0.95), (side * u(0.6, 1.0), u(0.0, 0.7)), *tail), 0.85)
-        ]
+        bend, end = (side * u(0.8, 1.1), 0.95), (side * u(0.6, 1.0), u(0.0, 0.7))
+        parts = [Part(tube((0.3 * side, 0.75), bend, end, *tail), 0.85)]
         parts.append(Part(ellipse(0, 0.25, u(0.4, 0.5), 0.66), 0.95))
         parts += [Part(ellipse(s * 0.34, 0.66, 0.22, 0.27, s * 0.3), 0.9) for s in (-1, 1)]
         parts.append(Part(ellipse(lean, 0.12, 0.24, 0.42), u(1.0, 1.3)))
@@ -130,8 +105,7 @@ def animal(rng: np.random.Generator) -> list[Part]:
     if pose == 1:  # standing, seen from the side
         up = u(-0.65, 0.1)
         parts = [Part(tube((0.6, -0.1), (0.95, -0.1), (u(0.85, 1.15), up), *tail), 0.85)]
-        legs = [(-0.42, 0.78), (0.5, 0.78), (-0.55, 1.0), (0.4, 1.0)]  # the farther pair first, and darker
-        for x, shade in legs:
+        for x, shade in ((-0.42, 0.78), (0.5, 0.78), (-0.55, 1.0), (0.4, 1.0)):  # the farther pair is darker
             foot = x + u(-0.14, 0.14)
             parts.append(Part(tube((x, 0.1), (x + u(-0.06, 0.06), 0.5), (foot, 0.8), 0.15, 0.08), shade))
             parts.append(Part(ellipse(foot - 0.05, 0.84, 0.13, 0.07), shade))
@@ -178,15 +152,8 @@ def shrink(layer: PIL.Image.Image, blur: float = 0) -> NDArray[np.float32]:
 
 
 def draw_pet(rng: np.random.Generator) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """Draw one picture of an animal.
-
-    Args:
-        rng (`np.random.Generator`): everything in the picture is drawn from it.
-
-    Returns:
-        `tuple[PIL.Image.Image, PIL.Image.Image]`: an RGB image and a trimap (mode L: 1 animal, 2 background, 3 the
-        band between them), both 96×96.
-    """
+    """Draw an animal from what `rng` gives: an RGB image and a trimap (mode L: 1 animal, 2 background, 3 the band
+    between them), both 96×96."""
     picture = ground(rng)
     for _ in range(rng.integers(4)):
         add_thing(rng, picture)
@@ -260,8 +227,9 @@ def trimap(alpha: NDArray[np.float32]) -> PIL.Image.Image:
 def develop(rng: np.random.Generator, picture: NDArray[np.float32]) -> PIL.Image.Image:
     """Take the photograph: how much light, its colour, a brighter side, contrast, sensor noise."""
     across, down = rng.normal(0, 0.16, 2)
-    light = rng.uniform(0.7, 1.2) * (1 + across * LINE[None, :] + down * LINE[:, None])
+    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in picture.shape[:2])
+    light = rng.uniform(0.7, 1.2) * (1 + across * columns + down * rows[:, None])
     tint = rng.normal(1, 0.05, 3).astype(np.float32)
     picture = 128 + rng.uniform(0.8, 1.15) * (picture * (light[..., None] * tint) - 128)
-    picture += rng.uniform(1, 7) * rng.standard_normal((SIZE, SIZE, 1), np.float32)
+    picture += rng.uniform(1, 7) * rng.standard_normal((*picture.shape[:2], 1), np.float32)
     return PIL.Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
