@@ -715,7 +715,8 @@ class TestCommand:
         path = save(tmp_path)
         assert cli.main(["check", str(path), "--training.sed=3"]) == 1
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", 'command line: training.sed: unknown key; did you mean "seed"?\n')
+        said = 'error: command line: training.sed: unknown key; did you mean "seed"?\n'
+        assert (captured.out, captured.err) == ("", said)
 
     def test_schema(self, capsys):
         assert cli.main(["schema"]) == 0
