@@ -62,10 +62,9 @@ def crop_and_resize(
     Returns:
         The images, `(B, 3, size, size)`, and the labels, `(B, size, size)`, of their types.
     """
-    (rows, row_weights), (columns, column_weights) = (
-        _samples(boxes[:, axis] * pixels, boxes[:, axis + 2] * pixels, size, pixels)
-        for axis, pixels in enumerate(images.shape[-2:])
-    )
+    sides = enumerate(images.shape[-2:])
+    samples = [_samples(boxes[:, axis] * side, boxes[:, axis + 2] * side, size, side) for axis, side in sides]
+    (rows, row_weights), (columns, column_weights) = samples
     columns = torch.where(flipped[:, None], columns.flip(-1), columns)
     column_weights = torch.where(flipped[:, None, None], column_weights.flip(-2), column_weights)
     images = row_weights[:, None] @ images @ column_weights[:, None].transpose(-1, -2)
@@ -92,9 +91,6 @@ def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = N
         images (`torch.FloatTensor` of shape `(B, 3, S, S)`): square; interpolated bilinearly.
         labels (integer tensor of shape `(B, S, S)`): take the nearest pixel.
         generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
-
-    Returns:
-        The images and the labels, of their shapes and types.
     """
     angle = ((2 * torch.rand(len(images), generator=generator) - 1) * math.radians(ANGLE)).to(images.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -118,9 +114,8 @@ def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> T
         `torch.FloatTensor` of the same shape, in [0, 1].
     """
     draws = (2 * torch.rand(len(images), 4, generator=generator) - 1).to(images.device)
-    brightness, contrast, saturation = (
-        (1 + draws[:, index] * limit)[:, None, None] for index, limit in enumerate((BRIGHTNESS, CONTRAST, SATURATION))
-    )
+    limits = enumerate((BRIGHTNESS, CONTRAST, SATURATION))
+    brightness, contrast, saturation = ((1 + draws[:, index] * limit)[:, None, None] for index, limit in limits)
     matrix = brightness * contrast * _turn_hue(draws[:, 3] * HUE * 2 * math.pi, saturation)
     luma = torch.tensor(LUMA, device=images.device)
     mean = torch.einsum("bchw,c->b", images, luma) / (images.shape[-2] * images.shape[-1])

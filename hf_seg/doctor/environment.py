@@ -19,11 +19,7 @@ NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor; first byte of the class
 
 
 def check_packages() -> list[Problem]:
-    """Look for packages that are missing, too old, or do not fit each other.
-
-    Returns:
-        `list[Problem]`: an error means that hf_seg cannot train, and may not even be able to look at data.
-    """
+    """Packages that are missing, too old, or do not fit each other; with an error, not even data can be examined."""
     return [*_requirements(), *_torchvision()]
 
 
@@ -115,17 +111,11 @@ def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
-    """Whether the data loader's workers can hand over their batches.
-
-    Args:
-        workers (`int`): processes.
-        batch_bytes (`int`): size of a batch; each worker keeps two ready.
-    """
+    """Whether the data loader's workers can hand over their batches, of which each keeps two ready."""
     needed = 2 * workers * batch_bytes
     if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []
     what = f"has {free / 1e6:.0f} MB free, and {workers} data loader workers need {needed / 1e6:.0f} MB: they crash"
     remedy = "Start the container with a larger --shm-size, or set training.dataloader_num_workers to 0."
-    return [
-        Problem(level="warning", code="small-shared-memory", place=str(SHARED_MEMORY), what=what, remedy=remedy),
-    ]
+    kind = {"level": "warning", "code": "small-shared-memory"}
+    return [Problem(place=str(SHARED_MEMORY), what=what, remedy=remedy, **kind)]

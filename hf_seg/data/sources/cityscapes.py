@@ -96,14 +96,12 @@ HOW_TO_GET = (
 
 
 def prepare(folder: Path, *, may_download: bool) -> None:
-    """Make sure that the unpacked data set is in `folder`, unpacking the official archives when only they are there.
+    """Make sure that `leftImg8bit` and `gtFine` are in `folder`, unpacking the official archives that hold them.
 
-    Args:
-        folder (`Path`): where `leftImg8bit` and `gtFine`, or the two official .zip files, are.
-        may_download (`bool`): without effect, since Cityscapes cannot be downloaded without an account.
+    Nothing is ever downloaded, since that takes an account.
 
     Raises:
-        DataError: when the data set is absent or cannot be unpacked.
+        DataError: as [`fetch_parts`].
     """
     how_to_get = HOW_TO_GET.format(folder=folder)
     fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download, how_to_get=how_to_get)
@@ -122,10 +120,10 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     official val set is test, since the labels of the official test set are not public.
 
     Args:
-        folder (`Path`): folder with `leftImg8bit` and `gtFine`.
+        folder (`Path`): with `leftImg8bit` and `gtFine`.
 
     Returns:
-        `dict[str, list[tuple[Path, Path]]]`: split name → pairs, sorted by city and name.
+        `dict`: split name → pairs, sorted by city and name.
 
     Raises:
         DataError: when an image has no mask, a mask no image, or an image is there twice.
@@ -159,12 +157,10 @@ def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]
             f"Each image leftImg8bit/{split}/CITY/NAME_leftImg8bit.png (or .jpg) needs its mask "
             f"gtFine/{split}/CITY/NAME_gtFine_labelIds.png: add the missing files or remove these."
         )
-        raise DataError(
-            problems=[
-                Problem(code="data-set", place=str(path), what=what, remedy=remedy) for path, what in wrong.items()
-            ],
-            heading=f"{folder}: {len(wrong)} files of {split} are not one image to one mask:",
-        )
+        kind = {"code": "data-set", "remedy": remedy}
+        problems = [Problem(place=str(path), what=what, **kind) for path, what in wrong.items()]
+        heading = f"{folder}: {len(wrong)} files of {split} are not one image to one mask:"
+        raise DataError(problems=problems, heading=heading)
     by_city: dict[str, list[tuple[Path, Path]]] = {}
     for city, name in sorted(images):
         by_city.setdefault(city, []).append((images[city, name], masks[city, name]))

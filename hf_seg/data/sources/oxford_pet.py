@@ -60,14 +60,10 @@ ARCHIVES = (
 
 
 def prepare(folder: Path, *, may_download: bool) -> None:
-    """Make sure that the unpacked data set is in `folder`, downloading or unpacking what is not there yet.
-
-    Args:
-        folder (`Path`): where `images` and `annotations` are or shall be; their archives may lie there instead.
-        may_download (`bool`): whether absent archives are downloaded.
+    """Make sure that `images` and `annotations` are in `folder`, unpacking or downloading the archives that hold them.
 
     Raises:
-        DataError: when the data set is absent and cannot be downloaded.
+        DataError: as [`fetch_parts`].
     """
     fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download)
 
@@ -84,10 +80,10 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     test list is test. Only names in the lists are read, so stray files in the folders do no harm.
 
     Args:
-        folder (`Path`): folder with `images` and `annotations`.
+        folder (`Path`): with `images` and `annotations`.
 
     Returns:
-        `dict[str, list[tuple[Path, Path]]]`: split name → pairs, in the order of the lists.
+        `dict`: split name → pairs, in the order of the lists.
 
     Raises:
         DataError: when a list or a listed file is missing.
@@ -98,7 +94,7 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
         "validation": trainval[VALIDATION_EVERY - 1 :: VALIDATION_EVERY],
         "test": _read_list(folder / "annotations" / "test.txt"),
     }
-    images, trimaps = _folders(folder)
+    images, trimaps = folder / "images", folder / "annotations" / "trimaps"
     pairs = {split: [(images / f"{n}.jpg", trimaps / f"{n}.png") for n in listed] for split, listed in names.items()}
     # Two directory listings instead of a stat for each of 14,698 files: this must stay quick on a network disk.
     present = {place: set(os.listdir(place)) if place.is_dir() else set() for place in (images, trimaps)}
@@ -107,25 +103,17 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
         remedy = (
             "Unpack the official images.tar.gz and annotations.tar.gz there again, or remove the lines from the lists."
         )
-        what = "is missing, and listed in annotations"
-        raise DataError(
-            problems=[Problem(code="data-set", place=str(path), what=what, remedy=remedy) for path in missing],
-            heading=f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:",
-        )
+        kind = {"code": "data-set", "what": "is missing, and listed in annotations", "remedy": remedy}
+        heading = f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:"
+        raise DataError(problems=[Problem(place=str(path), **kind) for path in missing], heading=heading)
     return pairs
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """All images that have a trimap, whatever the lists say."""
-    images, trimaps = (
-        {path.stem: path for path in place.glob("[!.]*") if path.suffix == suffix}
-        for place, suffix in zip(_folders(folder), (".jpg", ".png"), strict=True)
-    )
+    images = {path.stem: path for path in (folder / "images").glob("[!.]*.jpg")}
+    trimaps = {path.stem: path for path in (folder / "annotations" / "trimaps").glob("[!.]*.png")}
     return [(images[name], trimaps[name]) for name in sorted(images.keys() & trimaps.keys())]
-
-
-def _folders(folder: Path) -> tuple[Path, Path]:
-    return folder / "images", folder / "annotations" / "trimaps"
 
 
 def _read_list(path: Path) -> list[str]:

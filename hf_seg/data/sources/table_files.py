@@ -100,9 +100,6 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
         revision (`str`, *optional*): on the Hub, a commit, tag or branch.
         config_name (`str`, *optional*): which configuration.
 
-    Returns:
-        `Mapping[str, Dataset]`: split → table, mapped into memory.
-
     Raises:
         DataError: when it is not there, cannot be reached, or cannot be read.
     """
@@ -221,16 +218,13 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
 def load_class_names(
     path: str, revision: str | None, features: Features, ids: Collection[int]
 ) -> tuple[dict[int, str], str]:
-    """Names for mask ids that a data set brings along, and where they stand; empty when it has none.
+    """Names for mask ids that a data set brings along, and where: `id2label.json` or the column; empty without any.
 
     Args:
         path (`str`), revision (`str`, *optional*): as in `load_tables`.
         features (`Features`): of one of its tables. Without `id2label.json`, the names of a `ClassLabel` in them are
             taken if it is the only one with as many as the ids in the masks call for: others name something else.
         ids (`Collection[int]`): what the masks hold.
-
-    Returns:
-        `tuple[dict[int, str], str]`: id → name, and `id2label.json` or the column.
 
     Raises:
         DataError: when `id2label.json` is there and cannot be read.
@@ -268,9 +262,6 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
         features (`Features`): its columns.
         image (`str`, *optional*), mask (`str`, *optional*): the names, where a recipe gives them. None: the one column
             of pictures with a usual name, else the only column of pictures that is left.
-
-    Returns:
-        `tuple[str, str]`: image and mask column.
 
     Raises:
         DataError: when a column is not there or holds no pictures, or when more than one could be meant.

@@ -450,7 +450,7 @@ class TestWhatCannotBeLoaded:
     def test_a_file_in_place_of_a_folder(self, tmp_path):
         path = describe(tmp_path) / "train.parquet"
         make_table([1]).to_parquet(path)
-        assert f"{path}: is a file. data.path names a folder." in refused(path, root=str(tmp_path))
+        assert f"{path}: is a file; data.path names a folder." in refused(path, root=str(tmp_path))
 
     @pytest.mark.parametrize(("number", "remedy"), [(13, "Give this user the right"), (28, "Free disk space")])
     def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch, number, remedy):
