@@ -184,11 +184,7 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
     files = _parquet_files(folder)
     if obstacles := find_files(folder)[1]:
-        problems = [
-            Problem(code="unreachable", place=str(found.path), what=found.reason, remedy=found.remedy)
-            for found in obstacles
-        ]
-        raise DataError(problems=problems, heading=f"{folder}: not all of it can be searched:")
+        raise DataError(problems=obstacles, heading=f"{folder}: not all of it can be searched:")
     if not files:
         raise DataError(folder.absolute(), "holds no Parquet file", LAYOUT)
     splits: dict[str, list[str]] = {}
