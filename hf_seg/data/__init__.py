@@ -45,21 +45,13 @@ NOT_COMPARABLE = (
 
 @dataclass(kw_only=True)
 class SegData:
-    """What a run reads. The mappings are by split: `"train"`, `"validation"` and `"test"`.
-
-    Args:
-        spec ([`DatasetSpec`]): names the classes and the label that is ignored.
-        splits (`Mapping[str, Dataset]`): the pairs as they are stored, with the columns `image` and `mask`.
-        transforms (`Mapping[str, SegTransform]`): from these to the model's input.
-        prepared (`Mapping[str, PreparedPairs]`): resized pairs, ready to be read in batches.
-        dropped (`list[Problem]`, *optional*): the pairs that were left out; None where none may be.
-    """
+    """What a run reads. The mappings are by split: `"train"`, `"validation"` and `"test"`."""
 
     spec: DatasetSpec
-    splits: Mapping[str, Dataset]
-    transforms: Mapping[str, SegTransform]
-    prepared: Mapping[str, PreparedPairs]
-    dropped: list[Problem] | None = None
+    splits: Mapping[str, Dataset]  # the pairs as they are stored, with the columns `image` and `mask`
+    transforms: Mapping[str, SegTransform]  # from these to the model's input
+    prepared: Mapping[str, PreparedPairs]  # resized pairs, ready to be read in batches
+    dropped: list[Problem] | None = None  # the pairs that were left out; None where none may be
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,15 +90,11 @@ def load_data(data: DataRecipe) -> SegData:
 def load_splits(data: DataRecipe) -> DatasetDict:
     """Load the three splits of a recipe's data set; nothing is decoded yet, unless bad pairs are to be dropped.
 
-    Args:
-        data (`DataRecipe`): the recipe's data section; `max_*_samples` keep the first samples of a split.
-
     Returns:
         [`DatasetDict`]: `train`, `validation` and `test`, each with the columns `image` (an RGB PIL image on access)
         and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). The data sets
         that hf_seg knows are given as stored, without EXIF rotation. Of your own data, photographs are upright and
-        masks hold class ids; rows of a table also have their `origin`, a name for messages. With `on_bad_pair` "drop",
-        pairs that cannot be used are left out.
+        masks hold class ids; rows of a table also have their `origin`, a name for messages.
 
     Raises:
         DataError: when the data set is not there, cannot be had, is incomplete, or has an empty split.
@@ -138,12 +126,7 @@ def load_pairs(data: DataRecipe) -> tuple[DatasetSpec, DatasetDict, list[Problem
 
 
 def describe_dropped(dropped: list[Problem] | None) -> dict[str, Any]:
-    """What a run records of the pairs that were left out; ready for JSON.
-
-    Returns:
-        `dict`: empty unless `on_bad_pair` is "drop"; else `dropped`, a list of `file` (below the data's folder, or the
-        row of a table) and `reason`, and, when it is not empty, `note`, which says that the scores are not comparable.
-    """
+    """What a run records of the pairs that were left out, ready for JSON: nothing, unless `on_bad_pair` is "drop"."""
     if dropped is None:
         return {}
     described = {"dropped": [{"file": problem.place, "reason": problem.what} for problem in dropped]}

@@ -26,8 +26,7 @@ def draw_boxes(
     """Draw the windows of random resized crops.
 
     Args:
-        count (`int`): number of images B.
-        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+        generator (`torch.Generator`, *optional*): here and below of the CPU; torch's global one if not given.
         scale (`tuple[float, float]`, *optional*): least and greatest share of the image's area.
 
     Returns:
@@ -57,7 +56,6 @@ def crop_and_resize(
         images (`torch.FloatTensor` of shape `(B, 3, H, W)`), labels (integer tensor of shape `(B, H, W)`).
         boxes (`torch.FloatTensor` of shape `(B, 4)`): from [`draw_boxes`].
         flipped (`torch.BoolTensor` of shape `(B,)`): which images are mirrored left to right.
-        size (`int`): height and width of the result, in pixels.
 
     Returns:
         The images, `(B, 3, size, size)`, and the labels, `(B, size, size)`, of their types.
@@ -90,7 +88,6 @@ def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = N
     Args:
         images (`torch.FloatTensor` of shape `(B, 3, S, S)`): square; interpolated bilinearly.
         labels (integer tensor of shape `(B, S, S)`): take the nearest pixel.
-        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
     """
     angle = ((2 * torch.rand(len(images), generator=generator) - 1) * math.radians(ANGLE)).to(images.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -107,11 +104,7 @@ def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> T
     around the grey axis at constant luma, in YIQ.
 
     Args:
-        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): RGB in [0, 1].
-        generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
-
-    Returns:
-        `torch.FloatTensor` of the same shape, in [0, 1].
+        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): RGB in [0, 1], as the result.
     """
     draws = (2 * torch.rand(len(images), 4, generator=generator) - 1).to(images.device)
     limits = enumerate((BRIGHTNESS, CONTRAST, SATURATION))

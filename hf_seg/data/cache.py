@@ -67,24 +67,14 @@ class UncachedPairs(PreparedPairs):
 
 
 class CachedPairs(PreparedPairs):
-    """Reads pairs from arrays: the rows that are asked for, and nothing else.
-
-    Args:
-        pixel_values (uint8 array of shape `(N, 3, size, size)`), labels (uint8 array of shape `(N, size, size)`): in
-            memory or memory-mapped.
-        folder (`Path`, *optional*): where the arrays are mapped from; a worker process maps them again.
-    """
+    """Reads pairs from arrays, in memory or mapped from a folder: the rows that are asked for, and nothing else."""
 
     def __init__(self, pixel_values: np.ndarray, labels: np.ndarray, folder: Path | None = None):
         self.pixel_values, self.labels, self.folder = pixel_values, labels, folder
 
     @classmethod
     def open(cls, folder: Path) -> CachedPairs:
-        """Map the files of a cache.
-
-        Raises:
-            OSError, ValueError, EOFError: when they are not there or not whole.
-        """
+        """Map the files of a cache; raises OSError, ValueError or EOFError when they are not there or not whole."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixel_values", "labels")), folder)
 
     def __len__(self) -> int:
@@ -109,15 +99,9 @@ def prepare_splits(
     """Check every pair of a data set, and make the splits ready to be read in batches of prepared pairs.
 
     Args:
-        splits (`DatasetDict`): columns `image` and `mask`.
-        spec (`DatasetSpec`): says which raw values the masks may hold.
-        transforms (`Mapping[str, SegTransform]`): of each split.
         cache (`bool` or `str`): False: pairs are decoded each time that they are read. True: they are kept below the
             cache folder of hf_seg, or, by name, in a folder of your own. A cache that is there is used; its pairs
             were checked when it was made. Generated data is kept in memory.
-
-    Returns:
-        `dict`: split → [`PreparedPairs`].
 
     Raises:
         DataError: as `check_splits`, for all splits together; or when the cache cannot be written.
@@ -144,21 +128,13 @@ def prepared_folder(cache: bool | str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCache:
-    """The cache of one split, there or still to be made.
+    """The cache of one split, there or still to be made."""
 
-    Args:
-        name (`str`): of the split.
-        dataset (`Dataset`): columns `image` and `mask`.
-        spec (`DatasetSpec`): says which raw values the masks may hold.
-        transform (`SegTransform`): prepares the pairs.
-        folder (`Path`, *optional*): the cache's parent folder, made if need be. None: in memory only.
-    """
-
-    name: str
+    name: str  # of the split
     dataset: Dataset
     spec: DatasetSpec
     transform: SegTransform
-    folder: Path | None
+    folder: Path | None  # the cache's parent, made if need be; None: in memory only
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -177,8 +153,7 @@ class SplitCache:
     def load(self, problems: list[Problem]) -> CachedPairs | None:
         """Open the cache, or make it, on all cores; with many processes on a machine, one makes it.
 
-        Args:
-            problems (`list[Problem]`): pairs that cannot be used are added; nothing is kept then.
+        Pairs that cannot be used are added to `problems`; nothing is kept then.
 
         Raises:
             DataError: when the cache cannot be written.

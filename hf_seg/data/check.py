@@ -37,9 +37,6 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
     It covers the names of the splits and, in order, each file's name below the folder that holds all of them and its
     size in bytes, or, for generated data, the encoded bytes themselves. Files are not read.
 
-    Args:
-        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
-
     Returns:
         `str`: 16 hex digits, the beginning of a SHA-256.
     """
@@ -64,43 +61,34 @@ def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], li
 def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
     """Check every image and mask, in parallel; a data set of files that passed is remembered on this machine.
 
-    Args:
-        splits (`DatasetDict`): columns `image` and `mask`.
-        spec (`DatasetSpec`): says which raw values the masks may hold.
-
     Raises:
         DataError: when a file cannot be decoded, an image and its mask differ in size, a mask has not one 8-bit
-            channel, or a mask holds a value outside the label table. Names up to ten pairs and counts them all.
+            channel, or a mask holds a value outside the label table.
     """
 
     def check() -> None:
-        if bad := find_bad_pairs(splits, spec):
+        if bad := _find_bad_pairs(splits, spec):
             raise report_pairs(spec.name, [problem for _, _, problem in bad], sum(map(len, splits.values())))
 
     _remembered(splits, spec, ".good", check)
 
 
 def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict, list[Problem]]:
-    """Leave out every pair that `check_splits` would refuse; remembered, so that all processes leave out the same.
+    """Leave out every pair that `check_splits` would refuse, and say what is wrong with each; remembered, so that all
+    processes leave out the same."""
 
-    Returns:
-        `tuple`: the splits without these pairs, and what is wrong with each.
-    """
-    bad = _remembered(
-        splits,
-        spec,
-        ".bad-pairs",
-        lambda: [(split, row, dataclasses.asdict(problem)) for split, row, problem in find_bad_pairs(splits, spec)],
-    )
-    left_out = {(split, row) for split, row, _ in bad}
-    good = {
-        split: dataset.select([row for row in range(len(dataset)) if (split, row) not in left_out])
-        for split, dataset in splits.items()
-    }
+    def find() -> list[tuple[str, int, dict[str, str]]]:
+        return [(split, row, dataclasses.asdict(problem)) for split, row, problem in _find_bad_pairs(splits, spec)]
+
+    bad = _remembered(splits, spec, ".bad-pairs", find)
+    good = {}
+    for name, dataset in splits.items():
+        left_out = {row for split, row, _ in bad if split == name}
+        good[name] = dataset.select([row for row in range(len(dataset)) if row not in left_out])
     return DatasetDict(good), [Problem(**problem) for _, _, problem in bad]
 
 
-def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, Problem]]:
+def _find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, Problem]]:
     """Decode every pair, on all cores; returns split and row of those that cannot be used, and what is wrong."""
 
     def check(pair: StoredPair) -> Problem | None:
@@ -118,11 +106,7 @@ def find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, in
 
 
 def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
-    """Refuse to read the indices of palettes as ids where palettes differ; remembered, as in `check_splits`.
-
-    Raises:
-        PairError: names two such masks.
-    """
+    """Refuse to read the indices of palettes as ids where palettes differ; remembered, as in `check_splits`."""
 
     def compare() -> None:
         if error := find_other_palette(splits):
@@ -139,16 +123,9 @@ def reads_ids(splits: Mapping[str, Dataset]) -> bool:
 
 
 def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool | None = False) -> PairError | None:
-    """Find two masks whose palettes give different colours to an index that both hold.
+    """Find two masks whose palettes give different colours to an index that both hold; the error names both.
 
     The headers are read; where all palettes are the same, as mostly, no mask is decoded.
-
-    Args:
-        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
-        disable_bar (`bool`, *optional*): as tqdm's `disable`.
-
-    Returns:
-        [`PairError`], *optional*: names both.
     """
     bar = {"desc": "Comparing palettes", "disable_bar": disable_bar}
     if len({palette for _, palette in map_pairs(_stored_palette, splits, **bar)} - {None}) < 2:
@@ -219,16 +196,10 @@ def in_memory(splits: Mapping[str, Dataset]) -> bool:
 
 
 def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
-    """A hash of a split that changes when a file, the way of decoding it or the label table does.
+    """A hash of a split, 64 hex digits, that changes when a file, the way of decoding it or the label table does.
 
-    Args:
-        name (`str`): of the split.
-        dataset (`Dataset`): columns `image` and `mask`.
-        spec (`DatasetSpec`): gives the label table.
-
-    Returns:
-        `str`: 64 hex digits. Files count by path, size and times of change, and so do the files of a mapped table;
-        generated pictures by their bytes.
+    Files count by path, size and times of change, and so do the files of a mapped table; generated pictures by their
+    bytes.
     """
     first = next(stored_pairs({name: dataset}), None)
     if first is not None and not is_file(first.image) and dataset.cache_files:

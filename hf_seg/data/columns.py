@@ -110,11 +110,6 @@ def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairErr
 def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarray:
     """What a mask's file holds, pixel by pixel; transparency is left out.
 
-    Args:
-        mask (`PIL.Image.Image`): as opened.
-        by_color (`bool`): colours are asked for, not ids.
-        name (`str`): of the file, for messages.
-
     Returns:
         `np.ndarray` of shape `(height, width)`: ids (bool for 1-bit masks, uint8, uint16 or int32), or colours as
         0xRRGGBB (int32).

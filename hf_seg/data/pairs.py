@@ -33,19 +33,13 @@ CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPair:
-    """A pair as its table stores it, not decoded.
-
-    Args:
-        split (`str`), index (`int`): where it stands.
-        image (`dict`), mask (`dict`): `path` and `bytes`.
-        origin (`str`, *optional*): where it comes from, when that is no file, such as `org/name train[7]`.
-    """
+    """A pair as its table stores it, not decoded."""
 
     split: str
     index: int
     image: Stored
     mask: Stored
-    origin: str | None = None
+    origin: str | None = None  # where it comes from, when that is no file, such as `org/name train[7]`
 
     @property
     def name(self) -> str:
@@ -67,11 +61,7 @@ def is_file(stored: Stored) -> bool:
 
 
 def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
-    """Every pair as stored, some at a time: the bytes of a table's pictures need not fit into memory.
-
-    Args:
-        splits (`Mapping[str, Dataset]`): split → table with the columns `image` and `mask`, and perhaps `origin`.
-    """
+    """Every pair as stored, some at a time: the bytes of a table's pictures need not fit into memory."""
     for split, dataset in splits.items():
         stored = dataset.with_format(None)
         for column in ("image", "mask"):
@@ -86,16 +76,12 @@ def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
 def map_pairs(
     work: Callable[[StoredPair], T], splits: Mapping[str, Dataset], *, desc: str, disable_bar: bool | None = False
 ) -> Iterator[tuple[StoredPair, T]]:
-    """One pass over all pairs, on all cores.
+    """One pass over all pairs, in order, on all cores; gives each with what `work` returned for it.
+
+    Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
 
     Args:
-        work (`Callable`): what to do with a pair. Pillow's decoders let go of the interpreter lock, so threads use all
-            cores and nothing has to be copied.
-        splits (`Mapping[str, Dataset]`): as for `stored_pairs`.
         desc (`str`), disable_bar (`bool`, *optional*): of the progress bar; None: a bar on terminals only.
-
-    Yields:
-        `tuple`: each pair, in order, and what `work` returned for it.
     """
     waiting = stored_pairs(splits)
     bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=disable_bar)
@@ -112,12 +98,7 @@ def image_name(split: str, dataset: Dataset, index: int) -> str:
 
 
 def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """Decode one pair as access to the table would, and check it.
-
-    Args:
-        pair ([`StoredPair`]): from `stored_pairs`.
-        features (`Features`): of its table; the columns' types decode.
-        spec (`DatasetSpec`): says which raw values the masks may hold.
+    """Decode one pair as access to its table would, and check it.
 
     Returns:
         `tuple`: the image, RGB, and the mask, of the same size and one 8-bit channel.

@@ -11,42 +11,22 @@ INVALID = -1  # table entry of a raw value that no mask of the data set may hold
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """The classes of a data set, how its mask files encode them, and what has to be said of it elsewhere.
+    """The classes of a data set, how its mask files encode them, and what has to be said of it elsewhere."""
 
-    Args:
-        name (`str`): name of the data set, as in a recipe's `data.name`.
-        class_names (`tuple[str, ...]`): one name a class; the position is the class id.
-        palette (`tuple[tuple[int, int, int], ...]`): one RGB colour a class, components in [0, 255].
-        label_table (`tuple[int, ...]` of length 256): raw mask value → class id, `ignore_index`, or `INVALID` (-1).
-        ignore_index (`int`, *optional*, defaults to 255): label of pixels that are not counted.
-        title (`str`, *optional*): name for readers; by default `name`.
-        homepage (`str`, *optional*): where the data set and its terms are published.
-        terms (`str`, *optional*): what one may do with the data, in a sentence or two; None when it is not known.
-        license_name (`str`, *optional*): identifier of the terms that bind a model trained on the data, lower case
-            with hyphens, as the Hub's metadata wants it; None when there are none.
-        split_rule (`str`, *optional*): which pictures are train, validation and test.
-        publish_images (`bool`, *optional*, defaults to False): whether the terms let pictures of the data set be
-            shown in public.
-        official_size (`str`, *optional*): size of the pictures as published; a run on others used a reduced copy.
-        limits (`tuple[str, ...]`, *optional*): what a model trained on the data cannot know, a sentence or two each.
-
-    Raises:
-        ValueError: when the parts contradict each other (a mistake in the data set's definition, not in its files).
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    label_table: tuple[int, ...]
+    name: str  # as in a recipe's `data.name`
+    class_names: tuple[str, ...]  # the position is the class id
+    palette: tuple[tuple[int, int, int], ...]  # one RGB colour a class, components in [0, 255]
+    label_table: tuple[int, ...]  # of length 256: raw mask value → class id, `ignore_index`, or `INVALID`
     ignore_index: int = IGNORE_INDEX
-    title: str | None = None
-    homepage: str | None = None
-    terms: str | None = None
+    title: str | None = None  # for readers; by default `name`
+    homepage: str | None = None  # where the data set and its terms are published
+    terms: str | None = None  # what one may do with the data, in a sentence or two; None when it is not known
+    # of the terms that bind a model trained on the data, as the Hub's metadata wants it: lower case, with hyphens
     license_name: str | None = None
-    split_rule: str | None = None
-    publish_images: bool = False
-    official_size: str | None = None
-    limits: tuple[str, ...] = ()
+    split_rule: str | None = None  # which pictures are train, validation and test
+    publish_images: bool = False  # whether the terms let pictures of the data set be shown in public
+    official_size: str | None = None  # of the pictures as published; a run on others used a reduced copy
+    limits: tuple[str, ...] = ()  # what a model trained on the data cannot know, a sentence or two each
 
     def __post_init__(self) -> None:
         if len(self.palette) != self.num_labels or len(set(self.class_names)) != self.num_labels:

@@ -44,20 +44,17 @@ class SegTransform:
     scaled by 1/255 to [0, 1], and normalised by a mean and a standard deviation only if asked.
 
     It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
-    each time: its results can be kept, see `hf_seg.data.cache`. [`~SegTransform.finish`], from there to the model's
-    input, holds all that is random, and works on whole batches, on the device where they are. Calling the transform
-    does both.
+    each time: its results can be kept. [`~SegTransform.finish`], from there to the model's input, holds all that is
+    random, and works on whole batches, on the device where they are. Calling the transform does both.
 
     Args:
         image_size (`int`): height and width of the result, in pixels.
-        spec ([`DatasetSpec`]): gives the label table and the ignore index.
-        augment (`str`, *optional*, defaults to `"none"`): `"none"`; `"flip"`: mirrored left to right with probability
-            0.5; `"standard"`: a random crop of 50–100 % of the area (aspect ratio 3/4 to 4/3, both relative to the
-            image's own), flip, and a change of brightness, contrast, saturation (±40 %) and hue (±36°) of the image
-            alone; `"strong"`: the same, from a crop of 25–100 %, turned by up to 30° either way. Geometry is drawn
-            once for an image and its mask. Crops are taken from a copy of 1.5 or 2 times `image_size`, so that next
-            to none is enlarged.
-        normalize (`str`, *optional*, defaults to `"none"`): `"none"`, or a key of `NORMALIZATIONS`.
+        augment (`str`): `"flip"`: mirrored left to right with probability 0.5; `"standard"`: a random crop of 50–100 %
+            of the area (aspect ratio 3/4 to 4/3, both relative to the image's own), flip, and a change of brightness,
+            contrast, saturation (±40 %) and hue (±36°) of the image alone; `"strong"`: the same, from a crop of
+            25–100 %, turned by up to 30° either way. Geometry is drawn once for an image and its mask. Crops are taken
+            from a copy of 1.5 or 2 times `image_size`, so that next to none is enlarged.
+        normalize (`str`): `"none"`, or a key of `NORMALIZATIONS`.
     """
 
     def __init__(self, *, image_size: int, spec: DatasetSpec, augment: str = "none", normalize: str = "none"):
@@ -87,7 +84,7 @@ class SegTransform:
             `(batch, prepared_size, prepared_size)`: class ids, or `spec.ignore_index`.
 
         Raises:
-            DataError: when a mask is of another size than its image or holds a value outside the label table.
+            DataError: when a mask does not fit its image or the label table.
         """
         pairs = [self._resize(*pair) for pair in zip(batch["image"], batch["mask"], strict=True)]
         images, masks = zip(*pairs, strict=True)
@@ -98,7 +95,7 @@ class SegTransform:
 
         Args:
             batch (`dict`): what [`~SegTransform.prepare`] returns, on any device.
-            generator (`torch.Generator`, *optional*): of the CPU, for augmentation; torch's global one if not given.
+            generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
 
         Returns:
             `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, image_size, image_size)`;

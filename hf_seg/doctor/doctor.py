@@ -106,7 +106,7 @@ def _recognise(folder: Path) -> list[DataRecipe]:
     if not (folder / "masks").is_dir():
         found = []
         for name, source in OFFICIAL.items():
-            place = find_folder(str(folder), source.FOLDER_NAME, source.PARTS)
+            place = find_folder(source, str(folder))
             archives = [place / archive.file_name for archive in source.ARCHIVES]
             # images/ may be anybody's: the other part, or an archive, tells
             if (place / source.PARTS[1]).is_dir() or any(archive.is_file() for archive in archives):

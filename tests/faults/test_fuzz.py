@@ -17,6 +17,7 @@ from hf_seg.data import load_spec
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.pairs import StoredPair, decode_pair
 from hf_seg.data.sources import cityscapes
+from hf_seg.data.sources.download import fetch_parts
 from hf_seg.problem import DataError, PairError, RecipeError
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import DataRecipe
@@ -151,7 +152,7 @@ def test_archives_with_damaged_bytes(tmp_path):
         (place / "leftImg8bit").symlink_to(images)
         (place / cityscapes.ARCHIVES[1].file_name).write_bytes(mutate(file.getvalue(), number))
         try:
-            cityscapes.prepare(place, may_download=False)
+            fetch_parts(cityscapes, place, may_download=False)
         except DataError:
             refused += 1
             assert not (place / "gtFine").exists()

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data.columns import StoredImage
 from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
-from hf_seg.data.sources.download import find_folder
+from hf_seg.data.sources.download import fetch_parts, find_folder
 from hf_seg.data.sources.listing import ALL, Listing
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
@@ -39,49 +39,40 @@ def fetch(data: DataRecipe) -> None:
         DataError: when it cannot be had.
     """
     if source := OFFICIAL.get(data.name):
-        place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
-        source.prepare(place, may_download=data.root is None)
+        fetch_parts(source, find_folder(source, data.root), may_download=data.root is None)
 
 
 def list_data(data: DataRecipe) -> Listing:
-    """List the pairs of a data section as they are there now.
+    """List the pairs of a data section as they are there now, of each split the first `max_*_samples`.
 
     Nothing is written, and nothing is downloaded but a table from the Hub. Generated data is drawn.
-
-    Args:
-        data (`DataRecipe`): `max_*_samples` keep the first pairs of a split.
     """
     limits = {split: getattr(data, f"max_{split}_samples") for split in ("train", "validation", "test")}
     if data.name in synthetic.DRAW:
-        return Listing(
-            place=data.name,
-            spec=SPECS[data.name],
-            splits=_as_stored(synthetic.generate(data.name, limits)),
-        )
+        drawn = _as_stored(synthetic.generate(data.name, limits))
+        return Listing(place=data.name, spec=SPECS[data.name], splits=drawn)
     if data.name == "folder":
         listing = folder.list_folder(data)
-    elif data.name == "hub":
-        listing = table.list_table(data)
     else:
-        listing = _list_official(data)
+        listing = table.list_table(data) if data.name == "hub" else _list_official(data)
     for split, dataset in (listing.splits or {}).items():
-        limit = limits.get(split)
-        listing.splits[split] = dataset if limit is None else dataset.take(min(limit, len(dataset)))
+        if limit := limits.get(split):
+            listing.splits[split] = dataset.take(min(limit, len(dataset)))
     return listing
 
 
 def examine_archives(data: DataRecipe, place: Path) -> list[Problem]:
     """What a run would download or unpack first, and what is wrong with the archives in a data set's folder."""
     if source := OFFICIAL.get(data.name):
-        return source.examine(place, may_download=data.root is None) if place.is_absolute() else []
+        return archives.examine_parts(source, place, may_download=data.root is None) if place.is_absolute() else []
     return list(archives.examine_archives(place)) if data.name == "folder" and place.is_dir() else []
 
 
 def _list_official(data: DataRecipe) -> Listing:
     source = OFFICIAL[data.name]
-    listing = Listing(place=data.root or data.name, spec=SPECS[data.name])
+    listing = Listing(place=data.root or data.name, spec=source.SPEC)
     with listing.going_on():
-        place = find_folder(data.root, source.FOLDER_NAME, source.PARTS)
+        place = find_folder(source, data.root)
         listing.place = str(place)
         if all((place / part).is_dir() for part in source.PARTS):
             pairs = {ALL: source.find_pairs(place)}
@@ -90,11 +81,7 @@ def _list_official(data: DataRecipe) -> Listing:
                 for split, listed in pairs.items():
                     if not listed:
                         raise DataError(place, f"the {split} split of {data.name} is empty", source.SPLIT_RULE)
-            columns = {
-                split: {"image": [str(image) for image, _ in listed], "mask": [str(mask) for _, mask in listed]}
-                for split, listed in pairs.items()
-            }
-            listing.splits = _as_stored(columns)
+            listing.splits = _as_stored({split: folder.as_columns(listed) for split, listed in pairs.items()})
     return listing
 
 

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from hf_seg.data.sources.download import Archive, check_md5, disk_remedy, find_lack, open_archive, wanted_members
 from hf_seg.problem import DataError, Level, Problem
@@ -14,16 +15,15 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 UNSAFE = "Do not unpack it by hand; get it from where the data set is published."
 
 
-def examine_parts(
-    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
-) -> list[Problem]:
+def examine_parts(source: ModuleType, folder: Path, *, may_download: bool) -> list[Problem]:
     """What `fetch_parts` would refuse (errors) or do first (notes), given the same; nothing is written."""
-    lacking = [archive for archive in archives if not (folder / archive.part).is_dir()]
+    title, lacking = source.SPEC.title, [each for each in source.ARCHIVES if not (folder / each.part).is_dir()]
     problems: list[Problem] = []
     if folder.is_dir():
-        problems += examine_archives(folder, needed=[archive.file_name for archive in lacking], official=archives)
+        needed = [archive.file_name for archive in lacking]
+        problems += examine_archives(folder, needed=needed, official=source.ARCHIVES)
     absent = [archive for archive in lacking if not (folder / archive.file_name).is_file()]
-    if lack := find_lack(folder, archives, title=title, may_download=may_download, how_to_get=how_to_get):
+    if lack := find_lack(source, folder, may_download=may_download):
         problems.append(lack)
     elif lacking:
         code, what = "not-unpacked", f"a run would unpack {title} first"
@@ -38,10 +38,9 @@ def examine_parts(
 def examine_archives(
     folder: Path, *, needed: Collection[str] = (), official: Sequence[Archive] = ()
 ) -> Iterator[Problem]:
-    """Look into the archives that lie in a folder.
+    """Look into the archives that lie in a folder, but not in folders in it.
 
     Args:
-        folder (`Path`): where they are; folders in it are not searched.
         needed (`Collection[str]`, *optional*): names of those that a run would unpack: what is wrong with them stops
             it, and the checksums of .zip files' members are compared.
         official (`Sequence[Archive]`, *optional*): what those of these names must be.

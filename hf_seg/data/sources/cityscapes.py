@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_seg.data.sources.archives import examine_parts
-from hf_seg.data.sources.download import Archive, fetch_parts
+from hf_seg.data.sources.download import Archive
 from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table
 from hf_seg.problem import DataError, Problem
 
@@ -75,6 +74,7 @@ FOLDER_NAME = "cityscapes"
 PARTS = ("leftImg8bit", "gtFine")
 IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
 MASK_SUFFIXES = ("_gtFine_labelIds.png",)
+Key = tuple[str, str]  # city and name
 
 
 def _is_wanted(member: str) -> bool:
@@ -95,35 +95,11 @@ HOW_TO_GET = (
 )
 
 
-def prepare(folder: Path, *, may_download: bool) -> None:
-    """Make sure that `leftImg8bit` and `gtFine` are in `folder`, unpacking the official archives that hold them.
-
-    Nothing is ever downloaded, since that takes an account.
-
-    Raises:
-        DataError: as [`fetch_parts`].
-    """
-    how_to_get = HOW_TO_GET.format(folder=folder)
-    fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download, how_to_get=how_to_get)
-
-
-def examine(folder: Path, *, may_download: bool) -> list[Problem]:
-    """What `prepare` would refuse or do first, given the same; nothing is written."""
-    how_to_get = HOW_TO_GET.format(folder=folder)
-    return examine_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download, how_to_get=how_to_get)
-
-
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """List the (image, labelIds) files of each split.
+    """List the (image, labelIds) files of each split, sorted by city and name.
 
     The last three city folders of the official train set (by name) are validation, its other cities are train. The
     official val set is test, since the labels of the official test set are not public.
-
-    Args:
-        folder (`Path`): with `leftImg8bit` and `gtFine`.
-
-    Returns:
-        `dict`: split name → pairs, sorted by city and name.
 
     Raises:
         DataError: when an image has no mask, a mask no image, or an image is there twice.
@@ -167,10 +143,10 @@ def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]
     return by_city
 
 
-def _find(folder: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path], list[Path]]:
-    """Images and masks by city and name, and the images whose name another suffix already has."""
-    images: dict[tuple[str, str], Path] = {}
-    masks: dict[tuple[str, str], Path] = {}
+def _find(folder: Path, split: str) -> tuple[dict[Key, Path], dict[Key, Path], list[Path]]:
+    """Images, masks, and the images whose name another suffix already has."""
+    images: dict[Key, Path] = {}
+    masks: dict[Key, Path] = {}
     twice = []
     for part, suffixes, found in ((PARTS[0], IMAGE_SUFFIXES, images), (PARTS[1], MASK_SUFFIXES, masks)):
         for path in sorted((folder / part / split).glob("*/[!.]*")):  # macOS leaves ._* on foreign disks

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_seg.data.columns import as_text
 from hf_seg.problem import DataError
 from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable
@@ -20,9 +21,7 @@ def find_names(folders: Iterable[Path], values: Collection[int], *, by_color: bo
     """The names in the first file that has one for everything in the masks, and the file's name.
 
     Args:
-        folders (`Iterable[Path]`): where to look.
         values (`Collection[int]`): what the masks hold, ids or colours; of ids, 255 and 65535 need no name.
-        by_color (`bool`): they are colours.
 
     Returns:
         `tuple[dict[int, str], str]`: id or colour → name, and the file's name; or empty, and why no file's are taken.
@@ -40,17 +39,13 @@ def find_names(folders: Iterable[Path], values: Collection[int], *, by_color: bo
         nameless = set(values) - names.keys() - (set() if by_color else VOID)
         if names and not nameless:
             return names, file.name
-        shown = ", ".join(f"#{value:06x}" if by_color else str(value) for value in sorted(nameless)[:5])
+        shown = ", ".join(as_text(value, by_color) for value in sorted(nameless)[:5])
         lines.append(f"not from {file.name}, which has no name for {shown}")
     return {}, "; ".join(dict.fromkeys(lines))
 
 
 def read_names(file: Path) -> tuple[Names, Names]:
-    """What a file of one of the known names says: id → name, and colour → name.
-
-    Raises:
-        DataError: when it cannot be read.
-    """
+    """What a file of one of the known names says: id → name, and colour → name."""
     reader, form = READERS[file.name]
     try:
         ids, colors = reader(file.read_text(encoding="utf-8-sig"))

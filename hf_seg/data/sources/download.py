@@ -8,10 +8,11 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from datasets.utils import tqdm
 from filelock import FileLock, Timeout
@@ -31,23 +32,14 @@ UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; t
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An official archive, .tar.gz or .zip.
+    """An official archive, .tar.gz or .zip."""
 
-    Args:
-        part (`str`): the folder that it holds.
-        file_name (`str`): its name.
-        url (`str`, *optional*): where it is downloaded from; None where that takes an account.
-        md5 (`str`, *optional*): its MD5 checksum, 32 hex digits; None when it is not known.
-        size (`str`, *optional*): of the file, for people.
-        wanted (`Callable`, *optional*): of a .zip file, whether the member of a name is needed.
-    """
-
-    part: str
+    part: str  # the folder that it holds
     file_name: str
-    url: str | None = None
-    md5: str | None = None
-    size: str = ""
-    wanted: Callable[[str], bool] = bool
+    url: str | None = None  # None where it takes an account
+    md5: str | None = None  # 32 hex digits; None when it is not known
+    size: str = ""  # for people
+    wanted: Callable[[str], bool] = bool  # of a .zip file, whether the member of a name is needed
 
 
 def cache_folder() -> Path:
@@ -55,29 +47,29 @@ def cache_folder() -> Path:
     return Path(constants.HF_HOME) / "hf_seg"
 
 
-def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
-    """Find the folder where a data set is, or where it belongs when it is not there yet.
+def find_folder(source: ModuleType, root: str | None) -> Path:
+    """Find the folder where an official data set is, or where it belongs when it is not there yet.
 
     Args:
-        root (`str`, *optional*): `data.root` of the recipe: the folder itself, or one that holds it under `name`.
-            None: `name` in the folder that the environment variable HF_SEG_DATA names (read at each call), or in
-            hf_seg's cache folder when that variable is not set.
-        name (`str`): the data set's folder name.
-        parts (`Sequence[str]`): the folders in it, by which it is recognised.
+        source: `oxford_pet` or `cityscapes`; its `PARTS` are the folders by which the data set is recognised.
+        root (`str`, *optional*): `data.root` of the recipe: the folder itself, or one that holds it under
+            `FOLDER_NAME`. None: `FOLDER_NAME` in the folder that the environment variable HF_SEG_DATA names (read at
+            each call), or in hf_seg's cache folder when that variable is not set.
 
     Raises:
         DataError: when `root` or HF_SEG_DATA names no folder.
     """
     setting, base = ("data.root", root) if root is not None else ("HF_SEG_DATA", os.environ.get("HF_SEG_DATA"))
     if not base:
-        return cache_folder() / name
+        return cache_folder() / source.FOLDER_NAME
     folder = Path(base).expanduser()
     if not folder.is_dir():
         what = f"there is no folder {folder.absolute()}"
         raise DataError(setting, what, "Correct the path, or create the folder.", code="data-set")
-    if root is not None and (any((folder / part).exists() for part in parts) or not (folder / name).is_dir()):
+    inner = folder / source.FOLDER_NAME
+    if root is not None and (any((folder / part).exists() for part in source.PARTS) or not inner.is_dir()):
         return folder
-    return folder / name
+    return inner
 
 
 @contextmanager
@@ -121,48 +113,38 @@ def _writing(folder: Path, doing: str) -> Iterator[None]:
         raise DataError(folder, f"{doing} failed: {error}", remedy) from error
 
 
-def find_lack(
-    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
-) -> Problem | None:
+def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Problem | None:
     """What [`fetch_parts`] refuses: parts that are neither there nor packed, and that it cannot download."""
-    absent = [a for a in archives if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
+    absent = [a for a in source.ARCHIVES if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
     if not absent or (may_download and not constants.HF_HUB_OFFLINE and all(archive.url for archive in absent)):
         return None
     parts = " and ".join(archive.part for archive in absent)
     files = " and ".join(archive.file_name for archive in absent)
     urls = " and ".join(archive.url or "" for archive in absent)
     why = "is offline (HF_HUB_OFFLINE=1)" if may_download else "does not download into a folder given by data.root"
-    remedy = how_to_get or (
+    remedy = source.HOW_TO_GET.format(folder=folder) or (
         f"This run {why}: download {urls} elsewhere and put {files} there, or point data.root or HF_SEG_DATA to a "
         "copy."
     )
-    what = f"{title} is not there: no folder {parts}, and no archive {files} to unpack"
+    what = f"{source.SPEC.title} is not there: no folder {parts}, and no archive {files} to unpack"
     return Problem(code="data-set", place=str(folder), what=what, remedy=remedy)
 
 
-def fetch_parts(
-    folder: Path, archives: Sequence[Archive], *, title: str, may_download: bool, how_to_get: str = ""
-) -> None:
-    """Make sure that the part of each archive is in `folder`; what is absent is unpacked, or downloaded and unpacked.
+def fetch_parts(source: ModuleType, folder: Path, *, may_download: bool) -> None:
+    """Make sure that an official data set is in `folder`; what is absent is unpacked, or downloaded and unpacked.
 
     Archives that already lie in `folder` are used and kept; downloaded ones are removed once they are unpacked.
-
-    Args:
-        folder (`Path`), archives (`Sequence[Archive]`): the data set's folder, and what belongs into it.
-        title (`str`): name of the data set, for messages.
-        may_download (`bool`): whether to download what is absent and has a URL.
-        how_to_get (`str`, *optional*): the remedy when a part is absent, where it cannot be downloaded.
 
     Raises:
         DataError: when something is absent and may not or cannot be downloaded, an archive is damaged, or `folder` is
             not writable.
     """
-    if lack := find_lack(folder, archives, title=title, may_download=may_download, how_to_get=how_to_get):
+    if lack := find_lack(source, folder, may_download=may_download):
         raise DataError(problems=[lack])
-    if all((folder / archive.part).is_dir() for archive in archives):
+    if all((folder / archive.part).is_dir() for archive in source.ARCHIVES):
         return
-    with _writing(folder, f"getting {title}"):
-        for archive in archives:
+    with _writing(folder, f"getting {source.SPEC.title}"):
+        for archive in source.ARCHIVES:
             if (folder / archive.part).is_dir():  # another process may have been quicker
                 continue
             path = folder / archive.file_name
@@ -213,17 +195,13 @@ def _download(archive: Archive, path: Path) -> None:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
-    """Open an archive, and make a DataError of whatever is wrong with it, but not of what is wrong with the disk.
-
-    tarfile and zipfile raise errors of their own, of each method of compression, RuntimeError for members that are
-    encrypted, NotImplementedError for methods that they do not know, ValueError for headers, …
-    """
+    """Open an archive, and make a DataError of whatever is wrong with it, but not of what is wrong with the disk."""
     try:
         with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
             yield archive
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # tarfile and zipfile raise any: of each compression, encrypted members, headers, …
         if disk_remedy(error):
             raise
         what = f"is damaged or cannot be unpacked: {str(error) or type(error).__name__}"
@@ -253,14 +231,9 @@ def _unpack(path: Path, archive: Archive) -> None:
 
 
 def wanted_members(opened: zipfile.ZipFile, path: Path, archive: Archive) -> list[zipfile.ZipInfo]:
-    """The members of a .zip file that a run unpacks.
-
-    Raises:
-        DataError: when there is none, or they cannot be pictures.
-    """
-    members = [
-        m for m in opened.infolist() if m.filename.startswith(f"{archive.part}/") and archive.wanted(m.filename)
-    ]
+    """The members of a .zip file that a run unpacks; refused are none, and such as cannot be pictures."""
+    members = [member for member in opened.infolist() if member.filename.startswith(f"{archive.part}/")]
+    members = [member for member in members if archive.wanted(member.filename)]
     if not members:
         what = f"holds none of the files needed from {archive.part}/"
         raise DataError(path, what, "Is it the official package?", code="wrong-archive")

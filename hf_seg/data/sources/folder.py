@@ -42,20 +42,13 @@ Pair = tuple[Path, Path]
 
 @dataclass(kw_only=True)
 class Found:
-    """The pairs of a folder, before any split is drawn.
+    """The pairs of a folder, before any split is drawn."""
 
-    Args:
-        splits (`dict[str, dict[str, Pair]]`): each split that has a folder → name → (image, mask), sorted; or `ALL`
-            alone.
-        problems (`list[Problem]`): the files that are no pair.
-        bad (`set[str]`): the names of those that are not in a validation or test folder.
-        notes (`list[Problem]`): warnings.
-    """
-
+    # each split that has a folder, or `ALL` alone → name → (image, mask), sorted
     splits: dict[str, dict[str, Pair]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    bad: set[str] = field(default_factory=set)
-    notes: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # the files that are no pair
+    bad: set[str] = field(default_factory=set)  # the names of those that are not in a validation or test folder
+    notes: list[Problem] = field(default_factory=list)  # warnings
 
     @property
     def lacking(self) -> list[str]:
@@ -84,22 +77,17 @@ def build_spec(root: Path) -> DatasetSpec:
         DataError: when the layout is unknown, or `classes.json` is absent or not in order.
     """
     layout = find_layout(root)
-    rule = "80 % train, 10 % validation, 10 % test, drawn at random once and kept in split.json."
+    drawn = "drawn at random once and kept in split.json"
+    rule = f"80 % train, 10 % validation, 10 % test, {drawn}."
     if ALL not in layout:
-        rule = f"the folders {join_names(layout)}."
-        if lacking := [split for split in SPLITS if split not in layout]:
-            rule = (
-                f"{rule[:-1]}; for {join_names(lacking)}, 10 % of train, drawn at random once and kept in split.json."
-            )
+        lacking = [split for split in SPLITS if split not in layout]
+        rule = f"the folders {join_names(layout)}"
+        rule += f"; for {join_names(lacking)}, 10 % of train, {drawn}." if lacking else "."
     return build_own_spec(root, name="folder", title=root.resolve().name or "folder", split_rule=rule)
 
 
 def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepage: str | None = None) -> DatasetSpec:
-    """What `root/classes.json` says: masks are decoded to class ids, so the label table leaves these as they are.
-
-    Raises:
-        DataError: when `classes.json` is absent or not in order.
-    """
+    """What `root/classes.json` says: masks are decoded to class ids, so the label table leaves these as they are."""
     classes = load_classes(root)
     return DatasetSpec(
         name=name,
@@ -113,11 +101,7 @@ def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepa
 
 
 def build_mask_column(root: Path) -> ClassMask:
-    """The column that decodes the masks of a folder to class ids.
-
-    Raises:
-        DataError: as [`build_spec`].
-    """
+    """The column that decodes the masks of a folder to class ids, by its `classes.json`."""
     classes = load_classes(root)
     values, labels = list(classes.meaning), list(classes.meaning.values())
     return ClassMask(by_color=classes.by_color, values=values, labels=labels)
@@ -137,23 +121,23 @@ def list_folder(data: DataRecipe) -> Listing:
         splits = {ALL: [pair for pairs in found.splits.values() for pair in pairs.values()]}
         with listing.going_on():
             splits, drawn = divide(root, found)
-            listing.save_split = partial(save_split, root, drawn) if drawn else None
+            otherwise = "sort the pairs into train/, validation/ and test/"
+            listing.save_split = partial(save_split, root, drawn, otherwise) if drawn else None
         listing.splits = DatasetDict({split: build_table(pairs, mask) for split, pairs in splits.items()})
     return listing
 
 
 def build_table(pairs: Sequence[Pair], mask: Image) -> Dataset:
     """A table of files with the columns `image`, upright, and `mask`, which the given column type decodes."""
-    columns = {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
-    return Dataset.from_dict(columns, features=Features({"image": UprightImage(), "mask": mask}))
+    return Dataset.from_dict(as_columns(pairs), features=Features({"image": UprightImage(), "mask": mask}))
+
+
+def as_columns(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    return {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
 
 
 def find_pairs(root: Path) -> Found:
-    """Find the pairs of a folder, in whichever layout; no split is drawn.
-
-    Raises:
-        DataError: as [`find_layout`].
-    """
+    """Find the pairs of a folder, in whichever layout; no split is drawn."""
     found = Found()
     for split, (images, masks) in find_layout(root).items():
         pairs, problems, bad = match_files(images, masks)
@@ -184,10 +168,6 @@ def _split_note(root: Path, what: str, remedy: str = "", level: Level = "warning
 def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, list[str]] | None]:
     """Give each pair to a split: as the folders say, then as `split.json` says, else at random.
 
-    Args:
-        root (`Path`): the folder, for `split.json`, which is read where a split has no folder.
-        found ([`Found`]): from [`find_pairs`].
-
     Returns:
         `tuple`: `train`, `validation` and `test` → (image, mask) files; and what `save_split` must keep, or None.
 
@@ -197,9 +177,7 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
     own = {split: list(pairs.values()) for split, pairs in found.splits.items()}
     if not found.lacking:
         return own, None
-    wanted = SPLITS if ALL in own else found.lacking
-    source = found.splits[ALL if ALL in own else "train"]
-    file = root / FILE_NAME
+    wanted, source = (SPLITS, found.splits[ALL]) if ALL in own else (found.lacking, found.splits["train"])
     drawn, lists = None, load_split(root, wanted)
     if lists is None:
         if len(source) <= len(found.lacking):
@@ -214,11 +192,9 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
             "Put the files back, or delete these lines. (Deleting the whole file draws a new split, and scores before "
             "and after are then of different test sets.)"
         )
-        raise DataError(
-            heading=f"{file}: {len(gone)} names in it have no files any more:",
-            problems=[Problem(code="split", place=str(file), what=name, remedy=remedy) for name in gone],
-        )
-
+        problems = [_split_note(root, name, remedy, "error") for name in gone]
+        heading = f"{root / FILE_NAME}: {len(gone)} names in it have no files any more:"
+        raise DataError(problems=problems, heading=heading)
     if new := source.keys() - known:
         if "train" in wanted:
             what = f"{len(new)} new pairs count as train, since split.json does not name them"
@@ -230,8 +206,6 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
 
 def match_files(images_folder: Path, masks_folder: Path) -> tuple[dict[str, Pair], list[Problem], set[str]]:
     """Match the files of two folders by their path without suffix, in Unicode's form NFC.
-
-    Masks may all have one ending more than their images, such as `_mask`.
 
     Returns:
         `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one; and the

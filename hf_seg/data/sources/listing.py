@@ -17,26 +17,16 @@ ALL = "pairs"  # in place of the splits, where it is not known which pair is in 
 
 @dataclass(kw_only=True)
 class Listing:
-    """What is there, also where a run would be refused.
+    """What is there, also where a run would be refused."""
 
-    Args:
-        place (`str`): the data set, for messages.
-        spec ([`DatasetSpec`], *optional*): None when it cannot be had.
-        splits (`DatasetDict`, *optional*): tables with the columns `image` and `mask`; one, `ALL`, where it is not
-            known which pair is in which; None when there is nothing to examine.
-        refusals (`list[Refusal]`): what a run stops with.
-        bad_pairs (`list[Problem]`): files and rows that are no pair; with `on_bad_pair` "drop", they are left out.
-        notes (`list[Problem]`): warnings.
-        save_split (`Callable`, *optional*): keeps the split that was drawn; training calls it.
-    """
-
-    place: str
-    spec: DatasetSpec | None = None
+    place: str  # the data set, for messages
+    spec: DatasetSpec | None = None  # None when it cannot be had
+    # tables with the columns `image` and `mask`; one, `ALL`, where it is not known which pair is in which split
     splits: DatasetDict | None = None
-    refusals: list[Refusal] = field(default_factory=list)
-    bad_pairs: list[Problem] = field(default_factory=list)
-    notes: list[Problem] = field(default_factory=list)
-    save_split: Callable[[], None] | None = None
+    refusals: list[Refusal] = field(default_factory=list)  # what a run stops with
+    bad_pairs: list[Problem] = field(default_factory=list)  # files and rows that are no pair
+    notes: list[Problem] = field(default_factory=list)  # warnings
+    save_split: Callable[[], None] | None = None  # keeps the split that was drawn; training calls it
 
     @property
     def split_known(self) -> bool:

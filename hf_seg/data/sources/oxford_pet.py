@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hf_seg.data.sources.archives import examine_parts
-from hf_seg.data.sources.download import Archive, fetch_parts
+from hf_seg.data.sources.download import Archive
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.problem import DataError, Problem
 
@@ -41,49 +40,21 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "oxford-iiit-pet"
 PARTS = ("images", "annotations")
-ARCHIVES = (
-    Archive(
-        part="images",
-        file_name="images.tar.gz",
-        url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
-        md5="5c4f3ee8e5d25df40f4fd59a7f44e54c",
-        size="0.8 GB",
-    ),
-    Archive(
-        part="annotations",
-        file_name="annotations.tar.gz",
-        url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
-        md5="95a8c909bbe2e81eed6a22bccdf3f68f",
-        size="19 MB",
-    ),
+ARCHIVES = tuple(
+    Archive(part=part, file_name=f"{part}.tar.gz", url=f"{SPEC.homepage}data/{part}.tar.gz", md5=md5, size=size)
+    for part, md5, size in (
+        ("images", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "0.8 GB"),
+        ("annotations", "95a8c909bbe2e81eed6a22bccdf3f68f", "19 MB"),
+    )
 )
-
-
-def prepare(folder: Path, *, may_download: bool) -> None:
-    """Make sure that `images` and `annotations` are in `folder`, unpacking or downloading the archives that hold them.
-
-    Raises:
-        DataError: as [`fetch_parts`].
-    """
-    fetch_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download)
-
-
-def examine(folder: Path, *, may_download: bool) -> list[Problem]:
-    """What `prepare` would refuse or do first, given the same; nothing is written."""
-    return examine_parts(folder, ARCHIVES, title=SPEC.title, may_download=may_download)
+HOW_TO_GET = ""  # it is downloaded
 
 
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     """List the (image, trimap) files of each split.
 
     The 10th, 20th, 30th … name of the official trainval list is validation, its other names are train; the official
-    test list is test. Only names in the lists are read, so stray files in the folders do no harm.
-
-    Args:
-        folder (`Path`): with `images` and `annotations`.
-
-    Returns:
-        `dict`: split name → pairs, in the order of the lists.
+    test list is test. Only names in the lists are read, in their order, so stray files in the folders do no harm.
 
     Raises:
         DataError: when a list or a listed file is missing.

@@ -6,7 +6,6 @@ import json
 import random
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,6 @@ UNLABELLED = (
     'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and a part of train is '
     "drawn for it."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSplit:
-    """Rows that were taken out of a table's train split.
-
-    Args:
-        train_rows (`int`): how many rows the train split had.
-        content (`str`): a hash of what was in them.
-        held_out (`dict[str, list[int]]`): `validation`, `test` or both → row numbers.
-    """
-
-    train_rows: int
-    content: str
-    held_out: dict[str, list[int]]
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -75,14 +59,14 @@ def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:
-    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed.
+    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed; the rest is `train`.
 
     Args:
         names (`Sequence`): of the pairs, in an order that is the same every time.
         held_out (`Sequence[str]`): the splits to draw, such as `validation` and `test`.
 
     Returns:
-        `dict[str, list]`: `train`, with what is left, and each of `held_out`, sorted.
+        `dict[str, list]`: split → names, sorted.
     """
     shuffled = list(names)
     random.Random(SPLIT_SEED).shuffle(shuffled)
@@ -105,89 +89,86 @@ def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str
     Raises:
         DataError: when the file cannot be read, or is not these lists of names that are each there once.
     """
-    path = root / FILE_NAME
-    content = _read(path)
+    content = _read(root)
     if content is None:
         return None
     if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
-        raise _fault(path, f"must hold {join_names(wanted)}, and seed if you like")
-    split = {name: content[name] for name in wanted}
-    _check_lists(path, split, str, "names")
-    return {part: [unicodedata.normalize("NFC", name) for name in names] for part, names in split.items()}
+        raise _fault(root, f"must hold {join_names(wanted)}, and seed if you like")
+    _check_lists(root, content, wanted, str, "names")
+    return {part: [unicodedata.normalize("NFC", name) for name in content[part]] for part in wanted}
 
 
 def lists_all(root: Path) -> bool:
     """Whether `root/split.json` says of all pairs which split they belong to, whatever their folders are called."""
-    content = _read(root / FILE_NAME)
+    content = _read(root)
     return isinstance(content, dict) and set(SPLITS) <= content.keys()
 
 
-def save_split(root: Path, split: dict[str, list[str]]) -> None:
-    """Write `root/split.json`. Many processes may do so at once: all of them write the same.
-
-    Raises:
-        DataError: when the folder cannot be written to.
-    """
-    _write(root / FILE_NAME, split, "sort the pairs into train/, validation/ and test/")
-
-
-def load_row_split(root: Path) -> RowSplit | None:
+def load_row_split(root: Path) -> dict[str, Any] | None:
     """Read `root/split.json` of a table; None when there is none.
 
+    Returns:
+        `dict`: `train_rows`, how many rows the train split had; `content`, a hash of what was in them; `held_out`,
+        `validation`, `test` or both → the numbers of the rows that were taken out of train.
+
     Raises:
-        DataError: when the file cannot be read, or does not hold what [`save_row_split`] writes.
+        DataError: when the file cannot be read, or does not hold these.
     """
-    path = root / FILE_NAME
-    content = _read(path)
+    content = _read(root)
     if content is None:
         return None
-    keys = set(content) - {"seed", "validation", "test"} if isinstance(content, dict) else set()
+    keys = set(content) - {"seed", *SPLITS[1:]} if isinstance(content, dict) else set()
     if keys != {"train_rows", "content"}:
         keys = "train_rows, content, and the row numbers of validation, test or both"
-        raise _fault(path, f"must hold {keys}, as this data set is a table")
-    held_out = {name: content[name] for name in ("validation", "test") if name in content}
-    _check_lists(path, held_out, int, "row numbers")
-    rows = content["train_rows"]
+        raise _fault(root, f"must hold {keys}, as this data set is a table")
+    parts = [split for split in SPLITS[1:] if split in content]
+    _check_lists(root, content, parts, int, "row numbers")
+    rows, held_out = content["train_rows"], {split: content[split] for split in parts}
     if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
-        raise _fault(path, "row numbers must be from 0 to below train_rows")
-    return RowSplit(train_rows=rows, content=content["content"], held_out=held_out)
+        raise _fault(root, "row numbers must be from 0 to below train_rows")
+    return {"train_rows": rows, "content": content["content"], "held_out": held_out}
 
 
-def save_row_split(root: Path, split: RowSplit) -> None:
-    """Write `root/split.json` of a table, as [`save_split`] does."""
-    content = {"train_rows": split.train_rows, "content": split.content, **split.held_out}
-    _write(root / FILE_NAME, content, "give the data set validation and test splits of its own")
+def save_split(root: Path, content: dict[str, Any], otherwise: str) -> None:
+    """Write `root/split.json`. Many processes may do so at once: all of them write the same.
 
+    Args:
+        content (`dict`): what the file holds, without the seed.
+        otherwise (`str`): what to do where the folder cannot be made writable.
 
-def _fault(path: Path, what: str) -> DataError:
-    return DataError(path, what, REMEDY, code="split")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _fault(path, f"cannot be read: {error}") from None
-
-
-def _check_lists(path: Path, split: dict[str, Any], kind: type, words: str) -> None:
-    seen: set[Any] = set()
-    for part, names in split.items():
-        if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
-            raise _fault(path, f"{part} must be a list of {words}, and not empty")
-        for name in names:
-            if name in seen:
-                raise _fault(path, f"{json.dumps(name)} stands there twice; a pair belongs to one split")
-            seen.add(name)
-
-
-def _write(path: Path, content: dict[str, Any], otherwise: str) -> None:
+    Raises:
+        DataError: when it cannot be written to.
+    """
     text = json.dumps({"seed": SPLIT_SEED, **content}, indent=1, ensure_ascii=False)
     try:
-        with write_whole(path) as partial:
+        with write_whole(root / FILE_NAME) as partial:
             partial.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         what = f"the split cannot be saved ({error.strerror}), and unsaved it could change from run to run"
-        raise DataError(path, what, f"Make the folder writable, or {otherwise}.", code="split") from None
+        remedy = f"Make the folder writable, or {otherwise}."
+        raise DataError(root / FILE_NAME, what, remedy, code="split") from None
+
+
+def _fault(root: Path, what: str) -> DataError:
+    return DataError(root / FILE_NAME, what, REMEDY, code="split")
+
+
+def _read(root: Path) -> Any:
+    try:
+        return parse_json((root / FILE_NAME).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _fault(root, f"cannot be read: {error}") from None
+
+
+def _check_lists(root: Path, content: dict[str, Any], parts: Iterable[str], kind: type, words: str) -> None:
+    seen: set[Any] = set()
+    for part in parts:
+        names = content[part]
+        if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
+            raise _fault(root, f"{part} must be a list of {words}, and not empty")
+        for name in names:
+            if name in seen:
+                raise _fault(root, f"{json.dumps(name)} stands there twice; a pair belongs to one split")
+            seen.add(name)

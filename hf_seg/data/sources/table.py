@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
@@ -22,11 +22,10 @@ from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLITS,
     UNLABELLED,
-    RowSplit,
     draw_split,
     find_splits,
     load_row_split,
-    save_row_split,
+    save_split,
 )
 from hf_seg.data.sources.table_files import data_set_name, find_columns, is_hub_id, load_tables, may_read
 from hf_seg.data.spec import DatasetSpec
@@ -44,32 +43,20 @@ CHANGED = (
     "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
     "split is drawn then, and scores before and after are of different test sets."
 )
-OUTSIDE = {
-    "code": "outside-file",
-    "remedy": "A row may name a file in the data set's own folder only, by its whole path: put the files there, or "
-    "the bytes of the pictures into the table.",
-}
-EMPTY = {
-    "code": "unpaired",
-    "remedy": 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".',
-}
+OUTSIDE = (
+    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
+    "the pictures into the table."
+)
+EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
 
 
 def find_hub_root(data: DataRecipe) -> Path:
-    """The folder of `classes.json` and `split.json`: `data.root`, or the data set's own folder.
-
-    Raises:
-        DataError: when it does not exist.
-    """
+    """The folder of `classes.json` and `split.json`: `data.root`, or the data set's own folder."""
     return find_root(data.root or data.path)
 
 
 def build_hub_spec(data: DataRecipe) -> DatasetSpec:
-    """What the masks mean; the data set itself is not touched.
-
-    Raises:
-        DataError: when `classes.json` is absent or not in order.
-    """
+    """What the masks mean, by `classes.json`; the data set itself is not touched."""
     place, homepage = Path(data.path).expanduser(), None
     title = place.resolve().name or data.path
     if is_hub_id(data.path):
@@ -79,8 +66,7 @@ def build_hub_spec(data: DataRecipe) -> DatasetSpec:
 
 
 def list_table(data: DataRecipe) -> Listing:
-    """The pairs of a table, which is loaded, from the Hub when it is there; splits that it lacks are drawn from train,
-    and not yet saved. The rows also have their `origin`, such as `org/name train[12]`."""
+    """The pairs of a table, each with its `origin`; splits that it lacks are drawn from train, and not yet saved."""
     listing = Listing(place=data_set_name(data.path))
     with listing.going_on():
         root = find_hub_root(data)
@@ -89,7 +75,8 @@ def list_table(data: DataRecipe) -> Listing:
         rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
         usable, listing.bad_pairs = find_usable(data.path, rows)
         chosen, drawn = _add_held_out(listing.place, root, rows["train"], usable)
-        listing.save_split = partial(save_row_split, root, drawn) if drawn else None
+        otherwise = "give the data set validation and test splits of its own"
+        listing.save_split = partial(save_split, root, drawn, otherwise) if drawn else None
         listing.splits = DatasetDict()
         for split in SPLITS:
             dataset = rows[split if split in usable else "train"].select(chosen[split])
@@ -100,13 +87,10 @@ def list_table(data: DataRecipe) -> Listing:
 def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Take the image and the mask column of a data set's splits.
 
-    Args:
-        data (`DataRecipe`): the recipe's data section.
-        tables (`Mapping[str, Dataset]`): from `load_tables`.
-
     Returns:
         `tuple`: `train`, `validation` and `test`, as far as the data set has them, with the columns `image` and
-        `mask`, pictures as stored, and `origin`; and what these two columns are called in the data set.
+        `mask`, pictures as stored, and `origin`, such as `org/name train[12]`; and what the first two are called in
+        the data set.
 
     Raises:
         DataError: when there is no train split, or the columns cannot be told.
@@ -128,10 +112,6 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
 def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.ndarray], list[Problem]]:
     """Find the rows that have both an image and a mask; nothing is decoded.
 
-    Args:
-        path (`str`): `data.path`. What a row names outside of that folder is nobody's business, and is not read.
-        rows (`Mapping[str, Dataset]`): from `build_rows`.
-
     Returns:
         `tuple`: split → row numbers, without a validation or test split in which no row has a mask, as test sets are
         whose labels are kept secret; and what is wrong with the other rows.
@@ -139,21 +119,21 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
     usable, problems = {}, []
     for split, dataset in rows.items():
         no_image, no_mask = (_is_empty(dataset, column) for column in ("image", "mask"))
+        origins = dataset.select_columns("origin")
         if split != "train" and len(dataset) and no_mask.all():
-            place = dataset.select_columns("origin")[0]["origin"].removesuffix("[0]")
+            place = origins[0]["origin"].removesuffix("[0]")
             what = f"none of its {len(dataset):,} rows has a mask"
             problems.append(Problem(code="unpaired", place=place, what=what, remedy=UNLABELLED))
             continue
-        origins = dataset.select_columns("origin")
         for row in np.flatnonzero(no_image | no_mask).tolist():
             what = f"the row has no {'mask' if no_mask[row] else 'image'}"
-            problems.append(Problem(place=origins[row]["origin"], what=what, **EMPTY))
+            problems.append(Problem(code="unpaired", place=origins[row]["origin"], what=what, remedy=EMPTY))
         outside = {}
         for column in ("image", "mask"):
             outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
         for row, (column, file) in sorted(outside.items()):
             what = f"the {column} is a file outside of the data set, {printable(file)}"
-            problems.append(Problem(place=origins[row]["origin"], what=what, **OUTSIDE))
+            problems.append(Problem(code="outside-file", place=origins[row]["origin"], what=what, remedy=OUTSIDE))
         usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
     return usable, problems
 
@@ -178,11 +158,7 @@ def _is_empty(dataset: Dataset, column: str) -> np.ndarray:
 
 
 def describe_content(dataset: Dataset) -> str:
-    """A hash of the sizes of a table's pictures (of files, the names), in order; no picture is read for it.
-
-    Returns:
-        `str`: 16 hex digits.
-    """
+    """16 hex digits of a hash of the sizes of a table's pictures (of files, the names), in order; none is read."""
     digest = hashlib.sha256()
     for column in ("image", "mask"):
         for chunk in dataset.data.column(column).chunks:
@@ -195,36 +171,32 @@ def describe_content(dataset: Dataset) -> str:
 
 def _add_held_out(
     name: str, root: Path, train: Dataset, usable: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], RowSplit | None]:
-    """The rows of all three splits; of those that the data set lacks, the rows of train that `split.json` names, or
-    that are drawn now: this is then given, too."""
-    path, drawn = root / FILE_NAME, None
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """The rows of all three splits: those that the data set lacks are rows of train, by `split.json`, or drawn now.
+    When they are drawn, also what that file shall hold."""
     lacking = [split for split in SPLITS if split not in usable]
     saved = load_row_split(root)
     if saved is None and not lacking:
         return dict(usable), None
-    content = describe_content(train)
-    fault = None
+    state = {"train_rows": len(train), "content": describe_content(train)}
+    fault = drawn = None
     if saved is None:
         rows = usable["train"].tolist()
         if len(rows) <= len(lacking):
-            splits, needed = " and ".join(lacking), len(lacking) + 1
-            what = (
-                f"train has {len(rows)} rows with image and mask, of which {splits} cannot be drawn: it takes {needed}"
-            )
-            raise DataError(name, what, "Add rows.", code="split")
+            what = f"train has {len(rows)} rows with image and mask, of which {' and '.join(lacking)} cannot be drawn"
+            raise DataError(name, f"{what}: it takes {len(lacking) + 1}", "Add rows.", code="split")
         held_out = draw_split(rows, lacking)
         held_out.pop("train")
-        saved = drawn = RowSplit(train_rows=len(train), content=content, held_out=held_out)
-    elif list(saved.held_out) != lacking:
+        saved, drawn = state | {"held_out": held_out}, state | held_out
+    elif list(saved["held_out"]) != lacking:
         wanted = f"{' and '.join(lacking)} must be drawn" if lacking else "nothing has to be drawn"
-        fault = f"holds {' and '.join(saved.held_out)}, but of {name} {wanted}"
-    elif saved.train_rows != len(train):
-        fault = f"was made for {saved.train_rows:,} rows of train, and {name} has {len(train):,}"
-    elif saved.content != content:
+        fault = f"holds {' and '.join(saved['held_out'])}, but of {name} {wanted}"
+    elif saved["train_rows"] != len(train):
+        fault = f"was made for {saved['train_rows']:,} rows of train, and {name} has {len(train):,}"
+    elif saved["content"] != state["content"]:
         fault = f"was made for other pictures than {name} has now in train"
     if fault:
-        raise DataError(path, fault, CHANGED, code="split")
-    held_out = {split: np.intersect1d(rows, usable["train"]) for split, rows in saved.held_out.items()}
+        raise DataError(root / FILE_NAME, fault, CHANGED, code="split")
+    held_out = {split: np.intersect1d(rows, usable["train"]) for split, rows in saved["held_out"].items()}
     out = np.concatenate(list(held_out.values()))
     return {**usable, "train": np.setdiff1d(usable["train"], out), **held_out}, drawn

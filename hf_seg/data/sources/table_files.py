@@ -73,32 +73,25 @@ def is_hub_id(path: str) -> bool:
 
 
 def may_read(path: str, file: str) -> bool:
-    """Whether a file belongs to a data set: no link, `..` or absolute path leads out of its folder.
-
-    Args:
-        path (`str`): `data.path`. Of a data set on the Hub, its folders are those in which its files are cached.
-        file (`str`): as a table or a configuration names it.
-    """
+    """Whether a file that a table or a configuration names belongs to a data set: no link, `..` or absolute path leads
+    out of its folder, or, of one on the Hub, out of those in which its files are cached."""
+    places = [Path(path).expanduser()]
     if is_hub_id(path):
         repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="dataset")
         places = [repository, Path(config.DOWNLOADED_DATASETS_PATH)]
-    else:
-        places = [Path(path).expanduser()]
     return any(Path(file).resolve().is_relative_to(place.resolve()) for place in places)
 
 
 def is_table_folder(folder: Path) -> bool:
     """Whether a folder holds Parquet files or what `save_to_disk` has written."""
-    return any((folder / name).is_file() for name in SAVED) or bool(_parquet_files(folder))
+    return any((folder / name).is_file() for name in SAVED) or bool(_parquet_files(folder)[0])
 
 
 def load_tables(path: str, revision: str | None, config_name: str | None) -> Mapping[str, Dataset]:
     """Load all splits of a data set under the names that it gives them. No code of a data set is run.
 
     Args:
-        path (`str`): a folder, or a Hub id.
-        revision (`str`, *optional*): on the Hub, a commit, tag or branch.
-        config_name (`str`, *optional*): which configuration.
+        path (`str`): a folder, or a Hub id; this and the others as in a recipe.
 
     Raises:
         DataError: when it is not there, cannot be reached, or cannot be read.
@@ -111,9 +104,8 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
     with _explained(data_set_name(path)):
         if any((place / name).is_file() for name in SAVED):
             if config_name:
-                raise DataError(
-                    place, "was written by save_to_disk and has no configurations", "leave config_name out"
-                )
+                what = "was written by save_to_disk and has no configurations"
+                raise DataError(place, what, "leave config_name out")
             loaded = load_from_disk(str(place))
             return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
         readme = place / "README.md"
@@ -147,10 +139,8 @@ def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str],
     """The README.md of a data set may name any file of this machine as its data."""
     files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
     if outside := [file for file in files if not belongs(file)]:
-        what, remedy = (
-            "is outside of the data set",
-            "Do not trust it; or put the files into its folder, and name them there.",
-        )
+        what = "is outside of the data set"
+        remedy = "Do not trust it; or put the files into its folder, and name them there."
         problems = [Problem(code="outside-file", place=file, what=what, remedy=remedy) for file in outside]
         raise DataError(problems=problems, heading=f"{name}: its README.md names data outside of the data set:")
 
@@ -176,14 +166,15 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or "no reason given"
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    return [path for path in find_files(folder)[0] if path.suffix == ".parquet"]
+def _parquet_files(folder: Path) -> tuple[list[Path], list[Problem]]:
+    files, obstacles = find_files(folder)
+    return [path for path in files if path.suffix == ".parquet"], obstacles
 
 
 def _by_split(folder: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
-    files = _parquet_files(folder)
-    if obstacles := find_files(folder)[1]:
+    files, obstacles = _parquet_files(folder)
+    if obstacles:
         raise DataError(problems=obstacles, heading=f"{folder}: not all of it can be searched:")
     if not files:
         raise DataError(folder.absolute(), "holds no Parquet file", LAYOUT)
@@ -217,13 +208,9 @@ def load_class_names(
     """Names for mask ids that a data set brings along, and where: `id2label.json` or the column; empty without any.
 
     Args:
-        path (`str`), revision (`str`, *optional*): as in `load_tables`.
         features (`Features`): of one of its tables. Without `id2label.json`, the names of a `ClassLabel` in them are
             taken if it is the only one with as many as the ids in the masks call for: others name something else.
         ids (`Collection[int]`): what the masks hold.
-
-    Raises:
-        DataError: when `id2label.json` is there and cannot be read.
     """
     place = Path(path).expanduser()
     file: Path | None = place / "id2label.json"
@@ -255,7 +242,6 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
 
     Args:
         name (`str`): of the data set, for messages.
-        features (`Features`): its columns.
         image (`str`, *optional*), mask (`str`, *optional*): the names, where a recipe gives them. None: the one column
             of pictures with a usual name, else the only column of pictures that is left.
 

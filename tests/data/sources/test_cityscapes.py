@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_seg.data import load_spec, load_splits
-from hf_seg.data.sources import cityscapes, examine_archives
+from hf_seg.data.sources import cityscapes, download, examine_archives
 from hf_seg.data.sources.download import LOCK_NAME, UNPACKING
 from hf_seg.problem import DataError
 
@@ -199,5 +199,5 @@ def test_an_archive_that_grows_without_end(tmp_path):
     with pytest.raises(
         DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* are no pictures \(at most 200"
     ):
-        cityscapes.prepare(tmp_path, may_download=False)
+        download.fetch_parts(cityscapes, tmp_path, may_download=False)
     assert not (tmp_path / "gtFine").exists()
