@@ -195,20 +195,17 @@ class SplitCache:
 
     def _open(self, place: Path) -> CachedPairs | None:
         """The cache; None when it is not there, or, with a warning, when it is not what it should be."""
+        if not place.exists():
+            return None
         try:
             cached = CachedPairs.open(place)
-            arrays = {key: getattr(cached, key) for key in self.shapes}
-            if all(arrays[key].shape == shape and arrays[key].dtype == np.uint8 for key, shape in self.shapes.items()):
-                return cached
-            problem = "its arrays are others"
-        except FileNotFoundError:
-            if not place.exists():
-                return None
-            problem = "a file is missing"
+            for key, shape in self.shapes.items():
+                if getattr(cached, key).shape != shape or getattr(cached, key).dtype != np.uint8:
+                    raise ValueError(f"{key}.npy holds another array")
+            return cached
         except (OSError, ValueError, EOFError) as error:
-            problem = str(error)
-        logger.warning("%s: the cache is damaged (%s) and is made again.", place, problem)
-        return None
+            logger.warning("%s: the cache is damaged (%s) and is made again.", place, error)
+            return None
 
     def _prepare(self, pair: StoredPair) -> dict[str, Tensor] | Problem:
         try:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,6 @@ def _find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, i
     return [(pair.split, pair.index, problem) for pair, problem in checked if problem]
 
 
-# -- palettes that differ from file to file: there, an index is no class id -------------------------------------------
-
-
 def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
     """Refuse to read the indices of palettes as ids where palettes differ; remembered, as in `check_splits`."""
 
@@ -142,30 +140,23 @@ def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool | Non
 
 
 def _stored_palette(pair: StoredPair) -> tuple[str, bytes] | None:
-    try:
-        with open_header(pair.mask) as mask:
-            return (mask.palette.rawmode, bytes(mask.palette.palette)) if _has_palette(mask) else None
-    except Exception:  # a damaged file, which decoding reports
-        return None
+    with suppress(Exception), open_header(pair.mask) as mask:  # of a damaged file, which decoding reports
+        if _has_palette(mask):
+            return mask.palette.rawmode, bytes(mask.palette.palette)
+    return None
 
 
 def _used_colors(pair: StoredPair) -> dict[int, int]:
-    try:
-        with open_mask(pair.mask) as mask:
-            if not _has_palette(mask):
-                return {}
-            palette = mask.getpalette()
-            used = [index for index, count in enumerate(mask.getchannel(0).histogram()) if count]
-    except PairError:
-        return {}
-    return {index: int.from_bytes(palette[3 * index : 3 * index + 3]) for index in used if 3 * index < len(palette)}
+    with suppress(PairError), open_mask(pair.mask) as mask:
+        if _has_palette(mask):
+            palette, counts = mask.getpalette(), mask.getchannel(0).histogram()
+            used = [index for index in range(len(palette) // 3) if counts[index]]
+            return {index: int.from_bytes(palette[3 * index : 3 * index + 3]) for index in used}
+    return {}
 
 
 def _has_palette(mask: PIL.Image.Image) -> bool:
     return mask.mode in ("P", "PA") and not has_colors(mask)
-
-
-# -- what is remembered ----------------------------------------------------------------------------------------------
 
 
 def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], Any]) -> Any:
@@ -173,10 +164,8 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
     if in_memory(splits):
         return make()  # generated data has no name and date to be remembered by, and is checked quickly
     folder = cache_folder() / "checked"
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logger.debug("%s", error)
     if not os.access(folder, os.W_OK):
         logger.warning("%s is not writable: the next run has to check %s again.", folder, spec.name)
         return make()

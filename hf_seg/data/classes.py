@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_seg.data.columns import MAX_ID, as_text
+from hf_seg.data.columns import MAX_ID, ClassMask, as_text
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.problem import DataError, Problem, did_you_mean
 from hf_seg.recipe.reading import parse_json
@@ -31,27 +31,21 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The classes of a person's own masks.
+    """The classes of a person's own masks."""
 
-    Args:
-        names (`tuple[str, ...]`): one name a class; the position is the class id.
-        palette (`tuple[tuple[int, int, int], ...]`): one RGB colour a class.
-        by_color (`bool`): masks hold the classes' colours, not ids.
-        meaning (`dict[int, int]`): what masks may hold, an id or a colour as 0xRRGGBB → class id, or 255 (ignored).
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the position is the class id
     palette: tuple[Color, ...]
-    by_color: bool
-    meaning: dict[int, int]
+    by_color: bool  # masks hold the classes' colours, not ids
+    meaning: dict[int, int]  # what masks may hold, an id or a colour as 0xRRGGBB → class id, or 255 (ignored)
+
+    def build_column(self) -> ClassMask:
+        """The column that decodes masks to class ids."""
+        values, labels = list(self.meaning), list(self.meaning.values())
+        return ClassMask(by_color=self.by_color, values=values, labels=labels)
 
 
 def load_classes(root: Path) -> Classes:
-    """Read `root/classes.json`.
-
-    Raises:
-        DataError: when it is absent, or with everything that is wrong in it, a line each.
-    """
+    """Read `root/classes.json`; a DataError says that it is absent, or everything that is wrong in it."""
     path = root / FILE_NAME
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
@@ -64,30 +58,18 @@ def load_classes(root: Path) -> Classes:
     except ValueError as error:
         what, remedy = str(error), ""
     else:
-        classes, problems = read_classes(content, str(path))
-        if classes is None:
-            raise DataError(problems=problems)
-        return classes
+        return read_classes(content, str(path))
     raise DataError(path, what, remedy, code="classes-json")
 
 
-def read_classes(content: Any, place: str = FILE_NAME) -> tuple[Classes | None, list[Problem]]:
-    """What `classes.json` says, or everything that is wrong with it.
-
-    Args:
-        content (`Any`): the file's JSON.
-        place (`str`, *optional*): the file, for messages.
-
-    Returns:
-        `tuple`: the [`Classes`] and no problem, or None and the problems.
-    """
+def read_classes(content: Any, place: str = FILE_NAME) -> Classes:
+    """What the JSON of `classes.json` says; a DataError, everything that is wrong in it."""
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         what = 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color'
-        return None, [Problem(code="classes-json", place=place, what=what)]
-    given = [entry for entry in entries if isinstance(entry, dict)]
-    by_color = any("color" in entry for entry in given) and not any("id" in entry for entry in given)
-    reader = _Reader(place, by_color)
+        raise DataError(place, what, code="classes-json")
+    keys = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    reader = _Reader(place, by_color="color" in keys and "id" not in keys)
     reader.read_unknown("", content, KEYS)
     if not 2 <= len(entries) <= MAX_CLASSES:
         remedy = "what is not the object is a class too, mostly named background" if len(entries) < 2 else "fold some"
@@ -97,10 +79,10 @@ def read_classes(content: Any, place: str = FILE_NAME) -> tuple[Classes | None, 
     reader.read_label_map(content.get("label_map", {}))
     reader.read_ignore(content.get("ignore", []))
     if reader.problems:
-        return None, reader.problems
+        raise DataError(problems=reader.problems)
     generated = distinct_colors(taken=[color for color in reader.palette if color])
     palette = tuple(color or next(generated) for color in reader.palette)
-    return Classes(names=tuple(reader.names), palette=palette, by_color=by_color, meaning=reader.meaning), []
+    return Classes(names=tuple(reader.names), palette=palette, by_color=reader.by_color, meaning=reader.meaning)
 
 
 def writable_name(name: str) -> str:
@@ -130,7 +112,6 @@ class _Reader:
 
     def read_class(self, index: int, entry: Any) -> None:
         place = f"classes[{index}]"
-        self.palette.append(None)
         if not isinstance(entry, dict):
             self.refuse(place, "must be an object with name, id or color")
             return
@@ -148,8 +129,7 @@ class _Reader:
         else:
             self.refuse(f"{place}.{wanted}", "is missing", f"give {self.kind}: all classes have one, or none")
         color = _color(entry.get("color"))
-        if color is not None:
-            self.palette[index] = (color >> 16, color >> 8 & 255, color & 255)
+        self.palette.append(None if color is None else (color >> 16, color >> 8 & 255, color & 255))
         if "color" in entry and not self.by_color:  # otherwise it was looked at above
             if color is None:
                 self._mismatch(f"{place}.color", COLOUR, entry["color"])
@@ -217,11 +197,7 @@ def _known(name: str, known: Iterable[str]) -> str:
 
 
 def distinct_colors(taken: Iterable[Color] = ()) -> Iterator[Color]:
-    """Colours without end that are easily told apart, all different and none of them in `taken`.
-
-    Yields:
-        `tuple[int, int, int]`: RGB.
-    """
+    """RGB colours without end that are easily told apart, all different and none of them in `taken`."""
     seen = set(taken)
     for index in itertools.count():
         # multiples of the golden ratio, modulo 1, never come close to each other

@@ -18,16 +18,13 @@ from hf_seg.data.stored_image import name_of, open_image, open_mask
 from hf_seg.problem import PairError
 
 MAX_ID = 65_535
-NO_LABELS = {
-    "code": "mask-kind",
-    "remedy": "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of "
-    "those.",
-}
-COLOURS = {
-    "code": "mask-kind",
-    "remedy": "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or "
-    "save the masks as ids. (A GIF is read by its colours, since programs renumber its palette.)",
-}
+NO_LABELS = (
+    "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
+)
+COLOURS = (
+    "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or save the "
+    "masks as ids. (A GIF is read by its colours, since programs renumber its palette.)"
+)
 
 
 @dataclass
@@ -118,7 +115,7 @@ def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarra
         PairError: when the mask holds no such thing.
     """
     if mask.mode == "F" or (by_color and mask.mode.startswith("I")):
-        raise PairError(name, f"the mask has the mode {mask.mode}", **NO_LABELS)
+        raise PairError(name, f"the mask has the mode {mask.mode}", NO_LABELS, code="mask-kind")
     if not by_color and not has_colors(mask):
         ids = np.asarray(mask)
         return ids if ids.ndim == 2 else ids[..., 0]  # LA and PA: the second channel is transparency
@@ -127,7 +124,7 @@ def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarra
         red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
         return red << 16 | green << 8 | blue
     if not is_gray(pixels):
-        raise PairError(name, "the mask holds colours", **COLOURS)
+        raise PairError(name, "the mask holds colours", COLOURS, code="mask-kind")
     return pixels[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""Pairs of image and mask: decoding and checking ONE of them, and the one parallel pass over many."""
+"""Pairs of image and mask: decoding and checking ONE of them, the one parallel pass over many, and listing them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import PIL.Image
-from datasets import Dataset, Features, Image
+from datasets import Dataset, DatasetDict, Features, Image
 from datasets.utils import tqdm
 
 from hf_seg.data.columns import UprightImage
 from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.data.stored_image import Stored, open_header, orientation
-from hf_seg.problem import DataError, PairError, Problem
+from hf_seg.problem import DataError, PairError, Problem, Refusal
 
 T = TypeVar("T")
 
+ALL = "pairs"  # in place of the splits of a listing, where it is not known which pair is in which
 AT_ONCE = 256  # pairs that are in memory at a time: a picture's bytes may lie in its table's row
 
 SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
@@ -98,10 +100,7 @@ def image_name(split: str, dataset: Dataset, index: int) -> str:
 
 
 def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """Decode one pair as access to its table would, and check it.
-
-    Returns:
-        `tuple`: the image, RGB, and the mask, of the same size and one 8-bit channel.
+    """Decode one pair as access to its table would, to an RGB image and a mask of the same size and one 8-bit channel.
 
     Raises:
         PairError: when the pair cannot be used.
@@ -135,3 +134,37 @@ def report_pairs(name: str, problems: list[Problem], total: int) -> DataError:
     """One refusal for many pairs: names up to ten, counts them all, gives each remedy once."""
     heading = f"{name}: {len(problems)} of {total} image and mask pairs cannot be used:"
     return DataError(problems=problems, heading=heading)
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """The pairs that a data section names, also where a run would be refused; nothing is decoded for it."""
+
+    place: str  # the data set, for messages
+    spec: DatasetSpec | None = None  # None when it cannot be had
+    # tables with the columns `image` and `mask`; one, `ALL`, where it is not known which pair is in which split
+    splits: DatasetDict | None = None
+    refusals: list[Refusal] = field(default_factory=list)  # what a run stops with
+    bad_pairs: list[Problem] = field(default_factory=list)  # files and rows that are no pair
+    notes: list[Problem] = field(default_factory=list)  # warnings
+    save_split: Callable[[], None] | None = None  # keeps the split that was drawn; training calls it
+
+    @property
+    def split_known(self) -> bool:
+        return self.splits is not None and ALL not in self.splits
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Note a refusal instead of raising it: there may be more to list."""
+        try:
+            yield
+        except Refusal as refusal:
+            self.refusals.append(refusal)
+
+    def refuse(self, *, drop: bool) -> None:
+        """Raise what a run stops with; `drop`: files and rows that are no pair are left out."""
+        if self.bad_pairs and not drop and self.spec:  # before a split is drawn of what is only a part
+            total = sum(map(len, (self.splits or {}).values())) + len(self.bad_pairs)
+            raise report_pairs(self.place, self.bad_pairs, total)
+        if self.refusals:
+            raise self.refusals[0]

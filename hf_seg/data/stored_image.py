@@ -19,30 +19,17 @@ from hf_seg.problem import PairError
 Stored = dict[str, Any]
 Kind = Literal["image", "mask"]
 
-# why a picture cannot be used: the code of docs/doctor.md, and the remedy
-DAMAGED = {
-    "code": "undecodable",
-    "remedy": "Get the undecodable files again, or remove them together with their image or mask.",
-}
-TEXT = {
-    "code": "undecodable",
-    "remedy": "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile above 1 MB.",
-}
-HUGE = {"code": "huge-image", "remedy": "Make a smaller copy: Pillow opens no larger pictures."}
-DEEP = {
-    "code": "deep-image",
-    "remedy": "Save it with 8 bits a channel: a file does not say which of a deeper picture's values are its darkest "
-    "and brightest. (Masks of one channel may have 16 bits.)",
-}
-BANDS = {
-    "code": "many-bands",
-    "remedy": "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out.",
-}
-PAGES = {
-    "code": "many-pages",
-    "remedy": "Save each page or frame as a picture of its own: only the first would be read.",
-}
-IN_ALPHA = {"code": "mask-kind", "remedy": "Save the labels as the pixels' ids or colours: transparency is not read."}
+# remedies
+DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
+TEXT = "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile above 1 MB."
+HUGE = "Make a smaller copy: Pillow opens no larger pictures."
+DEEP = (
+    "Save it with 8 bits a channel: a file does not say which of a deeper picture's values are its darkest and "
+    "brightest. (Masks of one channel may have 16 bits.)"
+)
+BANDS = "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out."
+PAGES = "Save each page or frame as a picture of its own: only the first would be read."
+IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not read."
 
 # what the tags of a TIFF mean
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands by photometric interpretation; of any other, one
@@ -52,14 +39,11 @@ NO_PAGE = 1 | 4  # a smaller copy of another page, or its transparency
 
 
 def open_image(stored: Stored, *, upright: bool) -> PIL.Image.Image:
-    """Decode a photograph.
+    """Decode a photograph, as RGB.
 
     Args:
         stored (`dict`): `path`, by which messages name it, and `bytes`, or None where they stand in the file `path`.
         upright (`bool`): turn it as its EXIF note says.
-
-    Returns:
-        `PIL.Image.Image`: RGB.
 
     Raises:
         PairError: when it cannot be decoded, or is of a kind of which a part would be lost in silence.
@@ -83,7 +67,7 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
             *colors, (low, high) = mask.getextrema()
             if low < high and all(least == most for least, most in colors):
                 reason = "all pixels of the mask have one colour: what it shows is in its alpha channel"
-                raise PairError(name_of(stored), reason, **IN_ALPHA)
+                raise PairError(name_of(stored), reason, IN_ALPHA, code="mask-kind")
         yield mask
 
 
@@ -132,7 +116,7 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind) -> None:
         else:
             pages = header.n_frames
         if pages > 1:
-            raise PairError(name, f"the {kind} has {pages:,} pages or frames", **PAGES)
+            raise PairError(name, f"the {kind} has {pages:,} pages or frames", PAGES, code="many-pages")
 
 
 def _refuse_tags(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> None:
@@ -144,12 +128,12 @@ def _refuse_tags(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> None:
     extra = tags.get(Base.ExtraSamples, (ALPHA if colors == 3 else UNKNOWN,))
     if bands > colors + (extra[0] != UNKNOWN):
         reason = f"the {kind} has {bands} bands: {BAND_NAMES[colors]} and {bands - colors} more"
-        raise PairError(name, reason, **BANDS)
+        raise PairError(name, reason, BANDS, code="many-bands")
 
 
 def _refuse_depth(bits: int, bands: int, name: str, kind: Kind) -> None:
     if bits > 8 and (kind == "image" or bands > 1):  # a mask of one band may hold ids above 255
-        raise PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", **DEEP)
+        raise PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", DEEP, code="deep-image")
 
 
 def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:
@@ -169,13 +153,11 @@ def _explain(error: Exception, stored: Stored, kind: Kind) -> PairError:
     """What is to be said of a picture that Pillow refuses."""
     name, what = name_of(stored), f"cannot be decoded ({type(error).__name__}: {error})"
     if isinstance(error, PIL.Image.DecompressionBombError):
-        return PairError(name, what, **HUGE)
-    if "MAX_TEXT" in str(error):
-        return PairError(name, what, **TEXT)
+        return PairError(name, what, HUGE, code="huge-image")
     if isinstance(error, PIL.UnidentifiedImageError):
         with suppress(Exception), BytesIO(stored["bytes"]) if stored["bytes"] else open(stored["path"], "rb") as file:
             try:
                 _refuse_tags(next(_directories(file)), name, kind)
             except PairError as known:
                 return known
-    return PairError(name, what, **DAMAGED)
+    return PairError(name, what, TEXT if "MAX_TEXT" in str(error) else DAMAGED, code="undecodable")

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,11 @@ from hf_seg.recipe.keys import DataRecipe, TrainingRecipe
 from hf_seg.text import printable
 
 if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
-    from hf_seg.data.sources.listing import Listing
+    from hf_seg.data.pairs import Listing
     from hf_seg.data.spec import DatasetSpec
     from hf_seg.doctor.survey import Survey
+
+Sections = list[tuple[DataRecipe, TrainingRecipe]]
 
 FILES_SHOWN = 10  # of a code, unless all are asked for
 PREPARATION = {"image_size": 64, "normalize": "none", "augment": "none", "cache": True}  # not what is examined
@@ -32,15 +35,10 @@ PREPARATION = {"image_size": 64, "normalize": "none", "augment": "none", "cache"
 
 @dataclass(kw_only=True)
 class Report:
-    """What the doctor found.
-
-    Args:
-        problems (`list[Problem]`): in the order in which they were found.
-        data (`list[dict]`): of each data set `name`, `place` and `splits` (split → pairs, usable, shares).
-    """
+    """What the doctor found."""
 
     problems: list[Problem] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)  # of each data set `name`, `place` and `splits`
 
     @property
     def would_start(self) -> bool:
@@ -50,17 +48,14 @@ class Report:
 def diagnose(
     paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False, disable_bar: bool | None = False
 ) -> Report:
-    """Examine what the runs of recipes would meet. Nothing is written, unpacked or trained.
+    """Examine what the runs of recipes would meet; there is an error exactly where training would refuse to start.
+    Nothing is written, unpacked or trained.
 
     Args:
-        paths (`Sequence[str | Path]`): recipe files; a folder stands for the `recipe.json` in it, else for the
-            pictures that it holds.
-        overrides (`Sequence[str]`): `--section.key value` pairs, as in training.
-        deep (`bool`): decode the pictures again for each cache of resized pairs, and compare.
-        disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
-
-    Returns:
-        [`Report`]: with an error exactly where training would refuse to start.
+        paths: recipe files; a folder stands for the `recipe.json` in it, else for the pictures that it holds.
+        overrides: `--section.key value` pairs, as in training.
+        deep: decode the pictures again for each cache of resized pairs, and compare.
+        disable_bar: as tqdm's `disable`; None: a bar on terminals only.
     """
     report = Report(problems=check_packages())
     if not report.would_start:
@@ -71,12 +66,14 @@ def diagnose(
     recipes = _load([path / "recipe.json" if path.is_dir() else path for path in files], overrides, report)
     sections = [(recipe.data, recipe.training) for recipe in recipes]
     sections += [(data, TrainingRecipe()) for folder in folders for data in _recognise(folder)]
-    for same in _group(sections):
+    groups: dict[str, Sections] = {}  # runs on the same pairs: these are examined once, however they are prepared
+    for data, training in sections:
+        groups.setdefault(repr(dataclasses.replace(data, **PREPARATION)), []).append((data, training))
+    for same in groups.values():
         data_set = _examine(same, report, deep, disable_bar)
-        if data_set is not None:
-            for recipe in recipes:
-                if (recipe.data, recipe.training) in same:
-                    report.problems += _try_out(recipe, *data_set)
+        for recipe in recipes if data_set else ():
+            if (recipe.data, recipe.training) in same:
+                report.problems += _try_out(recipe, *data_set)
     return report
 
 
@@ -90,10 +87,8 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
         report.problems += error.problems
     recipes: dict[Path, Recipe] = {}
     for file in files:
-        try:
+        with suppress(RecipeError):  # is among the problems above
             recipes |= {recipe.path: recipe for recipe in load_recipes([file], overrides)}
-        except RecipeError:
-            continue  # among the problems above
     return list(recipes.values())
 
 
@@ -118,41 +113,29 @@ def _recognise(folder: Path) -> list[DataRecipe]:
     return [DataRecipe(name="folder", root=str(folder))]
 
 
-def _group(sections: list[tuple[DataRecipe, TrainingRecipe]]) -> list[list[tuple[DataRecipe, TrainingRecipe]]]:
-    """Runs on the same pairs: these are examined once, however they are prepared."""
-    groups: dict[str, list[tuple[DataRecipe, TrainingRecipe]]] = {}
-    for data, training in sections:
-        groups.setdefault(repr(dataclasses.replace(data, **PREPARATION)), []).append((data, training))
-    return list(groups.values())
-
-
 def _examine(
-    same: list[tuple[DataRecipe, TrainingRecipe]], report: Report, deep: bool, disable_bar: bool | None
+    same: Sections, report: Report, deep: bool, disable_bar: bool | None
 ) -> tuple[DatasetSpec, dict[str, int]] | None:
     """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
     from hf_seg.data.sources import examine_archives, list_data
-    from hf_seg.doctor.survey import describe, find_problems, survey_pairs
+    from hf_seg.doctor.survey import Survey, describe, find_problems, survey_pairs
 
     data, drop = same[0][0], same[0][0].on_bad_pair == "drop"
     listing = list_data(data)
     report.problems += examine_archives(data, Path(listing.place))
     report.problems += [problem for refusal in listing.refusals for problem in refusal.problems] + listing.notes
-    described: dict[str, Any] = {"name": data.name, "place": listing.place, "splits": {}}
-    report.data.append(described)
-    survey, of_pairs = None, listing.bad_pairs
+    survey = Survey()
     if listing.splits is not None:
         survey = survey_pairs(listing.splits, listing.spec, disable_bar=disable_bar)
-        of_pairs = of_pairs + survey.problems
-        described["splits"] = describe(survey, listing.spec)
-    for problem in of_pairs:
+    report.data.append({"name": data.name, "place": listing.place, "splits": describe(survey, listing.spec)})
+    for problem in listing.bad_pairs + survey.problems:
         left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
         report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
-    if survey:
-        side, known = max(data.image_size for data, _ in same), listing.split_known
-        report.problems += find_problems(
-            survey, listing.spec, place=listing.place, image_size=side, drop=drop, split_known=known
-        )
-    if not survey or not listing.spec or not listing.split_known:
+    side, known = max(data.image_size for data, _ in same), listing.split_known
+    report.problems += find_problems(
+        survey, listing.spec, place=listing.place, image_size=side, drop=drop, split_known=known
+    )
+    if not listing.spec or not known:
         return None
     report.problems += _check_caches(same, listing, survey, deep, disable_bar)
     usable = {name: len(rows) for name, rows in survey.usable.items()}
@@ -160,14 +143,9 @@ def _examine(
 
 
 def _check_caches(
-    same: list[tuple[DataRecipe, TrainingRecipe]],
-    listing: Listing,
-    survey: Survey,
-    deep: bool,
-    disable_bar: bool | None,
+    same: Sections, listing: Listing, survey: Survey, deep: bool, disable_bar: bool | None
 ) -> list[Problem]:
-    """Disk and shared memory that the runs on one data set need; with `deep`, also pairs of which a cache holds other
-    pixels than the files give now."""
+    """Disk and shared memory that the runs on one data set need; with `deep`, also pairs held wrongly by a cache."""
     from hf_seg.data.cache import SplitCache, prepared_folder
     from hf_seg.data.check import in_memory
     from hf_seg.data.transforms import build_transforms
@@ -183,9 +161,8 @@ def _check_caches(
         transforms = build_transforms(data, listing.spec)
         for name, split in splits.items() if data.cache is not False else ():
             folder, transform = prepared_folder(data.cache), transforms[name]
-            caches[folder, name, transform.prepared_size] = SplitCache(
-                name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder
-            )
+            cache = SplitCache(name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder)
+            caches[folder, name, transform.prepared_size] = cache
         workers = training.arguments.get("dataloader_num_workers", 0)
         batch = 4 * training.global_train_batch_size * transforms["train"].prepared_size ** 2
         problems += check_shared_memory(workers, batch) if workers else []
@@ -208,10 +185,8 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[
     try:
         unused = try_out(recipe, spec, counts)
     except Refusal as error:
-        return [
-            dataclasses.replace(problem, code="trial-step", place=file, what=f"{problem.place}: {problem.what}")
-            for problem in error.problems
-        ]
+        of_step = {"code": "trial-step", "place": file}
+        return [dataclasses.replace(each, what=f"{each.place}: {each.what}", **of_step) for each in error.problems]
     if not unused:
         return []
     what = f"{len(unused)} parameters get no gradient, as {unused[0]}"

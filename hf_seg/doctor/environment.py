@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -54,9 +55,7 @@ def _torchvision() -> Iterator[Problem]:
             f"torchvision {versions['torchvision']} does not work with torch {versions['torch']} "
             f"({type(error).__name__}: {error}); its package asks for {', '.join(needs) or 'no torch'}"
         )
-        remedy = (
-            "Install both together, from the same index: pip install --upgrade --force-reinstall torch torchvision"
-        )
+        remedy = "Install both together, from one index: pip install --upgrade --force-reinstall torch torchvision"
         yield Problem(code="torch-torchvision", place="torchvision", what=what, remedy=remedy)
 
 
@@ -81,23 +80,15 @@ def check_gpu() -> list[Problem]:
 
 def _has_nvidia_gpu() -> bool:
     for device in PCI_DEVICES.glob("*"):
-        try:
+        with suppress(OSError):
             vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        if vendor == NVIDIA and kind.startswith(DISPLAY):
-            return True
+            if vendor == NVIDIA and kind.startswith(DISPLAY):
+                return True
     return False
 
 
 def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
-    """Whether a folder can be written to, and has enough disk space.
-
-    Args:
-        folder (`Path`): it need not exist yet.
-        needed (`int`): bytes.
-        what (`str`): what will be kept there.
-    """
+    """Whether a folder, which need not exist yet, can be written to, and has `needed` bytes free for `what`."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
         code, found = "unwritable-folder", f"cannot be written to, and is for {what}"
@@ -117,5 +108,5 @@ def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
         return []
     what = f"has {free / 1e6:.0f} MB free, and {workers} data loader workers need {needed / 1e6:.0f} MB: they crash"
     remedy = "Start the container with a larger --shm-size, or set training.dataloader_num_workers to 0."
-    kind = {"level": "warning", "code": "small-shared-memory"}
-    return [Problem(place=str(SHARED_MEMORY), what=what, remedy=remedy, **kind)]
+    place = str(SHARED_MEMORY)
+    return [Problem(level="warning", code="small-shared-memory", place=place, what=what, remedy=remedy)]

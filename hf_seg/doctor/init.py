@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,11 @@ from datasets import Dataset, Image
 
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
 from hf_seg.data.columns import as_text
-from hf_seg.data.pairs import report_pairs, stored_pairs
-from hf_seg.data.sources import class_names, folder
-from hf_seg.data.sources import table as hub_dataset
-from hf_seg.data.sources import table_files as hub_files
+from hf_seg.data.pairs import ALL, report_pairs, stored_pairs
+from hf_seg.data.sources import class_names, folder, table_files
 from hf_seg.data.sources.layouts import find_layout, is_picture_folder
-from hf_seg.data.sources.listing import ALL
 from hf_seg.data.sources.split import SPLITS
+from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
@@ -44,24 +43,16 @@ MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Your own data, before anything is decoded.
+    """Your own data, before anything is decoded."""
 
-    Args:
-        name (`str`): for messages.
-        keys (`dict[str, Any]`): of the recipe's data section.
-        splits (`Mapping[str, Dataset]`): tables with `image` and `mask`, pictures as stored; no split is drawn yet.
-        problems (`list[Problem]`): files and rows that are no pair.
-        find_names (`Callable`): from what the masks hold, and whether that is colours, the names that the data set has
-            for it, and where they stand; or no names, and why.
-        about (`tuple[str, ...]`): lines for people.
-    """
-
-    name: str
-    keys: dict[str, Any]
-    splits: Mapping[str, Dataset]
-    problems: list[Problem]
+    name: str  # for messages
+    keys: dict[str, Any]  # of the recipe's data section
+    splits: Mapping[str, Dataset]  # tables with `image` and `mask`, pictures as stored; no split is drawn yet
+    problems: list[Problem]  # files and rows that are no pair
+    # from what the masks hold, and whether that is colours: the names that the data set has for it, and where they
+    # stand; or no names, and why
     find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
-    about: tuple[str, ...] = ()
+    about: list[str]  # lines for people
 
 
 def init(
@@ -75,13 +66,12 @@ def init(
     """Look at photographs and masks, print what there is, and write `classes.json`, `recipe.json` and `preview.png`.
 
     Args:
-        source (`str` or `Path`): a folder in one of the layouts of docs/data.md, a folder of Parquet files or of what
-            `save_to_disk` has written, or a Hub id.
-        out (`str` or `Path`, *optional*): the folder to write to, made if need be; by default `source`. A
-            `classes.json` that is there is used and kept.
-        arch (`str`, *optional*, defaults to `"segformer"`): `"segformer"` or `"fcn"`.
-        overwrite (`bool`, *optional*): write `recipe.json` and `preview.png` even where they exist, if they are as
-            this function wrote them.
+        source: a folder in one of the layouts of docs/data.md, a folder of Parquet files or of what `save_to_disk` has
+            written, or a Hub id.
+        out: the folder to write to, made if need be; by default `source`. A `classes.json` in it is used and kept.
+        arch (`str`): `"segformer"` or `"fcn"`.
+        overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
+            wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
             folder of files.
 
@@ -89,27 +79,26 @@ def init(
         `bool`: whether all pairs can be used.
 
     Raises:
-        DataError: when the data is not in order, no pair can be used, the masks cannot be classes, or one of the
-            files is there already (which is found before anything is looked at).
+        DataError: when no pair can be used, the masks cannot be classes, or one of the files is there already.
     """
     place = Path(source).expanduser()
     given = {key: value for key, value in table.items() if value is not None}
-    if place.is_dir() and (is_picture_folder(place) or not hub_files.is_table_folder(place)):
-        for option in [*given, *(["out"] if out else [])]:
-            what = f"--{option} is for tables and the Hub, and this is a folder of files"
-            raise DataError(place.absolute(), what, "Leave it out.")
-        root = place.resolve()
-        _refuse_existing(root, overwrite)
-        return _write_all(root, _list_folder(root), arch)
-    if not place.is_dir() and (out is None or not hub_files.is_hub_id(str(source))):
-        hub = " Or, if it is a data set on the Hub, name by --out the folder to write to."
-        remedy = f"Correct the path.{hub if hub_files.is_hub_id(str(source)) else ''}"
+    of_files = place.is_dir() and (is_picture_folder(place) or not table_files.is_table_folder(place))
+    on_hub = table_files.is_hub_id(str(source))
+    if not place.is_dir() and (out is None or not on_hub):
+        remedy = "Correct the path."
+        if on_hub:
+            remedy += " Or, if it is a data set on the Hub, name by --out the folder to write to."
         raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
-    if place.is_dir() and given.get("revision"):
-        what = "--revision is for data sets on the Hub, and this is a folder"
-        raise DataError(place.absolute(), what, "Leave it out.")
+    for option in [*given, "out"] if out else given:
+        if of_files or (option == "revision" and place.is_dir()):
+            what = "tables and the Hub, and this is a folder of files"
+            what = what if of_files else "data sets on the Hub, and this is a folder"
+            raise DataError(place.absolute(), f"--{option} is for {what}", "Leave it out.")
     root = Path(out or place).expanduser().resolve()
     _refuse_existing(root, overwrite)
+    if of_files:
+        return _write_all(root, _list_folder(root), arch)
     path = str(place.resolve()) if place.is_dir() else str(source)
     return _write_all(root, _list_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
 
@@ -125,10 +114,8 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
         written = {}
     foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
     if foreign:
-        what = (
-            f"{' and '.join(foreign)} cannot be written over, since init has not written it, or it was changed since"
-        )
-        raise DataError(root, what, "move it away.", code="exists")
+        what = "cannot be written over, since init has not written it, or it was changed since"
+        raise DataError(root, f"{' and '.join(foreign)} {what}", "move it away.", code="exists")
 
 
 def _hash(path: Path) -> str | None:
@@ -138,41 +125,31 @@ def _hash(path: Path) -> str | None:
 def _list_folder(root: Path) -> Source:
     found = folder.find_pairs(root)
     places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
-
-    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
-        return class_names.find_names(places, values, by_color=by_color)
-
+    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
     return Source(
         name=str(root),
         keys={"name": "folder", "root": str(root)},
         splits={split: folder.build_table(list(pairs.values()), Image()) for split, pairs in found.splits.items()},
         problems=found.problems,
-        find_names=find_names,
-        about=(
-            *([] if ALL in found.splits else [_describe_splits(found.splits)]),
-            *(f"  note    {note}" for note in found.notes),
-        ),
+        find_names=partial(class_names.find_names, places),
+        about=about + [f"  note    {note}" for note in found.notes],
     )
 
 
 def _list_table(data: DataRecipe) -> Source:
-    tables = hub_files.load_tables(data.path, data.revision, data.config_name)
-    rows, columns = hub_dataset.build_rows(data, tables)
-    usable, problems = hub_dataset.find_usable(data.path, rows)
+    tables = table_files.load_tables(data.path, data.revision, data.config_name)
+    rows, columns = build_rows(data, tables)
+    usable, problems = find_usable(data.path, rows)
     splits = {split: rows[split].select(numbers) for split, numbers in usable.items()}
     features = next(iter(tables.values())).features
-
-    def find_names(values: Collection[int], by_color: bool) -> tuple[dict[int, str], str]:
-        return ({}, "") if by_color else hub_files.load_class_names(data.path, data.revision, features, values)
-
     keys = {key: getattr(data, key) for key in ("name", "root", "path", "revision", "config_name")}
     return Source(
-        name=hub_dataset.data_set_name(data.path),
+        name=table_files.data_set_name(data.path),
         keys=keys | {"image_column": columns[0], "mask_column": columns[1]},
         splits=splits,
         problems=problems,
-        find_names=find_names,
-        about=(f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits)),
+        find_names=partial(table_files.load_class_names, data.path, data.revision, features),
+        about=[f"  columns {columns[0]} (images), {columns[1]} (masks)", _describe_splits(splits)],
     )
 
 
@@ -190,11 +167,8 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
     count = len(survey.facts)
     if not count:
-        raise (
-            report_pairs(name, problems, len(problems))
-            if problems
-            else DataError(name, "holds no pair", "Is this the right folder?")
-        )
+        empty = DataError(name, "holds no pair", "Is this the right folder?")
+        raise report_pairs(name, problems, len(problems)) if problems else empty
     if count < 3 and len(source.splits) < len(SPLITS):
         what = f"{count} pairs cannot be split into train, validation and test: it takes 3"
         raise DataError(name, what, "Add pairs.", code="split")
@@ -211,7 +185,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
     rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
     shown = [next(stored_pairs({split: source.splits[split].select([row])})) for split, row in rows]
-    plot_preview(shown, folder.build_mask_column(root), classes, root / "preview.png")
+    plot_preview(shown, classes, root / "preview.png")
     _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
     say(_describe(source, survey, classes, by_color, where), keep="\n")
     if problems:
@@ -226,44 +200,32 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
 
 
 def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run on your own data, every key with its value; `keys` say in the data section what data.
-
-    Image size, batch and epochs follow from the photographs' sizes and number, so that a small data set gets small
-    batches, augmentation and many epochs.
-    """
+    """The recipe of a run on your own data, every key with its value: a small data set gets small batches and many
+    epochs. `keys` say in the data section what data."""
     side = statistics.median(min(size) for size in sizes)
     image_size = min(max(int(side) // 32 * 32, 32), MAX_IMAGE_SIZE)
     train = max(1, round(0.8 * len(sizes)))
     batch = next((batch for limit, batch in ((200, 8), (1000, 16), (3000, 32)) if train < limit), 64)
     epochs = min(max(math.ceil(MIN_STEPS / math.ceil(train / batch)), 30), 150)
-    recipe = Recipe(
-        name="recipe",
-        path=root / "recipe.json",
-        model=ModelRecipe(arch=arch),
-        data=DataRecipe(image_size=image_size, augment="standard", **keys),
-        training=TrainingRecipe(
-            num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=max(1, epochs // 15)
-        ),
-    )
-    return recipe.to_dict()
+    data = DataRecipe(image_size=image_size, augment="standard", **keys)
+    often = max(1, epochs // 15)
+    training = TrainingRecipe(num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=often)
+    path, model = root / "recipe.json", ModelRecipe(arch=arch)
+    return Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
 
 
 def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, names: str) -> str:
     """What is there, for people."""
     pairs = survey.facts
-    smallest, largest = (
-        "×".join(str(pick(side)) for side in zip(*(facts.size for facts in pairs), strict=True)) for pick in (min, max)
-    )
-    turned = sum(facts.turned for facts in pairs)
-    lines = [
-        f"{source.name}: {len(pairs)} pairs",
-        *source.about,
-        f"  images  {_counted(facts.image_kind for facts in pairs)}; "
-        + (f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels")
-        + (f"; turned upright: {turned}" if turned else ""),
-        f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}",
-        *([f"  names   {names}"] if names else []),
-    ]
+    sides = list(zip(*(facts.size for facts in pairs), strict=True))  # widths, heights
+    sizes = dict.fromkeys("×".join(str(pick(side)) for side in sides) for pick in (min, max))
+    images = f"  images  {_counted(facts.image_kind for facts in pairs)}; {' to '.join(sizes)} pixels"
+    if turned := sum(facts.turned for facts in pairs):
+        images += f"; turned upright: {turned}"
+    masks = f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}"
+    lines = [f"{source.name}: {len(pairs)} pairs", *source.about, images, masks]
+    if names:
+        lines.append(f"  names   {names}")
     shares = [(values, printable(label), *rest) for values, label, *rest in class_shares(survey, classes)]
     width = max(len(label) for _, label, *_ in shares)
     for values, label, share, pictures in shares:
@@ -292,9 +254,7 @@ def _counted(kinds: Iterable[str]) -> str:
 def _format_classes(content: dict[str, Any]) -> str:
     """JSON with a line for each class, which is easier to edit."""
     classes = ",\n".join(f"    {json.dumps(entry)}" for entry in content["classes"])
-    rest = "".join(
-        f",\n  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "classes"
-    )
+    rest = f',\n  "ignore": {json.dumps(content["ignore"])}' if "ignore" in content else ""
     return f'{{\n  "classes": [\n{classes}\n  ]{rest}\n}}\n'
 
 

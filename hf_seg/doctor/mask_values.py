@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_seg.data.check import find_other_palette
-from hf_seg.data.classes import MAX_CLASSES, distinct_colors, writable_name
+from hf_seg.data.classes import MAX_CLASSES, distinct_colors, load_classes, writable_name
 from hf_seg.data.columns import as_text, has_colors, is_gray, white
 from hf_seg.data.pairs import StoredPair, map_pairs
 from hf_seg.data.sources import folder
@@ -24,12 +25,9 @@ SPREAD = 8  # so many times as far from the other ids as these are from each oth
 
 
 def survey_classes(splits: Mapping[str, Dataset], root: Path) -> tuple[Survey, bool]:
-    """Look at all pairs by `root/classes.json`; returns also whether it gives colours.
-
-    Raises:
-        PairError: when it gives ids, and the masks' palettes differ from file to file.
-    """
-    spec, column = folder.build_own_spec(root, name="init", title="", split_rule=""), folder.build_mask_column(root)
+    """Look at all pairs by `root/classes.json`; returns also whether it gives colours. Where it gives ids, palettes
+    that differ from file to file are refused."""
+    spec, column = folder.build_own_spec(root, name="init", title="", split_rule=""), load_classes(root).build_column()
     decoding = {split: dataset.cast_column("mask", column) for split, dataset in splits.items()}
     survey = survey_pairs(decoding, spec)
     for problem in survey.problems:
@@ -39,11 +37,8 @@ def survey_classes(splits: Mapping[str, Dataset], root: Path) -> tuple[Survey, b
 
 
 def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
-    """Look at all pairs where the masks' meaning is not known, and count what they hold.
-
-    Returns:
-        `tuple`: the [`Survey`]; and whether it counts colours: so it does when a mask is not grey, or the palettes
-        differ.
+    """Look at all pairs where the masks' meaning is not known, and count what they hold; returns also whether that is
+    colours: so it is when a mask is not grey, or the palettes differ.
 
     Raises:
         PairError: when the palettes differ from file to file, and other masks hold ids.
@@ -60,21 +55,19 @@ def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
         if not values[False] <= values[True]:  # shades of grey that no palette has are ids, and no colours
             raise other_palette
     if not by_color:  # the white of 1-bit masks, counted as 1, is 255 where the other masks have it so
-        one_bit = [facts for facts in survey.facts if facts.mask_kind.endswith(" 1")]
         others = set().union(*(facts.counts for facts in survey.facts if not facts.mask_kind.endswith(" 1")))
-        for facts in one_bit:
-            if 1 in facts.counts:
+        for facts in survey.facts:
+            if facts.mask_kind.endswith(" 1") and 1 in facts.counts:
                 facts.counts[white(others)] = facts.counts.pop(1)
     return survey, by_color
 
 
 def _is_colored(pair: StoredPair) -> bool:
     """Whether a mask is of a kind that holds colours, and is not merely grey in three channels."""
-    try:
-        with open_header(pair.mask) as mask:  # of most, the header says that there is nothing to decode for this
-            return mask.mode != "F" and has_colors(mask) and not is_gray(np.asarray(mask.convert("RGB")))
-    except Exception:  # a damaged file, which the survey reports
-        return False
+    with suppress(Exception), open_header(pair.mask) as mask:  # of a damaged file, which the survey reports
+        # of most, the header says that there is nothing to decode for this
+        return mask.mode != "F" and has_colors(mask) and not is_gray(np.asarray(mask.convert("RGB")))
+    return False
 
 
 def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int, str] | None = None) -> dict[str, Any]:
@@ -88,9 +81,6 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
         survey ([`Survey`]), by_color (`bool`): from `survey_masks`.
         names (`Mapping[int, str]`, *optional*): of ids or colours, as a data set brings them along. What has a name is
             a class even if no mask holds it.
-
-    Returns:
-        `dict`: for `classes.json`.
 
     Raises:
         DataError: when the masks hold one value only, or too many to be classes.

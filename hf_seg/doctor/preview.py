@@ -11,7 +11,7 @@ import PIL.ImageOps
 from matplotlib.patches import Patch
 
 from hf_seg.data.classes import Classes
-from hf_seg.data.columns import ClassMask, UprightImage
+from hf_seg.data.columns import UprightImage
 from hf_seg.data.pairs import StoredPair
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.runs.figure import WIDTH, class_legend, open_figure, shorten
@@ -20,22 +20,13 @@ COLUMNS = 4
 SIDE = 400  # pixels of the longer side of a picture
 
 
-def plot_preview(
-    pairs: Sequence[StoredPair], mask_column: ClassMask, classes: Classes, path: str | os.PathLike
-) -> None:
-    """Draw the masks over their photographs, half transparent; what is ignored is black.
-
-    Args:
-        pairs (`Sequence[StoredPair]`): 1 to 8 of them, whose masks hold known classes.
-        mask_column ([`ClassMask`]): decodes the masks.
-        classes ([`Classes`]): names and colours.
-        path (`str` or `os.PathLike`): the PNG to write.
-    """
+def plot_preview(pairs: Sequence[StoredPair], classes: Classes, path: str | os.PathLike) -> None:
+    """Draw the masks of 1 to 8 pairs over their photographs, half transparent, to a PNG; what is ignored is black."""
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(classes.palette)] = classes.palette
-    pictures, areas = [], np.zeros(256, dtype=np.int64)
+    pictures, areas, column = [], np.zeros(256, dtype=np.int64), classes.build_column()
     for pair in pairs:
-        image, mask = UprightImage().decode_example(pair.image), mask_column.decode_example(pair.mask)
+        image, mask = UprightImage().decode_example(pair.image), column.decode_example(pair.mask)
         areas += mask.histogram()
         image.thumbnail((SIDE, SIDE))
         labels = np.asarray(mask.resize(image.size, PIL.Image.Resampling.NEAREST))
@@ -53,7 +44,6 @@ def plot_preview(
             axes.set_axis_off()
         for axes, picture, pair in zip(grid, pictures, pairs, strict=False):
             axes.imshow(picture, interpolation="nearest")
-            axes.set_title(
-                shorten(os.path.basename(pair.image_name).removesuffix(", image")), fontsize=7, fontweight="normal"
-            )
+            title = shorten(os.path.basename(pair.image_name).removesuffix(", image"))
+            axes.set_title(title, fontsize=7, fontweight="normal")
         figure.legend(**legend)

@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hf_seg.data.check import find_other_palette, reads_ids
 from hf_seg.data.columns import UprightImage, raw_values
 from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
 from hf_seg.data.spec import DatasetSpec
-from hf_seg.data.stored_image import Stored, open_header, open_mask, orientation
+from hf_seg.data.stored_image import open_header, open_mask, orientation
 from hf_seg.doctor.duplicates import find_duplicates, is_flat, thumbnail
 from hf_seg.problem import Level, PairError, Problem
 
@@ -32,44 +32,27 @@ MAX_DUPLICATES = 10_000  # a film from one place has as many pairs as it has fra
 
 @dataclass(kw_only=True, slots=True)
 class PairFacts:
-    """One pair; small things only are kept of it.
+    """One pair; small things only are kept of it."""
 
-    Args:
-        name (`str`): of the image.
-        problems (`list[Problem]`): what is to be said of the pair; an error where it cannot be used.
-        size (`tuple[int, int]`, *optional*): width and height; None: the pair cannot be used.
-        image_kind (`str`), mask_kind (`str`): format and mode, such as `JPEG RGB`.
-        turned (`bool`): the image is stored lying on its side or on its head.
-        counts (`dict[int, int]`): class id (255: ignored) → pixels; where the classes are not known, what the mask
-            holds, an id or a colour as 0xRRGGBB → pixels.
-        palette (`tuple[tuple[int, int, int], ...]`): the colours of a palette mask, by id.
-        thumbnail (`np.ndarray`, *optional*): see `duplicates.thumbnail`.
-    """
-
-    name: str
-    problems: list[Problem] = field(default_factory=list)
-    size: tuple[int, int] | None = None
-    image_kind: str = ""
+    name: str  # of the image
+    problems: list[Problem] = field(default_factory=list)  # with an error where it cannot be used
+    size: tuple[int, int] | None = None  # width and height; None: it cannot be used
+    image_kind: str = ""  # format and mode, such as `JPEG RGB`
     mask_kind: str = ""
-    turned: bool = False
+    turned: bool = False  # the image is stored lying on its side or on its head
+    # class id (255: ignored), or, where the classes are not known, an id or a colour as 0xRRGGBB → pixels
     counts: dict[int, int] = field(default_factory=dict)
-    palette: tuple[tuple[int, int, int], ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()  # the colours of a palette mask, by id
     thumbnail: np.ndarray | None = None
 
 
 @dataclass(kw_only=True)
 class Survey:
-    """What was found.
+    """What was found."""
 
-    Args:
-        problems (`list[Problem]`): of the pairs, in their order.
-        usable (`dict[str, dict[int, PairFacts]]`): split → row → the pair, of those that can be used.
-        pairs (`dict[str, int]`): split → number of pairs, usable or not.
-    """
-
-    problems: list[Problem] = field(default_factory=list)
-    usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)
-    pairs: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)  # of the pairs, in their order
+    usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)  # split → row → the pair
+    pairs: dict[str, int] = field(default_factory=dict)  # split → number of pairs, usable or not
 
     @property
     def facts(self) -> list[PairFacts]:
@@ -93,10 +76,8 @@ def survey_pairs(
     """Decode every pair once, on all cores.
 
     Args:
-        splits (`Mapping[str, Dataset]`): columns `image` and `mask`.
         spec (`DatasetSpec`, *optional*): what the masks mean; None: not known.
         by_color (`bool`, *optional*): where it is not known, count the masks' colours, or their ids; None: neither.
-        disable_bar (`bool`, *optional*): as tqdm's `disable`; None: a bar on terminals only.
     """
     survey = Survey(usable={name: {} for name in splits}, pairs={name: len(split) for name, split in splits.items()})
     if spec and reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
@@ -119,20 +100,17 @@ def examine_pair(
 ) -> PairFacts:
     """Decode a pair once, and say all there is to say of it."""
     facts, upright = PairFacts(name=pair.image_name), isinstance(features["image"], UprightImage)
-    with _header(pair.image) as header:
-        if header:
-            facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
-            facts.problems += _image_problems(header, pair.image_name, upright=upright)
-    with _header(pair.mask) as header:
-        if header:
-            facts.mask_kind = f"{header.format} {header.mode}"
-            facts.problems += _name_problems(header, pair.mask_name)
+    with suppress(Exception), open_header(pair.image) as header:  # of a damaged file: decoding says what it is
+        facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
+        facts.problems += _image_problems(header, pair.image_name, upright=upright)
+    with suppress(Exception), open_header(pair.mask) as header:
+        facts.mask_kind = f"{header.format} {header.mode}"
+        facts.problems += _name_problems(header, pair.mask_name)
     try:
         if spec:
             image, mask = decode_pair(pair, features, spec)
-            for value, count in enumerate(mask.histogram()):
+            for label, count in zip(spec.label_table, mask.histogram(), strict=True):
                 if count:
-                    label = spec.label_table[value]
                     facts.counts[label] = facts.counts.get(label, 0) + count
         else:
             image = features["image"].decode_example(pair.image | {"path": pair.image_name})
@@ -147,11 +125,8 @@ def examine_pair(
         return facts
     facts.size, facts.thumbnail = image.size, thumbnail(image)
     if spec and facts.counts.keys() == {spec.ignore_index}:
-        what, remedy = (
-            "every pixel of the mask is ignored",
-            "Nothing is learnt from it, and nothing scored. Is it meant?",
-        )
-        facts.problems.append(_warning("all-ignored", pair.mask_name, what, remedy))
+        remedy = "Nothing is learnt from it, and nothing scored. Is it meant?"
+        facts.problems.append(_warning("all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy))
     return facts
 
 
@@ -165,18 +140,6 @@ def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
         return {red << 16 | green << 8 | blue: count for count, (red, green, blue) in colors}
     values, counts = np.unique(raw_values(mask, by_color=by_color, name=name), return_counts=True)
     return dict(zip(map(int, values), map(int, counts), strict=True))
-
-
-@contextmanager
-def _header(stored: Stored) -> Iterator[PIL.Image.Image | None]:
-    """The header alone; None when it cannot be read: decoding says what it is."""
-    try:
-        image = open_header(stored)
-    except Exception:  # damaged files make Pillow raise anything
-        yield None
-        return
-    with image:
-        yield image
 
 
 def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Iterator[Problem]:
@@ -226,9 +189,6 @@ def _note(code: str, place: str, what: str, remedy: str) -> Problem:
     return _warning(code, place, what, remedy, level="note")
 
 
-# -- the whole -------------------------------------------------------------------------------------------------------
-
-
 def find_problems(
     survey: Survey,
     spec: DatasetSpec | None,
@@ -241,8 +201,6 @@ def find_problems(
     """What is to be said of the splits, and of photographs that are blank or there twice.
 
     Args:
-        survey ([`Survey`]): of all pairs.
-        spec (`DatasetSpec`, *optional*): what the masks mean.
         place (`str`): the data set, for messages.
         image_size (`int`): the side that pictures are resized to.
         drop (`bool`): pairs that cannot be used are left out, instead of refused.
@@ -255,11 +213,9 @@ def find_problems(
     small = [facts.size for facts in survey.facts if min(facts.size) < image_size]
     if small:
         width, height = min(small, key=min)
-        what = (
-            f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {image_size} (the smallest"
-        )
+        what = f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {image_size}"
         remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
-        yield _note("small-image", place, f"{what} is {width}×{height} pixels)", remedy)
+        yield _note("small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
     if spec:
         yield from _class_problems(survey, spec, place, split_known)
     yield from _photograph_problems(survey, place, split_known)
@@ -287,7 +243,7 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
             else:
                 remedy = f"mIoU of {name} leaves such classes out: move or add pairs to have them counted."
             yield _warning("absent-class", place, f"{name} holds no pixel of {', '.join(absent)}", remedy)
-        shares = {label: pixels[index] / max(1, total - ignored) for index, label in spec.id2label.items()}
+        shares = _class_shares(pixels, spec)
         rare = [f"{label} ({share:.3%})" for label, share in shares.items() if 0 < share < RARE]
         if rare and name == "train":
             what = f"below {RARE:.1%} of the labelled pixels of train: {', '.join(rare)}"
@@ -326,20 +282,17 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
 
 
 def describe(survey: Survey, spec: DatasetSpec | None) -> dict[str, Any]:
-    """The numbers of each split, ready for JSON.
-
-    Returns:
-        `dict`: split → `pairs`, `usable`, and with the spec `ignored_share` (of all pixels) and `class_shares` (class
-        name → share of the pixels that are not ignored).
-    """
+    """The numbers of each split, ready for JSON: `ignored_share` of all pixels, `class_shares` of those that count."""
     described = {}
     for name, rows in survey.usable.items():
         described[name] = {"pairs": survey.pairs[name], "usable": len(rows)}
         if spec:
             pixels = survey.pixels(name)
-            total, ignored = pixels.total(), pixels[spec.ignore_index]
-            described[name]["ignored_share"] = ignored / max(1, total)
-            described[name]["class_shares"] = {
-                label: pixels[index] / max(1, total - ignored) for index, label in spec.id2label.items()
-            }
+            described[name]["ignored_share"] = pixels[spec.ignore_index] / max(1, pixels.total())
+            described[name]["class_shares"] = _class_shares(pixels, spec)
     return described
+
+
+def _class_shares(pixels: Counter[int], spec: DatasetSpec) -> dict[str, float]:
+    labelled = max(1, pixels.total() - pixels[spec.ignore_index])
+    return {label: pixels[index] / labelled for index, label in spec.id2label.items()}

@@ -15,28 +15,28 @@ RED, BLUE = {"name": "red", "color": [255, 0, 0]}, {"name": "blue", "color": "#0
 
 
 def problems(**content):
-    classes, found = read_classes(content)
-    assert classes is None and found
+    with pytest.raises(DataError) as caught:
+        read_classes(content)
+    found = caught.value.problems
     assert {(problem.code, problem.place) for problem in found} == {("classes-json", "classes.json")}
     return ["; ".join(filter(None, (problem.what, problem.remedy))) for problem in found]
 
 
 def test_ids():
-    classes, found = read_classes({"classes": [CAT, DOG | {"color": "#010203"}], "ignore": [255, 9]})
-    assert found == []
+    classes = read_classes({"classes": [CAT, DOG | {"color": "#010203"}], "ignore": [255, 9]})
     assert (classes.names, classes.by_color) == (("cat", "dog"), False)
     assert classes.meaning == {0: 0, 7: 1, 255: 255, 9: 255}
     assert classes.palette[1] == (1, 2, 3) and classes.palette[0] != classes.palette[1]
 
 
 def test_colors():
-    classes, _ = read_classes({"classes": [RED, BLUE], "ignore": ["#ffffff"], "label_map": {"#880000": "red"}})
+    classes = read_classes({"classes": [RED, BLUE], "ignore": ["#ffffff"], "label_map": {"#880000": "red"}})
     assert classes.by_color and classes.palette == ((255, 0, 0), (0, 0, 255))
     assert classes.meaning == {0xFF0000: 0, 0x0000FF: 1, 0x880000: 0, 0xFFFFFF: 255}
 
 
 def test_several_ids_fold_into_a_class_and_255_may_be_one():
-    classes, _ = read_classes(
+    classes = read_classes(
         {"classes": [{"name": "a", "id": 255}, {"name": "b", "id": 40000}], "label_map": {"3": "a", "4": "a"}}
     )
     assert classes.meaning == {255: 0, 40000: 1, 3: 0, 4: 0}
@@ -166,10 +166,10 @@ CONTENT = st.fixed_dictionaries(
 @given(CONTENT | st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
 def test_whatever_the_file_holds_is_classes_or_problems(content):
     content = json.loads(json.dumps(content))
-    classes, found = read_classes(content)
-    assert (classes is None) == bool(found)
-    if classes is None:
-        assert all(problem.what and problem.code == "classes-json" for problem in found)
+    try:
+        classes = read_classes(content)
+    except DataError as error:
+        assert all(problem.what and problem.code == "classes-json" for problem in error.problems)
     else:
         assert isinstance(classes, Classes)
         assert len(set(classes.names)) == len(set(classes.palette)) == len(classes.names) >= 2

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data.columns import StoredImage
+from hf_seg.data.pairs import ALL, Listing
 from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
 from hf_seg.data.sources.download import fetch_parts, find_folder
-from hf_seg.data.sources.listing import ALL, Listing
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
 
@@ -22,22 +22,14 @@ SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, syntheti
 
 
 def load_spec(data: DataRecipe) -> DatasetSpec:
-    """What the masks of a recipe's data set mean; no file is read but the `classes.json` of your own data.
-
-    Raises:
-        DataError: when your own folder, or its `classes.json`, is not there or not in order.
-    """
+    """What the masks of a recipe's data set mean; no file is read but the `classes.json` of your own data."""
     if data.name == "folder":
         return folder.build_spec(folder.find_root(data.root))
     return table.build_hub_spec(data) if data.name == "hub" else SPECS[data.name]
 
 
 def fetch(data: DataRecipe) -> None:
-    """Download and unpack what is not there yet of a data set that hf_seg knows.
-
-    Raises:
-        DataError: when it cannot be had.
-    """
+    """Download and unpack what is not there yet of a data set that hf_seg knows."""
     if source := OFFICIAL.get(data.name):
         fetch_parts(source, find_folder(source, data.root), may_download=data.root is None)
 

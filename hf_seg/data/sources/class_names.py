@@ -17,7 +17,7 @@ VOID = {255, 65_535}
 Names = dict[int, str]  # of an id, or of a colour as 0xRRGGBB
 
 
-def find_names(folders: Iterable[Path], values: Collection[int], *, by_color: bool) -> tuple[Names, str]:
+def find_names(folders: Iterable[Path], values: Collection[int], by_color: bool) -> tuple[Names, str]:
     """The names in the first file that has one for everything in the masks, and the file's name.
 
     Args:

@@ -100,19 +100,6 @@ def disk_remedy(error: BaseException | None) -> str:
     return ""
 
 
-@contextmanager
-def _writing(folder: Path, doing: str) -> Iterator[None]:
-    """Let one process work in `folder`, which is created, and give file system errors a remedy."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_process(folder / LOCK_NAME, doing):
-            yield
-    except OSError as error:
-        remedy = disk_remedy(error) or "The folder must be writable."
-        remedy += " Or put the unpacked data set elsewhere and name that folder in data.root."
-        raise DataError(folder, f"{doing} failed: {error}", remedy) from error
-
-
 def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Problem | None:
     """What [`fetch_parts`] refuses: parts that are neither there nor packed, and that it cannot download."""
     absent = [a for a in source.ARCHIVES if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
@@ -143,19 +130,28 @@ def fetch_parts(source: ModuleType, folder: Path, *, may_download: bool) -> None
         raise DataError(problems=[lack])
     if all((folder / archive.part).is_dir() for archive in source.ARCHIVES):
         return
-    with _writing(folder, f"getting {source.SPEC.title}"):
-        for archive in source.ARCHIVES:
-            if (folder / archive.part).is_dir():  # another process may have been quicker
-                continue
-            path = folder / archive.file_name
-            by_hand = path.is_file()
-            if not by_hand:
-                _download(archive, path)
-            elif problem := check_md5(path, archive):
-                raise DataError(problems=[problem])
-            _unpack(path, archive)
-            if not by_hand:
-                path.unlink()
+    doing = f"getting {source.SPEC.title}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_process(folder / LOCK_NAME, doing):
+            for archive in source.ARCHIVES:
+                if not (folder / archive.part).is_dir():  # another process may have been quicker
+                    _fetch(archive, folder / archive.file_name)
+    except OSError as error:
+        remedy = disk_remedy(error) or "The folder must be writable."
+        remedy += " Or put the unpacked data set elsewhere and name that folder in data.root."
+        raise DataError(folder, f"{doing} failed: {error}", remedy) from error
+
+
+def _fetch(archive: Archive, path: Path) -> None:
+    by_hand = path.is_file()
+    if not by_hand:
+        _download(archive, path)
+    elif problem := check_md5(path, archive):
+        raise DataError(problems=[problem])
+    _unpack(path, archive)
+    if not by_hand:
+        path.unlink()
 
 
 def check_md5(path: Path, archive: Archive) -> Problem | None:

@@ -13,8 +13,8 @@ from datasets import Dataset, DatasetDict, Features, Image
 from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.file_search import RENAME, find_files, is_utf8
+from hf_seg.data.pairs import ALL, Listing
 from hf_seg.data.sources.layouts import IMAGE_SUFFIXES, MASK_SUFFIXES, count_endings, find_ending, find_layout
-from hf_seg.data.sources.listing import ALL, Listing
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLIT_WORDS,
@@ -57,11 +57,7 @@ class Found:
 
 
 def find_root(root: str) -> Path:
-    """The folder of `data.root`.
-
-    Raises:
-        DataError: when it does not exist, or its name cannot be written into a table.
-    """
+    """The folder of `data.root`, which must be there, under a name that can be written into a table."""
     folder = Path(root).expanduser()
     if not is_utf8(folder):
         raise DataError(folder, "the name is not UTF-8", RENAME)
@@ -71,11 +67,7 @@ def find_root(root: str) -> Path:
 
 
 def build_spec(root: Path) -> DatasetSpec:
-    """What the masks of a folder mean.
-
-    Raises:
-        DataError: when the layout is unknown, or `classes.json` is absent or not in order.
-    """
+    """What the masks of a folder mean, by its layout and its `classes.json`, which must be in order."""
     layout = find_layout(root)
     drawn = "drawn at random once and kept in split.json"
     rule = f"80 % train, 10 % validation, 10 % test, {drawn}."
@@ -100,13 +92,6 @@ def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepa
     )
 
 
-def build_mask_column(root: Path) -> ClassMask:
-    """The column that decodes the masks of a folder to class ids, by its `classes.json`."""
-    classes = load_classes(root)
-    values, labels = list(classes.meaning), list(classes.meaning.values())
-    return ClassMask(by_color=classes.by_color, values=values, labels=labels)
-
-
 def list_folder(data: DataRecipe) -> Listing:
     """The pairs of `data.root`; a split that has no folder is drawn, and not yet saved."""
     listing = Listing(place=data.root)
@@ -117,7 +102,7 @@ def list_folder(data: DataRecipe) -> Listing:
         listing.bad_pairs, listing.notes = found.problems, found.notes
         mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
         with listing.going_on():
-            listing.spec, mask = build_spec(root), build_mask_column(root)
+            listing.spec, mask = build_spec(root), load_classes(root).build_column()
         splits = {ALL: [pair for pairs in found.splits.values() for pair in pairs.values()]}
         with listing.going_on():
             splits, drawn = divide(root, found)

@@ -59,14 +59,10 @@ def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:
-    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed; the rest is `train`.
+    """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed; `train` is the rest. All sorted.
 
     Args:
         names (`Sequence`): of the pairs, in an order that is the same every time.
-        held_out (`Sequence[str]`): the splits to draw, such as `validation` and `test`.
-
-    Returns:
-        `dict[str, list]`: split → names, sorted.
     """
     shuffled = list(names)
     random.Random(SPLIT_SEED).shuffle(shuffled)
@@ -76,18 +72,14 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
 
 
 def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str]] | None:
-    """Read `root/split.json`; None when there is none.
+    """Read `root/split.json`, which must hold each name once; None when there is none.
 
     Args:
-        root (`Path`): the folder.
         wanted (`Sequence[str]`): the splits that it must hold: all three, or those for which there is no folder.
 
     Returns:
-        `dict[str, list[str]]`: each of `wanted`, with names of pairs (a path below `images` without suffix) in
-        Unicode's form NFC.
-
-    Raises:
-        DataError: when the file cannot be read, or is not these lists of names that are each there once.
+        `dict[str, list[str]]`: each of `wanted` → names of pairs (a path below `images` without suffix) in Unicode's
+        form NFC.
     """
     content = _read(root)
     if content is None:
@@ -110,9 +102,6 @@ def load_row_split(root: Path) -> dict[str, Any] | None:
     Returns:
         `dict`: `train_rows`, how many rows the train split had; `content`, a hash of what was in them; `held_out`,
         `validation`, `test` or both → the numbers of the rows that were taken out of train.
-
-    Raises:
-        DataError: when the file cannot be read, or does not hold these.
     """
     content = _read(root)
     if content is None:
@@ -135,9 +124,6 @@ def save_split(root: Path, content: dict[str, Any], otherwise: str) -> None:
     Args:
         content (`dict`): what the file holds, without the seed.
         otherwise (`str`): what to do where the folder cannot be made writable.
-
-    Raises:
-        DataError: when it cannot be written to.
     """
     text = json.dumps({"seed": SPLIT_SEED, **content}, indent=1, ensure_ascii=False)
     try:

@@ -6,7 +6,7 @@ The pictures' bytes lie in Arrow tables that `datasets` maps into memory; nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from pyarrow import compute
 
+from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import UprightImage
-from hf_seg.data.sources.folder import build_mask_column, build_own_spec, find_root
-from hf_seg.data.sources.listing import Listing
+from hf_seg.data.pairs import Listing
+from hf_seg.data.sources.folder import build_own_spec, find_root
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLITS,
@@ -70,7 +71,7 @@ def list_table(data: DataRecipe) -> Listing:
     listing = Listing(place=data_set_name(data.path))
     with listing.going_on():
         root = find_hub_root(data)
-        mask = build_mask_column(root)
+        mask = load_classes(root).build_column()
         listing.spec = build_hub_spec(data)
         rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
         usable, listing.bad_pairs = find_usable(data.path, rows)
@@ -91,9 +92,6 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
         `tuple`: `train`, `validation` and `test`, as far as the data set has them, with the columns `image` and
         `mask`, pictures as stored, and `origin`, such as `org/name train[12]`; and what the first two are called in
         the data set.
-
-    Raises:
-        DataError: when there is no train split, or the columns cannot be told.
     """
     name = data_set_name(data.path)
     splits = {split: tables[own] for split, own in find_splits(name, tables).items()}
@@ -118,7 +116,7 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
     """
     usable, problems = {}, []
     for split, dataset in rows.items():
-        no_image, no_mask = (_is_empty(dataset, column) for column in ("image", "mask"))
+        (no_image, images), (no_mask, masks) = (_find_files(dataset, column) for column in ("image", "mask"))
         origins = dataset.select_columns("origin")
         if split != "train" and len(dataset) and no_mask.all():
             place = origins[0]["origin"].removesuffix("[0]")
@@ -129,8 +127,8 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
             what = f"the row has no {'mask' if no_mask[row] else 'image'}"
             problems.append(Problem(code="unpaired", place=origins[row]["origin"], what=what, remedy=EMPTY))
         outside = {}
-        for column in ("image", "mask"):
-            outside |= {row: (column, file) for row, file in _named_files(dataset, column) if not may_read(path, file)}
+        for column, files in (("image", images), ("mask", masks)):
+            outside |= {row: (column, file) for row, file in files.items() if not may_read(path, file)}
         for row, (column, file) in sorted(outside.items()):
             what = f"the {column} is a file outside of the data set, {printable(file)}"
             problems.append(Problem(code="outside-file", place=origins[row]["origin"], what=what, remedy=OUTSIDE))
@@ -138,23 +136,12 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
     return usable, problems
 
 
-def _named_files(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
-    """The rows whose picture's bytes are not in the table, and the files that these name."""
-    start = 0
-    for chunk in dataset.data.column(column).chunks:
-        only_path = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
-        rows = np.flatnonzero(only_path.to_numpy(zero_copy_only=False))
-        yield from zip((start + rows).tolist(), chunk.field("path").take(rows).to_pylist(), strict=True)
-        start += len(chunk)
-
-
-def _is_empty(dataset: Dataset, column: str) -> np.ndarray:
-    """Of each row, whether it holds no picture; what says so is read, and not the pictures."""
-    empty = [np.zeros(0, bool)]
-    for chunk in dataset.data.column(column).chunks:
-        no_bytes, no_path = (chunk.field(part).is_null() for part in ("bytes", "path"))
-        empty.append(compute.or_(chunk.is_null(), compute.and_(no_bytes, no_path)).to_numpy(zero_copy_only=False))
-    return np.concatenate(empty)
+def _find_files(dataset: Dataset, column: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Of each row, whether it holds no picture; and row → the file in which the picture lies. No picture is read."""
+    stored, paths = (compute.struct_field(dataset.data.column(column), part) for part in ("bytes", "path"))
+    absent, no_path = stored.is_null().to_numpy(), paths.is_null().to_numpy()
+    rows = np.flatnonzero(absent & ~no_path)
+    return absent & no_path, dict(zip(rows.tolist(), paths.take(rows).to_pylist(), strict=True))
 
 
 def describe_content(dataset: Dataset) -> str:

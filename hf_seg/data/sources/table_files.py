@@ -203,15 +203,15 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
 
 
 def load_class_names(
-    path: str, revision: str | None, features: Features, ids: Collection[int]
+    path: str, revision: str | None, features: Features, ids: Collection[int], by_color: bool
 ) -> tuple[dict[int, str], str]:
-    """Names for mask ids that a data set brings along, and where: `id2label.json` or the column; empty without any.
+    """Names for the ids in the masks that a data set brings along, and where; empty without any, and for colours.
 
-    Args:
-        features (`Features`): of one of its tables. Without `id2label.json`, the names of a `ClassLabel` in them are
-            taken if it is the only one with as many as the ids in the masks call for: others name something else.
-        ids (`Collection[int]`): what the masks hold.
+    They stand in `id2label.json`, or in a `ClassLabel` of one of its tables, which is taken if it is the only one with
+    as many names as the ids call for: others name something else.
     """
+    if by_color:
+        return {}, ""
     place = Path(path).expanduser()
     file: Path | None = place / "id2label.json"
     if not place.exists():
@@ -249,22 +249,27 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
         DataError: when a column is not there or holds no pictures, or when more than one could be meant.
     """
     pictures = [column for column, feature in features.items() if holds_pictures(feature)]
-    for key, given in (("image_column", image), ("mask_column", mask)):
+    columns = {"image_column": image, "mask_column": mask}
+    for key, given in columns.items():
         if given is not None and given not in features:
             raise DataError(name, f'has no column "{given}" (data.{key})', _listed(features))
         if given is not None and given not in pictures:
             what = f'the column "{given}" (data.{key}) holds no pictures'
             raise DataError(name, what, f"{_listed(features)} {PICTURES}")
-    image = image or _named(pictures, IMAGE_NAMES, other=mask)
-    mask = mask or _named(pictures, MASK_NAMES, other=image)
-    image = image or _last(pictures, mask)
-    mask = mask or _last(pictures, image)
-    for key, found in (("image_column", image), ("mask_column", mask)):
+    for key, names in (("image_column", IMAGE_NAMES), ("mask_column", MASK_NAMES)):
+        usual = [column for column in pictures if column.lower() in names and column not in columns.values()]
+        if columns[key] is None and len(usual) == 1:
+            columns[key] = usual[0]
+    for key, found in columns.items():
+        left = [column for column in pictures if column not in columns.values()]
+        if found is None and len(left) == 1 and any(columns.values()):  # which of two or more is not guessed
+            columns[key] = left[0]
+    for key, found in columns.items():
         if found is None:
             remedy = f"Set data.{key} (`hf-seg init` has --{key})." if len(pictures) > 1 else PICTURES
             what = f"which column is the {key.replace('_', ' ')} cannot be told"
             raise DataError(name, what, f"{_listed(features)} {remedy}")
-    return image, mask
+    return columns["image_column"], columns["mask_column"]
 
 
 def holds_pictures(feature: Any) -> bool:
@@ -272,17 +277,6 @@ def holds_pictures(feature: Any) -> bool:
     if isinstance(feature, Mapping):
         return "bytes" in feature and feature.keys() <= {"bytes", "path"}
     return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
-
-
-def _named(pictures: list[str], names: set[str], other: str | None) -> str | None:
-    found = [column for column in pictures if column.lower() in names and column != other]
-    return found[0] if len(found) == 1 else None
-
-
-def _last(pictures: list[str], other: str | None) -> str | None:
-    """The only column of pictures besides `other`; which of two or more is not guessed."""
-    left = [column for column in pictures if column != other]
-    return left[0] if len(left) == 1 and other is not None else None
 
 
 def _listed(features: Features) -> str:

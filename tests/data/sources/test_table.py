@@ -504,19 +504,19 @@ class TestClassNames:
     def test_of_a_class_label_with_as_many_names(self, tmp_path, ids, expected):
         labels = {"parts": List(ClassLabel(names=["ground", "disc"])), "kind": ClassLabel(names=["a", "b", "c"])}
         features = Features({"image": Image(), "mask": Image(), **labels})
-        assert hub_files.load_class_names(str(tmp_path), None, features, ids) == expected
+        assert hub_files.load_class_names(str(tmp_path), None, features, ids, False) == expected
 
     def test_two_class_labels_that_fit(self, tmp_path):
         features = Features({name: ClassLabel(names=["a", "b"]) for name in ("one", "two")})
-        assert hub_files.load_class_names(str(tmp_path), None, features, {0, 1}) == ({}, "")
+        assert hub_files.load_class_names(str(tmp_path), None, features, {0, 1}, False) == ({}, "")
 
     def test_of_id2label(self, tmp_path):
         (tmp_path / "id2label.json").write_text('{"0": "ground", "1": "disc"}')
-        found = hub_files.load_class_names(str(tmp_path), None, Features({}), {0})
+        found = hub_files.load_class_names(str(tmp_path), None, Features({}), {0}, False)
         assert found == ({0: "ground", 1: "disc"}, "id2label.json")
         (tmp_path / "id2label.json").write_text('["ground"]')
         with pytest.raises(DataError, match="id2label.json: cannot be read"):
-            hub_files.load_class_names(str(tmp_path), None, Features({}), {0})
+            hub_files.load_class_names(str(tmp_path), None, Features({}), {0}, False)
 
 
 @pytest.fixture
