@@ -104,13 +104,12 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     Raises:
         DataError: when an image has no mask, a mask no image, or an image is there twice.
     """
-    official_train = _pairs_by_city(folder, "train")
-    cities = sorted(official_train)
-    held_out = cities[-VALIDATION_CITIES:]
+    official_train = _match(folder, "train")
+    held_out = sorted({city for city, _ in official_train})[-VALIDATION_CITIES:]
     return {
-        "train": [pair for city in cities if city not in held_out for pair in official_train[city]],
-        "validation": [pair for city in held_out for pair in official_train[city]],
-        "test": [pair for _, pairs in sorted(_pairs_by_city(folder, "val").items()) for pair in pairs],
+        "train": [pair for (city, _), pair in official_train.items() if city not in held_out],
+        "validation": [pair for (city, _), pair in official_train.items() if city in held_out],
+        "test": list(_match(folder, "val").values()),
     }
 
 
@@ -123,7 +122,7 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]]]:
+def _match(folder: Path, split: str) -> dict[Key, tuple[Path, Path]]:
     images, masks, twice = _find(folder, split)
     wrong = {path: "there is another image of this name" for path in twice}
     wrong |= {images[key]: "no mask" for key in sorted(images.keys() - masks.keys())}
@@ -137,10 +136,7 @@ def _pairs_by_city(folder: Path, split: str) -> dict[str, list[tuple[Path, Path]
         problems = [Problem(place=str(path), what=what, **kind) for path, what in wrong.items()]
         heading = f"{folder}: {len(wrong)} files of {split} are not one image to one mask:"
         raise DataError(problems=problems, heading=heading)
-    by_city: dict[str, list[tuple[Path, Path]]] = {}
-    for city, name in sorted(images):
-        by_city.setdefault(city, []).append((images[city, name], masks[city, name]))
-    return by_city
+    return {key: (images[key], masks[key]) for key in sorted(images)}
 
 
 def _find(folder: Path, split: str) -> tuple[dict[Key, Path], dict[Key, Path], list[Path]]:
