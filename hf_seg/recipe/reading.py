@@ -60,14 +60,12 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     """Read and check recipes, and put them in training order.
 
     Args:
-        paths (`Sequence[str | Path]`): recipe files; one may name another one's encoder.
-        overrides (`Sequence[str]`): `--section.key value` pairs (also `--section.key=value`), as on the command line;
-            they hold for each of `paths`, not for a recipe that is loaded only because one of them needs its encoder.
-            A value is read as JSON where it is JSON, else as text.
+        overrides: `--section.key value` or `--section.key=value`, as on the command line, for each of `paths`, not for
+            a recipe that is added. A value is read as JSON where it is JSON, else as text.
 
     Returns:
-        `list[Recipe]`: in the order given, except that a recipe comes after the one whose encoder it starts from,
-        which is added when it was not given.
+        In the order given, except that a recipe comes after the one whose encoder it starts from, which is added when
+        it was not given.
 
     Raises:
         RecipeError: with every problem of every file.

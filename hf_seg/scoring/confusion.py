@@ -50,15 +50,7 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
 
 
 def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
-    """[`confusion_matrix`] of each image of a batch.
-
-    Args:
-        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`), references (the same shape): ids, not
-            checked.
-
-    Returns:
-        `torch.IntTensor` of shape `(batch, C, C)`.
-    """
+    """[`confusion_matrix`] of each image of a batch, int32 of shape `(batch, C, C)`; the ids are not checked."""
     batch, size = len(references), num_labels**2
     image = torch.arange(batch, device=references.device)[:, None, None]
     keep = references != ignore_index

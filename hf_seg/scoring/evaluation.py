@@ -20,7 +20,6 @@ class Evaluation:
     """Sums up what becomes the scores of a set.
 
     Args:
-        class_names (`Sequence[str]`): in the order of the ids.
         thorough (`bool`): as for a test set: with ROC curves, boundary IoU, and a confusion matrix for each image.
         second_opinion ([`SecondOpinion`], *optional*): gets the same masks.
     """

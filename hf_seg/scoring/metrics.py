@@ -47,7 +47,7 @@ class SegMetric(evaluate.Metric):
         Args:
             predictions (integer tensor or array of shape `(batch, height, width)`, or a list of `(height, width)` maps
                 of differing sizes): class ids in `[0, num_labels)`.
-            references (the same form): class ids in `[0, num_labels)`, or `ignore_index`.
+            references (the same form): these, or `ignore_index`.
 
         Raises:
             ValueError: when shapes or lengths differ, or an id is out of range.
@@ -117,11 +117,8 @@ class SecondOpinion:
         self._attempt("failed", add)
 
     def compare(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """Compare with the scores of a [`SegMetric`].
-
-        Returns:
-            `dict`: `available`, and with it `mean_iou` (the other one's) and `largest_difference` over all keys and
-            classes; or the `reason` why it is not available.
+        """Compare with a [`SegMetric`]'s scores: `available`, and with it `mean_iou` (the other one's) and
+        `largest_difference` over all keys and classes, or else the `reason`.
         """
 
         def compute() -> dict[str, Any]:

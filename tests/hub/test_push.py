@@ -169,7 +169,7 @@ def contents(folder):
 
 def ask_a_stranger(repo, photograph, again=""):
     """The stranger's mask of a photograph."""
-    # training has set this process's threads, and with another number of them the last bits of the logits are others
+    # training has set this process's threads, and another number of them may give logits with other last bits
     threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", STRANGER, repo, photograph, again]
     code = subprocess.run(command, text=True, capture_output=True, env=threads)

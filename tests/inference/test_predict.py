@@ -456,6 +456,15 @@ def test_classes_of_one_name_share_their_pixels(segmenter, tmp_path, monkeypatch
     assert len(np.unique(result.mask)) > 1 and result.class_shares == {"other": pytest.approx(1)}
 
 
+def test_the_highest_score_wins_however_near_the_next_one_is(segmenter, tmp_path, monkeypatch):
+    near = torch.tensor([0.0, 1e-8, -1.0])
+    assert near.softmax(dim=0)[0] == near.softmax(dim=0)[1]  # where the first of two equal ones would win
+    monkeypatch.setattr(Segmenter, "_scores", lambda self, x: near[None, :, None, None].expand(len(x), 3, 16, 16))
+    photograph().save(tmp_path / "a.png")
+    (result,) = predict(segmenter, [tmp_path / "a.png"])
+    assert (result.mask == 1).all()
+
+
 def test_scores_that_are_no_numbers_are_no_mask(segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(Segmenter, "_scores", lambda self, x: torch.full((len(x), 3, 16, 16), torch.nan))
     photograph().save(tmp_path / "a.png")
