@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the runs of the recipe `name`, which differ in their seeds only, by seed."""
+    """What is compared: the runs of a recipe, which differ in their seeds only."""
 
     name: str
     runs: tuple[Run, ...]

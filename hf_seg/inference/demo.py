@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -13,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
+from huggingface_hub import HfApi, SpaceCardData, snapshot_download
 from PIL import Image
 
 from hf_seg.data.sources.synthetic import generate
@@ -148,9 +147,8 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
             stage(Path(model), folder / source, names)
         else:
             references.append(source)
-            # a Space runs the code that was there when it was pushed
-            revision = attempt(lambda source=source: HfApi().model_info(source).sha, source)
-            find = functools.partial(_download, source, revision)
+            files = attempt(lambda source=source: snapshot_download(source, allow_patterns=["*.json", "*.py"]), source)
+            revision, find = Path(files).name, Path(files).joinpath  # a Space runs the code that was there when pushed
         if runs_code:
             _check_code(model, find)
         colours, how = palette_of(segmenter), {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries}
@@ -179,10 +177,6 @@ def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
     if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
         what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
         raise Refusal(model, what, remedy)
-
-
-def _download(repo_id: str, revision: str, name: str) -> Path:
-    return Path(attempt(lambda: hf_hub_download(repo_id, name, revision=revision), repo_id))
 
 
 def _load(models: Sequence[str | Path]) -> list[Segmenter]:

@@ -208,11 +208,9 @@ def _longest_name(out: Path) -> int:
 
 
 def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
-    """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name.
-
-    A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do not
-    tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
-    """
+    """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name."""
+    # A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do
+    # not tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
     places = {path: Path(os.path.relpath(os.path.abspath(path), root)) for path in files}
     counts = Counter(_folded(place.with_suffix("")) for place in places.values())

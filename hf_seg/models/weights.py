@@ -56,11 +56,10 @@ def source_of(model: ModelRecipe) -> str:
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
-    """Find a recipe's file of weights, .safetensors or pytorch_model.bin, downloading it once if it is on the Hub.
+    """A recipe's file of weights, .safetensors or pytorch_model.bin, downloaded once if it is on the Hub.
 
     Raises:
-        RecipeError: when there is no such file, it may not be opened, or is a checkpoint of another encoder than
-            that of `config`.
+        RecipeError: when there is none, it may not be opened, or is a checkpoint of another encoder than `config`'s.
     """
     source = source_of(model)
     local = Path(source).expanduser()

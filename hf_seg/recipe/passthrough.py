@@ -59,11 +59,8 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "push_to_hub_model_id": (_GONE, "set hub_model_id"),
     "save_safetensors": (_GONE, "weights are always saved as safetensors"),
     "hub_token push_to_hub_token": ("secrets never go into a recipe", "run `hf auth login` or set HF_TOKEN"),
-    "average_tokens_across_devices include_num_input_tokens_seen include_tokens_per_second use_liger_kernel "
-    "liger_kernel_config use_cache neftune_noise_alpha train_sampling_strategy length_column_name group_by_length": (
-        _TEXT,
-        "",
-    ),
+    "average_tokens_across_devices include_num_input_tokens_seen include_tokens_per_second use_liger_kernel use_cache "
+    "liger_kernel_config neftune_noise_alpha train_sampling_strategy length_column_name group_by_length": (_TEXT, ""),
     "gradient_checkpointing": ("transformers has renamed it", "set activation_checkpointing"),
     "gradient_checkpointing_kwargs": ("transformers has renamed it", "set activation_checkpointing_kwargs"),
     "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (_LAUNCHER, _SCIENCE),

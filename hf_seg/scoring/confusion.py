@@ -90,7 +90,10 @@ def _mean_of_present(values: np.ndarray) -> np.ndarray:
 
 
 def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
-    """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class."""
+    """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class.
+
+    Means and `overall_accuracy` are floats in [0, 1]; by category, float64 arrays `(C,)`, NaN for absent classes.
+    """
     right, area = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
     with np.errstate(invalid="ignore"):
         accuracy, overall = right / area, right.sum() / area.sum()
