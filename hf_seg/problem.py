@@ -116,9 +116,9 @@ class HubError(Refusal):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The end of what is said of an unknown name: the known one that is closest, or else a text of the caller's."""
+    """The remedy for an unknown name: the known one that is closest, or else a text of the caller's."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else otherwise
+    return f'did you mean "{close[0]}"?' if close else otherwise
 
 
 def listing(items: Sequence[str], limit: int = 10) -> str:

@@ -18,14 +18,10 @@ from urllib.parse import quote
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text for a terminal or a log: what is not printable stands there as Python would write it.
+    r"""Text for a terminal or a log: what is not printable, but for the characters in `keep`, stands there escaped.
 
     Control characters could move the cursor or start a new line, and the halves of a name that is not UTF-8
     (surrogates) cannot be encoded.
-
-    Args:
-        text (`str`): names escaped before are not escaped again.
-        keep (`str`, *optional*): characters that stay; `"\n"` where the text may have several lines.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
@@ -54,7 +50,7 @@ def prepare_output() -> None:
 
 
 class Markdown(str):
-    """Text that is Markdown already: of [`markdown`], [`code`] and [`link`]."""
+    """Text that is Markdown already."""
 
 
 def markdown(text: object) -> Markdown:
@@ -108,10 +104,7 @@ _PLACES = re.compile(
 
 
 def redact(text: str) -> str:
-    """Text for the public: without secrets, and with places on the machine reduced to their last part.
-
-    Addresses, names on the Hub and relative paths stay.
-    """
+    """Text for the public: without secrets, and with places on the machine cut to their last part."""
     text = without_secrets(text)
     if re.match(r"(?:file:|~(?:[A-Za-z_][\w.-]*)?|[A-Za-z]:|\.\.?)?[/\\]", text):
         return _last_part(text)

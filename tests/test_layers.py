@@ -22,7 +22,7 @@ ALLOWED = {
     "launch": {"data", "hub", "models", "recipe", "runs", "training"},
     "train": {"data", "hub", "launch", "models", "runs", "training"},
     "doctor": {"data", "launch", "recipe", "runs"},
-    "inference": {"data", "hub", "models"},
+    "inference": {"data", "hub", "models", "scoring"},
     "compare": {"recipe", "runs", "scoring"},
     "cli": {"compare", "doctor", "hub", "inference", "recipe", "training"},
     "processes": set(),

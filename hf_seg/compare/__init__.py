@@ -42,7 +42,7 @@ class Run:
 
     Args:
         per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images.
-        samples (`dict[str, np.ndarray]`, *optional*): bytes of some test images: `pixel_values` of shape
+        samples (`dict[str, np.ndarray]`, *optional*): uint8, of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`.
         roc (`dict[str, np.ndarray]`, *optional*): `fpr` and `tpr` of shape `(C, points)`, NaN where a class does not
@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the runs of the recipe `name`, which differ in their seeds only, by seed."""
+    """What is compared: the runs of a recipe, which differ in their seeds only."""
 
     name: str
     runs: tuple[Run, ...]
@@ -82,43 +82,31 @@ class Arm:
         return [look_up(run.results, keys) for run in self.runs]
 
     def mean(self, *keys: str) -> float:
-        """The mean of [`~Arm.values`]."""
         return statistics.fmean(self.values(*keys))
 
     def deviation(self, *keys: str) -> float | None:
-        """The sample standard deviation of [`~Arm.values`]; None of a single one."""
+        """The sample standard deviation; None of a single run."""
         return statistics.stdev(self.values(*keys)) if len(self.runs) > 1 else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the test mIoU of `first` is than that of `second`.
-
-    Args:
-        mean (`float`): of the difference, over seeds, in [-1, 1].
-        interval (`tuple[float, float]`, *optional*): 95 % confidence interval of it over test images.
-        by_class (`dict[str, float]`): of the IoU of each class that both have.
-    """
+    """How much higher the test mIoU of `first` is than that of `second`."""
 
     first: Arm
     second: Arm
-    mean: float
-    interval: tuple[float, float] | None
-    by_class: dict[str, float]
+    mean: float  # over seeds, in [-1, 1]
+    interval: tuple[float, float] | None  # 95 % confidence interval over test images
+    by_class: dict[str, float]  # of the IoU of each class that both have
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them.
-
-    Args:
-        protocol (`dict[str, list]`): the keys of data and training in which the arms were not trained alike, such as
-            "training.learning_rate", with the value of each arm.
-    """
+    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them."""
 
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
-    protocol: dict[str, list[Any]]
+    protocol: dict[str, list[Any]]  # "training.learning_rate" and other keys that differ, with the value of each arm
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -151,8 +139,8 @@ def load_run(folder: Path) -> Run:
         if look_up(results, key.split(".")) is None:
             what, remedy = f"{key} is null, so there is nothing to compare", "leave this run out"
             raise Refusal(folder / RESULTS, what, remedy, code="run-score")
-    files = (load_arrays(folder / name, len(results["data"]["class_names"])) for name in (PER_IMAGE, SAMPLES, ROC))
-    kept, samples, roc = files
+    classes = len(results["data"]["class_names"])
+    kept, samples, roc = (load_arrays(folder / name, classes) for name in (PER_IMAGE, SAMPLES, ROC))
     per_image = None if kept is None else kept["confusion"]
     if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
         what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
@@ -173,12 +161,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         }.items():
             ours, theirs = look_up(runs[0].results, keys), look_up(run.results, keys)
             if ours != theirs:
-                raise Refusal(
-                    run.folder,
-                    f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours}), so their scores cannot "
-                    "be compared",
-                    code="not-comparable",
-                )
+                what = f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours})"
+                raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 
 def group(runs: Sequence[Run]) -> list[Arm]:
@@ -221,13 +205,12 @@ def bootstrap(
     """Scores under resampled test images: what the paired percentile bootstrap takes the differences of.
 
     Each resample draws as many images as there are, with replacement, and takes the *same* ones for all arms: what
-    makes an image hard for two of them does not blur their difference. The runs are taken as they are; how much
-    another training would differ is for seeds to say.
+    makes an image hard for two of them does not blur their difference.
 
     Args:
-        arms (`Sequence[Sequence[np.ndarray]]`): of each arm's runs the confusion matrices, integers of shape
-            `(images, C, C)`, of the same images in the same order.
-        statistic (`Callable`): maps matrices `(resamples, C, C)` to a score each.
+        arms: of each arm's runs the confusion matrices, integers of shape `(images, C, C)`, of the same images in the
+            same order.
+        statistic: maps matrices `(resamples, C, C)` to a score each.
 
     Returns:
         `np.ndarray` of shape `(arms, resamples)`: each arm's score, the mean over its runs.
@@ -266,10 +249,8 @@ def verdict(difference: Difference) -> str:
     first, second = difference.first, difference.second
     points = f"{100 * difference.mean:.1f} points of mIoU"
     if difference.interval is None:
-        return (
-            f"{first.name} scores {points} above {second.name}; without per-image matrices of all runs there is no "
-            "interval to judge that by."
-        )
+        why = "without per-image matrices of all runs there is no interval to judge that by"
+        return f"{first.name} scores {points} above {second.name}; {why}."
     low, high = (100 * end for end in difference.interval)
     interval = f"95 % interval over test images: {low:+.1f} to {high:+.1f}"
     if low <= 0:

@@ -102,11 +102,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
-    """Draw the ROC curves of each class against the rest: a panel a class, a line an arm, its first run's.
-
-    Args:
-        arms (`Sequence[Arm]`): their first runs have `roc`.
-    """
+    """Draw the ROC curves of each class against the rest, of first runs that have `roc`: a panel a class."""
     curves = [arm.runs[0].roc for arm in arms]
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
@@ -148,11 +144,7 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path)
 
 
 def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
-    """Draw some test images, their true masks, and the masks that the first run of each arm predicts, up to six.
-
-    Args:
-        arms (`Sequence[Arm]`): their first runs have `samples`, of the same images.
-    """
+    """Draw test images, true masks and those of up to six arms, whose first runs have `samples` of the same images."""
     arms = arms[:MOST_ARMS]
     shown = arms[0].runs[0].samples
     truth, palette = shown["labels"], shown["palette"]

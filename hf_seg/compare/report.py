@@ -16,12 +16,7 @@ from hf_seg.runs.page import PAGES
 def build_report(
     comparison: Comparison, pictures: Mapping[str, str] | None = None, template: str = "comparison.md.jinja"
 ) -> str:
-    """The report of a comparison.
-
-    Args:
-        pictures (`Mapping[str, str]`, *optional*): names of those that [`write_report`] draws → their addresses.
-        template (`str`): `"comparison.html.jinja"` for HTML instead of Markdown.
-    """
+    """The report; `pictures` are names of those that [`write_report`] draws → their addresses."""
     results, best = comparison.arms[0].runs[0].results, comparison.arms[0]
     side = results["recipe"]["data"]["image_size"]
     return PAGES.get_template(f"compare/{template}").render(
@@ -63,9 +58,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     if have_same_samples(arms):
         plot_same_images(arms, folder / "same_images.png")
         pictures.append("same_images.png")
-    inside = {
-        name: f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}" for name in pictures
-    }
+    encoded = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in pictures}
+    inside = {name: f"data:image/png;base64,{data}" for name, data in encoded.items()}
     text = build_report(comparison, dict(zip(pictures, pictures, strict=True)))
     page = build_report(comparison, inside, "comparison.html.jinja")
     (folder / "comparison.md").write_text(text, encoding="utf-8")

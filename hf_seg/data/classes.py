@@ -193,7 +193,7 @@ def _shown(value: Any) -> str:
 
 
 def _known(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known).removeprefix("; ") or f"known: {', '.join(list(known)[:10])}"
+    return did_you_mean(name, known, f"known: {', '.join(list(known)[:10])}")
 
 
 def distinct_colors(taken: Iterable[Color] = ()) -> Iterator[Color]:

@@ -39,14 +39,10 @@ class Destination:
 
 
 def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> dict[str, Destination]:
-    """Find out, before anything trains, where the recipes that are to be pushed go, and whether they may.
+    """Where the recipes with `push_to_hub` go, by name, found out before anything trains.
 
     Args:
-        recipes: of one launch; those without `push_to_hub` are passed over.
         overwrite: names of recipes that may replace another recipe's run on the Hub.
-
-    Returns:
-        `dict[str, Destination]`: by the recipe's name.
 
     Raises:
         HubError: when there is no token or it may not write there, when a repository holds something else, and when
@@ -126,23 +122,22 @@ def list_files(repo_id: str, **where: str | None) -> set[str]:
 
 def create(where: Destination) -> None:
     """Make the repository and the branch, where they are not there yet."""
-    api = HfApi()
-    attempt(lambda: api.create_repo(where.repo_id, private=where.private, exist_ok=True), where.repo_id)
+    api, repo_id = HfApi(), where.repo_id
+    attempt(lambda: api.create_repo(repo_id, private=where.private, exist_ok=True), repo_id)
     if where.revision:
-        attempt(lambda: api.create_branch(where.repo_id, branch=where.revision, exist_ok=True), where.repo_id)
+        attempt(lambda: api.create_branch(repo_id, branch=where.revision, exist_ok=True), repo_id)
 
 
 def upload(folder: Path, where: Destination, message: str) -> str:
     """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again."""
-    send = functools.partial(HfApi().upload_folder, repo_id=where.repo_id, revision=where.revision)
-    return attempt(lambda: send(folder_path=folder, commit_message=message), where.repo_id).commit_url
+    what = {"folder_path": folder, "repo_id": where.repo_id, "revision": where.revision, "commit_message": message}
+    return attempt(lambda: HfApi().upload_folder(**what), where.repo_id).commit_url
 
 
 def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
     """Do something with the Hub; on errors that may pass, again after a while, or when the server says.
 
     Args:
-        action: may be called several times.
         what: names it in messages.
         expected: let "there is no such repository or branch" through as huggingface_hub's own error.
 
@@ -150,7 +145,8 @@ def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
         HubError: with the remedy, and without any token.
     """
     _limit_waiting()
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             return action()
         except Exception as error:  # huggingface_hub, httpx2 and hf_xet raise a dozen kinds; here they become one
@@ -159,10 +155,10 @@ def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
             cause: BaseException = error
             while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
                 cause = cause.__cause__  # huggingface_hub hides what went wrong with a large file
+            wait = next(waits, None)
             if wait is None or not _may_pass(cause):
                 raise explain(cause, what) from None  # the chain may hold request headers
             time.sleep(_retry_after(cause) or wait)
-    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 @functools.cache

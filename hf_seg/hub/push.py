@@ -32,12 +32,9 @@ RECIPE = "recipe.json"  # what the recipe is called on the Hub
 
 
 def stage(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Link files into a folder (copy them where links cannot be made): they stay as they are while they are uploaded,
-    though training goes on and clears old checkpoints away.
+    """Link those files that are there from one folder into another, or copy them where links cannot be made.
 
-    Args:
-        source, target: the folders.
-        names: paths below them. What is not there is left out.
+    So they stay as they are while they are uploaded, though training goes on and clears old checkpoints away.
 
     Raises:
         HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
@@ -57,7 +54,7 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Names of the files that make a saved model: what `save_pretrained` of model and processor writes."""
+    """Names of what `save_pretrained` of a model and its processor writes."""
     shards: set[str] = set()
     index = folder / WEIGHTS[1]
     if index.is_file():
@@ -90,20 +87,15 @@ def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, An
 def push_run(
     run_dir: Path, *, repo: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """Upload a finished run: what `hf-seg push` does, and the end of training with `push_to_hub`.
+    """Upload a finished run, and return the URL of the commit: what `hf-seg push` does.
 
     Args:
-        run_dir: the run's folder, with results.json.
         repo: `owner/name` or a name; by default where the run was pushed before, else where its recipe says, else the
             run's name.
         private, revision: as in [`Destination`].
 
-    Returns:
-        `str`: URL of the commit.
-
     Raises:
-        Refusal: when there is nothing to push, the run's record cannot be read, or it did not work; the run's folder
-            is as it was.
+        Refusal: when there is nothing to push, the run's record cannot be read, or it did not work.
     """
     if not (run_dir / RESULTS).is_file():
         raise HubError(run_dir, f"is no finished run (no {RESULTS})", "launch its recipe again to finish it")
@@ -163,7 +155,6 @@ class Uploads:
 
     Args:
         where: by run name, from [`destinations`]; empty in all but the main process.
-        say: where messages go.
     """
 
     def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
@@ -181,8 +172,6 @@ class Uploads:
         """Make the repository of a run; the callbacks, one or none, push its checkpoints with a card.
 
         Args:
-            recipe: its `hub_strategy` says what is pushed and when.
-            run_dir: the run's folder.
             record: what `results.json` will say, as far as it is known before training.
         """
         if recipe.name not in self.where:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -13,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCardData, hf_hub_download
+from huggingface_hub import HfApi, SpaceCardData, snapshot_download
 from PIL import Image
 
 from hf_seg.data.sources.synthetic import generate
@@ -65,7 +64,7 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
 
     Args:
         models: one run folder or Hub id, or two to be compared.
-        host, port: where to listen; `"0.0.0.0"` lets other machines in.
+        host: `"0.0.0.0"` lets other machines in.
 
     Raises:
         Refusal: before anything is served: when there are more than two models or one cannot be loaded, gradio is
@@ -75,9 +74,7 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
     from hf_seg.inference import demo_app  # needs gradio
 
     shown = [
-        demo_app.ShownModel(
-            name=name, model=each.model, image_processor=each.image_processor, colours=palette_of(each)
-        )
+        demo_app.ShownModel(name, each.model, each.image_processor, palette_of(each))
         for name, each in zip(_names(models), segmenters, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -107,15 +104,12 @@ def _decode(path: str | Path) -> Image.Image:
 
 
 def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = False) -> str:
-    """Push the page as a Space, as one commit.
+    """Push the page as a Space, as one commit, and return its URL.
 
     Args:
         models: one or two; Hub ids are referred to, a folder's model is uploaded.
-        repo_id: `owner/name` of the Space, which is made when it is not there.
+        repo_id: `owner/name` or `name` of the Space, which is made when it is not there.
         private: of a Space that is still to be made.
-
-    Returns:
-        `str`: URL of the Space.
 
     Raises:
         Refusal: as [`stage_space`].
@@ -128,17 +122,15 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
         files = list_files(**space)
         if files and "models.json" not in files:
             raise HubError(repo_id, "exists on the Hub and was not made by hf-seg demo", "choose another name")
-        made = attempt(
-            lambda: api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True), repo_id
-        )
+        made = {"space_sdk": "gradio", "private": private or None, "exist_ok": True}
+        url = attempt(lambda: api.create_repo(**space, **made), repo_id)
         more = {"commit_message": "hf-seg demo", "delete_patterns": "models/*"}  # which an earlier push may have left
         attempt(lambda: api.upload_folder(**space, folder_path=folder, **more), repo_id)
-    return str(made)
+    return str(url)
 
 
 def stage_space(models: Sequence[str | Path], folder: Path) -> None:
-    """Write what [`push_space`] uploads: `app.py`, `models.json`, `requirements.txt`, `README.md`, example pictures,
-    and under `models/` those models that are folders.
+    """Write what [`push_space`] uploads: the app, its requirements, card and examples, and models that are folders.
 
     Raises:
         Refusal: when there are more than two models, one cannot be loaded or brings other code along, or gradio is
@@ -155,9 +147,8 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
             stage(Path(model), folder / source, names)
         else:
             references.append(source)
-            # a Space runs the code that was there when it was pushed
-            revision = attempt(lambda source=source: HfApi().model_info(source).sha, source)
-            find = functools.partial(_download, source, revision)
+            files = attempt(lambda source=source: snapshot_download(source, allow_patterns=["*.json", "*.py"]), source)
+            revision, find = Path(files).name, Path(files).joinpath  # a Space runs the code that was there when pushed
         if runs_code:
             _check_code(model, find)
         colours, how = palette_of(segmenter), {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries}
@@ -169,14 +160,8 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     (folder / "examples").mkdir()
     _write_examples(folder / "examples")
     title = f"Segmentation: {' and '.join(_names(models))}"
-    data = SpaceCardData(
-        title=title,
-        sdk="gradio",
-        sdk_version=importlib.metadata.version("gradio"),
-        python_version=PYTHON,
-        app_file="app.py",
-        models=references or None,
-    )
+    gradio = {"sdk": "gradio", "sdk_version": importlib.metadata.version("gradio"), "app_file": "app.py"}
+    data = SpaceCardData(title=title, **gradio, python_version=PYTHON, models=references or None)
     sources = "".join(f"- {link(name, f'https://huggingface.co/{name}')}\n" for name in references)
     text = README.format(title=markdown(title), sources=sources + (INSIDE if inside else ""))
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
@@ -192,10 +177,6 @@ def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
     if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
         what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
         raise Refusal(model, what, remedy)
-
-
-def _download(repo_id: str, revision: str, name: str) -> Path:
-    return Path(attempt(lambda: hf_hub_download(repo_id, name, revision=revision), repo_id))
 
 
 def _load(models: Sequence[str | Path]) -> list[Segmenter]:

@@ -77,7 +77,7 @@ class PhotographError(ValueError):
     """A file is no photograph that the page can show; the message is for its reader."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ShownModel:
     """A model on the page."""
 
@@ -144,7 +144,8 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
     else:
         scores = outputs.logits
     scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
-    confidence, mask = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).max(dim=0)
+    mask = scores.argmax(dim=0)  # not of the probabilities: two that are nearly equal may be rounded to one
+    confidence = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).amax(dim=0)
     counts = torch.bincount(mask.flatten())
     order = [index for index in counts.argsort(descending=True, stable=True).tolist() if counts[index]]
     return Segmented(
@@ -227,7 +228,7 @@ def build_page(
     examples: Sequence[str | Path] = (),
     decode: Callable[[str | Path], Image.Image] = decode,
 ) -> gr.Blocks:
-    """Build the page; `launch(**LAUNCH)` serves it.
+    """The page; `launch(**LAUNCH)` serves it.
 
     Args:
         models: one, or two to be compared.
@@ -254,20 +255,17 @@ def build_page(
                 label = f"Photograph, up to {MAX_MEGAPIXELS} megapixels"
                 upload = gr.File(label=label, height=190, elem_id="upload")
                 if examples:
-                    samples = [[str(path)] for path in examples]
-                    picked = gr.Dataset(
-                        label="Or try one of these", components=["image"], samples=samples, type="index"
-                    )
+                    samples, label = [[str(path)] for path in examples], "Or try one of these"
+                    picked = gr.Dataset(label=label, components=["image"], samples=samples, type="index")
             with gr.Column(scale=3, min_width=300):
-                opacity = gr.Slider(
-                    0, 100, OPACITY, step=1, label="Opacity of the mask in per cent", elem_id="opacity"
-                )
+                label = "Opacity of the mask in per cent"
+                opacity = gr.Slider(0, 100, OPACITY, step=1, label=label, elem_id="opacity")
                 results = gr.HTML(WAITING, apply_default_css=False, elem_id="results")
 
-        # the file is taken out of the upload again, so that the next photograph can be dropped at once
-        upload.upload(
-            lambda path: (None, show(models, path, decode)), upload, [upload, results], api_visibility="private"
-        )
+        def show_upload(path: str) -> tuple[None, str]:  # None: the next photograph can be dropped at once
+            return None, show(models, path, decode)
+
+        upload.upload(show_upload, upload, [upload, results], api_visibility="private")
         opacity.change(None, opacity, None, js=SET_OPACITY)
         if examples:
             picked.click(show_example, picked, results, api_visibility="private")
@@ -284,9 +282,7 @@ def load_models(folder: Path) -> list[ShownModel]:
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForUniversalSegmentation if entry["has_queries"] else AutoModelForSemanticSegmentation
         model = auto.from_pretrained(source, use_safetensors=True, revision=revision, trust_remote_code=trust).eval()
-        models.append(
-            ShownModel(name=entry["name"], model=model, image_processor=image_processor, colours=entry["colours"])
-        )
+        models.append(ShownModel(entry["name"], model, image_processor, entry["colours"]))
     return models
 
 

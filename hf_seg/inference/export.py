@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from hf_seg.data.sources.synthetic.pet import draw_pet
@@ -24,6 +23,7 @@ from hf_seg.inference.predict import expand_paths, read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
 from hf_seg.inference.write import palette_of
 from hf_seg.problem import Problem, Refusal
+from hf_seg.scoring.loss import upsample
 
 OPSET = 20
 EQUAL_LABELS = 0.999  # at least this share of the pixels
@@ -74,7 +74,6 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     be and what the classes mean is in the file's metadata (see [`metadata_of`]).
 
     Args:
-        model: a run's folder or a Hub id.
         out: the file, written whole or not at all; its folder is created.
         images: files, folders and patterns to compare on; else on generated ones.
 
@@ -98,11 +97,9 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
             write_onnx(segmenter, partial)
             comparison = compare(segmenter, partial, generated_images() if files is None else files)
             if not comparison.agrees:
-                raise DisagreementError(
-                    model,
-                    f"the exported model does not agree with PyTorch and was not kept: {comparison}",
-                    f"the tolerance is {LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels",
-                )
+                what = f"the exported model does not agree with PyTorch and was not kept: {comparison}"
+                tolerance = f"{LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels"
+                raise DisagreementError(model, what, f"the tolerance is {tolerance}")
     except OSError as error:
         raise Refusal(out, f"cannot be written ({error})", "name another file by --out") from error
     return comparison
@@ -121,13 +118,13 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     height, width = input_size(segmenter)
     try:
         program = torch.onnx.export(
-            _Logits(model).eval(),
-            (torch.zeros(2, 3, height, width),),
+            model,
+            kwargs={"pixel_values": torch.zeros(2, 3, height, width)},
             dynamo=True,
             opset_version=OPSET,
             input_names=["pixel_values"],
             output_names=["logits"],
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"pixel_values": {0: "batch"}},
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
@@ -141,12 +138,7 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:
-    """What a program needs to prepare images for a model and to read its logits: values in JSON.
-
-    `class_names` and `palette` (RGB) in the order of the logits' channels; `image_size` (height, width), `resample`,
-    `rescale_factor`, and, where pixels are normalised after that, `image_mean` and `image_std`; `image_processor`, all
-    that transformers has saved of it.
-    """
+    """What a program needs to prepare images and to read the logits: values in JSON (docs/inference.md)."""
     processor = segmenter.image_processor
     values = {
         "class_names": segmenter.class_names,
@@ -176,10 +168,7 @@ def generated_images() -> list[Image.Image]:
 
 
 def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image]) -> Comparison:
-    """Run an ONNX file by onnxruntime, on the CPU, and the fp32 model that it was made from by PyTorch.
-
-    The first image is computed twice, once alone or as a pair, so that batches of two sizes are always run.
-    """
+    """Run an ONNX file by onnxruntime, on the CPU, and the fp32 model that it was made from by PyTorch."""
     import onnxruntime
 
     try:
@@ -195,10 +184,7 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
         # torch's maximum keeps a NaN, Python's may not
         difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
-        ours, theirs = (
-            F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
-            for logits in (expected, found)
-        )
+        ours, theirs = (upsample(logits, pixel_values.shape[-2:]).argmax(dim=1) for logits in (expected, found))
         equal += int((ours == theirs).sum())
         pixels += ours.numel()
         sizes.add(len(pixel_values))
@@ -244,14 +230,3 @@ def _is_export(path: Path) -> bool:
     except Exception:  # of a file of another kind, as many as there are kinds
         return False
     return {entry.key for entry in found.metadata_props} >= {"class_names", "image_processor"}
-
-
-class _Logits(nn.Module):
-    """The model as a function from a tensor to a tensor."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values=pixel_values).logits

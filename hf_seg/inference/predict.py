@@ -22,6 +22,7 @@ from hf_seg.data.sources.layouts import IMAGE_SUFFIXES
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
+from hf_seg.scoring.loss import upsample
 
 OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
 BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
@@ -79,7 +80,7 @@ def predict(
     Args:
         model: a loaded model, or with `device` and `dtype` what [`load_segmenter`] takes.
         paths: files, folders (searched with their subfolders) and glob patterns.
-        options: see [`Options`].
+        options: of [`Options`].
 
     Yields:
         [`Prediction`], or the [`Problem`] of a file that got no mask; in the order of [`expand_paths`].
@@ -104,10 +105,8 @@ def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
             matches, nothing = _images_in(given), "holds no image"
         else:
             names = [given] if os.path.isfile(given) else sorted(glob.glob(str(given), recursive=True))
-            matches, nothing = (
-                [Path(name) for name in names if os.path.isfile(name)],
-                "there is no such file, folder or match",
-            )
+            matches = [Path(name) for name in names if os.path.isfile(name)]
+            nothing = "there is no such file, folder or match"
         if not matches:
             raise Refusal(given, nothing, REMEDY)
         for path in matches:
@@ -185,37 +184,38 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
         for number, own in zip(numbers, scores, strict=True):
             path, image, _ = batch[number]
             size = (image.height, image.width) if options.size == "native" else tuple(seen)
-            batch[number] = _prediction(segmenter, path, image, segmenter.probabilities(own, size))
+            own = upsample(own[None], size)[0]
+            batch[number] = _prediction(segmenter, path, image, own, segmenter.probabilities(own))
     yield from batch
 
 
 def _predict_tiled(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
     for item in batch:
-        if isinstance(item, Problem):
-            yield item
-        else:
+        if not isinstance(item, Problem):
             path, image, _ = item
-            yield _prediction(segmenter, path, image, _tiled_scores(segmenter, image, options))
+            probabilities = _tiled_probabilities(segmenter, image, options)
+            item = _prediction(segmenter, path, image, probabilities, probabilities)
+        yield item
 
 
-def _tiled_scores(segmenter: Segmenter, image: Image.Image, options: Options) -> Tensor:
-    """Class scores of overlapping windows, blended with weights that fall towards a window's border."""
+def _tiled_probabilities(segmenter: Segmenter, image: Image.Image, options: Options) -> Tensor:
+    """Those of overlapping windows, blended with weights that fall towards a window's border."""
     tile = options.tile
     boxes = [
         (left, top, min(left + tile, image.width), min(top + tile, image.height))
         for top in _starts(image.height, tile)
         for left in _starts(image.width, tile)
     ]
-    scores = torch.zeros(len(segmenter.class_names), image.height, image.width, device=segmenter.model.device)
+    blended = torch.zeros(len(segmenter.class_names), image.height, image.width, device=segmenter.model.device)
     for start in range(0, len(boxes), options.batch_size):
         part = boxes[start : start + options.batch_size]
         crops = [image.crop(box) for box in part]
         pixel_values = segmenter.image_processor(crops, return_tensors="pt")["pixel_values"]
         for (left, top, right, bottom), own in zip(part, segmenter.scores(pixel_values, options.flip), strict=True):
-            height, width = bottom - top, right - left
-            weight = (_ramp(height)[:, None] * _ramp(width)).to(scores.device)
-            scores[:, top:bottom, left:right] += segmenter.probabilities(own, (height, width)) * weight
-    return scores / scores.sum(dim=0)
+            size = bottom - top, right - left
+            weight = (_ramp(size[0])[:, None] * _ramp(size[1])).to(blended.device)
+            blended[:, top:bottom, left:right] += segmenter.probabilities(upsample(own[None], size)[0]) * weight
+    return blended / blended.sum(dim=0)
 
 
 def _starts(length: int, tile: int) -> list[int]:
@@ -231,9 +231,10 @@ def _ramp(length: int) -> Tensor:
     return torch.minimum(position, length - 1 - position) + 1.0
 
 
-def _prediction(segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor) -> Prediction | Problem:
-    confidence, ids = scores.max(dim=0)
-    mean_confidence = float(confidence.mean())
+def _prediction(
+    segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor, probabilities: Tensor
+) -> Prediction | Problem:
+    ids, mean_confidence = scores.argmax(dim=0), float(probabilities.amax(dim=0).mean())
     if not math.isfinite(mean_confidence):
         what, remedy = "the model's scores of it are not numbers (NaN)", "Compute in float32, or use another model"
         return Problem(code="scores", place=str(path), what=what, remedy=remedy)

@@ -38,7 +38,7 @@ LARGEST_SIDE = 2**14  # in pixels, of a model's input
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """A semantic segmentation model with its image processor, on a device; made by [`load_segmenter`]."""
+    """A semantic segmentation model with its image processor; made by [`load_segmenter`]."""
 
     model: PreTrainedModel
     image_processor: BaseImageProcessor
@@ -58,10 +58,10 @@ class Segmenter:
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
-        """Scores of the classes, of shape `(batch, num_labels, h, w)`, for `pixel_values` `(batch, 3, height, width)`.
+        """Scores of the classes, float32 `(batch, num_labels, h, w)`, for `pixel_values` `(batch, 3, height, width)`.
 
         The highest one wins a pixel. They are the logits; for a query model the queries' mask scores, summed by their
-        classes. With `flip`, they are the mean of the scores of the images and of their mirror images.
+        classes. With `flip`, they are the mean of the images' and of their mirror images' scores.
         """
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         scores = self._scores(pixel_values)
@@ -74,12 +74,12 @@ class Segmenter:
         maps = self.image_processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
         return torch.stack([each["segmentation_scores"] for each in maps]).float()
 
-    def probabilities(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge one image's scores to `size`, height and width, as `post_process_semantic_segmentation` does, and
-        make them sum to 1 a pixel: by softmax, but for a query model, whose scores are positive already.
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """One image's scores, made to sum to 1 a pixel: by softmax, but for a query model, whose are positive already.
+
+        Two scores that differ by little may come out equal, so they do not say which class wins.
         """
-        enlarged = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-        return F.normalize(enlarged, p=1, dim=0) if self.has_queries else enlarged.softmax(dim=0)
+        return F.normalize(scores, p=1, dim=0) if self.has_queries else scores.softmax(dim=0)
 
 
 def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str = "float32") -> Segmenter:
@@ -92,8 +92,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         dtype: what to compute in: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Raises:
-        Refusal: when there is no such device or model, it is no semantic segmentation model, its weights are not
-            all of one or are not numbers, it computes nothing from a picture, or its download is damaged.
+        Refusal: when there is no such device or model, or it is damaged or none that segments pictures.
     """
     device = _device(device)
     if dtype not in DTYPES:
@@ -132,7 +131,6 @@ def first(names: Iterable[object]) -> str:
 
 
 def _device(device: str | None) -> str:
-    """A device that is there: the one that is named, or the best one."""
     best = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         return str(best or "cpu")
@@ -181,21 +179,16 @@ def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterab
         raise Refusal(place, f"its file of weights is not of the model in config.json: {first(shapes)}")
     loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if broken := [name for name, tensor in loaded.items() if not tensor.isfinite().all()]:
-        raise Refusal(
-            place,
-            f"the weights of {first(broken)} have values that are no numbers (NaN) or infinite in "
-            f"{str(model.dtype).removeprefix('torch.')}",
-            "the training that they come from has diverged, or they are damaged",
-        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        what = f"the weights of {first(broken)} have values that are no numbers (NaN) or infinite in {dtype}"
+        raise Refusal(place, what, "the training that they come from has diverged, or they are damaged")
 
 
 @torch.inference_mode()
 def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) -> None:
-    """Segment a grey ramp, then again with NaN for what the file has no weights for: where that shows, it is needed.
-
-    transformers makes up random weights for what is missing, and only logs it. Some models on the Hub lack tensors
-    that their forward pass never uses, such as DPT's first residual layer; these are left as they are.
-    """
+    """Segment a grey ramp, then again with NaN for what the file has no weights for: what shows is needed."""
+    # transformers makes up random weights for what is missing. Some models on the Hub lack tensors that their forward
+    # pass never uses, such as DPT's first residual layer.
     tensors = segmenter.model.state_dict()  # whole numbers, such as a batch norm's counter, are for training only
     absent = {name: tensors[name] for name in sorted(missing) if tensors[name].is_floating_point()}
     try:

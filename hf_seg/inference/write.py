@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import hashlib
 import io
@@ -15,7 +14,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, count
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +23,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_seg.data.classes import distinct_colors
 from hf_seg.files import write_whole
 from hf_seg.inference.predict import BATCH_PIXELS, Options, Prediction, expand_paths, predict_files
 from hf_seg.inference.segmenter import Segmenter, first, load_segmenter
@@ -40,13 +40,11 @@ NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (
 
 
 def palette_of(segmenter: Segmenter) -> list[tuple[int, int, int]]:
-    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else evenly spread hues."""
+    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else 256 distinct ones in turn."""
     classes = len(segmenter.class_names)
     saved = getattr(segmenter.model.config, "palette", None)
     if not saved:
-        golden = 0.61803398875  # consecutive multiples of it, modulo 1, never come close to each other
-        hues = [colorsys.hsv_to_rgb(index * golden % 1, 0.65, 0.9 - 0.3 * (index % 2)) for index in range(256)]
-        return [tuple(round(255 * part) for part in hues[index % 256]) for index in range(classes)]
+        return list(islice(cycle(islice(distinct_colors(), 256)), classes))
     try:
         colours = np.array(saved, dtype=object)[:classes]
         if colours.shape != (classes, 3) or not all(type(part) is int and 0 <= part <= 255 for part in colours.flat):
@@ -74,7 +72,6 @@ def predict_to_folder(
     `class_shares`, `mean_confidence`, or `file` and `error`.
 
     Args:
-        model, paths, device, dtype, options: as for [`predict`].
         out: the folder, which is created. Images in it are not segmented.
 
     Returns:
@@ -211,11 +208,9 @@ def _longest_name(out: Path) -> int:
 
 
 def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
-    """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name.
-
-    A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do not
-    tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
-    """
+    """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name."""
+    # A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do
+    # not tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
     places = {path: Path(os.path.relpath(os.path.abspath(path), root)) for path in files}
     counts = Counter(_folded(place.with_suffix("")) for place in places.values())

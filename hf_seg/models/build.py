@@ -52,9 +52,7 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     """Build the model of a recipe with its initial weights. Seed before calling: fresh weights are drawn in here.
 
     Args:
-        model (`ModelRecipe`): architecture, initial weights, freezing.
-        spec (`DatasetSpec`): the classes, and the label that the loss leaves out.
-        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
+        image_size (`int`): height and width of its images in pixels.
 
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
@@ -93,28 +91,19 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
 
 
 def describe_provenance(provenance: dict) -> str:
-    """Say in one line where a model's initial weights came from, given what [`build_model`] returns of it.
-
-    Such as "encoder: 318 tensors from timm/resnet50.tv2_in1k (sha256 0123456789ab), frozen; head: 8 fresh tensors".
-    """
+    """Where initial weights came from, in one line: "encoder: 318 tensors from …, frozen; head: 8 fresh tensors"."""
     encoder = provenance["encoder"]
-    if encoder["sha256"] is None:
-        text = f"encoder: {encoder['tensors_fresh']} fresh tensors ({encoder['source']})"
-    else:
-        text = (
-            f"encoder: {encoder['tensors_loaded']} tensors from {encoder['source']} (sha256 {encoder['sha256'][:12]})"
-        )
+    text = f"{encoder['tensors_fresh']} fresh tensors ({encoder['source']})"
+    if encoder["sha256"] is not None:
+        text = f"{encoder['tensors_loaded']} tensors from {encoder['source']} (sha256 {encoder['sha256'][:12]})"
     frozen = ", frozen" if provenance["frozen"] else ""
-    return f"{text}{frozen}; head: {provenance['head']['tensors_fresh']} fresh tensors"
+    return f"encoder: {text}{frozen}; head: {provenance['head']['tensors_fresh']} fresh tensors"
 
 
 def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageProcessor:
-    """Build the image processor that goes with both models.
+    """The image processor of all models: it resizes (bilinear, antialiased) to a square of `image_size` pixels.
 
-    Args:
-        image_size (`int`): height and width in pixels that a photograph is resized to (bilinear, antialiased).
-        normalize (`str`): "none" leaves RGB in [0, 1]; a key of `NORMALIZATIONS` subtracts its mean and divides by
-            its standard deviation.
+    With `normalize` "none" RGB stays in [0, 1]; a key of `NORMALIZATIONS` names the mean and the deviation to use.
     """
     # what an image processor that does not normalise holds is never used
     mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
@@ -132,11 +121,7 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
 
 
 def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | list[int]]:
-    """Count what one forward pass of one image costs, on a twin without memory: `model` itself is not touched.
-
-    Args:
-        model (`PreTrainedModel`): as [`build_model`] returns it; only its class and configuration are used.
-        image_size (`int`): height and width of the image in pixels.
+    """Count what one forward pass of one square image costs, on a twin of the model without memory.
 
     Returns:
         `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each), and
@@ -153,10 +138,8 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, ima
     """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
 
     Args:
-        model (`ModelRecipe`): the model.
         encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, when that is still to be
             trained; without it, the checkpoint is checked by [`locate_encoder_weights`].
-        image_size (`int`, *optional*, defaults to 64): height and width of its images in pixels.
 
     Raises:
         RecipeError: when the model cannot be built, or the other recipe's encoder is built otherwise.
@@ -167,16 +150,12 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, ima
 
 
 def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | None:
-    """Find the file with the encoder's initial weights, downloading it once if it is on the Hub.
+    """Do [`check_model`], and find the file with the encoder's initial weights, None from scratch.
 
-    To be called for every recipe before the first one trains: it also does [`check_model`], and compares the recipe
-    with a checkpoint's config.json.
-
-    Returns:
-        `Path` of a .safetensors file or pytorch_model.bin; None when the recipe starts from scratch.
+    It is downloaded once if it is on the Hub. A checkpoint's config.json is compared with the recipe.
 
     Raises:
-        RecipeError: naming what is wrong with the recipe or why the weights cannot be had, and the remedy.
+        RecipeError: when something is wrong with the recipe, or the weights cannot be had.
     """
     config, _ = _build_config(model, image_size)
     return None if model.init == "scratch" else weights.locate(model, config)
@@ -189,11 +168,9 @@ def _build_config(
     if model.arch == "auto":
         config_class, given = _read_config(model.path)
         model_class = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class]
-        inherited, own = (
-            {field.name for field in dataclasses.fields(each)} for each in (PreTrainedConfig, config_class)
-        )
+        known = [{field.name for field in dataclasses.fields(each)} for each in (config_class, PreTrainedConfig)]
         # a backbone's `_out_indices` is set as `out_indices`
-        names = sorted({key.removeprefix("_") for key in own - inherited} - REFUSED_CONFIG.keys())
+        names = sorted({key.removeprefix("_") for key in known[0] - known[1]} - REFUSED_CONFIG.keys())
         fields = dict.fromkeys(names, (TypeAdapter(Any), None))
     else:
         (config_class, model_class), given, fields = MODELS[model.arch], {}, config_fields(model.arch)
@@ -204,8 +181,7 @@ def _build_config(
     if model.encoder is not None:
         arguments["encoder"] = model.encoder
     if spec is not None:
-        arguments["id2label"] = spec.id2label
-        arguments["label2id"] = spec.label2id
+        arguments |= {"id2label": spec.id2label, "label2id": spec.label2id}
         arguments["semantic_loss_ignore_index"] = spec.ignore_index
     try:
         config = config_class.from_dict(arguments)
@@ -231,12 +207,9 @@ def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             config_class, given = type(config), config.to_dict()
     except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
-        raise RecipeError(
-            "model.path",
-            f"{path} gives no configuration ({' '.join(str(error).split())})",
-            "name a folder, a config.json, a Hub id (offline, one that is in the cache) or a model type of "
-            "transformers",
-        ) from error
+        what = f"{path} gives no configuration ({' '.join(str(error).split())})"
+        remedy = "name a folder, a config.json, a Hub id (offline, one that is in the cache) or a model type of "
+        raise RecipeError("model.path", what, f"{remedy}transformers") from error
     if config_class not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         types = sorted(known.model_type for known in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
         what = f"{path} is a model of type {config_class.model_type}, and transformers has no semantic segmentation"
@@ -247,11 +220,9 @@ def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
 
 
 def _reset_batch_norms(model: PreTrainedModel) -> None:
-    """Start batch norms as PyTorch does: scale 1, shift 0.
-
-    transformers 5.24 draws MobileViT's scales from N(0, 0.02), which is harmless where weights are loaded over them.
-    From scratch each layer shrinks what passes fiftyfold, so that next to nothing of the image reaches the logits.
-    """
+    """Start batch norms as PyTorch does: scale 1, shift 0."""
+    # transformers 5.24 draws MobileViT's scales from N(0, 0.02): from scratch each layer shrinks what passes fiftyfold
+    # and next to nothing of the image reaches the logits.
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()

@@ -17,15 +17,13 @@ def build_encoder(name: str, output_stride: int, logits_stride: int | None = Non
     """Build a timm CNN that returns its last feature map, and finer ones if asked.
 
     Args:
-        name (`str`): a timm model name.
         output_stride (`int`): image pixels per feature along one axis: 8, 16 or 32.
         logits_stride (`int`, *optional*): of the finest feature map wanted; by default `output_stride`.
         timm_arguments: passed on to `timm.create_model`. Without `pretrained=True` the weights are random.
 
     Returns:
-        `nn.Module`: maps `(batch, 3, height, width)` to a list of tensors of shape
-        `(batch, channels, height/stride, width/stride)`, one for each stride that the CNN has, a power of two from
-        `logits_stride` to `output_stride`, the finest first.
+        `nn.Module`: maps `(batch, 3, height, width)` to a list of `(batch, channels, height/stride, width/stride)`,
+        one for each stride that the CNN has from `logits_stride` to `output_stride`, the finest first.
 
     Raises:
         ValueError: when timm does not know the name, or the model is no CNN that can keep this stride.

@@ -43,7 +43,7 @@ REMEDY = (
 
 
 def find_in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
-    """Return the file of weights in a folder, which the recipe calls `source`."""
+    """The file of weights in a folder, which the recipe calls `source`."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -70,12 +70,10 @@ def download(source: str, is_checkpoint: bool) -> Path:
                 return Path(cached)
             raise
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        out_of_reach = f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})"
         # The order matters: a gated repository is a kind of missing one, a missing cache entry a kind of missing file.
         reasons = (
-            (
-                LocalEntryNotFoundError,
-                f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})",
-            ),
+            (LocalEntryNotFoundError, out_of_reach),
             (GatedRepoError, "access is gated: accept its terms on its page and log in with `hf auth login`"),
             (RepositoryNotFoundError, "no such repository, or a private one (then log in with `hf auth login`)"),
             (EntryNotFoundError, f"it has no {WEIGHT_FILES[0]}{' or no config.json' if is_checkpoint else ''}"),
@@ -87,17 +85,13 @@ def download(source: str, is_checkpoint: bool) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
+    """64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_download(path: Path) -> None:
-    """Compare a large file in the Hub's cache with its SHA-256, which it is named by there; others are left alone.
-
-    Raises:
-        Refusal: when it is not the file that the Hub has: the download was damaged, or the disk has done it.
-    """
+    """Refuse a large file in the Hub's cache that has not the SHA-256 that it is named by there: a damaged one."""
     stored = path.resolve()  # the name that a repository gives it is a link
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
         what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"
@@ -108,14 +102,7 @@ Header = dict[str, tuple[int, ...]]
 
 
 def read_header(model: str | Path) -> Header | None:
-    """The tensors in a model's safetensors files, by their headers alone: name → shape.
-
-    Args:
-        model (`str` or `Path`): a folder or a Hub id, of which the files are downloaded.
-
-    Returns:
-        `Header`, or None when it has no such file: then `from_pretrained` says what is wrong.
-    """
+    """The tensors in the safetensors files of a folder or Hub id, name → shape; None when there is no such file."""
     may_lack = {"_raise_exceptions_for_missing_entries": False}
     file = cached_file(model, WEIGHT_FILES[0], **may_lack)
     index = None if file else cached_file(model, f"{WEIGHT_FILES[0]}.index.json", **may_lack)
@@ -129,12 +116,7 @@ def read_header(model: str | Path) -> Header | None:
 
 
 def check_config(model: str | Path, header: Header | None) -> None:
-    """Refuse a config.json of more classes or layers than there are tensors for, before anything is built of it.
-
-    Raises:
-        ValueError: naming the key.
-        OSError: when there is no config.json.
-    """
+    """Refuse, by a ValueError, a config.json of more classes or layers than there are tensors for."""
     path = cached_file(model, "config.json")
     if os.path.getsize(path) > LARGEST_CONFIG:
         raise ValueError(f"its config.json has more than {LARGEST_CONFIG >> 20} MB")
@@ -151,9 +133,8 @@ def check_config(model: str | Path, header: Header | None) -> None:
         raise ValueError(f"its config.json has {classes:,} classes, and no tensor in its file of weights has as many")
     for key, count in _counts(config):
         if count > len(header):
-            raise ValueError(
-                f"its config.json has {key} {count:,}, and its file of weights has {len(header):,} tensors in all"
-            )
+            weights = f"its file of weights has {len(header):,} tensors in all"
+            raise ValueError(f"its config.json has {key} {count:,}, and {weights}")
 
 
 def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
@@ -171,11 +152,7 @@ def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def check_parameters(auto: type, config: PreTrainedConfig, header: Header | None) -> None:
-    """Refuse a configuration whose model is much larger than what its file of weights holds; nothing is allocated.
-
-    Raises:
-        ValueError: with both numbers.
-    """
+    """Refuse, by a ValueError, a model much larger than what its file of weights holds; nothing is allocated."""
     if header is None:
         return
     with torch.device("meta"), meta_device_safe_creation_ops():

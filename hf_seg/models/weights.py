@@ -29,18 +29,15 @@ if TYPE_CHECKING:
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return a model's encoder: the part that initial weights and freezing are about.
-
-    transformers calls it the base model, or, where a model has none (UPerNet), its backbone.
-    """
+    """What initial weights and freezing are about: the base model, or, where there is none (UPerNet), the backbone."""
     return model.backbone if model.base_model is model else model.base_model
 
 
 def source_of(model: ModelRecipe) -> str:
-    """Name the weights of a recipe as it does, a path or a Hub id, or the default for its encoder.
+    """The path or Hub id that a recipe names, or else the default for its encoder.
 
     Raises:
-        RecipeError: when the recipe names no weights and timm has none for its encoder.
+        RecipeError: when there is neither.
     """
     if model.encoder_weights is not None:
         return model.encoder_weights
@@ -59,11 +56,10 @@ def source_of(model: ModelRecipe) -> str:
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
-    """Find a recipe's file of weights, .safetensors or pytorch_model.bin, downloading it once if it is on the Hub.
+    """A recipe's file of weights, .safetensors or pytorch_model.bin, downloaded once if it is on the Hub.
 
     Raises:
-        RecipeError: when there is no such file, it may not be opened, or is a checkpoint of another encoder than
-            that of `config`.
+        RecipeError: when there is none, it may not be opened, or is a checkpoint of another encoder than `config`'s.
     """
     source = source_of(model)
     local = Path(source).expanduser()
@@ -76,21 +72,17 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
         weights = download(source, is_checkpoint)
         verify_download(weights)
     if weights.suffix != ".safetensors" and weights.name != WEIGHT_FILES[1]:
-        raise RecipeError(
-            KEY,
-            f"{source} is not a .safetensors file: other formats can run code when they are opened",
-            "If you trust it, convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), new).",
-        )
+        what = f"{source} is not a .safetensors file: other formats can run code when they are opened"
+        remedy = "If you trust it, convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), new)."
+        raise RecipeError(KEY, what, remedy)
     if is_checkpoint:
         try:
             theirs = json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
             theirs["model_type"]
         except FileNotFoundError:
-            raise RecipeError(
-                KEY,
-                f"{source} has no config.json next to it, which would say what model it is of",
-                'name the folder of a run, or use init "imagenet" for a bare file of weights',
-            ) from None
+            what = f"{source} has no config.json next to it, which would say what model it is of"
+            remedy = 'name the folder of a run, or use init "imagenet" for a bare file of weights'
+            raise RecipeError(KEY, what, remedy) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(KEY, f"{source} has a config.json that is not a model's: {error!r}") from error
         compare(model, config, theirs)
@@ -127,10 +119,7 @@ def _different_shapes(config: PreTrainedConfig, theirs: dict) -> list[str]:
 
 
 def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Read the weights of the encoder of `built` from the file that [`locate`] has found; heads in it are left out.
-
-    Returns:
-        `dict[str, torch.Tensor]`: a state dict with every tensor of the encoder, in its shape.
+    """The state dict of the encoder of `built`, from the file that [`locate`] has found; heads in it are left out.
 
     Raises:
         RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
@@ -157,10 +146,7 @@ def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, to
 def _from_transformers(
     tensors: dict, built: PreTrainedModel, *, unknown: bool
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let transformers rename the tensors of the Hub's formats into those that the model has today.
-
-    Heads are read too, and what is wrong there is unsaid, as are tensors that the encoder has not, unless `unknown`.
-    """
+    """Let transformers rename tensors; what does not fit the encoder, tensors it lacks too if `unknown`, is said."""
     with _quiet("transformers"), torch.random.fork_rng(devices=[]):
         loaded, report = type(built).from_pretrained(
             None,
@@ -179,11 +165,9 @@ def _from_transformers(
 
 
 def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let timm rename the tensors of its format, and prove that each one of the encoder came from them.
-
-    timm fills a feature extractor without strictness: from a file of something else, it would stay random without a
-    word. So it is filled once more, with NaN for every value: what is not NaN then did not come from the file.
-    """
+    """Let timm rename the tensors of its format, and prove that each one of the encoder came from them."""
+    # timm fills a feature extractor without strictness: from a file of something else, it would stay random without a
+    # word. So it is filled once more, with NaN for every value: what is not NaN then did not come from the file.
 
     def fill(values: dict) -> dict[str, torch.Tensor]:
         overlay = {"state_dict": values}
@@ -192,10 +176,8 @@ def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor
 
     with _quiet("timm"):
         try:
-            probe = fill(
-                {n: torch.full_like(t, torch.nan) if t.is_floating_point() else t for n, t in tensors.items()}
-            )
-            loaded = fill(dict(tensors))
+            nans = {n: torch.full_like(t, torch.nan) if t.is_floating_point() else t for n, t in tensors.items()}
+            probe, loaded = fill(nans), fill(dict(tensors))
         except (RuntimeError, KeyError, ValueError) as error:
             lines = [line.strip(" \t.") for line in str(error).splitlines()]
             return {}, lines[1:] or lines or [repr(error)]

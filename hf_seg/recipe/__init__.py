@@ -53,15 +53,10 @@ def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence
             repeated.append(recipe)
             continue
         for seed in seeds:
-            encoder = recipe.encoder_recipe
-            repeated.append(
-                replace(
-                    recipe,
-                    name=f"{recipe.name}-seed{seed}",
-                    training=replace(recipe.training, seed=seed),
-                    encoder_recipe=f"{encoder}-seed{seed}" if encoder in named else encoder,
-                )
-            )
+            encoder, training = recipe.encoder_recipe, replace(recipe.training, seed=seed)
+            encoder = f"{encoder}-seed{seed}" if encoder in named else encoder
+            name = f"{recipe.name}-seed{seed}"
+            repeated.append(replace(recipe, name=name, training=training, encoder_recipe=encoder))
     wrong = [(recipe.path, check_name(recipe.name)) for recipe in repeated]
     problems = [problem_of(path, f"with the seed, {what}", "rename the file") for path, what in wrong if what]
     if problems:

@@ -137,21 +137,14 @@ SECTIONS: dict[str, type] = {"model": ModelRecipe, "data": DataRecipe, "training
 
 @dataclasses.dataclass(kw_only=True)
 class Recipe:
-    """One run.
+    """One run."""
 
-    Args:
-        name (`str`): the file's name without `.json`; also the name of the run's folder.
-        path (`Path`): the file.
-        model ([`ModelRecipe`]), data ([`DataRecipe`]), training ([`TrainingRecipe`]): the three sections.
-        encoder_recipe (`str`, *optional*): name of the recipe whose run gives the encoder.
-    """
-
-    name: str
+    name: str  # the file's, without `.json`; also that of the run's folder
     path: Path
     model: ModelRecipe
     data: DataRecipe
     training: TrainingRecipe
-    encoder_recipe: str | None = None
+    encoder_recipe: str | None = None  # name of the recipe whose run gives the encoder
 
     def to_dict(self) -> dict[str, Any]:
         """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""

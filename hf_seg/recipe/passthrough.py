@@ -18,7 +18,12 @@ from pydantic import Field, TypeAdapter
 from hf_seg.recipe.keys import STRICT
 
 _LAUNCHER = "how a run is spread over machines belongs to the launcher's file (accelerate config)"
+_SCIENCE = "a recipe says the science"
 _GONE = "transformers 5 has no such argument"
+_RENAMED = "hf_seg has another name for it"
+_BEST = "the checkpoint with the best validation mIoU is kept, as in the study"
+_SUMMED = "the metric is summed up batch by batch on the device, nothing is gathered"
+_TEXT = "it is made for text models and does nothing for images"
 _EVALUATE = "validation and checkpoints come every eval_every_epochs"
 _ADAMW = ("the optimiser is AdamW by protocol", "learning_rate, weight_decay, amsgrad and adam_* are yours to set")
 _REFUSED: dict[str, tuple[str, str]] = {
@@ -32,24 +37,15 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "do_train do_eval do_predict": ("every run trains, validates and tests", ""),
     "eval_strategy eval_steps eval_delay save_strategy save_steps": (_EVALUATE, "set that"),
     "evaluation_strategy evaluate_during_training": (_GONE, f"{_EVALUATE}, so set that"),
-    "load_best_model_at_end metric_for_best_model greater_is_better": (
-        "the checkpoint with the best validation mIoU is kept, as in the study",
-        "",
-    ),
+    "load_best_model_at_end metric_for_best_model greater_is_better": (_BEST, ""),
     "optim optim_args optim_target_modules adafactor optimizer optimiser": _ADAMW,
     "batch_eval_metrics prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
-    "include_for_metrics include_inputs_for_metrics": (
-        "the metric is summed up batch by batch on the device, nothing is gathered",
-        "",
-    ),
+    "include_for_metrics include_inputs_for_metrics": (_SUMMED, ""),
     "label_smoothing_factor": ("Trainer's label smoothing fails on 4-dimensional logits", "leave it out"),
     "fp16": ("half precision with loss scaling is not supported", "set bf16"),
     "bf16_full_eval fp16_full_eval": ("scores are taken at the precision of training", "set bf16"),
     "save_only_model": ("checkpoints keep the optimiser's state, or an interrupted run could not resume", ""),
-    "enable_jit_checkpoint": (
-        "hf_seg itself saves and stops at SIGTERM, and two handlers collide",
-        "leave it out",
-    ),
+    "enable_jit_checkpoint": ("hf_seg itself saves and stops at SIGTERM, and two handlers collide", "leave it out"),
     "data_seed": ("one seed governs weights, shuffling and augmentation", "set seed"),
     "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": (
         "an interrupted run resumes by itself when the same command is given again",
@@ -63,26 +59,17 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "push_to_hub_model_id": (_GONE, "set hub_model_id"),
     "save_safetensors": (_GONE, "weights are always saved as safetensors"),
     "hub_token push_to_hub_token": ("secrets never go into a recipe", "run `hf auth login` or set HF_TOKEN"),
-    "average_tokens_across_devices include_num_input_tokens_seen include_tokens_per_second use_liger_kernel "
-    "liger_kernel_config use_cache neftune_noise_alpha train_sampling_strategy length_column_name group_by_length": (
-        "it is made for text models and does nothing for images",
-        "",
-    ),
+    "average_tokens_across_devices include_num_input_tokens_seen include_tokens_per_second use_liger_kernel use_cache "
+    "liger_kernel_config neftune_noise_alpha train_sampling_strategy length_column_name group_by_length": (_TEXT, ""),
     "gradient_checkpointing": ("transformers has renamed it", "set activation_checkpointing"),
     "gradient_checkpointing_kwargs": ("transformers has renamed it", "set activation_checkpointing_kwargs"),
-    "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (
-        _LAUNCHER,
-        "a recipe says the science",
-    ),
-    "ddp_timeout": (
-        "how long processes wait for each other is up to the machines",
-        "set the variable HF_SEG_TIMEOUT",
-    ),
-    "split_batches dispatch_batches": (_GONE, f"{_LAUNCHER}, and a recipe says the science"),
+    "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (_LAUNCHER, _SCIENCE),
+    "ddp_timeout": ("how long processes wait for each other is up to the machines", "set the variable HF_SEG_TIMEOUT"),
+    "split_batches dispatch_batches": (_GONE, f"{_LAUNCHER}, and {_SCIENCE}"),
     # What people write who come from another trainer.
-    "batch_size train_batch_size": ("hf_seg has another name for it", "set global_train_batch_size"),
-    "lr": ("hf_seg has another name for it", "set learning_rate"),
-    "epochs num_epochs max_epochs": ("hf_seg has another name for it", "set num_train_epochs"),
+    "batch_size train_batch_size": (_RENAMED, "set global_train_batch_size"),
+    "lr": (_RENAMED, "set learning_rate"),
+    "epochs num_epochs max_epochs": (_RENAMED, "set num_train_epochs"),
 }
 # Arguments that a recipe may not set: why, and what to do. With those that transformers has dropped: people know them.
 REFUSED = {name: said for names, said in _REFUSED.items() for name in names.split()}
@@ -110,10 +97,9 @@ _TYPES: dict[str, Any] = {
 
 
 def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any = None) -> TypeAdapter:
-    """What a key takes whose type is annotated so in a source.
+    """What a key takes whose type is annotated so in a source, e.g. `"bool | Literal['auto']"`.
 
     Args:
-        annotation (`str`): e.g. `"int | None"`, `"list[str]"`, `"bool | Literal['auto']"`.
         enums (`dict`, *optional*): enumeration classes that the annotation may name → `Literal` of their values.
         limits (`Field`, *optional*): what holds besides.
 
@@ -122,9 +108,7 @@ def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any =
     """
     enums = enums or {}
     parts = annotation.split(" | ")
-    if enums.keys() & set(
-        parts
-    ):  # one of the enumeration's values, as text: a bare `str` would let every text through
+    if enums.keys() & {*parts}:  # one of the enumeration's values: a bare `str` would let every text through
         annotation = " | ".join(part for part in parts if part != "str")
     try:
         kind = eval(annotation, _TYPES | enums)  # of installed code, and no name of it stands for a function
@@ -135,8 +119,6 @@ def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any =
 
 @functools.cache
 def _folder(package: str) -> Path:
-    if package == "hf_seg":
-        return Path(__file__).parents[1]
     spec = importlib.util.find_spec(package)  # of a top-level package: finds, does not import
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed; run pip install -e . in hf_seg's folder", name=package)
@@ -156,16 +138,15 @@ def annotated_fields(package: str, file: str, name: str) -> Iterator[tuple[str, 
             yield item.target.id, ast.unparse(item.annotation), item.value
 
 
-def _enum_values(node: ast.ClassDef) -> list[str]:
-    return [
-        item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
-    ]
+def _enum_values(node: ast.ClassDef) -> tuple[str, ...]:
+    assigned = (item.value for item in node.body if isinstance(item, ast.Assign))
+    return tuple(value.value for value in assigned if isinstance(value, ast.Constant))
 
 
 @functools.cache
 def scheduler_types() -> tuple[str, ...]:
     """The values of transformers' `SchedulerType`, e.g. `"linear"`."""
-    return tuple(_enum_values(_classes("transformers", "trainer_utils.py")["SchedulerType"]))
+    return _enum_values(_classes("transformers", "trainer_utils.py")["SchedulerType"])
 
 
 # Trackers that are not called like the package that they take; kubeflow takes none.
@@ -193,7 +174,7 @@ def trackers() -> dict[str, bool]:
 def training_arguments() -> dict[str, TypeAdapter]:
     """The fields of the installed `TrainingArguments` that are not refused, and what each takes."""
     enums = {
-        name: Literal[tuple(_enum_values(node))]
+        name: Literal[_enum_values(node)]
         for file in ("training_args.py", "trainer_utils.py", "debug_utils.py")
         for name, node in _classes("transformers", file).items()
         if any(isinstance(base, ast.Name) and base.id == "ExplicitEnum" for base in node.bases)
@@ -203,11 +184,8 @@ def training_arguments() -> dict[str, TypeAdapter]:
     for name, annotation, _ in annotated_fields("transformers", "training_args.py", "TrainingArguments"):
         if name in ("log_level", "log_level_replica"):
             annotation = "LogLevel"  # a plain `str` there
-        if name not in REFUSED:
-            try:
-                known[name] = key_type(annotation, enums, _LIMITS.get(name))
-            except (
-                TypeError
-            ):  # in a newer transformers: the trial step before a run finds what this argument does not take
-                known[name] = TypeAdapter(Any)
-    return known
+        try:
+            known[name] = key_type(annotation, enums, _LIMITS.get(name))
+        except TypeError:  # of a newer transformers: the trial step before a run finds what the argument does not take
+            known[name] = TypeAdapter(Any)
+    return {name: kind for name, kind in known.items() if name not in REFUSED}

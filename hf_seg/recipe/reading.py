@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_seg.problem import Problem, RecipeError
+from hf_seg.problem import Problem, RecipeError, did_you_mean
 from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, Recipe, TrainingRecipe, key_types
 from hf_seg.recipe.rules import (
     Found,
@@ -25,7 +25,6 @@ from hf_seg.recipe.rules import (
     check_training,
     encoder_differences,
     is_path_or_hub_id,
-    suggest,
 )
 
 RUN_FORMAT = "hf_seg_run"  # the key of a run's record, run.json, that tells it from a recipe
@@ -61,14 +60,12 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     """Read and check recipes, and put them in training order.
 
     Args:
-        paths (`Sequence[str | Path]`): recipe files; one may name another one's encoder.
-        overrides (`Sequence[str]`): `--section.key value` pairs (also `--section.key=value`), as on the command line;
-            they hold for each of `paths`, not for a recipe that is loaded only because one of them needs its encoder.
-            A value is read as JSON where it is JSON, else as text.
+        overrides: `--section.key value` or `--section.key=value`, as on the command line, for each of `paths`, not for
+            a recipe that is added. A value is read as JSON where it is JSON, else as text.
 
     Returns:
-        `list[Recipe]`: in the order given, except that a recipe comes after the one whose encoder it starts from,
-        which is added when it was not given.
+        In the order given, except that a recipe comes after the one whose encoder it starts from, which is added when
+        it was not given.
 
     Raises:
         RecipeError: with every problem of every file.
@@ -122,19 +119,15 @@ def parse_json(text: str) -> Any:
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Command-line overrides → ({"training.learning_rate": value}, problems).
-
-    Not argparse: it takes `--training.learning_rat` for `--training.learning_rate`.
-    """
+    """Command-line overrides → ({"training.learning_rate": value}, problems). argparse would accept short forms."""
     changes: dict[str, Any] = {}
     problems = []
     waiting = list(arguments)
     while waiting:
-        flag, equals, text = waiting.pop(0).partition("=")
+        flag, has_value, text = waiting.pop(0).partition("=")
         is_flag = flag.startswith("--")
-        has_value = bool(equals) or bool(is_flag and waiting and not waiting[0].startswith("--"))
-        if has_value and not equals:
-            text = waiting.pop(0)
+        if not has_value and is_flag and waiting and not waiting[0].startswith("--"):
+            has_value, text = True, waiting.pop(0)
         name = flag.removeprefix("--")
         section, *keys = name.split(".")
         if not is_flag or not keys or "" in (section, *keys):
@@ -143,7 +136,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Prob
             what, remedy = "is not understood", f"write --section.key value{hint}"
         elif section not in SECTIONS:
             what = f'there is no section "{section}"'
-            remedy = suggest(section, SECTIONS, f"sections are {', '.join(SECTIONS)}")
+            remedy = did_you_mean(section, SECTIONS, f"sections are {', '.join(SECTIONS)}")
         elif not has_value:
             what, remedy = "has no value", f"write {flag} VALUE"
         elif name in changes:
@@ -156,17 +149,6 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Prob
             continue
         problems.append(problem_of(COMMAND_LINE, f"{flag}: {what}", remedy))
     return changes, problems
-
-
-def _apply(changes: Mapping[str, Any], recipe: dict[str, Any]) -> None:
-    for name, value in changes.items():
-        *parents, key = name.split(".")
-        inner = recipe
-        for parent in parents:
-            if not isinstance(inner.get(parent), dict):
-                inner[parent] = {}
-            inner = inner[parent]
-        inner[key] = copy.deepcopy(value)  # each recipe's own: the next override may write into it
 
 
 def _same_file(path: Path, other: Path) -> bool:
@@ -184,7 +166,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
         recipe = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         neighbours = [other.name for other in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        remedy = suggest(path.name, neighbours, "check the path")
+        remedy = did_you_mean(path.name, neighbours, "check the path")
         raise RecipeError(path, "there is no such file", remedy) from None
     except OSError as error:
         raise RecipeError(path, f"cannot be read: {error.strerror}", "name a recipe's file") from None
@@ -207,7 +189,14 @@ def _read(path: Path, changes: Mapping[str, Any], problems: list[Problem]) -> Dr
     except RecipeError as error:
         problems += error.problems
         return draft
-    _apply(changes, recipe)
+    for name, value in changes.items():
+        *parents, key = name.split(".")
+        inner = recipe
+        for parent in parents:
+            if not isinstance(inner.get(parent), dict):
+                inner[parent] = {}
+            inner = inner[parent]
+        inner[key] = copy.deepcopy(value)  # each recipe's own: the next override may write into it
     for key, what, remedy in _check(recipe, draft):
         # Said once for the command line, not again for each recipe that it applies to.
         overridden = any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for name in changes)
@@ -221,7 +210,7 @@ def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
         if section not in SECTIONS and section != "$schema":
             homes = [home for home, keys in key_types().items() if section in keys]
             accepted = f"sections are {', '.join(SECTIONS)}"
-            hint = f'it belongs to "{homes[0]}"' if homes else suggest(section, SECTIONS, accepted)
+            hint = f'it belongs to "{homes[0]}"' if homes else did_you_mean(section, SECTIONS, accepted)
             yield section, "unknown section", hint
     for section in SECTIONS:
         if section not in recipe:
@@ -259,11 +248,9 @@ def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
                 problems.append(problem_of(draft.path, what, "make them equal"))
         elif not is_path_or_hub_id(weights):
             names = {*drafts, *(other.stem for other in draft.path.parent.glob("*.json"))} - {draft.path.stem}
-            what = (
-                f'model.encoder_weights: "{weights}" is no recipe in this launch or beside this file, no existing path'
-                " and no Hub id of the form org/name"
-            )
-            problems.append(problem_of(draft.path, what, suggest(weights, sorted(names), "name one of these")))
+            what = f'model.encoder_weights: "{weights}" is no recipe in this launch or beside this file, no existing'
+            what += " path and no Hub id of the form org/name"
+            problems.append(problem_of(draft.path, what, did_you_mean(weights, sorted(names), "name one of these")))
 
 
 def _training_order(drafts: dict[str, Draft], problems: list[Problem]) -> list[str]:

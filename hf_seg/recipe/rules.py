@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -36,40 +36,29 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def check_name(name: str) -> str | None:
-    """What keeps a recipe's name from being that of a run's folder, in words; None when nothing does."""
+    """Why a recipe's name cannot be that of a run's folder; None when it can."""
     if not name or name.startswith("."):
         return f'the name "{name}" is empty or begins with a dot, and a run\'s folder cannot be called so'
     if name.endswith((".", " ")) or _DEVICES.fullmatch(name):
         return f'the name "{name}" is reserved on Windows, where a folder cannot be called so'
-    size = len(os.fsencode(name))
-    if size > LONGEST_NAME:
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
         return f"the name has {size} bytes, and a run's folder takes at most {LONGEST_NAME}"
     return None
 
 
 def is_path_or_hub_id(weights: str) -> bool:
-    """Whether weights can be looked for outside of the recipes: an existing file or folder, or `org/name`."""
+    """Whether it is an existing file or folder, or has the form `org/name`."""
     return os.path.exists(weights) or _HUB_ID.fullmatch(weights) is not None
 
 
-def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The remedy for an unknown name."""
-    return did_you_mean(name, known).removeprefix("; ") or otherwise
-
-
 def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Found]]:
-    """Check a section key by key.
-
-    Returns:
-        `tuple`: the section's values, defaults included and without those that something is wrong with; the problems.
-    """
+    """The values of a section, defaults included and without those that something is wrong with; and what is wrong."""
     own = key_types()[section]
     passed_on = training_arguments() if section == "training" else {}
     known = passed_on | own  # where both have a key, ours has the wider type ("auto") and the range
     fields = {key: SECTIONS[section].__pydantic_fields__[key] for key in own}
-    values = {
-        key: field.get_default(call_default_factory=True) for key, field in fields.items() if not field.is_required()
-    }
+    optional = {key: field for key, field in fields.items() if not field.is_required()}
+    values = {key: field.get_default(call_default_factory=True) for key, field in optional.items()}
     found = []
     for key, value in given.items():
         if key in known:
@@ -81,7 +70,7 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
         else:
             homes = [home for home, keys in key_types().items() if key in keys]
             accepted = f"accepted: {', '.join(own)}" + (", and TrainingArguments' own" if passed_on else "")
-            wrong = "unknown key", f'it belongs to "{homes[0]}"' if homes else suggest(key, known, accepted)
+            wrong = "unknown key", f'it belongs to "{homes[0]}"' if homes else did_you_mean(key, known, accepted)
             # Most likely the known key is what this one should have been: do not hold its default against the recipe.
             for close in difflib.get_close_matches(key, known, n=1):
                 if close not in given:
@@ -89,10 +78,9 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
         if wrong:
             values.pop(key, None)
             found.append((f"{section}.{key}", *wrong))
-    for key, field in fields.items():
-        if key not in given and field.is_required():
-            remedy = f"it must be {expectation(own[key].json_schema())}"
-            found.append((f"{section}.{key}", "is missing", remedy))
+    for key in fields:
+        if key not in optional and key not in given:
+            found.append((f"{section}.{key}", "is missing", f"it must be {expectation(own[key].json_schema())}"))
     return values, found
 
 
@@ -162,7 +150,7 @@ def check_config(model_type: str, config: Mapping[str, Any], fields: Fields) -> 
             why, remedy = REFUSED_CONFIG[key]
             yield f"model.config.{key}", f"cannot be set: {why}", remedy
         elif key not in fields:  # the classes take any key, and a misspelt one would change nothing
-            remedy = suggest(key, fields, f"accepted: {', '.join(fields)}")
+            remedy = did_you_mean(key, fields, f"accepted: {', '.join(fields)}")
             yield f"model.config.{key}", f'unknown key of "{model_type}"', remedy
         elif wrong := mismatch(value, fields[key][0]):
             yield f"model.config.{key}", *wrong
@@ -172,11 +160,8 @@ def check_config(model_type: str, config: Mapping[str, Any], fields: Fields) -> 
         values = config.get(key, default)
         if isinstance(stages, int) and isinstance(default, tuple) and isinstance(values, list | tuple):
             if len(values) != stages:
-                yield (
-                    f"model.config.{key}",
-                    f"needs one value for each of the {stages} stages (num_encoder_blocks)",
-                    "",
-                )
+                what = f"needs one value for each of the {stages} stages (num_encoder_blocks)"
+                yield f"model.config.{key}", what, ""
 
 
 # What may differ between a run and the one that gives its encoder: the head, the first random numbers, regularisation.
@@ -263,7 +248,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     elif schedule is not None:
         accepted = ("exponential", *scheduler_types())
         if schedule not in accepted:
-            remedy = suggest(schedule, accepted, f"accepted: {', '.join(accepted)}")
+            remedy = did_you_mean(schedule, accepted, f"accepted: {', '.join(accepted)}")
             yield "training.lr_scheduler_type", f'there is no schedule "{schedule}"', remedy
         elif training.get("lr_decay_per_epoch", decay) != decay:
             yield "training.lr_decay_per_epoch", f'has no effect on the "{schedule}" schedule', "leave it out"
@@ -281,7 +266,7 @@ def _check_trackers(report_to: str | list[str] | None) -> Iterator[Found]:
     known = trackers()
     for name in [report_to] if isinstance(report_to, str) else report_to:
         if name not in known:
-            remedy = suggest(name, known, f"accepted: auto, none, all, {', '.join(known)}")
+            remedy = did_you_mean(name, known, f"accepted: auto, none, all, {', '.join(known)}")
             yield "training.report_to", f'there is no tracker "{name}"', remedy
         elif not known[name]:
             yield "training.report_to", f'"{name}" is not installed here', 'install its package, or set "none"'

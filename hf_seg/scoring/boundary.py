@@ -22,7 +22,7 @@ def boundary_counts(
     `distance` pixels away (in the larger of the two directions), at least one.
 
     Args:
-        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
+        predictions (integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
         references (the same shape): class ids, or `ignore_index`: taken out of the prediction, too.
 
     Returns:

@@ -50,15 +50,7 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
 
 
 def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
-    """[`confusion_matrix`] of each image of a batch.
-
-    Args:
-        predictions (`torch.Tensor`, integer, of shape `(batch, height, width)`), references (the same shape): ids, not
-            checked.
-
-    Returns:
-        `torch.IntTensor` of shape `(batch, C, C)`.
-    """
+    """[`confusion_matrix`] of each image of a batch, int32 of shape `(batch, C, C)`; the ids are not checked."""
     batch, size = len(references), num_labels**2
     image = torch.arange(batch, device=references.device)[:, None, None]
     keep = references != ignore_index
@@ -98,7 +90,10 @@ def _mean_of_present(values: np.ndarray) -> np.ndarray:
 
 
 def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
-    """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class."""
+    """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class.
+
+    Means and `overall_accuracy` are floats in [0, 1]; by category, float64 arrays `(C,)`, NaN for absent classes.
+    """
     right, area = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
     with np.errstate(invalid="ignore"):
         accuracy, overall = right / area, right.sum() / area.sum()

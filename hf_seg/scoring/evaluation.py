@@ -17,13 +17,7 @@ from hf_seg.scoring.roc import roc_from_histograms, score_histograms
 
 
 class Evaluation:
-    """Sums up what becomes the scores of a set.
-
-    Args:
-        class_names (`Sequence[str]`): in the order of the ids.
-        thorough (`bool`): as for a test set: with ROC curves, boundary IoU, and a confusion matrix for each image.
-        second_opinion ([`SecondOpinion`], *optional*): gets the same masks.
-    """
+    """Sums up the scores of a set; `thorough` with ROC curves, boundary IoU and a confusion matrix for each image."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def segmentation_loss(
         num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; by default of `labels`.
 
     Returns:
-        `torch.FloatTensor`, a scalar: this micro-batch's share of the mean, in nats.
+        A float32 scalar: this micro-batch's share of the mean, in nats.
     """
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum()

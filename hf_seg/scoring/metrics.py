@@ -47,7 +47,7 @@ class SegMetric(evaluate.Metric):
         Args:
             predictions (integer tensor or array of shape `(batch, height, width)`, or a list of `(height, width)` maps
                 of differing sizes): class ids in `[0, num_labels)`.
-            references (the same form): class ids in `[0, num_labels)`, or `ignore_index`.
+            references (the same form): these, or `ignore_index`.
 
         Raises:
             ValueError: when shapes or lengths differ, or an id is out of range.
@@ -69,12 +69,7 @@ class SegMetric(evaluate.Metric):
         self.add_batch(predictions=prediction, references=reference)
 
     def compute(self, *, predictions=None, references=None) -> dict[str, float | np.ndarray]:
-        """The scores of all that was added (and of `predictions` and `references`, if given); then start again.
-
-        Returns:
-            `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy` (floats in [0, 1]), `per_category_iou` and
-            `per_category_accuracy` (float64 arrays of shape `(num_labels,)`, `nan` for absent classes).
-        """
+        """[`scores_from_confusion`] of all that was added, the arguments included; then start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = scores_from_confusion(self.confusion.cpu().numpy())
@@ -98,7 +93,7 @@ class SecondOpinion:
         self.metric = self._attempt("could not be loaded", lambda: evaluate.load(script))
 
     def _attempt(self, what: str, step: Callable[[], Any]) -> Any:
-        """What a step of the script gives; None when it fails, or one has failed before."""
+        """What a step of the script gives; None when it, or one before, has failed."""
         if self.failure is None:
             try:
                 return step()
@@ -117,12 +112,7 @@ class SecondOpinion:
         self._attempt("failed", add)
 
     def compare(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """Compare with the scores of a [`SegMetric`].
-
-        Returns:
-            `dict`: `available`, and with it `mean_iou` (the other one's) and `largest_difference` over all keys and
-            classes; or the `reason` why it is not available.
-        """
+        """Its `mean_iou` and the `largest_difference` from a [`SegMetric`]'s scores; or the `reason` for none."""
 
         def compute() -> dict[str, Any]:
             theirs = self.metric.compute(**self.classes)

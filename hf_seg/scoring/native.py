@@ -27,12 +27,11 @@ def score_native(
     """Score a model at each mask's own size.
 
     Args:
-        predict (`Callable`): `pixel_values` `(batch, 3, image_size, image_size)` to logits `(batch, C, h, w)`, which
-            are enlarged bilinearly to the mask's size, as `post_process_semantic_segmentation` does.
-        split (`Dataset`): pairs as stored, of which the masks are read.
-        prepared (`torch.utils.data.Dataset`): the same pairs in the same order, prepared by `transform`, which does
-            not augment.
-        sizes (`Sequence[int]`): sides, in pixels, to find ceilings for.
+        predict: `pixel_values` `(batch, 3, image_size, image_size)` to logits `(batch, C, h, w)`, which are enlarged
+            bilinearly to the mask's size.
+        split: pairs as stored, of which the masks are read.
+        prepared: the same pairs in the same order, prepared by `transform`, which does not augment.
+        sizes: sides, in pixels, to find ceilings for.
 
     Returns:
         `dict`: `mean_iou`, `per_category_iou` by class name, and `ceilings`, by size as text: the mIoU of the true

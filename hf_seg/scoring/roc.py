@@ -16,8 +16,7 @@ def score_histograms(logits: Tensor, labels: Tensor, ignore_index: int = 255) ->
     """Histogram each class's softmax score, separately for the pixels of that class and for all others.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch, C, height, width)`): at the size of `labels`.
-        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
+        logits (of shape `(batch, C, height, width)`): at the size of `labels`.
 
     Returns:
         `torch.IntTensor` of shape `(batch, C, 2, ROC_BINS)`: pixel counts; index 1 of the third axis holds the pixels
