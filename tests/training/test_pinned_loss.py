@@ -1,0 +1,66 @@
+"""The rule "the same loss before and after": the first twenty steps of both models, with numbers that stand here.
+
+A change that is not meant to change training leaves this test alone; one that is says why. Where it fails, pytest shows
+the numbers that there are now.
+"""
+
+import json
+
+import pytest
+from helpers import TINY_MODELS
+
+from hf_seg.data import load_data
+from hf_seg.recipe import load_recipes
+from hf_seg.runs.folder import Run
+from hf_seg.training.setup import build_initial_model, build_trainer
+
+# Random numbers of dropout differ between makes of CPU; those of weights and of the order of images do not.
+NO_DROPOUT = {
+    "fcn": {"dropout": 0.0},
+    "segformer": {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0},
+}
+DATA = {"name": "synthetic_pet", "max_train_samples": 20, "max_validation_samples": 2, "max_test_samples": 2}
+TRAINING = {
+    "num_train_epochs": 4,  # of five steps each
+    "global_train_batch_size": 4,
+    "learning_rate": 1e-4,  # at 1e-3 the rounding errors of different CPUs grow to 1 % in these steps
+    "lr_decay_per_epoch": 0.9,
+    "eval_every_epochs": 4,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+LEARNING_RATES = [1e-4 * 0.9**epoch for epoch in range(4) for _ in range(5)]
+LOSSES = {
+    "fcn": [],
+    "segformer": [],
+}
+
+
+def train(arch, folder):
+    """Losses and learning rates of twenty steps."""
+    config = TINY_MODELS[arch].get("config", {}) | NO_DROPOUT[arch]
+    recipe = {"model": TINY_MODELS[arch] | {"config": config}, "data": DATA, "training": TRAINING}
+    (folder / f"{arch}.json").write_text(json.dumps(recipe))
+    (recipe,) = load_recipes([folder / f"{arch}.json"])
+    run = Run(recipe, folder / "run")
+    data = load_data(recipe.data)
+    model, _ = build_initial_model(run, data.spec)
+    trainer = build_trainer(run, data, model, quiet=True)
+    trainer.train()
+    steps = [entry for entry in trainer.summary()["history"] if "loss" in entry]
+    trainer.release()
+    return [step["loss"] for step in steps], [step["learning_rate"] for step in steps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", LOSSES)
+def test_the_first_twenty_losses(arch, tmp_path):
+    losses, learning_rates = train(arch, tmp_path)
+    print([round(loss, 5) for loss in losses])
+    assert learning_rates == pytest.approx(LEARNING_RATES)
+    # the first loss tells of weights, images and loss function alone; rounding errors grow from step to step
+    assert losses[:1] == pytest.approx(LOSSES[arch][:1], rel=1e-4)
+    assert losses == pytest.approx(LOSSES[arch], rel=2e-3)
