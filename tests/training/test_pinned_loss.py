@@ -1,7 +1,7 @@
 """The rule "the same loss before and after": the first twenty steps of both models, with numbers that stand here.
 
-A change that is not meant to change training leaves this test alone; one that is says why. Where it fails, pytest shows
-the numbers that there are now.
+A change that is not meant to change training leaves this test alone; one that is says why. Where it fails, pytest
+shows the numbers that there are now.
 """
 
 import json
