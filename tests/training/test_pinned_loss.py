@@ -34,9 +34,19 @@ TRAINING = {
 }
 LEARNING_RATES = [1e-4 * 0.9**epoch for epoch in range(4) for _ in range(5)]
 LOSSES = {
-    "fcn": [],
-    "segformer": [],
+    "fcn": [
+        *[1.08442, 0.92471, 0.89701, 0.86351, 0.79484, 0.7049, 0.82081, 0.64245, 0.70932, 0.78277],
+        *[0.57604, 0.59026, 0.61347, 0.62699, 0.64731, 0.5833, 0.58195, 0.54412, 0.6154, 0.52161],
+    ],
+    "segformer": [
+        *[1.11067, 1.10197, 1.0914, 1.0882, 1.08706, 1.07418, 1.08992, 1.07564, 1.056, 1.05845],
+        *[1.06831, 1.0592, 1.03517, 1.06845, 1.05452, 1.03396, 1.05283, 1.06183, 1.04043, 1.04269],
+    ],
 }
+# Relative. Rounding errors grow from step to step: between 1 and 2 threads to 9e-4 (FCN) and 1e-6 (SegFormer), between
+# CPUs with and without AVX2, where even the resized pixels differ by one level, to 4e-3 and 3e-4.
+FIRST = 3e-4
+TOLERANCE = {"fcn": 1e-2, "segformer": 5e-4}
 
 
 def train(arch, folder):
@@ -61,6 +71,6 @@ def test_the_first_twenty_losses(arch, tmp_path):
     losses, learning_rates = train(arch, tmp_path)
     print([round(loss, 5) for loss in losses])
     assert learning_rates == pytest.approx(LEARNING_RATES)
-    # the first loss tells of weights, images and loss function alone; rounding errors grow from step to step
-    assert losses[:1] == pytest.approx(LOSSES[arch][:1], rel=1e-4)
-    assert losses == pytest.approx(LOSSES[arch], rel=2e-3)
+    # the first loss tells of weights, images and loss function alone
+    assert losses[:1] == pytest.approx(LOSSES[arch][:1], rel=FIRST)
+    assert losses == pytest.approx(LOSSES[arch], rel=TOLERANCE[arch])
