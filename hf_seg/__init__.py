@@ -3,4 +3,4 @@
 Importing the package is instant. `import hf_seg.models` registers FCN with the Auto classes of transformers.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -213,7 +213,8 @@ def rows(section: str) -> list[str]:
 
 @pytest.mark.parametrize("section", all_keys())
 def test_every_key_is_in_the_documentation(section):
-    assert "\n".join(rows(section)) in DOCUMENT
+    assert not [row for row in rows(section) if row not in DOCUMENT]  # shows the rows as they have to be
+    assert "\n".join(rows(section)) in DOCUMENT  # in their order
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *BEST, *QUICKSTART])
