@@ -21,7 +21,7 @@ from hf_seg.recipe import Recipe
 from hf_seg.recipe.reading import parse_json
 from hf_seg.runs.card import build_card, without_private_parts
 from hf_seg.runs.folder import CARD, FCN_CODE, HUB, PLOTS, PROCESSOR, WEIGHTS, load_run
-from hf_seg.runs.record import RESULTS, find_fault, load_results, write_json
+from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of, write_json
 
 # What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
 # Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
@@ -140,7 +140,7 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
     path = run_dir / HUB
     try:
         noted = parse_json(path.read_text(encoding="utf-8"))
-        fault = find_fault(noted, {"repo_id": str, "commit": (str, type(None))})
+        fault = find_fault(noted, object_of(repo_id=str, commit=str | None))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -30,9 +30,10 @@ from hf_seg.runs.record import (
     RESULTS,
     ROC,
     SAMPLES,
+    Text,
     changed_keys,
-    find_fault,
     load_record,
+    object_of,
     write_json,
 )
 
@@ -55,8 +56,10 @@ _TREES = re.compile(r"checkpoint-\d+|\.push-[a-z0-9_]{8}")  # whole: Trainer rem
 SHOWN = 10  # files that a message names
 _refusal = partial(Refusal, code="run")
 
-_NEEDED = {"recipe": {"model": dict, "data": dict, "training": dict}, "data": (dict, type(None))}
-_NEEDED_OF_SPLITS = {"*": {"pairs": int, "fingerprint": str}}
+_NEEDED = object_of(
+    recipe=object_of(model=dict, data=dict, training=dict),
+    data=dict[Text, object_of(pairs=int, fingerprint=Text)] | None,
+)
 
 
 @dataclass
@@ -128,11 +131,7 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
     remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
     missing = "it is not a run of hf_seg", remedy
     other = None if any_format else "choose another --output_dir, or pass --overwrite to replace that run"
-    return load_record(folder / RECORD, RUN_FORMAT, _fault_of_run, "a run", "move the folder away", missing, other)
-
-
-def _fault_of_run(record: dict[str, Any]) -> str | None:
-    return find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
+    return load_record(folder / RECORD, RUN_FORMAT, _NEEDED, "a run", "move the folder away", missing, other)
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic does not take that of Python 3.11
 
 from hf_seg.data import DatasetSpec
 from hf_seg.files import write_whole
@@ -41,46 +43,52 @@ ARRAYS = {
         "palette": ("c3", "u"),
     },
 }
-_NUMBER = (int, float)
-_SCORE = (int, float, type(None))  # null: there is none, as of pixels without a label
+Text = InstanceOf[str]  # `str` would refuse names of files that are not UTF-8
+
+
+def object_of(**keys: Any) -> type:
+    """A JSON object for [`find_fault`]: the type of each key that it needs; it may have more."""
+    return TypedDict("object", keys)
+
+
 _SCORES = {
-    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], _SCORE),
-    **dict.fromkeys(["per_category_iou", "per_category_accuracy"], {"*": _SCORE}),
-    "confusion_matrix": [[int]],
+    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], float | None),  # null: there is no such pixel
+    **dict.fromkeys(["per_category_iou", "per_category_accuracy"], dict[Text, float | None]),
+    "confusion_matrix": list[list[int]],
 }
-# What every reader of `results.json` may rely on, see [`find_fault`].
-NEEDED = {
-    "recipe": {"name": str} | {section: dict.fromkeys(keys, object) for section, keys in all_keys().items()},
-    "model": {
-        "arch": str,
-        "parameters": int,
-        "multiply_adds": int,
-        "logits_size": [int],
-        "init": {"frozen": bool, "encoder": {"source": str, "sha256": (str, type(None))}, "head": {"source": str}},
-    },
-    "data": {
-        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], str),
-        **dict.fromkeys(["homepage", "terms"], (str, type(None))),
-        "publish_images": bool,
-        "class_names": [str],
-        "counts": dict.fromkeys(["train", "validation", "test"], int),
-        "stored_size": {"test": [int]},
-    },
-    "train": {
-        **dict.fromkeys(["epochs", "seconds", "images_per_second"], _NUMBER),
+# What every reader of `results.json` may rely on.
+NEEDED = object_of(
+    recipe=object_of(name=Text, **{name: object_of(**dict.fromkeys(keys, Any)) for name, keys in all_keys().items()}),
+    model=object_of(
+        arch=Text,
+        parameters=int,
+        multiply_adds=int,
+        logits_size=list[int],
+        init=object_of(frozen=bool, encoder=object_of(source=Text, sha256=Text | None), head=object_of(source=Text)),
+    ),
+    data=object_of(
+        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], Text),
+        **dict.fromkeys(["homepage", "terms"], Text | None),
+        publish_images=bool,
+        class_names=list[Text],
+        counts=object_of(train=int, validation=int, test=int),
+        stored_size=object_of(test=list[int]),
+    ),
+    train=object_of(
+        **dict.fromkeys(["epochs", "seconds", "images_per_second"], float),
         **dict.fromkeys(["steps", "world_size"], int),
-        "precision": str,
-        "history": [{"epoch": _NUMBER, "step": int}],
-    },
-    "validation": _SCORES,
-    "test": {
+        precision=Text,
+        history=list[object_of(epoch=float, step=int)],
+    ),
+    validation=object_of(**_SCORES),
+    test=object_of(
         **_SCORES,
-        "boundary_iou": {"mean": _SCORE, "per_category": {"*": _SCORE}},
-        "native": {"mean_iou": _SCORE, "ceilings": {"*": _SCORE}},
-        "roc_auc": {"*": _SCORE},
-    },
-    "environment": {"hardware": str},
-}
+        boundary_iou=object_of(mean=float | None, per_category=dict[Text, float | None]),
+        native=object_of(mean_iou=float | None, ceilings=dict[Text, float | None]),
+        roc_auc=dict[Text, float | None],
+    ),
+    environment=object_of(hardware=Text),
+)
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
@@ -195,24 +203,20 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     Raises:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
-    remedy = "pass --overwrite to train the run again"
+    path, kind, remedy = run_dir / RESULTS, "a finished run", "pass --overwrite to train the run again"
     missing = "it is no finished run", "name another folder"
-    return load_record(run_dir / RESULTS, "format", _fault_of_results, "a finished run", remedy, missing, remedy)
-
-
-def _fault_of_results(results: dict[str, Any]) -> str | None:
-    if fault := find_fault(results, NEEDED):
-        return fault
+    results = load_record(path, "format", NEEDED, kind, remedy, missing, remedy)
     count = len(results["data"]["class_names"])
-    matrices = [results[split]["confusion_matrix"] for split in ("validation", "test")]
-    whole = all(len(part) == count for matrix in matrices for part in (matrix, *matrix))
-    return None if whole else f"a confusion_matrix is not of {count} classes"
+    for matrix in (results["validation"]["confusion_matrix"], results["test"]["confusion_matrix"]):
+        if any(len(part) != count for part in (matrix, *matrix)):
+            raise _fault(path, kind, f"a confusion_matrix is not of {count} classes", remedy)
+    return results
 
 
 def load_record(
-    path: Path, key: str, find: Callable, kind: str, remedy: str, missing: tuple[str, str], other: str | None
+    path: Path, key: str, needed: Any, kind: str, remedy: str, missing: tuple[str, str], other: str | None
 ) -> dict[str, Any]:
-    """A JSON file in a run's folder, of which `find` says what is wrong; `key` holds its format.
+    """A JSON file in a run's folder, with what [`find_fault`] finds `needed`; `key` holds its format.
 
     `remedy` is for one that is damaged, `missing` (what it means, and the remedy) for one that is not there, and
     `other` for one of another format, which is taken as it is when that is None.
@@ -224,45 +228,36 @@ def load_record(
         raise Refusal(path.parent, f"holds no {path.name}, so {what}", remedy, code="record") from None
     except (OSError, ValueError) as error:
         raise Refusal(path, f"cannot be read ({error})", remedy, code="record") from error
-    fault = find_fault(record, {key: int})
+    fault = find_fault(record, object_of(**{key: int}))
     if fault is None and record[key] != FORMAT:
         if other is None:
             return record
         what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
         raise Refusal(path, what, other, code="record")
-    if fault := fault or find(record):
-        raise Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+    if fault := fault or find_fault(record, needed):
+        raise _fault(path, kind, fault, remedy)
     return record
 
 
-def find_fault(value: Any, needed: Any, place: str = "") -> str | None:
+def _fault(path: Path, kind: str, fault: str, remedy: str) -> Refusal:
+    return Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+
+
+def find_fault(value: Any, needed: Any) -> str | None:
     """The first thing that is wrong with a value from JSON, in words, or None.
 
     Args:
-        value: what was read.
-        needed: a type, or a tuple of them; a list with what each item needs; or a mapping of keys to what each needs,
-            in which `"*"` stands for whatever keys there are. More keys may be there.
-        place (`str`): names the value.
+        needed: a type, such as [`object_of`] makes.
     """
-    if isinstance(needed, Mapping):
-        if not isinstance(value, dict):
-            return f"{place or 'it'} is no object"
-        inner = f"{place}." if place else ""
-        missing = [key for key in needed if key != "*" and key not in value]
-        if missing:
-            return f"{inner}{missing[0]} is missing"
-        keys = value if "*" in needed else needed
-        faults = (find_fault(value[key], needed.get(key, needed.get("*")), f"{inner}{key}") for key in keys)
-        return next(filter(None, faults), None)
-    if isinstance(needed, list):
-        if not isinstance(value, list):
-            return f"{place} is no list"
-        faults = (find_fault(item, needed[0], f"{place}[{number}]") for number, item in enumerate(value))
-        return next(filter(None, faults), None)
-    types = needed if isinstance(needed, tuple) else (needed,)
-    if isinstance(value, types) and (not isinstance(value, bool) or bool in types or object in types):
-        return None
-    return f"{place} is {json.dumps(value)[:40]}"
+    try:
+        TypeAdapter(needed).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+        words = {"missing": "is missing", "dict_type": "is no object", "list_type": "is no list"}
+        wrong = words.get(first["type"]) or f"is {json.dumps(first['input'])[:40]}"
+        return f"{''.join(parts).lstrip('.') or 'it'} {wrong}"
+    return None
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -291,14 +286,10 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
-        array = arrays.get(name)
-        if (
-            array is None
-            or array.dtype.kind not in kinds
-            or array.ndim != len(letters)
-            or any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True))
-        ):
-            found = "missing" if array is None else f"{array.dtype} of shape {array.shape}"
+        array = arrays.get(name, np.array(None))
+        known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
+        if array.dtype.kind not in kinds or len(letters) != array.ndim or (*known,) != array.shape:
+            found = f"{array.dtype} of shape {array.shape}" if name in arrays else "missing"
             raise Refusal(path, f"does not hold what a run keeps there ({name} is {found})", remedy, code="arrays")
     return arrays
 

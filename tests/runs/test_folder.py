@@ -275,7 +275,7 @@ def test_a_finished_run_whose_data_is_gone(own, monkeypatch):
     run_dir = Path(shutil.move(run_dir, moved))
     shutil.rmtree(recipe.data.root)
     assert open_run(Run(recipe, run_dir)) == "finished" and describe_data(recipe.data, may_load=False) is None
-    monkeypatch.setattr(run_folder, "gather", lambda data: pytest.fail("a data set would be loaded from the Hub"))
+    monkeypatch.setattr(run_folder, "list_data", lambda data: pytest.fail("a data set would be loaded from the Hub"))
     assert describe_data(DataRecipe(name="hub", path="org/name", root="x"), may_load=False) is None
 
 
