@@ -135,12 +135,12 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:
-    """Name the pairs of each split, as they are listed: nothing is decoded or written; a data set on the Hub is loaded
-    only if it may be.
+    """The number of `pairs` and the `fingerprint` of each split, as they are listed: nothing is decoded or written; a
+    data set on the Hub is loaded only if it may be.
 
     Returns:
-        `dict`: split → `pairs`, their number, and `fingerprint`; one split, `pairs`, where it is not known which pair
-        belongs to which. Empty for generated data, which follows from the recipe. None when the data is not here.
+        `dict`: by split; one split, `pairs`, where it is not known which pair belongs to which. Empty for generated
+        data, which follows from the recipe. None when the data is not here.
     """
     if data.name.startswith("synthetic_"):
         return {}
@@ -162,8 +162,7 @@ def _changed_splits(then: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
         changed = ["the pairs of split.json are not those of the folder"]
     for name, before in then.items():
         after = now[name]
-        more = after["pairs"] - before["pairs"]
-        if more:
+        if more := after["pairs"] - before["pairs"]:
             counts = f"{after['pairs']:,} instead of {before['pairs']:,}"
             changed.append(f"{name}: {abs(more):,} pairs {'more' if more > 0 else 'fewer'}, {counts}")
         elif before != after:
@@ -253,8 +252,7 @@ def _check_removable(folder: Path, recipe: Recipe) -> None:
         if Path(os.path.realpath(folder)) in (path, *path.parents):
             what = f"is not removed, since {key} of {recipe.name}, {path}, is in it"
             raise _refusal(folder, what, "choose another --output_dir, or give the recipe file another name")
-    strangers = _strangers(folder)
-    if strangers:
+    if strangers := _strangers(folder):
         shown = ", ".join(strangers[:SHOWN]) + (f" and {len(strangers) - SHOWN:,} more" if strangers[SHOWN:] else "")
         what = f"is not removed, since it holds what no run writes: {shown}"
         raise _refusal(folder, what, "move that away, or choose another --output_dir")

@@ -97,7 +97,7 @@ MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hu
 
 
 def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What tells two effective recipes apart, in words."""
+    """[`differing_keys`] of two recipes, in words."""
     return [f"{key}: {there!r} there, {here!r} here" for key, (here, there) in differing_keys([ours, other]).items()]
 
 
@@ -132,13 +132,12 @@ def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], de
 
 
 def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
-    """Write what a finished run leaves beside its model: pictures, card, arrays and, last, `results.json`.
+    """Write, in the main process, what a finished run leaves beside its model: pictures, card, arrays and, last,
+    `results.json`.
 
     Args:
-        folder (`Path`): the run's; the main process writes there.
         record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`.
         samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
-        spec ([`DatasetSpec`]): of the data.
 
     Returns:
         `dict`: the content of `results.json`.
@@ -149,7 +148,6 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
     results = record | {"status": "finished", "test": test}
     if PartialState().is_main_process:
         plots = {name: folder / path for name, path in PLOTS.items()}
-        plots["curves"].parent.mkdir(exist_ok=True)
         plot_curves(results["train"]["history"], plots["curves"])
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
@@ -157,14 +155,10 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
         save_arrays(folder / PER_IMAGE, confusion=per_image)
         save_arrays(folder / ROC, **stack_curves(roc))
-        pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
-        save_arrays(
-            folder / SAMPLES,
-            pixel_values=(pixel_values * 255).round().astype(np.uint8),
-            labels=labels.astype(np.uint8),
-            predictions=predictions.astype(np.uint8),
-            palette=np.array(spec.palette, np.uint8),
-        )
+        pixel_values, *masks = (tensor.numpy() for tensor in samples)
+        parts = [(pixel_values * 255).round(), *masks, np.array(spec.palette)]
+        parts = [part.astype(np.uint8) for part in parts]
+        save_arrays(folder / SAMPLES, **dict(zip(ARRAYS[SAMPLES], parts, strict=True)))
         write_json(results, folder / RESULTS)  # last: a run with results is a finished run
     return results
 
@@ -173,11 +167,10 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a reader needs to repeat a run."""
     packages = ("hf_seg", "torch", "torchvision", "transformers", "datasets", "evaluate", "accelerate", "timm")
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu)
     return {name: version(name) for name in packages} | {
         "python": platform.python_version(),
         "device": device.type,
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu),
         "cpu_count": str(os.cpu_count()),
     }
 
@@ -303,11 +296,9 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
     Returns:
         `dict` with `name`, `data` and `init` (which may hold a `run` of its own), or None.
     """
-    if encoder_weights is None:
-        return None
-    path = Path(encoder_weights).expanduser()
+    path = Path(encoder_weights or "").expanduser()
     folder = path if path.is_dir() else path.parent
-    if not (path.exists() and (folder / RESULTS).exists()):
+    if not (encoder_weights and path.exists() and (folder / RESULTS).exists()):
         return None
     results = load_results(folder)
     return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}

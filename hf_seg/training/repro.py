@@ -138,9 +138,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     return replace(recipe, name=record["recipe"]["name"], training=training), record
 
 
-def _facts(
-    environment: dict[str, str], train: dict[str, Any], fingerprint: str, weights: str | None
-) -> dict[str, Any]:
+def _facts(environment: dict, train: dict, fingerprint: str, weights: str | None) -> dict[str, Any]:
     setup = {key: str(train[key]) for key in SETUP if key in train}
     return {**environment, **setup, "data fingerprint": fingerprint, "encoder's first weights": weights}
 
