@@ -16,7 +16,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from hf_seg.data import fingerprint, list_data
-from hf_seg.files import PARTIAL
+from hf_seg.files import PARTIAL, write_json
 from hf_seg.problem import Refusal
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
@@ -34,7 +34,6 @@ from hf_seg.runs.record import (
     changed_keys,
     load_record,
     object_of,
-    write_json,
 )
 
 # What a run writes into its folder. Nothing else is ever removed from it, so a writer takes its name from here.

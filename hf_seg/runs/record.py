@@ -17,11 +17,10 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic does not take that of Python 3.11
 
 from hf_seg.data import DatasetSpec
-from hf_seg.files import write_whole
+from hf_seg.files import parse_json, write_json, write_whole
 from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
-from hf_seg.recipe.reading import parse_json
 from hf_seg.runs.card import build_card
 from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.scoring.roc import stack_curves
@@ -173,21 +172,6 @@ def environment(device: torch.device) -> dict[str, str]:
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu),
         "cpu_count": str(os.cpu_count()),
     }
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write strict JSON (a number that is not finite becomes null), whole or not at all."""
-    text = json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
-    with write_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_results(run_dir: Path) -> dict[str, Any]:

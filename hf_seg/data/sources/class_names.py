@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_seg.files import parse_json
 from hf_seg.problem import DataError
-from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable
 
 VOID = {255, 65_535}

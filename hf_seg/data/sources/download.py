@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.utils import tqdm
-from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
+from hf_seg.files import cache_folder, one_process
 from hf_seg.problem import DataError, Problem
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,6 @@ class Archive:
     wanted: Callable[[str], bool] = bool
 
 
-def cache_folder() -> Path:
-    """Where hf_seg keeps things between runs: `hf_seg` in the Hugging Face cache (`$HF_HOME`)."""
-    return Path(constants.HF_HOME) / "hf_seg"
-
-
 def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
     """Find the folder where a data set is, or where it belongs when it is not there yet.
 
@@ -78,21 +73,6 @@ def find_folder(root: str | None, name: str, parts: Sequence[str]) -> Path:
     if root is not None and (any((folder / part).exists() for part in parts) or not (folder / name).is_dir()):
         return folder
     return folder / name
-
-
-@contextmanager
-def one_process(lock_file: Path, doing: str) -> Iterator[None]:
-    """Let one process of this machine in at a time; the others say what they wait for. A killed process lets go."""
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("Waiting for another process that is %s …", doing)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def disk_remedy(error: BaseException | None) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_seg.files import write_whole
+from hf_seg.files import parse_json, write_whole
 from hf_seg.problem import DataError
-from hf_seg.recipe.reading import parse_json
 
 FILE_NAME = "split.json"
 SPLITS = ("train", "validation", "test")
