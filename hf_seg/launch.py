@@ -132,7 +132,8 @@ def check(runs: list[Run]) -> dict[str, Destination]:
             if same not in tried:  # over seeds, for one
                 tried[same] = try_out(recipe, data.spec, data.counts)
             run.without_gradient = tried[same]
-    _raise_together(found)
+    if found := gather_object(found):  # from all ranks: none is to wait for another that has stopped
+        raise LaunchRefusal(found)
     return where
 
 
@@ -146,28 +147,21 @@ def _collected(found: list[tuple[str, Refusal]], name: str = "") -> Iterator[Non
 
 
 class LaunchRefusal(Refusal):
-    """Refusals of a launch's runs, each with the names of its runs: they are printed before it."""
+    """Refusals, each after the names of the runs that it is about; what several ranks or runs say is said once."""
 
-    def __init__(self, refusals: Collection[tuple[Refusal, list[str]]]):
+    def __init__(self, refusals: list[tuple[str, Refusal]]):
         self.refusals = refusals
-        super().__init__(problems=[problem for refusal, _ in refusals for problem in refusal.problems])
+        super().__init__(problems=[problem for _, refusal in refusals for problem in refusal.problems])
 
     def __str__(self) -> str:
+        names: dict[str, list[str]] = {}
+        for name, refusal in self.refusals:
+            names.setdefault(str(refusal), []).append(name)
         lines = []
-        for refusal, names in self.refusals:
-            here = ", ".join(filter(None, dict.fromkeys(names)))
-            known = not here or str(refusal).startswith(f"{here}: ")
-            lines.append(str(refusal) if known else f"{here}: {refusal}")
+        for text, runs in names.items():
+            here = ", ".join(filter(None, dict.fromkeys(runs)))
+            lines.append(text if not here or text.startswith(f"{here}: ") else f"{here}: {text}")
         return "\n".join(lines)
-
-
-def _raise_together(found: list[tuple[str, Refusal]]) -> None:
-    """Raise the refusals of all ranks on each of them: none is to wait for another that has stopped."""
-    together: dict[str, tuple[Refusal, list[str]]] = {}
-    for name, error in gather_object(found):
-        together.setdefault(str(error), (error, []))[1].append(name)
-    if together:
-        raise LaunchRefusal(together.values())
 
 
 def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
