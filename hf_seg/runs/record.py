@@ -154,10 +154,10 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
         save_arrays(folder / PER_IMAGE, confusion=per_image)
         save_arrays(folder / ROC, **stack_curves(roc))
-        pixel_values, *masks = (tensor.numpy() for tensor in samples)
-        parts = [(pixel_values * 255).round(), *masks, np.array(spec.palette)]
-        parts = [part.astype(np.uint8) for part in parts]
-        save_arrays(folder / SAMPLES, **dict(zip(ARRAYS[SAMPLES], parts, strict=True)))
+        pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
+        arrays = {"pixel_values": (pixel_values * 255).round(), "labels": labels, "predictions": predictions}
+        arrays["palette"] = np.array(spec.palette)
+        save_arrays(folder / SAMPLES, **{name: array.astype(np.uint8) for name, array in arrays.items()})
         write_json(results, folder / RESULTS)  # last: a run with results is a finished run
     return results
 
