@@ -17,10 +17,7 @@ COMMANDS: list[tuple[Callable[..., int], dict[str, Any], Sequence[tuple]]] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-seg`.
-
-    Args:
-        argv (`Sequence[str]`, *optional*): arguments; the process's own when None.
+    """Run `hf-seg`, by default with the process's own arguments.
 
     Returns:
         `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, an exported
@@ -34,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(function.__name__, allow_abbrev=False, **options)
         for names, settings in arguments:
             command.add_argument(*names, **settings)
+        command.set_defaults(command=function)
     values = vars(parser.parse_args(argv))
-    name = values.pop("command")
-    (run,) = [function for function, *_ in COMMANDS if function.__name__ == name]
+    run = values.pop("command")
     try:
         return run(**values)
     except Refusal as error:

@@ -7,13 +7,12 @@ will have, on made-up pixels. It leaves nothing behind.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,13 +33,7 @@ from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
 from hf_seg.problem import Problem, RecipeError, Refusal
-from hf_seg.processes import (
-    check_agreement,
-    explain_lost_process,
-    first_on_each_machine,
-    on_main_process,
-    say_once,
-)
+from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
 from hf_seg.runs.folder import Run, open_run
@@ -109,16 +102,14 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 
 def check(runs: list[Run]) -> dict[str, Destination]:
-    """Refuse, before the first step of the first run, what any run of the launch would stumble over.
-
-    Sets `state` and `without_gradient` of the runs.
+    """Refuse, before the first step of the first run, what any run of the launch would stumble over; and set `state`
+    and `without_gradient` of the runs.
 
     Returns:
-        `dict[str, Destination]`: where on the Hub those go that are to be pushed, by name; empty but in the main
-        process.
+        `dict[str, Destination]`: where on the Hub runs go, by name; empty but in the main process.
 
     Raises:
-        Refusal: on every rank, with all problems of all runs.
+        LaunchRefusal: on every rank, with all problems of all runs.
     """
     found: list[tuple[str, Refusal]] = []
     models = {run.recipe.name: run.recipe.model for run in runs}
@@ -130,7 +121,7 @@ def check(runs: list[Run]) -> dict[str, Destination]:
     with _collected(found):
         replaced = {run.recipe.name for run in to_train if run.overwrite}
         where = on_main_process(lambda: destinations([run.recipe for run in to_train], replaced)) or {}
-    tried: dict[str, list[str] | Refusal] = {}
+    tried: dict[str, list[str]] = {}
     for run in to_train:
         recipe = run.recipe
         with _collected(found, recipe.name):
@@ -139,14 +130,10 @@ def check(runs: list[Run]) -> dict[str, Destination]:
             check_agreement(recipe.name, data.fingerprint)
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
             if same not in tried:  # over seeds, for one
-                try:
-                    tried[same] = try_out(recipe, data.spec, data.counts)
-                except Refusal as error:
-                    tried[same] = error
-            if isinstance(result := tried[same], Refusal):
-                raise result
-            run.without_gradient = result
-    _raise_together(found)
+                tried[same] = try_out(recipe, data.spec, data.counts)
+            run.without_gradient = tried[same]
+    if found := gather_object(found):  # from all ranks: none is to wait for another that has stopped
+        raise LaunchRefusal(found)
     return where
 
 
@@ -159,18 +146,22 @@ def _collected(found: list[tuple[str, Refusal]], name: str = "") -> Iterator[Non
         found.append((name, error))
 
 
-def _raise_together(found: list[tuple[str, Refusal]]) -> None:
-    """Raise the refusals of all ranks on each of them: none is to wait for another that has stopped."""
-    together: dict[str, list[str]] = {}
-    for name, error in gather_object(found):
-        together.setdefault(str(error), []).append(name)
-    problems = []
-    for message, names in together.items():
-        here = ", ".join(filter(None, dict.fromkeys(names)))
-        known = not here or message.startswith(f"{here}: ")
-        problems.append(Problem(code="launch", place=message if known else f"{here}: {message}", what=""))
-    if problems:
-        raise Refusal(problems=problems)
+class LaunchRefusal(Refusal):
+    """Refusals, each after the names of the runs that it is about; what several ranks or runs say is said once."""
+
+    def __init__(self, refusals: list[tuple[str, Refusal]]):
+        self.refusals = refusals
+        super().__init__(problems=[problem for _, refusal in refusals for problem in refusal.problems])
+
+    def __str__(self) -> str:
+        names: dict[str, list[str]] = {}
+        for name, refusal in self.refusals:
+            names.setdefault(str(refusal), []).append(name)
+        lines = []
+        for text, runs in names.items():
+            here = ", ".join(filter(None, dict.fromkeys(runs)))
+            lines.append(text if not here or text.startswith(f"{here}: ") else f"{here}: {text}")
+        return "\n".join(lines)
 
 
 def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
@@ -190,14 +181,13 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
 
     Args:
         recipe ([`Recipe`]): its weights are drawn: the run that they come from may not be trained yet.
-        spec ([`DatasetSpec`]): of its data.
         counts (`Mapping[str, int]`): the number of pairs of `"train"` and `"validation"`.
 
     Returns:
         `list[str]`: trainable parameters that got no gradient: no step will change them.
 
     Raises:
-        Refusal: with all problems that were found, each with its key and the remedy.
+        RecipeError: with all problems that were found, each with its key and the remedy.
     """
     transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
     prepared = {}
@@ -222,17 +212,13 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
                 problems += result.problems
                 break
             # at fault are the keys without which there is no error, or another one
-            others = {key: attempt(without) for key, without in _without_each_key(training)}
-            keys = [
-                key for key, other in others.items() if not isinstance(other, Exception) or _say(other) != _say(result)
-            ]
+            keys = [key for key in _chosen(training) if _say(attempt(_without(training, [key]))) != _say(result)]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
             remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
             problems.append(Problem(code="trial-step", place=where, what=_say(result), remedy=remedy))
             if not keys:
                 break
-            for key in keys:
-                training = dict(_without_each_key(training))[key]
+            training = _without(training, keys)
     model.to("meta")  # whoever holds it still, its memory is given back
     torch.cuda.empty_cache()
     if problems:
@@ -291,15 +277,17 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
     return RecipeError("training.global_train_batch_size", what, remedy)
 
 
-def _without_each_key(training: TrainingRecipe) -> Iterator[tuple[str, TrainingRecipe]]:
-    """Each key that differs from its default, and the section without it."""
-    default, batch = TrainingRecipe(), ("global_train_batch_size", "gradient_accumulation_steps")  # which go together
-    for own in dataclasses.fields(training):
-        if own.name not in ("arguments", *batch) and getattr(training, own.name) != getattr(default, own.name):
-            yield own.name, replace(training, **{own.name: getattr(default, own.name)})
-    for key in training.arguments:
-        rest = {other: value for other, value in training.arguments.items() if other != key}
-        yield key, replace(training, arguments=rest)
+def _chosen(training: TrainingRecipe) -> list[str]:
+    """The keys that differ from their defaults, but for those of the batch, which go together."""
+    default, batch = TrainingRecipe(), ("global_train_batch_size", "gradient_accumulation_steps")
+    own = [key for key in vars(default) if key not in ("arguments", *batch)]
+    return [*(key for key in own if getattr(training, key) != getattr(default, key)), *training.arguments]
+
+
+def _without(training: TrainingRecipe, keys: Collection[str]) -> TrainingRecipe:
+    own = {key: value for key, value in vars(TrainingRecipe()).items() if key in keys}
+    rest = {key: value for key, value in training.arguments.items() if key not in keys}
+    return replace(training, **own, arguments=rest)
 
 
 def _say(result: object) -> str:

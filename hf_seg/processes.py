@@ -31,7 +31,7 @@ def say_once(message: object, file: TextIO | None = None, keep: str = "") -> Non
         say(message, file, keep)
 
 
-def start_processes() -> PartialState:
+def start_processes() -> None:
     """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
 
     Raises:
@@ -48,7 +48,7 @@ def start_processes() -> PartialState:
         )
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")
-    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
+    PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
     # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
     # core. So does torchrun. Any other value is the user's and stays.
     if on_cpu and environment.get("OMP_NUM_THREADS", "1") == "1":
@@ -56,7 +56,6 @@ def start_processes() -> PartialState:
         if hasattr(os, "sched_getaffinity"):
             cores = min(cores, len(os.sched_getaffinity(0)))
         torch.set_num_threads(max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", 1))))
-    return state
 
 
 def time_limit() -> float:
@@ -97,9 +96,8 @@ def on_every_process(action: Callable[[], T]) -> T:
         result = action()
     except Exception as raised:
         error = raised
-    errors = [error for error in gather_object([error]) if error is not None]
-    if errors:
-        raise errors[0]
+    for first in filter(None, gather_object([error])):
+        raise first
     return result
 
 
@@ -114,8 +112,9 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
     Returns what the action made in this process. `what`, such as "a: data and weights", names it for those that wait.
     """
     state = PartialState()
-    message = f"{what}: one process of this machine does that, the others wait (at most {time_limit():g} seconds; "
-    waiting = threading.Timer(PATIENCE, say, [f"{message}{TIMEOUT} sets that)", sys.stderr])
+    limit = f"at most {time_limit():g} seconds; {TIMEOUT} sets that"
+    message = f"{what}: one process of this machine does that, the others wait ({limit})"
+    waiting = threading.Timer(PATIENCE, say, [message, sys.stderr])
     if state.local_process_index == 1:  # one voice a machine
         waiting.start()
     try:

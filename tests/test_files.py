@@ -1,9 +1,10 @@
+import json
 import os
 import stat
 
 import pytest
 
-from hf_seg.files import PARTIAL, write_whole
+from hf_seg.files import PARTIAL, write_json, write_whole
 
 
 def test_a_file_is_written_whole_and_its_folder_is_made(tmp_path):
@@ -57,3 +58,12 @@ def test_names_of_any_length_and_permissions_of_a_new_file(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_json_is_strict_and_whole(tmp_path):
+    write_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, "x", None)}, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": [1, "x", None]}
+    with pytest.raises(TypeError):
+        write_json({"a": object()}, tmp_path / "x.json")
+    assert (tmp_path / "x.json").read_text() == text

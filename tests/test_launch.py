@@ -260,7 +260,9 @@ def test_an_encoder_that_is_not_trained_yet(write_recipe, tmp_path):
     runs = [Run(recipe, tmp_path / "runs" / recipe.name) for recipe in load_recipes([city, pet])]
     with pytest.raises(Refusal, match=r"^pet: training\.dataloader_prefetch_factor") as refused:
         launch.check(runs)
-    assert len(refused.value.problems) == 1
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.place) == ("trial-step", "training.dataloader_prefetch_factor")
+    assert problem.what.startswith("--dataloader_prefetch_factor") and problem.remedy == "correct it, or leave it out"
 
 
 def test_a_trial_draws_nothing_from_the_run_that_follows(write_recipe, monkeypatch, run):

@@ -34,7 +34,7 @@ ALLOWED = {
 LIBRARIES = {
     "recipe": {"pydantic"},
     "cli.py": set(),
-    "files.py": set(),
+    "files.py": {"filelock", "huggingface_hub"},
     "problem.py": {"text"},
     "text.py": set(),
     "doctor/doctor.py": set(),

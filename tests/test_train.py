@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForImageClassification
 
 from hf_seg.compare import compare
+from hf_seg.files import write_json
 from hf_seg.models import FCNForSemanticSegmentation
 from hf_seg.problem import RecipeError
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run, start_run
-from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, write_json
+from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays
 from hf_seg.training.arguments import per_device_batch_size
 
 

@@ -17,10 +17,9 @@ from datasets import Dataset, DatasetDict
 
 from hf_seg.data.columns import ClassMask, as_text, has_colors
 from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, report_pairs, stored_pairs
-from hf_seg.data.sources.download import cache_folder, one_process
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header, open_mask
-from hf_seg.files import write_whole
+from hf_seg.files import cache_folder, one_process, write_whole
 from hf_seg.problem import PairError, Problem
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any
 
 from hf_seg.data.columns import MAX_ID, ClassMask, as_text
 from hf_seg.data.spec import IGNORE_INDEX
+from hf_seg.files import parse_json
 from hf_seg.problem import DataError, Problem, did_you_mean
-from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable
 
 FILE_NAME = "classes.json"

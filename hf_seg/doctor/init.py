@@ -28,11 +28,10 @@ from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
 from hf_seg.doctor.survey import RARE, Survey
-from hf_seg.files import write_whole
+from hf_seg.files import parse_json, write_whole
 from hf_seg.problem import DataError, Problem
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
-from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable, say
 
 OUTPUTS = ("recipe.json", "preview.png")

@@ -15,13 +15,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
 
+from hf_seg.files import parse_json, write_json
 from hf_seg.hub.client import HUB_KEYS, Destination, check_free, create, full_name, upload
 from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
-from hf_seg.recipe.reading import parse_json
 from hf_seg.runs.card import build_card, without_private_parts
 from hf_seg.runs.folder import CARD, FCN_CODE, HUB, PLOTS, PROCESSOR, WEIGHTS, load_run
-from hf_seg.runs.record import RESULTS, find_fault, load_results, write_json
+from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 
 # What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
 # Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
@@ -132,7 +132,7 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
     path = run_dir / HUB
     try:
         noted = parse_json(path.read_text(encoding="utf-8"))
-        fault = find_fault(noted, {"repo_id": str, "commit": (str, type(None))})
+        fault = find_fault(noted, object_of(repo_id=str, commit=str | None))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

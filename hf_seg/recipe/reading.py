@@ -6,15 +6,14 @@ Problems are collected, and a launch reports all of them at once.
 from __future__ import annotations
 
 import copy
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_seg.problem import Problem, RecipeError, did_you_mean
+from hf_seg.files import parse_json
+from hf_seg.problem import Problem, RecipeError, Refusal, did_you_mean
 from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, Recipe, TrainingRecipe, key_types
 from hf_seg.recipe.rules import (
     Found,
@@ -88,36 +87,6 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     return [drafts[name].finish() for name in order]
 
 
-def parse_json(text: str) -> Any:
-    """JSON as its standard has it: no NaN, no Infinity, no number beyond a float's range, no key twice.
-
-    Raises:
-        RecipeError (a `ValueError`): with line and column where the standard parser knows them.
-    """
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise RecipeError("", f'the key "{key}" stands there twice', "keep one of the two")
-            seen[key] = value
-        return seen
-
-    def finite(number: str) -> float:
-        value = float(number)
-        if not math.isfinite(value):
-            raise RecipeError("", f"{number} is not a finite number", "write one")
-        return value
-
-    try:
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise RecipeError("", f"is not JSON: {error.msg} at {place}", "correct it") from None
-    except RecursionError:
-        raise RecipeError("", "is nested too deeply for a recipe") from None
-
-
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     """Command-line overrides → ({"training.learning_rate": value}, problems). argparse would accept short forms."""
     changes: dict[str, Any] = {}
@@ -172,7 +141,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
         raise RecipeError(path, f"cannot be read: {error.strerror}", "name a recipe's file") from None
     except UnicodeDecodeError:
         raise RecipeError(path, "is not text in UTF-8", "save it as UTF-8") from None
-    except RecipeError as error:
+    except Refusal as error:
         raise RecipeError(path, error.problems[0].what, error.problems[0].remedy) from None
     except ValueError as error:  # a whole number of thousands of digits
         raise RecipeError(path, str(error)) from None

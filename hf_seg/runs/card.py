@@ -16,8 +16,6 @@ from hf_seg.text import Markdown, code, markdown, printable, redact
 
 TASK = "image-segmentation"
 METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-# The keys of SegformerConfig whose defaults make a SegFormer a B0.
-SEGFORMER_SIZES = {"num_encoder_blocks", "depths", "hidden_sizes", "num_attention_heads", "decoder_hidden_size"}
 SCALED = {
     "none": "scaled to [0, 1]",
     "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
@@ -27,19 +25,12 @@ SCALED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What binds the users of a model because of one thing that it was made from.
+    """What binds the users of a model because of one thing that it was made from."""
 
-    Args:
-        subject ([`Markdown`]): that thing.
-        text (`str`): the terms in a sentence or two.
-        license (`str`, *optional*): the Hub's identifier, `"other"` or `"unknown"`; None when nobody has a say.
-        name (`str`, *optional*), link (`str`, *optional*): with `"other"`, what the Hub shows in its place.
-    """
-
-    subject: Markdown
+    subject: Markdown  # that thing
     text: str
-    license: str | None = None
-    name: str | None = None
+    license: str | None = None  # the Hub's identifier, "other" or "unknown"; None when nobody has a say
+    name: str | None = None  # with "other", what the Hub shows in its place; so, too, the link
     link: str | None = None
 
 
@@ -76,42 +67,25 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
     """
     record = {"train": {}, "environment": {}} | {key: value for key, value in record.items() if value is not None}
     record = _each_text(without_private_parts(record), printable)
-    recipe, train, init = record["recipe"], record["train"], record["model"]["init"]
+    recipe, init = record["recipe"], record["model"]["init"]
     # where things lie on that machine, which a recipe can do without
     recipe["data"].pop("cache", None)
     recipe["data"]["root"] = None
     terms = terms_of(init, record["data"])
     metadata = _metadata(record, repo_id, terms)
     full = json.dumps({key: value for key, value in recipe.items() if key != "name"}, indent=2)
-    evaluations = [entry for entry in train.get("history", []) if "eval_loss" in entry]
     values = {
         "metadata": Markdown(metadata.to_yaml()),
         "name": metadata.model_name,
         "source": repo_id or f"runs/{recipe['name']}",
         "splits": {split: record[split] for split in ("test", "validation") if record.get(split)},
-        "architecture": _architecture(record),
         "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
         "origins": [*_origins(init)],
         "terms": terms,
-        "best_epoch": next((e["epoch"] for e in evaluations if e.get("step") == train.get("best_step")), None),
         "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
         "metrics": METRICS | {"loss": "loss (cross-entropy)"},
-        "score": _score,
     }
     return ModelCard(PAGES.get_template("runs/card.md.jinja").render(record | values))
-
-
-def _score(value: float | None, missing: str = "undefined") -> str:
-    return missing if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _architecture(record: dict) -> str:
-    model = record["recipe"]["model"]
-    if model["arch"] == "fcn":
-        return f"FCN with a {model['encoder'] or 'resnet50'} encoder"
-    if model["arch"] == "auto":
-        return f"{record['model']['class'].removesuffix('ForSemanticSegmentation')} model"
-    return "SegFormer" if SEGFORMER_SIZES & model["config"].keys() else "SegFormer-B0"
 
 
 def _origins(init: dict) -> Iterator[dict]:

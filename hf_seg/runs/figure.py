@@ -52,7 +52,11 @@ STYLE = {
 
 @contextmanager
 def open_figure(path: str | os.PathLike, height: float, layout: str = "compressed") -> Iterator[Figure]:
-    """Give an empty figure in the common style, and save it to `path` in one step when the block ends well."""
+    """Give an empty figure in the common style, and save it to `path` in one step when the block ends well.
+
+    Without pyplot: no display is needed, the caller's backend and rcParams stay as they are, and a figure is freed as
+    soon as it is saved. The PNG is 1200 pixels wide.
+    """
     with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
@@ -78,8 +82,6 @@ def class_legend(
 ) -> dict[str, Any]:
     """Arguments of `legend` for the classes of some masks.
 
-    They name the handles: matplotlib leaves out the labels that begin with `_` where it has to find them itself.
-
     Args:
         areas (`np.ndarray` of shape `(C,)`): pixels of each class; the 19 largest are listed.
         palette (`np.ndarray` of shape `(C, 3)`): RGB in 0..255.
@@ -94,6 +96,7 @@ def class_legend(
     if more := np.count_nonzero(areas) - len(shown):
         handles.append(Line2D([], [], linestyle="none"))
         labels.append(f"and {more} more")
+    # with handles: where matplotlib has to find them itself, it leaves out the labels that begin with `_`
     look = {"loc": "outside lower center", "handlelength": 1.2, "handleheight": 1.2}
     return {"handles": handles, "labels": labels, "ncols": min(len(handles), 5), **look}
 

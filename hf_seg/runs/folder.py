@@ -16,7 +16,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from hf_seg.data import fingerprint, list_data
-from hf_seg.files import PARTIAL
+from hf_seg.files import PARTIAL, write_json
 from hf_seg.problem import Refusal
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
@@ -30,10 +30,10 @@ from hf_seg.runs.record import (
     RESULTS,
     ROC,
     SAMPLES,
+    Text,
     changed_keys,
-    find_fault,
     load_record,
-    write_json,
+    object_of,
 )
 
 # What a run writes into its folder. Nothing else is ever removed from it, so a writer takes its name from here.
@@ -55,8 +55,10 @@ _TREES = re.compile(r"checkpoint-\d+|\.push-[a-z0-9_]{8}")  # whole: Trainer rem
 SHOWN = 10  # files that a message names
 _refusal = partial(Refusal, code="run")
 
-_NEEDED = {"recipe": {"model": dict, "data": dict, "training": dict}, "data": (dict, type(None))}
-_NEEDED_OF_SPLITS = {"*": {"pairs": int, "fingerprint": str}}
+_NEEDED = object_of(
+    recipe=object_of(model=dict, data=dict, training=dict),
+    data=dict[Text, object_of(pairs=int, fingerprint=Text)] | None,
+)
 
 
 @dataclass
@@ -128,20 +130,16 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
     remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
     missing = "it is not a run of hf_seg", remedy
     other = None if any_format else "choose another --output_dir, or pass --overwrite to replace that run"
-    return load_record(folder / RECORD, RUN_FORMAT, _fault_of_run, "a run", "move the folder away", missing, other)
-
-
-def _fault_of_run(record: dict[str, Any]) -> str | None:
-    return find_fault(record, _NEEDED) or find_fault(record["data"] or {}, _NEEDED_OF_SPLITS, "data")
+    return load_record(folder / RECORD, RUN_FORMAT, _NEEDED, "a run", "move the folder away", missing, other)
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:
-    """Name the pairs of each split, as they are listed: nothing is decoded or written; a data set on the Hub is loaded
-    only if it may be.
+    """The number of `pairs` and the `fingerprint` of each split, as they are listed: nothing is decoded or written; a
+    data set on the Hub is loaded only if it may be.
 
     Returns:
-        `dict`: split → `pairs`, their number, and `fingerprint`; one split, `pairs`, where it is not known which pair
-        belongs to which. Empty for generated data, which follows from the recipe. None when the data is not here.
+        `dict`: by split; one split, `pairs`, where it is not known which pair belongs to which. Empty for generated
+        data, which follows from the recipe. None when the data is not here.
     """
     if data.name.startswith("synthetic_"):
         return {}
@@ -163,8 +161,7 @@ def _changed_splits(then: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
         changed = ["the pairs of split.json are not those of the folder"]
     for name, before in then.items():
         after = now[name]
-        more = after["pairs"] - before["pairs"]
-        if more:
+        if more := after["pairs"] - before["pairs"]:
             counts = f"{after['pairs']:,} instead of {before['pairs']:,}"
             changed.append(f"{name}: {abs(more):,} pairs {'more' if more > 0 else 'fewer'}, {counts}")
         elif before != after:
@@ -254,8 +251,7 @@ def _check_removable(folder: Path, recipe: Recipe) -> None:
         if Path(os.path.realpath(folder)) in (path, *path.parents):
             what = f"is not removed, since {key} of {recipe.name}, {path}, is in it"
             raise _refusal(folder, what, "choose another --output_dir, or give the recipe file another name")
-    strangers = _strangers(folder)
-    if strangers:
+    if strangers := _strangers(folder):
         shown = ", ".join(strangers[:SHOWN]) + (f" and {len(strangers) - SHOWN:,} more" if strangers[SHOWN:] else "")
         what = f"is not removed, since it holds what no run writes: {shown}"
         raise _refusal(folder, what, "move that away, or choose another --output_dir")

@@ -1,8 +1,6 @@
 """The four pictures of a run: curves, confusion matrix, ROC and predicted masks.
 
-Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write, 1200
-pixels wide. Figures are built without pyplot: no display is needed, the caller's backend and rcParams stay as they
-are, and a figure is freed as soon as it is saved.
+Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,10 +118,8 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
 
 def draw_confusion(axes: Axes, matrix: np.ndarray, form: str | None, size: float) -> AxesImage:
-    """Draw a matrix as [`plot_confusion`] does, without names, its numbers (if any) in a format and a size.
-
-    Returns what a colour bar is made of.
-    """
+    """Draw a matrix as [`plot_confusion`] does, without names, its numbers (if any) in a format and a size. Returns
+    what a colour bar is made of."""
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -150,36 +146,30 @@ def plot_roc(roc: Mapping[str, Mapping], path: Path) -> None:
         roc (`dict[str, dict]`): class name to `fpr` and `tpr`, lists of one length in [0, 1], and `auc` in [0, 1].
             A class whose `auc` is None or NaN (no positive or no negative pixel) is listed as absent.
     """
+    looks = {name: {"linewidth": 1.6, **line_look(index)} for index, name in enumerate(roc)}
     absent = [name for name, entry in roc.items() if entry["auc"] is None or np.isnan(entry["auc"])]
-    curves = [
-        (entry["auc"], name, np.array(entry["fpr"]), np.array(entry["tpr"]), line_look(index))
-        for index, (name, entry) in enumerate(roc.items())
-        if name not in absent
-    ]
-    curves.sort(key=lambda curve: -curve[0])
-
+    present = sorted((name for name in roc if name not in absent), key=lambda name: -roc[name]["auc"])
+    curves = {name: np.array([roc[name]["fpr"], roc[name]["tpr"]]) for name in present}
     handles, labels = [], []
     with open_figure(path, height=max(5.4, 0.19 * len(roc) + 1.2), layout="constrained") as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#AAAAAA", linewidth=1, zorder=1)
-        for auc, name, fpr, tpr, look in curves:
-            handles += axes.plot(fpr, tpr, linewidth=1.6, **look)
-            labels.append(f"{auc:.3f}  {shorten(name)}")
+        for name, curve in curves.items():
+            handles += axes.plot(*curve, **looks[name])
+            labels.append(f"{roc[name]['auc']:.3f}  {shorten(name)}")
         for name in absent:
             handles.append(Line2D([], [], linestyle="none"))
             labels.append(f"absent  {shorten(name)}")
         handles.append(Line2D([], [], color="#AAAAAA", linewidth=1))
         labels.append("0.500  chance")
-        axes.set_aspect("equal")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
-        axes.set_title("ROC of each class against the rest")
-        axes.set_anchor("NW")
-        good = sum(auc > 0.9 for auc, *_ in curves)
-        if good > 1 and not any(np.any((fpr > 0.5) & (tpr < 0.5)) for _, _, fpr, tpr, _ in curves):
+        axes.set(title="ROC of each class against the rest", aspect="equal", anchor="NW")
+        good = sum(roc[name]["auc"] > 0.9 for name in present)
+        if good > 1 and not any(np.any((fpr > 0.5) & (tpr < 0.5)) for fpr, tpr in curves.values()):
             # Good curves crowd into one corner and leave room for a larger view of it below the diagonal.
             zoom = axes.inset_axes((0.55, 0.06, 0.42, 0.42), xlim=(0, 0.2), ylim=(0.8, 1))
-            for _, _, fpr, tpr, look in curves:
-                zoom.plot(fpr, tpr, linewidth=1.6, **look)
+            for name, curve in curves.items():
+                zoom.plot(*curve, **looks[name])
             zoom.set(xticks=(0, 0.1, 0.2), yticks=(0.8, 0.9, 1))
             zoom.tick_params(labelsize=7)
             zoom.set_title("upper left corner", fontsize=8, fontweight="normal")

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic does not take that of Python 3.11
 
 from hf_seg.data import DatasetSpec
-from hf_seg.files import write_whole
+from hf_seg.files import parse_json, write_json, write_whole
 from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
-from hf_seg.recipe.reading import parse_json
 from hf_seg.runs.card import build_card
 from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.scoring.roc import stack_curves
@@ -41,46 +42,52 @@ ARRAYS = {
         "palette": ("c3", "u"),
     },
 }
-_NUMBER = (int, float)
-_SCORE = (int, float, type(None))  # null: there is none, as of pixels without a label
+Text = InstanceOf[str]  # `str` would refuse names of files that are not UTF-8
+
+
+def object_of(**keys: Any) -> type:
+    """A JSON object for [`find_fault`]: the type of each key that it needs; it may have more."""
+    return TypedDict("object", keys)
+
+
 _SCORES = {
-    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], _SCORE),
-    **dict.fromkeys(["per_category_iou", "per_category_accuracy"], {"*": _SCORE}),
-    "confusion_matrix": [[int]],
+    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], float | None),  # null: there is no such pixel
+    **dict.fromkeys(["per_category_iou", "per_category_accuracy"], dict[Text, float | None]),
+    "confusion_matrix": list[list[int]],
 }
-# What every reader of `results.json` may rely on, see [`find_fault`].
-NEEDED = {
-    "recipe": {"name": str} | {section: dict.fromkeys(keys, object) for section, keys in all_keys().items()},
-    "model": {
-        "arch": str,
-        "parameters": int,
-        "multiply_adds": int,
-        "logits_size": [int],
-        "init": {"frozen": bool, "encoder": {"source": str, "sha256": (str, type(None))}, "head": {"source": str}},
-    },
-    "data": {
-        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], str),
-        **dict.fromkeys(["homepage", "terms"], (str, type(None))),
-        "publish_images": bool,
-        "class_names": [str],
-        "counts": dict.fromkeys(["train", "validation", "test"], int),
-        "stored_size": {"test": [int]},
-    },
-    "train": {
-        **dict.fromkeys(["epochs", "seconds", "images_per_second"], _NUMBER),
+# What every reader of `results.json` may rely on.
+NEEDED = object_of(
+    recipe=object_of(name=Text, **{name: object_of(**dict.fromkeys(keys, Any)) for name, keys in all_keys().items()}),
+    model=object_of(
+        arch=Text,
+        parameters=int,
+        multiply_adds=int,
+        logits_size=list[int],
+        init=object_of(frozen=bool, encoder=object_of(source=Text, sha256=Text | None), head=object_of(source=Text)),
+    ),
+    data=object_of(
+        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], Text),
+        **dict.fromkeys(["homepage", "terms"], Text | None),
+        publish_images=bool,
+        class_names=list[Text],
+        counts=object_of(train=int, validation=int, test=int),
+        stored_size=object_of(test=list[int]),
+    ),
+    train=object_of(
+        **dict.fromkeys(["epochs", "seconds", "images_per_second"], float),
         **dict.fromkeys(["steps", "world_size"], int),
-        "precision": str,
-        "history": [{"epoch": _NUMBER, "step": int}],
-    },
-    "validation": _SCORES,
-    "test": {
+        precision=Text,
+        history=list[object_of(epoch=float, step=int)],
+    ),
+    validation=object_of(**_SCORES),
+    test=object_of(
         **_SCORES,
-        "boundary_iou": {"mean": _SCORE, "per_category": {"*": _SCORE}},
-        "native": {"mean_iou": _SCORE, "ceilings": {"*": _SCORE}},
-        "roc_auc": {"*": _SCORE},
-    },
-    "environment": {"hardware": str},
-}
+        boundary_iou=object_of(mean=float | None, per_category=dict[Text, float | None]),
+        native=object_of(mean_iou=float | None, ceilings=dict[Text, float | None]),
+        roc_auc=dict[Text, float | None],
+    ),
+    environment=object_of(hardware=Text),
+)
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
@@ -89,7 +96,7 @@ MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hu
 
 
 def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What tells two effective recipes apart, in words."""
+    """[`differing_keys`] of two recipes, in words."""
     return [f"{key}: {there!r} there, {here!r} here" for key, (here, there) in differing_keys([ours, other]).items()]
 
 
@@ -124,13 +131,12 @@ def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], de
 
 
 def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
-    """Write what a finished run leaves beside its model: pictures, card, arrays and, last, `results.json`.
+    """Write, in the main process, what a finished run leaves beside its model: pictures, card, arrays and, last,
+    `results.json`.
 
     Args:
-        folder (`Path`): the run's; the main process writes there.
         record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`.
         samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
-        spec ([`DatasetSpec`]): of the data.
 
     Returns:
         `dict`: the content of `results.json`.
@@ -141,7 +147,6 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
     results = record | {"status": "finished", "test": test}
     if PartialState().is_main_process:
         plots = {name: folder / path for name, path in PLOTS.items()}
-        plots["curves"].parent.mkdir(exist_ok=True)
         plot_curves(results["train"]["history"], plots["curves"])
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
@@ -150,13 +155,9 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         save_arrays(folder / PER_IMAGE, confusion=per_image)
         save_arrays(folder / ROC, **stack_curves(roc))
         pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
-        save_arrays(
-            folder / SAMPLES,
-            pixel_values=(pixel_values * 255).round().astype(np.uint8),
-            labels=labels.astype(np.uint8),
-            predictions=predictions.astype(np.uint8),
-            palette=np.array(spec.palette, np.uint8),
-        )
+        arrays = {"pixel_values": (pixel_values * 255).round(), "labels": labels, "predictions": predictions}
+        arrays["palette"] = np.array(spec.palette)
+        save_arrays(folder / SAMPLES, **{name: array.astype(np.uint8) for name, array in arrays.items()})
         write_json(results, folder / RESULTS)  # last: a run with results is a finished run
     return results
 
@@ -165,28 +166,12 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a reader needs to repeat a run."""
     packages = ("hf_seg", "torch", "torchvision", "transformers", "datasets", "evaluate", "accelerate", "timm")
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu)
     return {name: version(name) for name in packages} | {
         "python": platform.python_version(),
         "device": device.type,
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else str(cpu),
         "cpu_count": str(os.cpu_count()),
     }
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write strict JSON (a number that is not finite becomes null), whole or not at all."""
-    text = json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
-    with write_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_results(run_dir: Path) -> dict[str, Any]:
@@ -195,24 +180,20 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     Raises:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
-    remedy = "pass --overwrite to train the run again"
+    path, kind, remedy = run_dir / RESULTS, "a finished run", "pass --overwrite to train the run again"
     missing = "it is no finished run", "name another folder"
-    return load_record(run_dir / RESULTS, "format", _fault_of_results, "a finished run", remedy, missing, remedy)
-
-
-def _fault_of_results(results: dict[str, Any]) -> str | None:
-    if fault := find_fault(results, NEEDED):
-        return fault
+    results = load_record(path, "format", NEEDED, kind, remedy, missing, remedy)
     count = len(results["data"]["class_names"])
-    matrices = [results[split]["confusion_matrix"] for split in ("validation", "test")]
-    whole = all(len(part) == count for matrix in matrices for part in (matrix, *matrix))
-    return None if whole else f"a confusion_matrix is not of {count} classes"
+    for matrix in (results["validation"]["confusion_matrix"], results["test"]["confusion_matrix"]):
+        if any(len(part) != count for part in (matrix, *matrix)):
+            raise _fault(path, kind, f"a confusion_matrix is not of {count} classes", remedy)
+    return results
 
 
 def load_record(
-    path: Path, key: str, find: Callable, kind: str, remedy: str, missing: tuple[str, str], other: str | None
+    path: Path, key: str, needed: Any, kind: str, remedy: str, missing: tuple[str, str], other: str | None
 ) -> dict[str, Any]:
-    """A JSON file in a run's folder, of which `find` says what is wrong; `key` holds its format.
+    """A JSON file in a run's folder, with what [`find_fault`] finds `needed`; `key` holds its format.
 
     `remedy` is for one that is damaged, `missing` (what it means, and the remedy) for one that is not there, and
     `other` for one of another format, which is taken as it is when that is None.
@@ -224,45 +205,36 @@ def load_record(
         raise Refusal(path.parent, f"holds no {path.name}, so {what}", remedy, code="record") from None
     except (OSError, ValueError) as error:
         raise Refusal(path, f"cannot be read ({error})", remedy, code="record") from error
-    fault = find_fault(record, {key: int})
+    fault = find_fault(record, object_of(**{key: int}))
     if fault is None and record[key] != FORMAT:
         if other is None:
             return record
         what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
         raise Refusal(path, what, other, code="record")
-    if fault := fault or find(record):
-        raise Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+    if fault := fault or find_fault(record, needed):
+        raise _fault(path, kind, fault, remedy)
     return record
 
 
-def find_fault(value: Any, needed: Any, place: str = "") -> str | None:
+def _fault(path: Path, kind: str, fault: str, remedy: str) -> Refusal:
+    return Refusal(path, f"is not the record of {kind} ({fault})", remedy, code="record")
+
+
+def find_fault(value: Any, needed: Any) -> str | None:
     """The first thing that is wrong with a value from JSON, in words, or None.
 
     Args:
-        value: what was read.
-        needed: a type, or a tuple of them; a list with what each item needs; or a mapping of keys to what each needs,
-            in which `"*"` stands for whatever keys there are. More keys may be there.
-        place (`str`): names the value.
+        needed: a type, such as [`object_of`] makes.
     """
-    if isinstance(needed, Mapping):
-        if not isinstance(value, dict):
-            return f"{place or 'it'} is no object"
-        inner = f"{place}." if place else ""
-        missing = [key for key in needed if key != "*" and key not in value]
-        if missing:
-            return f"{inner}{missing[0]} is missing"
-        keys = value if "*" in needed else needed
-        faults = (find_fault(value[key], needed.get(key, needed.get("*")), f"{inner}{key}") for key in keys)
-        return next(filter(None, faults), None)
-    if isinstance(needed, list):
-        if not isinstance(value, list):
-            return f"{place} is no list"
-        faults = (find_fault(item, needed[0], f"{place}[{number}]") for number, item in enumerate(value))
-        return next(filter(None, faults), None)
-    types = needed if isinstance(needed, tuple) else (needed,)
-    if isinstance(value, types) and (not isinstance(value, bool) or bool in types or object in types):
-        return None
-    return f"{place} is {json.dumps(value)[:40]}"
+    try:
+        TypeAdapter(needed).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+        words = {"missing": "is missing", "dict_type": "is no object", "list_type": "is no list"}
+        wrong = words.get(first["type"]) or f"is {json.dumps(first['input'])[:40]}"
+        return f"{''.join(parts).lstrip('.') or 'it'} {wrong}"
+    return None
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -291,14 +263,10 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
-        array = arrays.get(name)
-        if (
-            array is None
-            or array.dtype.kind not in kinds
-            or array.ndim != len(letters)
-            or any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True))
-        ):
-            found = "missing" if array is None else f"{array.dtype} of shape {array.shape}"
+        array = arrays.get(name, np.array(None))
+        known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
+        if array.dtype.kind not in kinds or len(letters) != array.ndim or (*known,) != array.shape:
+            found = f"{array.dtype} of shape {array.shape}" if name in arrays else "missing"
             raise Refusal(path, f"does not hold what a run keeps there ({name} is {found})", remedy, code="arrays")
     return arrays
 
@@ -312,11 +280,9 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
     Returns:
         `dict` with `name`, `data` and `init` (which may hold a `run` of its own), or None.
     """
-    if encoder_weights is None:
-        return None
-    path = Path(encoder_weights).expanduser()
+    path = Path(encoder_weights or "").expanduser()
     folder = path if path.is_dir() else path.parent
-    if not (path.exists() and (folder / RESULTS).exists()):
+    if not (encoder_weights and path.exists() and (folder / RESULTS).exists()):
         return None
     results = load_results(folder)
     return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}

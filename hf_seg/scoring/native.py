@@ -4,8 +4,10 @@ Training and its scores are at one small size. How much of what a score lacks is
 looking at so few pixels, only the masks at their own size can tell.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +15,12 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from hf_seg.data.transforms import SegTransform
 from hf_seg.scoring.confusion import class_iou, confusion_matrix
 from hf_seg.scoring.evaluation import by_class
 from hf_seg.scoring.loss import upsample
+
+if TYPE_CHECKING:
+    from hf_seg.data.transforms import SegTransform
 
 BATCH = 32
 

@@ -14,6 +14,8 @@ from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import PUSH
 
+# keys of a recipe that mean in TrainingArguments what they mean there
+SAME = "num_train_epochs gradient_accumulation_steps learning_rate weight_decay max_grad_norm seed".split()
 EVAL_LOGITS = 2**23  # numbers, of 4 bytes each; an evaluation holds some five times as much
 
 
@@ -70,10 +72,8 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
 
 
 def eval_batch_size(train_batch: int, num_classes: int, image_size: int) -> int:
-    """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB.
-
-    That many images as are trained on at a time do fit, since training also keeps what the gradient needs.
-    """
+    """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB."""
+    # that many as are trained on at a time do fit, since training also keeps what the gradient needs
     return min(64, max(train_batch, EVAL_LOGITS // (num_classes * image_size**2)))
 
 
@@ -111,14 +111,8 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     args = TrainingArguments(
         output_dir=str(run.folder),
-        num_train_epochs=training.num_train_epochs,
         per_device_train_batch_size=train_batch,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
         lr_scheduler_type="constant" if training.lr_scheduler_type == "exponential" else training.lr_scheduler_type,
-        seed=training.seed,
         bf16=use_bf16(training, state.device),
         use_cpu=arguments.pop("use_cpu", False) or state.device.type == "cpu",
         report_to=report_to,
@@ -130,6 +124,7 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         batch_eval_metrics=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        **{key: getattr(training, key) for key in SAME},
         **arguments,
     )
     if args.n_gpu > 1:

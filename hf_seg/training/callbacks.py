@@ -70,30 +70,25 @@ class StopWhenAsked(TrainerCallback):
         self.training = False
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        if not self.training:
-            self._raise_if_asked()
-
-    def _raise_if_asked(self) -> None:
-        if self.signum is not None:
+        if self.signum is not None and not self.training:
             raise Interrupted(self.signum)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While the block runs, a first signal is noted, and a second one ends the process as it always would.
 
-        With several processes the signals keep their usual effect: ranks that stop at different steps would wait for
-        each other for ever.
-
         Raises:
             Interrupted: at the end of the block, or in an evaluation before it, after a signal.
         """
+        # ranks that stop at different steps would wait for each other for ever
         if PartialState().num_processes > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
         try:
             yield
-            self._raise_if_asked()
+            if self.signum is not None:
+                raise Interrupted(self.signum)
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)

@@ -11,9 +11,9 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_seg.files import write_json
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once
-from hf_seg.runs.record import write_json
 
 CHECKSUMS = "checksums.json"
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -11,6 +13,7 @@ from transformers import TrainingArguments
 from hf_seg.problem import Refusal
 
 PROCESS = Path("/proc/self")  # Linux
+Step = Literal["training", "evaluation"]
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -40,26 +43,30 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-def explain_training(args: TrainingArguments, image_size: int) -> Refusal:
-    """What to do when the memory does not suffice for a step of training."""
-    images, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    more = [count for count in range(2 * parts, images * parts + 1) if images * parts % count == 0]
-    remedy = (
-        f"set training.gradient_accumulation_steps to {more[0]}, and it is {images * parts // more[0]} at a time"
-        if more
-        else ""
-    )
-    return _explain(args, "training", images, image_size, remedy)
+@contextlib.contextmanager
+def explained(args: TrainingArguments, image_size: int, step: Step) -> Iterator[None]:
+    """Say what to do when the memory does not suffice in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise explain(args, image_size, step) from error
+        raise
 
 
-def explain_evaluation(args: TrainingArguments, image_size: int) -> Refusal:
-    """What to do when the memory does not suffice for the evaluation of a batch."""
-    images = args.per_device_eval_batch_size
-    remedy = f"set training.per_device_eval_batch_size to {images // 2}" if images > 1 else ""
-    return _explain(args, "evaluation", images, image_size, remedy)
-
-
-def _explain(args: TrainingArguments, step: str, images: int, image_size: int, remedy: str) -> Refusal:
+def explain(args: TrainingArguments, image_size: int, step: Step) -> Refusal:
+    """What to do when the memory does not suffice for a step."""
+    remedy = "use a device with more memory"
+    if step == "training":
+        images, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        together = images * parts
+        if more := [count for count in range(2 * parts, together + 1) if together % count == 0]:
+            at_a_time = together // more[0]
+            remedy = f"set training.gradient_accumulation_steps to {more[0]}, and it is {at_a_time} at a time"
+    else:
+        images = args.per_device_eval_batch_size
+        if images > 1:
+            remedy = f"set training.per_device_eval_batch_size to {images // 2}"
     pixels = f"{images} images of {image_size}×{image_size} pixels at a time"
-    remedy = f"{remedy or 'use a device with more memory'}, or lower data.image_size"
-    return Refusal("", f"{args.device} is out of memory in {step}, with {pixels}", remedy, code="out-of-memory")
+    what = f"{args.device} is out of memory in {step}, with {pixels}"
+    return Refusal("", what, f"{remedy}, or lower data.image_size", code="out-of-memory")

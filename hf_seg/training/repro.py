@@ -61,7 +61,7 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
     """Train the first steps of a finished run twice, in folders of their own, and compare them bit by bit.
 
     Args:
-        run_dir (`Path`): the run's folder, which is only read.
+        run_dir (`Path`): is only read.
         steps (`int`): fewer are trained when the recipe has fewer.
         data_root (`str`, *optional*): where the data is here, for `data.root`.
 
@@ -75,18 +75,9 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
     data = load_data(recipe.data)
     with tempfile.TemporaryDirectory() as folder:
         first, second = (_train(Run(recipe, Path(folder, name)), steps, data) for name in ("first", "second"))
-    then = {
-        **record["environment"],
-        **{key: str(record["train"][key]) for key in SETUP if key in record["train"]},
-        "data fingerprint": record["data"]["fingerprint"],
-        "encoder's first weights": record["model"]["init"]["encoder"]["sha256"],
-    }
-    now = {
-        **environment(PartialState().device),
-        **{key: str(first.summary[key]) for key in SETUP},
-        "data fingerprint": data.fingerprint,
-        "encoder's first weights": first.init,
-    }
+    weights = record["model"]["init"]["encoder"]["sha256"]
+    then = _facts(record["environment"], record["train"], record["data"]["fingerprint"], weights)
+    now = _facts(environment(PartialState().device), first.summary, data.fingerprint, first.init)
     notes = []
     if now["device"] == "cuda" and not recipe.training.arguments.get("full_determinism"):
         notes.append("on CUDA only training.full_determinism: true promises the same bits, and the recipe lacks it")
@@ -147,6 +138,11 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     return replace(recipe, name=record["recipe"]["name"], training=training), record
 
 
+def _facts(environment: dict, train: dict, fingerprint: str, weights: str | None) -> dict[str, Any]:
+    setup = {key: str(train[key]) for key in SETUP if key in train}
+    return {**environment, **setup, "data fingerprint": fingerprint, "encoder's first weights": weights}
+
+
 class _StopAfter(TrainerCallback):
     """End the training after some steps, with neither a validation nor a checkpoint."""
 
@@ -176,7 +172,6 @@ class _StepLosses(LossWatch):
 
 
 def _train(run: Run, steps: int, data: SegData) -> Training:
-    """Train as a launch does, and stop early."""
     model, described = build_initial_model(run, data.spec)
     trainer = build_trainer(run, data, model, [_StopAfter(steps)], quiet=True)
     trainer.losses = watch = _StepLosses()
@@ -204,7 +199,6 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all weights, each with its name."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(name.encode() + _bits(tensor))

@@ -22,7 +22,6 @@ def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, d
 
     Args:
         run ([`Run`]): the run that gives its encoder, if any, is finished, in the folder beside its own.
-        spec ([`DatasetSpec`]): of its data.
 
     Returns:
         `tuple`: the model, on the CPU; and what `results.json` says of it under `model`.
@@ -53,9 +52,7 @@ def build_trainer(
 
     Args:
         run ([`Run`]): its recipe says how to train; checkpoints and logs go to its folder.
-        data ([`SegData`]): what it is trained and scored on.
-        model (`PreTrainedModel`): as [`build_initial_model`] makes it.
-        callbacks (`Sequence[TrainerCallback]`): further ones.
+        callbacks (`Sequence[TrainerCallback]`): besides those of every run.
         quiet (`bool`): print no log.
 
     Raises:

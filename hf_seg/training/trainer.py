@@ -3,8 +3,8 @@
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import SegData, image_name
@@ -29,18 +29,16 @@ from hf_seg.scoring.native import score_native
 from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
-from hf_seg.training.memory import explain_evaluation, explain_training, is_out_of_memory, peak_memory
+from hf_seg.training.memory import Step, explained, peak_memory
 
 
 class SegTrainer(Trainer):
-    """Trains and evaluates one recipe.
+    """Trains and evaluates one recipe; [`~hf_seg.training.setup.build_trainer`] describes the arguments.
 
     What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
     over the global batch, validation every `eval_every_epochs`, channels_last, augmentation and conversion to float of
     whole batches on the device, and evaluation batch by batch into an [`Evaluation`], so that memory does not grow
     with the set.
-
-    It is built by [`~hf_seg.training.setup.build_trainer`], which describes the arguments.
     """
 
     def __init__(self, *, run: Run, data: SegData, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()):
@@ -111,7 +109,7 @@ class SegTrainer(Trainer):
         return torch.Generator().manual_seed(int(seed))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        with self._explained(explain_training):
+        with self._explained("training"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.add(loss, (self.state.global_step, self._images))
         self.check_losses()
@@ -119,10 +117,7 @@ class SegTrainer(Trainer):
 
     def try_step(self, images: int) -> list[str]:
         """The forward and backward pass of a step on so many images, in this process alone; no weight is changed.
-
-        Returns:
-            `list[str]`: trainable parameters that got no gradient.
-        """
+        Returns the trainable parameters that got no gradient."""
         if self.args.activation_checkpointing:  # as `train` does
             options = dict(self.args.activation_checkpointing_kwargs or {})
             layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
@@ -132,24 +127,16 @@ class SegTrainer(Trainer):
         self.model.zero_grad()
         pairs = self.train_dataset.__getitems__([index % len(self.train_dataset) for index in range(images)])
         batch = self.train_transform.finish(self._prepare_inputs(pairs), self._generator(0))
-        with self._explained(explain_training):
+        with self._explained("training"):
             super().training_step(self.model, batch)
         return [name for name, value in self.model.named_parameters() if value.requires_grad and value.grad is None]
 
-    @contextmanager
-    def _explained(self, explain: Callable[[TrainingArguments, int], Refusal]) -> Iterator[None]:
-        """Say what to do when the memory of the device does not suffice."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise explain(self.args, self.run.recipe.data.image_size) from error
+    def _explained(self, step: Step) -> AbstractContextManager[None]:
+        return explained(self.args, self.run.recipe.data.image_size, step)
 
     def check_losses(self, wait: bool = False) -> None:
         """Stop when a loss is no number: the weights are spoilt from that step on."""
-        found = self.losses.first_bad(wait)
-        if found is None:
+        if (found := self.losses.first_bad(wait)) is None:
             return
         value, (step, images) = found
         indices = torch.cat(images).tolist()
@@ -235,7 +222,7 @@ class SegTrainer(Trainer):
         if thorough and self.is_world_process_zero():
             opinion = SecondOpinion(self.data.spec.num_labels, self.classes[1], self.run.mean_iou_script)
         self.scoring = Evaluation(*self.classes, thorough=thorough, second_opinion=opinion)
-        with self._explained(explain_evaluation):
+        with self._explained("evaluation"):
             return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
 
     def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
@@ -260,8 +247,7 @@ class SegTrainer(Trainer):
         batch = self.eval_transform.finish(prepared.__getitems__(indices))
         logits = self.predict_logits(batch["pixel_values"])
         predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
-        processor = self.processing_class
-        pixel_values = batch["pixel_values"]
+        processor, pixel_values = self.processing_class, batch["pixel_values"]
         if processor.do_normalize:
             mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
             pixel_values = (pixel_values * std + mean).clamp(0, 1)

@@ -23,9 +23,10 @@ from hf_seg.compare.plots import (
     use_log_scale,
 )
 from hf_seg.compare.report import build_report
+from hf_seg.files import write_json
 from hf_seg.problem import Refusal
 from hf_seg.runs.figure import IGNORED_STRIPES, line_look
-from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays, write_json
+from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays
 from hf_seg.scoring.confusion import mean_iou, scores_from_confusion
 from hf_seg.scoring.roc import ROC_BINS, roc_from_histograms, stack_curves
 from hf_seg.text import printable

@@ -140,7 +140,7 @@ NOT_JSON = [
     ('{"training": {"learning_rate": NaN}}', "NaN is not a finite number; write one"),
     ('{"training": {"learning_rate": -Infinity}}', "-Infinity is not a finite number; write one"),
     ('{"training": {"learning_rate": 1e999}}', "1e999 is not a finite number; write one"),
-    ("[" * 100_000, "is nested too deeply for a recipe"),
+    ("[" * 100_000, "is nested too deeply"),
     ("[]", "must be an object {...} with the sections model, data, training"),
     ("null", "must be an object {...} with the sections model, data, training"),
 ]

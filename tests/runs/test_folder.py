@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from own_folders import write_folder
 
+from hf_seg.files import write_json
 from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.runs import folder as run_folder
 from hf_seg.runs.folder import Run, describe_data, hold_runs, load_run, open_run, start_run
-from hf_seg.runs.record import write_json
 
 CLASSES = {"classes": [{"name": name, "id": number} for number, name in enumerate("abc")]}
 # of a finished run, as `find` would print them
@@ -275,7 +275,7 @@ def test_a_finished_run_whose_data_is_gone(own, monkeypatch):
     run_dir = Path(shutil.move(run_dir, moved))
     shutil.rmtree(recipe.data.root)
     assert open_run(Run(recipe, run_dir)) == "finished" and describe_data(recipe.data, may_load=False) is None
-    monkeypatch.setattr(run_folder, "gather", lambda data: pytest.fail("a data set would be loaded from the Hub"))
+    monkeypatch.setattr(run_folder, "list_data", lambda data: pytest.fail("a data set would be loaded from the Hub"))
     assert describe_data(DataRecipe(name="hub", path="org/name", root="x"), may_load=False) is None
 
 

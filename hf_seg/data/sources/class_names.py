@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_seg.data.columns import as_text
+from hf_seg.files import parse_json
 from hf_seg.problem import DataError
-from hf_seg.recipe.reading import parse_json
 from hf_seg.text import printable
 
 VOID = {255, 65_535}

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 
 from datasets.utils import tqdm
-from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
+from hf_seg.files import cache_folder, one_process
 from hf_seg.problem import DataError, Problem
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,6 @@ class Archive:
     md5: str | None = None  # 32 hex digits; None when it is not known
     size: str = ""  # for people
     wanted: Callable[[str], bool] = bool  # of a .zip file, whether the member of a name is needed
-
-
-def cache_folder() -> Path:
-    """Where hf_seg keeps things between runs: `hf_seg` in the Hugging Face cache (`$HF_HOME`)."""
-    return Path(constants.HF_HOME) / "hf_seg"
 
 
 def find_folder(source: ModuleType, root: str | None) -> Path:
@@ -70,21 +65,6 @@ def find_folder(source: ModuleType, root: str | None) -> Path:
     if root is not None and (any((folder / part).exists() for part in source.PARTS) or not inner.is_dir()):
         return folder
     return inner
-
-
-@contextmanager
-def one_process(lock_file: Path, doing: str) -> Iterator[None]:
-    """Let one process of this machine in at a time; the others say what they wait for. A killed process lets go."""
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("Waiting for another process that is %s …", doing)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def disk_remedy(error: BaseException | None) -> str:

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_seg.files import write_whole
+from hf_seg.files import parse_json, write_whole
 from hf_seg.problem import DataError
-from hf_seg.recipe.reading import parse_json
 
 FILE_NAME = "split.json"
 SPLITS = ("train", "validation", "test")

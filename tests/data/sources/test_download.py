@@ -14,7 +14,8 @@ from huggingface_hub import constants, file_download
 
 from hf_seg.data import load_splits
 from hf_seg.data.sources import download, oxford_pet
-from hf_seg.data.sources.download import LOCK_NAME, UNPACKING, Archive, one_process
+from hf_seg.data.sources.download import LOCK_NAME, UNPACKING, Archive
+from hf_seg.files import one_process
 from hf_seg.problem import DataError
 
 # What a second process runs: the same download, from the test's server.
@@ -265,7 +266,7 @@ def test_a_waiting_process_says_so_and_uses_what_the_other_got(server, target, t
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     lock = tmp_path / LOCK_NAME
     program = (
-        "import sys, time; from pathlib import Path; from hf_seg.data.sources.download import one_process\n"
+        "import sys, time; from pathlib import Path; from hf_seg.files import one_process\n"
         f"with one_process(Path({str(lock)!r}), 'dying'): print('in', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
