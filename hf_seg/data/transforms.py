@@ -12,9 +12,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg.data.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
-from hf_seg.data.normalization import NORMALIZATIONS
 from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.problem import DataError
+from hf_seg.recipe.keys import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import DataRecipe

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
 
-from hf_seg.data.normalization import NORMALIZATIONS
 from hf_seg.problem import RecipeError
+from hf_seg.recipe.keys import NORMALIZATIONS
 from hf_seg.recipe.reading import problem_of
 from hf_seg.recipe.rules import REFUSED_CONFIG, check_config, config_fields
 

@@ -20,6 +20,11 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attrib
 # not `str`, whose length pydantic counts in UTF-8: names of folders need not be in it
 Text = Annotated[InstanceOf[str], Field(min_length=1)]
 Auto = bool | Literal["auto"]
+# what data.normalize stands for: mean and standard deviation of each channel of RGB in [0, 1]; the names are timm's
+NORMALIZATIONS = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "inception": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+}
 
 
 @dataclass(kw_only=True, config=STRICT)
