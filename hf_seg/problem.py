@@ -44,7 +44,7 @@ class Problem:
         if self.remedy:
             sentence = " " if text.endswith("?") else ". "
             text += f"{'; ' if self.remedy[0].islower() else sentence}{self.remedy}"
-        return printable(text, keep="" if self.what else "\n")
+        return printable(text)
 
 
 class Refusal(ValueError):
