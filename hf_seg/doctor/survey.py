@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hf_seg.data.check import find_other_palette, reads_ids
 from hf_seg.data.columns import UprightImage, raw_values
 from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
 from hf_seg.data.spec import DatasetSpec
-from hf_seg.data.stored_image import open_header, open_mask, orientation
+from hf_seg.data.stored_image import Stored, open_header, open_mask, orientation
 from hf_seg.doctor.duplicates import find_duplicates, is_flat, thumbnail
 from hf_seg.problem import Level, PairError, Problem
 
@@ -100,12 +100,13 @@ def examine_pair(
 ) -> PairFacts:
     """Decode a pair once, and say all there is to say of it."""
     facts, upright = PairFacts(name=pair.image_name), isinstance(features["image"], UprightImage)
-    with suppress(Exception), open_header(pair.image) as header:  # of a damaged file: decoding says what it is
-        facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
-        facts.problems += _image_problems(header, pair.image_name, upright=upright)
-    with suppress(Exception), open_header(pair.mask) as header:
-        facts.mask_kind = f"{header.format} {header.mode}"
-        facts.problems += _name_problems(header, pair.mask_name)
+    with ExitStack() as stack:
+        if header := _open(pair.image, stack):
+            facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
+            facts.problems += _image_problems(header, pair.image_name, upright=upright)
+        if header := _open(pair.mask, stack):
+            facts.mask_kind = f"{header.format} {header.mode}"
+            facts.problems += _name_problems(header, pair.mask_name)
     try:
         if spec:
             image, mask = decode_pair(pair, features, spec)
@@ -128,6 +129,13 @@ def examine_pair(
         remedy = "Nothing is learnt from it, and nothing scored. Is it meant?"
         facts.problems.append(_warning("all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy))
     return facts
+
+
+def _open(stored: Stored, stack: ExitStack) -> PIL.Image.Image | None:
+    """The header; None where it cannot be read: decoding says why."""
+    with suppress(Exception):  # damaged files make Pillow raise anything
+        return stack.enter_context(open_header(stored))
+    return None
 
 
 def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
