@@ -212,10 +212,12 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
                 problems += result.problems
                 break
             # at fault are the keys without which there is no error, or another one
-            keys = [key for key in _chosen(training) if _say(attempt(_without(training, [key]))) != _say(result)]
+            keys = [
+                key for key in _chosen(training) if _one_line(attempt(_without(training, [key]))) != _one_line(result)
+            ]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
             remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
-            problems.append(Problem(code="trial-step", place=where, what=_say(result), remedy=remedy))
+            problems.append(Problem(code="trial-step", place=where, what=_one_line(result), remedy=remedy))
             if not keys:
                 break
             training = _without(training, keys)
@@ -273,7 +275,7 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
         remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
     else:
         where = "one image is trained on at a time"
-    what = f"{where}, and the model takes no fewer than two ({_say(error)})"
+    what = f"{where}, and the model takes no fewer than two ({_one_line(error)})"
     return RecipeError("training.global_train_batch_size", what, remedy)
 
 
@@ -290,7 +292,7 @@ def _without(training: TrainingRecipe, keys: Collection[str]) -> TrainingRecipe:
     return replace(training, **own, arguments=rest)
 
 
-def _say(result: object) -> str:
+def _one_line(result: object) -> str:
     return " ".join(str(result).split()).rstrip(".") or type(result).__name__
 
 

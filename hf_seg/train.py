@@ -1,4 +1,9 @@
-"""Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`."""
+"""Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`.
+
+A map: a picture is opened in data/stored_image.py, a data source is added in data/sources/__init__.py, losses and
+confusions become scores in scoring/evaluation.py, runs/folder.py says whether a run is finished, and what the doctor
+advises is written in doctor/survey.py, doctor/environment.py and where training refuses data.
+"""
 
 import sys
 from typing import Any
@@ -28,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     prepare_output()
-    options = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+    options = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__.splitlines()[0])
     try:
         start_processes()
         runs = plan(options)
@@ -86,7 +91,7 @@ def _skip(run: Run) -> dict[str, Any]:
     name, folder = run.recipe.name, run.folder
     compared = "" if run.compared else "; its data was not compared, since it is in no folder here"
     say_once(f"{name}: finished before, in {folder} (--overwrite trains it again){compared}")
-    if is_unpushed(folder):
+    if is_unpushed(folder, wanted=run.recipe.training.push_to_hub):
         say_once(f"{name}: is not on the Hub yet; `hf-seg push {folder}` does it")
     return load_results(folder)
 

@@ -52,7 +52,7 @@ class Survey:
 
     problems: list[Problem] = field(default_factory=list)  # of the pairs, in their order
     usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)  # split → row → the pair
-    pairs: dict[str, int] = field(default_factory=dict)  # split → number of pairs, usable or not
+    pair_counts: dict[str, int] = field(default_factory=dict)  # split → number of pairs, usable or not
 
     @property
     def facts(self) -> list[PairFacts]:
@@ -79,7 +79,9 @@ def survey_pairs(
         spec (`DatasetSpec`, *optional*): what the masks mean; None: not known.
         by_color (`bool`, *optional*): where it is not known, count the masks' colours, or their ids; None: neither.
     """
-    survey = Survey(usable={name: {} for name in splits}, pairs={name: len(split) for name, split in splits.items()})
+    survey = Survey(
+        usable={name: {} for name in splits}, pair_counts={name: len(split) for name, split in splits.items()}
+    )
     if spec and reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
         survey.problems.append(error.problem)
 
@@ -126,7 +128,7 @@ def examine_pair(
         return facts
     facts.size, facts.thumbnail = image.size, thumbnail(image)
     if spec and facts.counts.keys() == {spec.ignore_index}:
-        remedy = "Nothing is learnt from it, and nothing scored. Is it meant?"
+        remedy = "Nothing is learnt from it, and nothing scored. Is this intended?"
         facts.problems.append(_warning("all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy))
     return facts
 
@@ -154,7 +156,9 @@ def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Ite
     yield from _name_problems(header, name)
     width, height = header.size
     if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
-        remedy = "What lies under transparent pixels is seen by the model; put the picture on a ground if that is odd."
+        remedy = (
+            "What lies under transparent pixels is seen by the model; if that looks wrong, fill the transparent area."
+        )
         yield _note("transparency", name, f"has transparency (mode {header.mode}), which is dropped", remedy)
     elif header.mode == "P":
         yield _note("palette-image", name, "has a palette of 256 colours at most", "Use the original if there is one.")
@@ -215,7 +219,7 @@ def find_problems(
         split_known (`bool`): the splits are those of a run.
     """
     for name, rows in survey.usable.items():
-        if split_known and not rows and (drop or not survey.pairs[name]):
+        if split_known and not rows and (drop or not survey.pair_counts[name]):
             remedy = "Each of train, validation and test needs one."
             yield _warning("empty-split", place, f"the {name} split holds no pair that can be used", remedy, "error")
     small = [facts.size for facts in survey.facts if min(facts.size) < image_size]
@@ -271,7 +275,7 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
     if len(found) > MAX_DUPLICATES:
         found.pop()
         what = f"there are more than {MAX_DUPLICATES:,} pairs of photographs that look the same; the rest is left out"
-        remedy = "Frames of a film? Whole films belong into one split, and a frame in many is enough."
+        remedy = "Frames of a film? Whole films belong into one split, and one frame in many is enough."
         yield _warning("many-duplicates", place, what, remedy)
     for first, second, similarity in found:
         (a, one), (b, other) = everywhere[first], everywhere[second]
@@ -293,7 +297,7 @@ def describe(survey: Survey, spec: DatasetSpec | None) -> dict[str, Any]:
     """The numbers of each split, ready for JSON: `ignored_share` of all pixels, `class_shares` of those that count."""
     described = {}
     for name, rows in survey.usable.items():
-        described[name] = {"pairs": survey.pairs[name], "usable": len(rows)}
+        described[name] = {"pairs": survey.pair_counts[name], "usable": len(rows)}
         if spec:
             pixels = survey.pixels(name)
             described[name]["ignored_share"] = pixels[spec.ignore_index] / max(1, pixels.total())

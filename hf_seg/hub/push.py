@@ -142,10 +142,10 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
     return noted
 
 
-def is_unpushed(run_dir: Path) -> bool:
-    """Whether a finished run was to be on the Hub and is not, or not all of it."""
+def is_unpushed(run_dir: Path, wanted: bool = False) -> bool:
+    """Whether a finished run was to be on the Hub, or is `wanted` there now, and is not, or not all of it."""
     noted = _earlier(run_dir)
-    return bool(noted) and noted["commit"] is None
+    return noted["commit"] is None if noted else wanted
 
 
 class Uploads:

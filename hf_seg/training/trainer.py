@@ -59,7 +59,7 @@ class SegTrainer(Trainer):
             processing_class=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
-            preprocess_logits_for_metrics=lambda logits, labels: self.scoring.reduce_logits(logits, labels),
+            preprocess_logits_for_metrics=lambda logits, labels: self.evaluation.reduce_logits(logits, labels),
             callbacks=[EvaluateEvery(training.eval_every_epochs), SealCheckpoints(), *callbacks, self.stop],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
@@ -200,7 +200,7 @@ class SegTrainer(Trainer):
     def validate(self) -> dict[str, Any]:
         """Score the validation set with the model as it is now; returns what [`Evaluation.compute`] does."""
         self.evaluate(metric_key_prefix="validation")
-        return self.evaluation
+        return self.scores
 
     def test(self) -> dict[str, Any]:
         """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion; returns what
@@ -210,8 +210,8 @@ class SegTrainer(Trainer):
         if self.is_world_process_zero():
             sizes = [self.run.recipe.data.image_size // part for part in (1, 2, 4, 8)]
             test, transform = self.data.splits["test"], self.data.transforms["test"]
-            self.evaluation["native"] = score_native(self.predict_logits, test, prepared, transform, sizes)
-        return self.evaluation
+            self.scores["native"] = score_native(self.predict_logits, test, prepared, transform, sizes)
+        return self.scores
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
@@ -221,16 +221,16 @@ class SegTrainer(Trainer):
         opinion, thorough = None, metric_key_prefix == "test"
         if thorough and self.is_world_process_zero():
             opinion = SecondOpinion(self.data.spec.num_labels, self.classes[1], self.run.mean_iou_script)
-        self.scoring = Evaluation(*self.classes, thorough=thorough, second_opinion=opinion)
+        self.evaluation = Evaluation(*self.classes, thorough=thorough, second_opinion=opinion)
         with self._explained("evaluation"):
             return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
 
     def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        self.scoring.add_batch(batch)
+        self.evaluation.add_batch(batch)
         if not compute_result:
             return {}
-        self.evaluation = self.scoring.compute()
-        return {key: self.evaluation[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
+        self.scores = self.evaluation.compute()
+        return {key: self.scores[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
 
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:

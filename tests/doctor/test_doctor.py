@@ -27,7 +27,7 @@ COUNT = 10
 
 @pytest.fixture(autouse=True)
 def sound_machine(monkeypatch):
-    """What is installed here does not count: tests/test_environment_check.py is about that."""
+    """What is installed here does not count: tests/doctor/test_environment.py is about that."""
     monkeypatch.setattr(doctor, "check_packages", list)
     monkeypatch.setattr(doctor, "check_gpu", list)
 

@@ -99,6 +99,7 @@ def test_some_folders(number, tmp_path, trained, command):
     through_all_commands(tmp_path, number, trained, command)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(1000, 1500, 25))
 def test_many_folders(first, tmp_path, trained, command):
