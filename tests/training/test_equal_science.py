@@ -41,8 +41,12 @@ def test_same_trace_of_loss_and_gradient_norm(write_recipe, launch, tmp_path, ar
     reference = results.pop("one process")
     assert len(trace(reference, "loss")) == 20
     for way, result in results.items():
-        for key in ("loss", "grad_norm"):
-            np.testing.assert_allclose(trace(result, key), trace(reference, key), rtol=1e-4, err_msg=f"{way}: {key}")
+        # Rounding grows from step to step, FCN's from 1e-7 to 1e-4 (loss) and 2e-3 (gradient) in twenty steps; a wrong
+        # mean is there from the first step on.
+        for key, later in (("loss", 2e-3), ("grad_norm", 2e-2)):
+            ours, theirs = trace(result, key), trace(reference, key)
+            np.testing.assert_allclose(ours[:5], theirs[:5], rtol=1e-4, err_msg=f"{way}: {key}")
+            np.testing.assert_allclose(ours, theirs, rtol=later, err_msg=f"{way}: {key}")
         # an uneven last batch: 11 and 7 images over two ranks
         for split in ("validation", "test"):
             assert (
