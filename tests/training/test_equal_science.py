@@ -15,7 +15,8 @@ WAYS = {
 }
 # 255 is in these masks, unevenly: a mean of means over micro-batches would show.
 DATA = {"name": "synthetic_cityscapes", "max_train_samples": 160, "max_validation_samples": 11, "max_test_samples": 7}
-TWENTY_STEPS = {"num_train_epochs": 1, "logging_strategy": "steps", "logging_steps": 1}
+# At the usual rate rounding grows with AdamW's steps, for FCN to 2e-3 of the loss with one image at a time in 20 steps.
+TWENTY_STEPS = {"num_train_epochs": 1, "logging_strategy": "steps", "logging_steps": 1, "learning_rate": 1e-5}
 
 
 def train_each_way(write_recipe, launch, tmp_path, arch, training, ways=tuple(WAYS), **options):
@@ -41,12 +42,8 @@ def test_same_trace_of_loss_and_gradient_norm(write_recipe, launch, tmp_path, ar
     reference = results.pop("one process")
     assert len(trace(reference, "loss")) == 20
     for way, result in results.items():
-        # Rounding grows from step to step, FCN's from 1e-7 to 1e-4 (loss) and 2e-3 (gradient) in twenty steps; a wrong
-        # mean is there from the first step on.
-        for key, later in (("loss", 2e-3), ("grad_norm", 2e-2)):
-            ours, theirs = trace(result, key), trace(reference, key)
-            np.testing.assert_allclose(ours[:5], theirs[:5], rtol=1e-4, err_msg=f"{way}: {key}")
-            np.testing.assert_allclose(ours, theirs, rtol=later, err_msg=f"{way}: {key}")
+        for key, rtol in (("loss", 1e-4), ("grad_norm", 1e-3)):
+            np.testing.assert_allclose(trace(result, key), trace(reference, key), rtol=rtol, err_msg=f"{way}: {key}")
         # an uneven last batch: 11 and 7 images over two ranks
         for split in ("validation", "test"):
             assert (
