@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -73,7 +74,11 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
 
 def open_header(stored: Stored) -> PIL.Image.Image:
     """Read what a file says of its picture; nothing is decoded, or judged."""
-    return PIL.Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"]))
+    if stored["bytes"] is not None:
+        return PIL.Image.open(BytesIO(stored["bytes"]))
+    if os.path.exists(stored["path"]) and not os.path.isfile(stored["path"]):
+        raise OSError("neither a file nor a link to one")  # opening a pipe would wait for ever
+    return PIL.Image.open(stored["path"])
 
 
 def orientation(image: PIL.Image.Image) -> int:

@@ -1,6 +1,7 @@
 """What a picture's header says of it: depth, bands and pages that Pillow would leave out are refused."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -172,3 +173,9 @@ def test_damage_is_said_of_the_file_also_where_no_pair_is(tmp_path):
     error = refused(UprightImage(), saved(COLORS, "JPEG")[:150])
     assert error.problem.what.startswith("cannot be decoded (") and error.problem.code == "undecodable"
     assert "FileNotFoundError" in refused(UprightImage(), None, str(tmp_path / "gone.png")).problem.what
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    error = refused(UprightImage(), None, str(tmp_path / "pipe.png"))
+    assert "neither a file nor a link to one" in error.problem.what

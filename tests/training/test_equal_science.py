@@ -15,7 +15,7 @@ WAYS = {
 }
 # 255 is in these masks, unevenly: a mean of means over micro-batches would show.
 DATA = {"name": "synthetic_cityscapes", "max_train_samples": 160, "max_validation_samples": 11, "max_test_samples": 7}
-# At the usual rate rounding grows with AdamW's steps, for FCN to 2e-3 of the loss with one image at a time in 20 steps.
+# At the usual rate AdamW lets rounding grow: in 20 steps of one image at a time, to 2e-3 of FCN's loss.
 TWENTY_STEPS = {"num_train_epochs": 1, "logging_strategy": "steps", "logging_steps": 1, "learning_rate": 1e-5}
 
 
