@@ -164,7 +164,7 @@ def test_a_clock_that_starts_at_zero(write_recipe, run, monkeypatch):
 FULL = """
 import shutil, sys
 from types import SimpleNamespace
-from hf_seg.launch import run_all
+from hf_seg import train
 usage = shutil.disk_usage
 shutil.disk_usage = lambda path: SimpleNamespace(free=10**12)  # what was free is taken by somebody else, later
 sys.exit(train.main())
