@@ -125,7 +125,7 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 
 
 def check_agreement(name: str, fingerprint: str) -> None:
-    """Refuse, on every rank, a run whose data has not the same fingerprint on all of them."""
+    """Refuse, on every rank, a run whose data differs in its fingerprint from rank to rank."""
     seen = gather_object([fingerprint])
     others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
     if others:

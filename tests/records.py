@@ -63,7 +63,7 @@ _RECORD = {
 
 
 def made_up(name: str) -> dict:
-    """A record of one's own to change."""
+    """A record of your own to change."""
     record = json.loads(json.dumps(_RECORD))  # in which no two parts are the same object
     record["recipe"]["name"] = name
     return record

@@ -91,7 +91,7 @@ def sha256(path: Path) -> str:
 
 
 def verify_download(path: Path) -> None:
-    """Refuse a large file in the Hub's cache that has not the SHA-256 that it is named by there: a damaged one."""
+    """Refuse a large file in the Hub's cache whose SHA-256 is not the one that it is named by there: a damaged one."""
     stored = path.resolve()  # the name that a repository gives it is a link
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
         what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"

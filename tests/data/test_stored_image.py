@@ -123,7 +123,7 @@ def test_what_pillow_would_give_a_part_of_is_refused(name, tmp_path):
     content, code, of_image, of_mask = REFUSED[name]
     path = tmp_path / "a.tif"
     path.write_bytes(content)
-    # by training and prediction, of one's own and of official data, from files and from tables
+    # by training and prediction, of your own and of official data, from files and from tables
     errors = [refused(column, content) for column in (UprightImage(), StoredImage(mode="RGB"))]
     errors.append(refused(UprightImage(), None, str(path)))
     for error in errors:

@@ -604,4 +604,4 @@ def test_its_pairs_are_prepared_once(tmp_path, monkeypatch):
     assert np.array_equal(prepare()["test"].pixel_values, first["test"].pixel_values) and len(decoded) == 10
     make_table([20, 21]).to_parquet(root / "data" / "test-00000-of-00001.parquet")
     assert not np.array_equal(prepare()["test"].pixel_values, first["test"].pixel_values)
-    assert len(decoded) == 20  # datasets has written its tables anew, all of them
+    assert len(decoded) == 20  # datasets has written its tables again, all of them
