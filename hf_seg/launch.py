@@ -45,7 +45,7 @@ from hf_seg.training.setup import build_trainer
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+def parse_arguments(argv: list[str], description: str, prog: str | None) -> argparse.Namespace:
     """The options of a launch; its `overrides` are the `--section.key value` pairs."""
     overrides, rest = [], []
     tokens = iter(argv)
@@ -55,12 +55,13 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
         else:
             rest.append(token)
     parser = argparse.ArgumentParser(
+        prog=prog,
         description=description,
         allow_abbrev=False,
         epilog="--section.key VALUE overrides a key of every recipe named.",
     )
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE.json")
+    add("recipes", nargs="+", metavar="RECIPE", help="its file, or the name of a shipped one such as quickstart-fcn")
     add("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--overwrite", action="store_true", help="replace finished or differing runs")
     add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")

@@ -43,8 +43,8 @@ def start_processes() -> None:
     # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
         remedy = (
-            "start them with `accelerate launch --config_file recipes/accelerate/cpu.yaml --num_processes N "
-            "hf_seg/train.py …`, or run a single process with --num_processes 1"
+            "start them with `accelerate launch --multi_gpu --gpu_ids=-1,-1 --num_processes N …` (no GPU has such a "
+            "number, so that they use the CPU), or run a single process with --num_processes 1"
         )
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")

@@ -13,11 +13,10 @@ from accelerate import PartialState
 from hf_seg.data import load_data
 from hf_seg.hub.push import Uploads, is_unpushed
 from hf_seg.launch import check, parse_arguments, plan, run_all
-from hf_seg.models.build import describe_provenance
 from hf_seg.problem import Refusal
 from hf_seg.processes import explain_lost_process, on_main_process, say_once, start_processes
 from hf_seg.runs.folder import Run, hold_runs, start_run
-from hf_seg.runs.record import begin_record, finish_run, format_table, load_results
+from hf_seg.runs.record import begin_record, describe_provenance, finish_run, format_table, load_results
 from hf_seg.text import prepare_output, say
 from hf_seg.training.arguments import checkpoints_kept
 from hf_seg.training.callbacks import Interrupted
@@ -25,7 +24,7 @@ from hf_seg.training.checkpoints import check_disk, last_checkpoint
 from hf_seg.training.setup import build_initial_model, build_trainer
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Load all recipes, refuse what cannot work, then run them one after the other.
 
     Returns:
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     prepare_output()
-    options = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__.splitlines()[0])
+    options = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__.splitlines()[0], prog)
     try:
         start_processes()
         runs = plan(options)

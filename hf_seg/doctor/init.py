@@ -192,9 +192,9 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         say('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
-    run = f"hf_seg/train.py {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
+    run = f"hf-seg train {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
     say("With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.")
-    say(f"Then: accelerate launch {run}")
+    say(f"Then: {run}")
     return not problems
 
 

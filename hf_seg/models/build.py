@@ -90,16 +90,6 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
 
 
-def describe_provenance(provenance: dict) -> str:
-    """Where initial weights came from, in one line: "encoder: 318 tensors from …, frozen; head: 8 fresh tensors"."""
-    encoder = provenance["encoder"]
-    text = f"{encoder['tensors_fresh']} fresh tensors ({encoder['source']})"
-    if encoder["sha256"] is not None:
-        text = f"{encoder['tensors_loaded']} tensors from {encoder['source']} (sha256 {encoder['sha256'][:12]})"
-    frozen = ", frozen" if provenance["frozen"] else ""
-    return f"encoder: {text}{frozen}; head: {provenance['head']['tensors_fresh']} fresh tensors"
-
-
 def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageProcessor:
     """The image processor of all models: it resizes (bilinear, antialiased) to a square of `image_size` pixels.
 

@@ -28,6 +28,9 @@ from hf_seg.recipe.rules import (
 
 RUN_FORMAT = "hf_seg_run"  # the key of a run's record, run.json, that tells it from a recipe
 COMMAND_LINE = "command line"
+# The recipes that come with hf_seg are inside of an installed package, and at the top of a checkout.
+_INSTALLED = Path(__file__).parents[1] / "recipes"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 @dataclass
@@ -59,6 +62,7 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     """Read and check recipes, and put them in training order.
 
     Args:
+        paths: files, or names of recipes that come with hf_seg, such as `quickstart-fcn`.
         overrides: `--section.key value` or `--section.key=value`, as on the command line, for each of `paths`, not for
             a recipe that is added. A value is read as JSON where it is JSON, else as text.
 
@@ -71,9 +75,9 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     """
     changes, problems = parse_overrides(overrides)
     if not paths:
-        problems.append(problem_of("", "no recipe given", "name one or more, e.g. recipes/quickstart/*.json"))
+        problems.append(problem_of("", "no recipe given", "name one or more, such as quickstart-fcn"))
     drafts: dict[str, Draft] = {}
-    for path in map(Path, paths):
+    for path in map(_find, paths):
         if path.stem not in drafts:
             drafts[path.stem] = _read(path, changes, problems)
         elif _same_file(path, drafts[path.stem].path):
@@ -85,6 +89,15 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     if problems:
         raise RecipeError(problems=problems)
     return [drafts[name].finish() for name in order]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with hf_seg, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.rglob("*.json"))}
+
+
+def _find(path: str | Path) -> Path:
+    return Path(path) if os.path.isfile(path) else shipped_recipes().get(str(path), Path(path))
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -135,6 +148,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
         recipe = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         neighbours = [other.name for other in path.parent.glob("*.json")] if path.parent.is_dir() else []
+        neighbours += shipped_recipes() if path.name == str(path) else []
         remedy = did_you_mean(path.name, neighbours, "check the path")
         raise RecipeError(path, "there is no such file", remedy) from None
     except OSError as error:

@@ -288,6 +288,16 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
     return {"name": results["recipe"]["name"], "data": results["data"], "init": results["model"]["init"]}
 
 
+def describe_provenance(provenance: dict) -> str:
+    """Where initial weights came from, in one line: "encoder: 318 tensors from …, frozen; head: 8 fresh tensors"."""
+    encoder = provenance["encoder"]
+    text = f"{encoder['tensors_fresh']} fresh tensors ({encoder['source']})"
+    if encoder["sha256"] is not None:
+        text = f"{encoder['tensors_loaded']} tensors from {encoder['source']} (sha256 {encoder['sha256'][:12]})"
+    frozen = ", frozen" if provenance["frozen"] else ""
+    return f"encoder: {text}{frozen}; head: {provenance['head']['tensors_fresh']} fresh tensors"
+
+
 def format_table(results: list[dict[str, Any]]) -> str:
     """The runs of a launch, a line each, as a Markdown table."""
 

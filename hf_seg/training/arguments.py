@@ -129,6 +129,6 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
     )
     if args.n_gpu > 1:
         what = f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way"
-        remedy = "start the program with `accelerate launch`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        remedy = "use `accelerate launch --multi_gpu -m hf_seg.train …`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args

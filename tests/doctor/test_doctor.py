@@ -520,6 +520,7 @@ def test_generated_data(ask, write_recipe):
     assert status == 0 and report["findings"] == []
 
 
-def test_a_command_without_paths(capsys):
-    assert cli.main(["doctor"]) == 2
-    assert "name a recipe or a folder" in capsys.readouterr().err
+@pytest.mark.parametrize("overrides", [[], ["--training.seed", "3"]])
+def test_a_command_without_paths(capsys, overrides):
+    assert cli.main(["doctor", *overrides]) == 2
+    assert ("name a recipe or a folder" if overrides else "Missing argument") in capsys.readouterr().err

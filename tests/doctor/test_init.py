@@ -71,7 +71,7 @@ def test_what_it_says_and_writes(tmp_path, init):
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
         "With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.",
-        f"Then: accelerate launch hf_seg/train.py '{root}/recipe.json' --output_dir '{root}/runs'",
+        f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
     ]
     shares = [line.split() for line in out.splitlines()[3:7]]
     assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
@@ -310,7 +310,7 @@ def test_from_a_folder_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, 
     assert status == 0
     if kind == "rgb":
         name_void(root / "classes.json")
-    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: hf-seg train"))
     assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
 
     run = root / "runs" / "recipe"
@@ -378,7 +378,7 @@ class TestTables:
             "  names   from the column parts",
         ]
         assert [line.split()[:2] for line in lines[6:9]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
-        assert lines[-1] == (f"Then: accelerate launch hf_seg/train.py {root}/recipe.json --output_dir {root}/runs")
+        assert lines[-1] == (f"Then: hf-seg train {root}/recipe.json --output_dir {root}/runs")
         assert not (root / "split.json").exists()
         [recipe] = load_recipes([root / "recipe.json"])
         assert recipe.to_dict() == read(root / "recipe.json")
@@ -410,7 +410,7 @@ class TestTables:
         tables = {"train": make_table(range(4)), "test": make_table([4]), "dev": make_table([5])}
         DatasetDict(tables).save_to_disk(tmp_path / "saved")
         before = {path.name for path in (tmp_path / "saved").iterdir()}
-        status, out, _ = init(tmp_path / "saved", "--out", tmp_path / "place", "--mask_column", "label")
+        status, out, _ = init(tmp_path / "saved", "--out", tmp_path / "place", "--mask-column", "label")
         assert status == 0 and "  splits  4 train, 1 validation, 1 test\n" in out
         assert {path.name for path in (tmp_path / "saved").iterdir()} == before
         data = read(tmp_path / "place" / "recipe.json")["data"]
@@ -436,7 +436,7 @@ class TestTables:
             "Correct the path. Or, if it is a data set on the Hub, name by --out the folder to write to.\n"
         )
         root = write_folder(tmp_path / "photos", "ids", 3)
-        status, _, err = init(root, "--mask_column", "mask")
+        status, _, err = init(root, "--mask-column", "mask")
         assert (status, err) == (
             2,
             f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files. Leave it out.\n",
@@ -472,7 +472,7 @@ def test_from_parquet_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, c
     root = write_parquet(tmp_path / "own", train=make_table(range(24)))
     status, out, _ = init(root)
     assert status == 0
-    command = shlex.split(out.splitlines()[-1].removeprefix("Then: accelerate launch hf_seg/train.py"))
+    command = shlex.split(out.splitlines()[-1].removeprefix("Then: hf-seg train"))
     assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
     run = root / "runs" / "recipe"
     results = read(run / "results.json")

@@ -156,21 +156,21 @@ def test_command_compares_on_photographs(quick, tmp_path, capsys):
     for number, image in enumerate(generated_images()):
         image.save(tmp_path / f"{number}.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
-    arguments = ["export", str(quick), "--format", "onnx"]
-    assert cli.main([*arguments, "--out", str(tmp_path / "a.onnx"), "--images", str(tmp_path / "1*.jpg")]) == 0
+    arguments = ["export", str(quick)]
+    assert cli.main([*arguments, "--out", str(tmp_path / "a.onnx"), str(tmp_path / "1*.jpg")]) == 0
     out = capsys.readouterr().out
     assert f"{tmp_path / 'a.onnx'}: 0.0 MB, ONNX opset {OPSET}" in out
     assert "on 7 images in batches of 1, 7: largest difference of a logit " in out
     assert "equal labels on 100.0000% of the pixels" in out
 
-    assert cli.main([*arguments, "--images", str(tmp_path)]) == 1  # 17 files, one of them no image
+    assert cli.main([*arguments, str(tmp_path)]) == 1  # 17 files, one of them no image
     printed = capsys.readouterr()
     assert f"{tmp_path / 'bad.jpg'}: left out: cannot be decoded (UnidentifiedImageError: " in printed.err
     assert "on 16 images in batches of 1, 16: " in printed.out
     assert (quick / "model.onnx").is_file()
 
     # one photograph is computed as a pair too
-    assert cli.main([*arguments, "--images", str(tmp_path / "1.jpg")]) == 0
+    assert cli.main([*arguments, str(tmp_path / "1.jpg")]) == 0
     assert "on 1 images in batches of 1, 2: " in capsys.readouterr().out
 
 

@@ -393,7 +393,7 @@ def test_a_batch_of_nothing_is_refused_before_anything_is_written(tmp_path, caps
     (tmp_path / "out" / "predictions.jsonl").write_text('{"file": "a.png", "error": "an older one"}\n')
     before = contents(tmp_path)
     arguments = ["predict", str(tmp_path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
-    assert cli.main([*arguments, "--batch_size", batch_size]) == 2
+    assert cli.main([*arguments, "--batch-size", batch_size]) == 2
     assert capsys.readouterr().err == f"error: batch_size: takes at least 1, not {batch_size}\n"
     assert contents(tmp_path) == before
 

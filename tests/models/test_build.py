@@ -37,13 +37,13 @@ from hf_seg.models.build import (
     build_image_processor,
     build_model,
     check_model,
-    describe_provenance,
     encoder_of,
     locate_encoder_weights,
     measure_forward,
 )
 from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import ModelRecipe
+from hf_seg.runs.record import describe_provenance
 
 SPEC = DatasetSpec(
     name="three",

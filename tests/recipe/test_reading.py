@@ -151,6 +151,21 @@ def test_text_that_is_no_recipe(tmp_path, text, message):
     assert problems(save(tmp_path, text=text)) == [f"run.json: {message}"]
 
 
+def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart-fcn.json"
+    (tmp_path / "quickstart-fcn").mkdir()  # such as a run's folder
+    assert [recipe.path for recipe in load_recipes(["quickstart-fcn"])] == [shipped]
+    assert problems("quickstart-fnc") == ['quickstart-fnc: there is no such file; did you mean "quickstart-fcn"?']
+    assert problems("runs/quickstart-fcn") == ["quickstart-fcn: there is no such file; check the path"]
+
+
+def test_a_file_goes_before_a_shipped_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, "own").rename("quickstart-fcn")
+    assert [recipe.path for recipe in load_recipes(["quickstart-fcn"])] == [Path("quickstart-fcn")]
+
+
 def test_files_that_cannot_be_read(tmp_path):
     save(tmp_path, "cityscapes")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
@@ -163,7 +178,7 @@ def test_files_that_cannot_be_read(tmp_path):
         "folder.json: cannot be read: Is a directory; name a recipe's file",
         "run.json: there is no such file; check the path",
     ]
-    assert problems() == ["no recipe given; name one or more, e.g. recipes/quickstart/*.json"]
+    assert problems() == ["no recipe given; name one or more, such as quickstart-fcn"]
 
 
 def test_sections(tmp_path):

@@ -147,7 +147,7 @@ def test_refused(run, ask, tmp_path):
     assert status == 2 and error.startswith(f"error: {run / 'run.json'}: cannot be read (is not JSON")
     (run / "run.json").write_text(record)
     edit(run / "run.json", lambda record: record["recipe"]["data"].update(name="oxford_pet"))
-    status, _, error = ask(run, "--data_root", tmp_path / "nowhere")
+    status, _, error = ask(run, "--data-root", tmp_path / "nowhere")
     assert status == 2 and error.startswith("error: ") and "nowhere" in error
     (run / "results.json").write_text("{}")
     status, _, error = ask(run)

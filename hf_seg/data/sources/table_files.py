@@ -266,7 +266,9 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
             columns[key] = left[0]
     for key, found in columns.items():
         if found is None:
-            remedy = f"Set data.{key} (`hf-seg init` has --{key})." if len(pictures) > 1 else PICTURES
+            remedy = (
+                f"Set data.{key} (`hf-seg init` has --{key.replace('_', '-')})." if len(pictures) > 1 else PICTURES
+            )
             what = f"which column is the {key.replace('_', ' ')} cannot be told"
             raise DataError(name, what, f"{_listed(features)} {remedy}")
     return columns["image_column"], columns["mask_column"]
