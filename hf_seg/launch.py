@@ -197,36 +197,36 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
         images = np.broadcast_to(nothing, (count, 3, size, size))
         prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, size, size)))
     data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
-    training, problems = recipe.training, []
     fresh = replace(recipe.model, init="scratch", encoder_weights=None)
     model, _ = build_model(fresh, spec, recipe.data.image_size)
+    problems = []
     with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
-
-        def attempt(training: TrainingRecipe) -> list[str] | Exception:
-            try:
-                return _step(replace(recipe, training=training), data, model, Path(folder))
-            except Exception as error:  # whatever the libraries raise, it is about this recipe
-                return error
-
-        while isinstance(result := attempt(training), Exception):
+        attempt = partial(_attempt, data=data, model=model, folder=Path(folder))
+        while isinstance(result := attempt(recipe), Exception):
             if isinstance(result, Refusal):  # says itself which key it is about
                 problems += result.problems
                 break
             # at fault are the keys without which there is no error, or another one
-            keys = [
-                key for key in _chosen(training) if _one_line(attempt(_without(training, [key]))) != _one_line(result)
-            ]
+            error = _one_line(result)
+            keys = [key for key in _chosen(recipe.training) if _one_line(attempt(_without(recipe, [key]))) != error]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
             remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
-            problems.append(Problem(code="trial-step", place=where, what=_one_line(result), remedy=remedy))
+            problems.append(Problem(code="trial-step", place=where, what=error, remedy=remedy))
             if not keys:
                 break
-            training = _without(training, keys)
+            recipe = _without(recipe, keys)
     model.to("meta")  # whoever holds it still, its memory is given back
     torch.cuda.empty_cache()
     if problems:
         raise RecipeError(problems=problems)
     return result
+
+
+def _attempt(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str] | Exception:
+    try:
+        return _step(recipe, data, model, folder)
+    except Exception as error:  # whatever the libraries raise, it is about this recipe
+        return error
 
 
 def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str]:
@@ -287,10 +287,10 @@ def _chosen(training: TrainingRecipe) -> list[str]:
     return [*(key for key in own if getattr(training, key) != getattr(default, key)), *training.arguments]
 
 
-def _without(training: TrainingRecipe, keys: Collection[str]) -> TrainingRecipe:
+def _without(recipe: Recipe, keys: Collection[str]) -> Recipe:
     own = {key: value for key, value in vars(TrainingRecipe()).items() if key in keys}
-    rest = {key: value for key, value in training.arguments.items() if key not in keys}
-    return replace(training, **own, arguments=rest)
+    rest = {key: value for key, value in recipe.training.arguments.items() if key not in keys}
+    return replace(recipe, training=replace(recipe.training, **own, arguments=rest))
 
 
 def _one_line(result: object) -> str:

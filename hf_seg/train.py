@@ -5,6 +5,7 @@ confusions become scores in scoring/evaluation.py, runs/folder.py says whether a
 advises is written in doctor/survey.py, doctor/environment.py and where training refuses data.
 """
 
+import hf_seg  # noqa: F401 (sets how threads wait, before torch is loaded)  # isort: skip
 import sys
 from typing import Any
 

@@ -24,6 +24,7 @@ os.environ |= {
     "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT}",
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # as hf_seg sets it, but a test file may import torch first
 }
 os.environ.pop("HF_TOKEN", None)
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -32,7 +33,6 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     worker, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[worker::count] or {cores[worker % len(cores)]})
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
 
 
 @pytest.fixture

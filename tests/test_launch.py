@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -303,3 +305,18 @@ def test_the_doctor_tries_the_step_too(write_recipe, capsys):
     ]
     assert findings[0]["what"].startswith("training.dataloader_prefetch_factor: ") and findings[0]["remedy"]
     assert findings[1]["what"].startswith("6 parameters get no gradient, as ")
+
+
+@pytest.mark.parametrize("program", [["-m", "hf_seg.train"], [str(Path(train.__file__))]])
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(program, chosen, tmp_path):
+    # the policy is read when torch is loaded, so it has to be there before
+    spy = "import os, sys; print(os.environ.get('OMP_WAIT_POLICY')); sys.exit()"
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(spy)
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"} | (
+        {"OMP_WAIT_POLICY": chosen} if chosen else {}
+    )
+    done = subprocess.run([sys.executable, *program], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{chosen or 'PASSIVE'}\n", done.stderr

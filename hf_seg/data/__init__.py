@@ -23,7 +23,10 @@ from hf_seg.text import printable
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import DataRecipe
 
-__all__ = ["DatasetSpec", "check_splits", "fingerprint", "image_name", "list_data", "load_spec", "prepare_splits"]
+__all__ = [
+    "DatasetSpec", "SegData", "check_splits", "fingerprint", "image_name", "list_data", "load_data", "load_spec",
+    "load_splits", "prepare_splits",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -129,7 +129,9 @@ def examine_pair(
     facts.size, facts.thumbnail = image.size, thumbnail(image)
     if spec and facts.counts.keys() == {spec.ignore_index}:
         remedy = "Nothing is learnt from it, and nothing scored. Is this intended?"
-        facts.problems.append(_warning("all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy))
+        facts.problems.append(
+            _problem("warning", "all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy)
+        )
     return facts
 
 
@@ -159,23 +161,35 @@ def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Ite
         remedy = (
             "What lies under transparent pixels is seen by the model; if that looks wrong, fill the transparent area."
         )
-        yield _note("transparency", name, f"has transparency (mode {header.mode}), which is dropped", remedy)
+        yield _problem(
+            "note", "transparency", name, f"has transparency (mode {header.mode}), which is dropped", remedy
+        )
     elif header.mode == "P":
-        yield _note("palette-image", name, "has a palette of 256 colours at most", "Use the original if there is one.")
+        yield _problem(
+            "note", "palette-image", name, "has a palette of 256 colours at most", "Use the original if there is one."
+        )
     elif header.mode == "CMYK":
         what = "is for print (mode CMYK); as RGB without its colour profile, its colours are not those that people see"
-        yield _warning("cmyk-image", name, what, "Convert it to RGB with a program that knows colour profiles.")
+        yield _problem(
+            "warning", "cmyk-image", name, what, "Convert it to RGB with a program that knows colour profiles."
+        )
     note = _orientation(header)
     if note > 1:
         what = f"is stored turned (EXIF orientation {note})"
         done = "is turned upright, as its mask has to be" if upright else "stays as stored, as its mask has to be"
-        yield _note("exif-orientation", name, f"{what} and {done}", "Look at some of them with their masks.")
+        yield _problem(
+            "note", "exif-orientation", name, f"{what} and {done}", "Look at some of them with their masks."
+        )
     if max(width, height) >= LONG * min(width, height):
         what = f"is {width}×{height} pixels, and becomes a square"
-        yield _note("long-image", name, what, "Cut it into parts: its length and width shrink by different factors.")
+        yield _problem(
+            "note", "long-image", name, what, "Cut it into parts: its length and width shrink by different factors."
+        )
     if width * height > PIL.Image.MAX_IMAGE_PIXELS:
         what = f"has {width * height / 1e6:.0f} million pixels: decoding it takes long, and much memory"
-        yield _warning("huge-image", name, what, "Make a smaller copy; the model sees it at image_size anyway.")
+        yield _problem(
+            "warning", "huge-image", name, what, "Make a smaller copy; the model sees it at image_size anyway."
+        )
 
 
 def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
@@ -183,7 +197,7 @@ def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
     found = {"MPO": "JPEG"}.get(header.format, header.format)  # a JPEG file with a second picture behind it
     if expected and found != expected:
         remedy = "Harmless here, since the content decides; other programs refuse it."
-        yield _warning("wrong-suffix", name, f"is a {found} file by its content", remedy)
+        yield _problem("warning", "wrong-suffix", name, f"is a {found} file by its content", remedy)
 
 
 def _orientation(header: PIL.Image.Image) -> int:
@@ -193,12 +207,8 @@ def _orientation(header: PIL.Image.Image) -> int:
         return 1
 
 
-def _warning(code: str, place: str, what: str, remedy: str, level: Level = "warning") -> Problem:
+def _problem(level: Level, code: str, place: str, what: str, remedy: str) -> Problem:
     return Problem(level=level, code=code, place=place, what=what, remedy=remedy)
-
-
-def _note(code: str, place: str, what: str, remedy: str) -> Problem:
-    return _warning(code, place, what, remedy, level="note")
 
 
 def find_problems(
@@ -221,13 +231,13 @@ def find_problems(
     for name, rows in survey.usable.items():
         if split_known and not rows and (drop or not survey.pair_counts[name]):
             remedy = "Each of train, validation and test needs one."
-            yield _warning("empty-split", place, f"the {name} split holds no pair that can be used", remedy, "error")
+            yield _problem("error", "empty-split", place, f"the {name} split holds no pair that can be used", remedy)
     small = [facts.size for facts in survey.facts if min(facts.size) < image_size]
     if small:
         width, height = min(small, key=min)
         what = f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {image_size}"
         remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
-        yield _note("small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
+        yield _problem("note", "small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
     if spec:
         yield from _class_problems(survey, spec, place, split_known)
     yield from _photograph_problems(survey, place, split_known)
@@ -240,13 +250,15 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
         (only,) = seen
         remedy = "Nothing can be learnt from that. Are these the right masks, and the right classes.json?"
         what = f"all masks hold one class only, {spec.class_names[only]}"
-        yield _warning("constant-masks", place, what, remedy)
+        yield _problem("warning", "constant-masks", place, what, remedy)
         return
     for name, pixels in filled.items():
         total, ignored = pixels.total(), pixels[spec.ignore_index]
         if ignored > MOSTLY * total:
             what = f"{ignored / total:.1%} of the pixels of {name} are ignored"
-            yield _warning("mostly-ignored", place, what, "Is something under ignore that should be a class?")
+            yield _problem(
+                "warning", "mostly-ignored", place, what, "Is something under ignore that should be a class?"
+            )
         if not split_known:
             continue
         if absent := [label for index, label in enumerate(spec.class_names) if not pixels[index]]:
@@ -254,13 +266,13 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
                 remedy = "What is not in train cannot be learnt: add such pairs, or take the class out."
             else:
                 remedy = f"mIoU of {name} leaves such classes out: move or add pairs to have them counted."
-            yield _warning("absent-class", place, f"{name} holds no pixel of {', '.join(absent)}", remedy)
+            yield _problem("warning", "absent-class", place, f"{name} holds no pixel of {', '.join(absent)}", remedy)
         shares = _class_shares(pixels, spec)
         rare = [f"{label} ({share:.3%})" for label, share in shares.items() if 0 < share < RARE]
         if rare and name == "train":
             what = f"below {RARE:.1%} of the labelled pixels of train: {', '.join(rare)}"
             remedy = "Such a class may never be predicted, and counts as much in mIoU as every other."
-            yield _note("rare-class", place, what, remedy)
+            yield _problem("note", "rare-class", place, what, remedy)
 
 
 def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Iterator[Problem]:
@@ -270,13 +282,15 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
     thumbnails = np.stack([facts.thumbnail for _, facts in everywhere])
     for (_, facts), flat in zip(everywhere, is_flat(thumbnails), strict=True):
         if flat:
-            yield _warning("blank-image", facts.name, "shows next to nothing", "Remove it, or get the file again.")
+            yield _problem(
+                "warning", "blank-image", facts.name, "shows next to nothing", "Remove it, or get the file again."
+            )
     found = list(itertools.islice(find_duplicates(thumbnails), MAX_DUPLICATES + 1))
     if len(found) > MAX_DUPLICATES:
         found.pop()
         what = f"there are more than {MAX_DUPLICATES:,} pairs of photographs that look the same; the rest is left out"
         remedy = "Frames of a film? Whole films belong into one split, and one frame in many is enough."
-        yield _warning("many-duplicates", place, what, remedy)
+        yield _problem("warning", "many-duplicates", place, what, remedy)
     for first, second, similarity in found:
         (a, one), (b, other) = everywhere[first], everywhere[second]
         if a != b:
@@ -290,7 +304,7 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
             remedy = "It counts twice. Before a split is drawn again, keep one of the two."
         what = f"looks like the same photograph as {one.name}{where} (similarity {similarity:.2f})"
         code, level = ("duplicate-within-split", "note") if a == b else ("duplicate-across-splits", "warning")
-        yield _warning(code, other.name, what, remedy, level)
+        yield _problem(level, code, other.name, what, remedy)
 
 
 def describe(survey: Survey, spec: DatasetSpec | None) -> dict[str, Any]:

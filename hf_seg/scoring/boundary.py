@@ -31,19 +31,21 @@ def boundary_counts(
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, "Boundary IoU: Improving Object-Centric Image Segmentation
     Evaluation", CVPR 2021; there for single objects, here for the pixels of a class.
     """
-    counted = references != ignore_index
-    counts = torch.empty(num_labels, 2, dtype=torch.int64, device=references.device)
-    for class_id in range(num_labels):
-        true = _boundary(references == class_id, distance)
-        predicted = _boundary((predictions == class_id) & counted, distance)
-        counts[class_id, 0], counts[class_id, 1] = (true & predicted).sum(), (true | predicted).sum()
-    return counts
+    ignored = references == ignore_index
+    true, predicted = (labels.masked_fill(ignored, num_labels) for labels in (references, predictions))
+    of_true, of_predicted = _on_boundary(true, distance), _on_boundary(predicted, distance)
+
+    def count(pixels: Tensor) -> Tensor:
+        return torch.bincount(pixels, minlength=num_labels + 1)[:num_labels]
+
+    shared = count(true[of_true & of_predicted & (true == predicted)])
+    return torch.stack([shared, count(true[of_true]) + count(predicted[of_predicted]) - shared], dim=1)
 
 
-def _boundary(mask: Tensor, distance: int) -> Tensor:
-    """The pixels of a mask that an erosion by a square takes away; beyond the image there is no mask."""
-    outside = F.pad((~mask).float(), [distance] * 4, value=1.0)
-    return mask & F.max_pool2d(outside, 2 * distance + 1, stride=1).bool()
+def _on_boundary(labels: Tensor, distance: int) -> Tensor:
+    """The pixels whose square neighbourhood holds another label; beyond the image all is another."""
+    padded, side = F.pad(labels.float(), [distance] * 4, value=-1.0), 2 * distance + 1
+    return (F.max_pool2d(padded, side, stride=1) != labels) | (-F.max_pool2d(-padded, side, stride=1) != labels)
 
 
 def boundary_iou(counts: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
 
@@ -63,3 +64,17 @@ def test_batches_add_up():
     whole = boundary_counts(predictions, references, 4, 255, 2)
     parts = sum(boundary_counts(predictions[i : i + 1], references[i : i + 1], 4, 255, 2) for i in range(5))
     assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("distance", [1, 3])
+def test_each_class_by_itself_as_the_paper_defines_it(distance):
+    generator = torch.Generator().manual_seed(distance)
+    blocks = torch.randint(0, 20, (2, 3, 6, 5), generator=generator)
+    predictions, references = blocks.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    references[:, 7:9] = 255
+    counts = boundary_counts(predictions, references, 21, 255, distance)
+    square = np.ones((1, 2 * distance + 1, 2 * distance + 1), bool)
+    for class_id in range(21):
+        masks = (references == class_id).numpy(), ((predictions == class_id) & (references != 255)).numpy()
+        true, predicted = (mask & ~ndimage.binary_erosion(mask, square) for mask in masks)
+        assert counts[class_id].tolist() == [(true & predicted).sum(), (true | predicted).sum()]
