@@ -233,8 +233,8 @@ def test_what_cannot_work_is_refused(quick, tmp_path, monkeypatch, capsys):
         (["owner/name"], "owner/name: is no folder here, so say by --out where the file goes"),
         ([str(quick), "--out", str(tmp_path)], f"is a folder; name the file in it, such as {tmp_path}/model.onnx"),
         ([str(quick), "--out", str(tmp_path / "file" / "model.onnx")], "model.onnx: cannot be written ("),
-        ([str(quick), "--images", str(tmp_path / "none.jpg")], "none.jpg: there is no such file, folder or match"),
-        ([str(quick), "--images", str(tmp_path / "bad.jpg")], "none of the 1 images can be read ("),
+        ([str(quick), str(tmp_path / "none.jpg")], "none.jpg: there is no such file, folder or match"),
+        ([str(quick), str(tmp_path / "bad.jpg")], "none of the 1 images can be read ("),
     ):
         assert cli.main(["export", *arguments]) == 2
         assert said in capsys.readouterr().err
