@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
 from hf_seg.scoring.loss import segmentation_loss
-from hf_seg.training.arguments import use_bf16, use_channels_last
+from hf_seg.training.arguments import precision_of, use_channels_last
 
 # of an epoch of the trainer → the method that does it
 PARTS = {
@@ -90,7 +90,7 @@ def bare_loop(
 
     def epoch() -> None:
         for batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(training, device)):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision_of(training, device) == "bf16"):
                 outputs = forward(pixel_values=batch["pixel_values"])
             segmentation_loss(outputs, batch["labels"]).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
@@ -143,7 +143,7 @@ def main() -> None:
             arguments["use_cpu"] = True
         recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)
         trainer, bare, shares = compare(recipe, device, options.steps, options.compile, options.parts)
-        precision = "bf16" if use_bf16(recipe.training, device) else "fp32"
+        precision = precision_of(recipe.training, device)
         parts = [f"{share:.1%}" for share in (*shares, 1 - sum(shares))] if shares else []
         print_row([arch, precision, f"{trainer:.3f}", f"{bare:.3f}", f"{trainer / bare:.3f}", *parts])
 

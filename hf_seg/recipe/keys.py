@@ -123,7 +123,9 @@ class TrainingRecipe:
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of initial weights, shuffling and augmentation."""
     bf16: Auto = "auto"
-    """bfloat16 mixed precision. auto: where the device gains by it."""
+    """bfloat16 mixed precision. auto: where the device computes it in hardware."""
+    fp16: Auto = "auto"
+    """float16 mixed precision with loss scaling, on GPUs only. auto: where bf16 is "auto" and the GPU lacks it."""
     channels_last: Auto = "auto"
     """Memory layout of images. auto: where it is faster."""
     sync_batch_norm: Auto = "auto"

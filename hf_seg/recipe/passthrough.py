@@ -42,7 +42,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "batch_eval_metrics prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
     "include_for_metrics include_inputs_for_metrics": (_SUMMED, ""),
     "label_smoothing_factor": ("Trainer's label smoothing fails on 4-dimensional logits", "leave it out"),
-    "fp16": ("half precision with loss scaling is not supported", "set bf16"),
     "bf16_full_eval fp16_full_eval": ("scores are taken at the precision of training", "set bf16"),
     "save_only_model": ("checkpoints keep the optimiser's state, or an interrupted run could not resume", ""),
     "enable_jit_checkpoint": ("hf_seg itself saves and stops at SIGTERM, and two handlers collide", "leave it out"),

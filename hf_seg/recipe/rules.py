@@ -252,6 +252,8 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
             yield "training.lr_scheduler_type", f'there is no schedule "{schedule}"', remedy
         elif training.get("lr_decay_per_epoch", decay) != decay:
             yield "training.lr_decay_per_epoch", f'has no effect on the "{schedule}" schedule', "leave it out"
+    if training.get("bf16") is True and training.get("fp16") is True:
+        yield "training.fp16", "a run computes in one precision, and bf16 is true, too", "set one of them to false"
     yield from _check_trackers(training.get("report_to"))
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
     if batch is not None and parts is not None and batch % parts:

@@ -43,9 +43,11 @@ def segmentation_loss(
 
 
 class LossWatch:
-    """Looks at each step's loss without waiting for the device to have computed it."""
+    """Looks at each step's loss without waiting for the device to have computed it; so many bad ones in a row are
+    `tolerated`."""
 
-    def __init__(self):
+    def __init__(self, tolerated: int = 0):
+        self.tolerated, self.bad_in_a_row = tolerated, 0
         self.waiting: deque[tuple[torch.cuda.Event | None, Tensor, Any]] = deque()
 
     def add(self, loss: Tensor, note: Any) -> None:
@@ -58,7 +60,7 @@ class LossWatch:
         self.waiting.append((event, value, note))
 
     def first_bad(self, wait: bool = False) -> tuple[float, Any] | None:
-        """The first loss that is not finite, with its note, among those that are there; `wait`: among all."""
+        """The first loss that is neither finite nor tolerated, with its note; `wait` for those still on the device."""
         while self.waiting:
             event, value, note = self.waiting[0]
             if event is not None and not event.query():
@@ -66,6 +68,7 @@ class LossWatch:
                     return None
                 event.synchronize()
             self.waiting.popleft()
-            if not math.isfinite(value):
+            self.bad_in_a_row = 0 if math.isfinite(value) else self.bad_in_a_row + 1
+            if self.bad_in_a_row > self.tolerated:
                 return float(value), note
         return None

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -42,10 +42,24 @@ def _divisors(batch: int, parts: int) -> list[int]:
     return [count for count in range(1, batch + 1) if batch % (count * parts) == 0]
 
 
-def use_bf16(training: TrainingRecipe, device: torch.device) -> bool:
-    """`training.bf16`; `"auto"`: where the device computes bf16 in hardware (elsewhere it would be slower)."""
-    if training.bf16 != "auto":
-        return training.bf16
+def precision_of(training: TrainingRecipe, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+    """What a device computes in, by `training.bf16` and `training.fp16`. `"auto"` is for what it has in hardware (the
+    other would be slower): bf16; or fp16 on a GPU that lacks bf16, such as a T4.
+
+    Raises:
+        RecipeError: when fp16 is asked for without a GPU.
+    """
+    if training.fp16 is True:
+        if device.type != "cuda":
+            what = f"loss scaling needs a GPU, and this launch computes on {device.type}"
+            raise RecipeError("training.fp16", what, 'set it to "auto" or false')
+        return "fp16"
+    if training.bf16 is not True and (training.bf16 is False or not _has_bf16(device)):
+        return "fp16" if device.type == "cuda" and training.bf16 == training.fp16 == "auto" else "fp32"
+    return "bf16"
+
+
+def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -87,10 +101,11 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
     """`TrainingArguments` for a run's recipe on this launch's device and number of ranks; the data has `num_classes`.
 
     Raises:
-        Refusal: when the global batch does not divide, or several GPUs are visible to one process.
+        Refusal: when the global batch does not divide, when fp16 is asked for without a GPU, or when several GPUs are
+            visible to one process.
     """
     recipe, training, state = run.recipe, run.recipe.training, PartialState()
-    train_batch = per_device_batch_size(training, state.num_processes)
+    train_batch, precision = per_device_batch_size(training, state.num_processes), precision_of(training, state.device)
     # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
     # but on a CPU workers would take the cores from the training.
     decodes = recipe.data.cache is False and state.device.type != "cpu"
@@ -113,7 +128,8 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         output_dir=str(run.folder),
         per_device_train_batch_size=train_batch,
         lr_scheduler_type="constant" if training.lr_scheduler_type == "exponential" else training.lr_scheduler_type,
-        bf16=use_bf16(training, state.device),
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=arguments.pop("use_cpu", False) or state.device.type == "cpu",
         report_to=report_to,
         eval_strategy="epoch",

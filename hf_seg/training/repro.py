@@ -162,8 +162,8 @@ class _StopAfter(TrainerCallback):
 class _StepLosses(LossWatch):
     """Keeps the loss of each step."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, tolerated: int):
+        super().__init__(tolerated)
         self.of_steps: dict[int, float | Tensor] = defaultdict(float)
 
     def add(self, loss: Tensor, note: tuple[int, Any]) -> None:
@@ -174,7 +174,7 @@ class _StepLosses(LossWatch):
 def _train(run: Run, steps: int, data: SegData) -> Training:
     model, described = build_initial_model(run, data.spec)
     trainer = build_trainer(run, data, model, [_StopAfter(steps)], quiet=True)
-    trainer.losses = watch = _StepLosses()
+    trainer.losses = watch = _StepLosses(trainer.losses.tolerated)
     trainer.train()
     trainer.check_losses(wait=True)
     training = Training(

@@ -31,6 +31,8 @@ from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.memory import Step, explained, peak_memory
 
+FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
+
 
 class SegTrainer(Trainer):
     """Trains and evaluates one recipe; [`~hf_seg.training.setup.build_trainer`] describes the arguments.
@@ -43,10 +45,12 @@ class SegTrainer(Trainer):
 
     def __init__(self, *, run: Run, data: SegData, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = ()):
         recipe, training = run.recipe, run.recipe.training
-        self.run, self.data, self.losses, self.stop = run, data, LossWatch(), StopWhenAsked()
+        self.run, self.data, self.stop = run, data, StopWhenAsked()
         self.train_transform, self.eval_transform = data.transforms["train"], data.transforms["validation"]
         self.classes = data.spec.class_names, data.spec.ignore_index
         args = build_training_arguments(run, data.spec.num_labels)
+        # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
+        self.losses = LossWatch(tolerated=FP16_OVERFLOWS if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
         if self.sync_batch_norm:
             model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
@@ -146,8 +150,8 @@ class SegTrainer(Trainer):
         kept = f"The last checkpoint before it is {last}" if last else "There is no checkpoint before it"
         what = f"the training loss is {value} at step {step + 1}; its batch on this process is {names}{more}. {kept}"
         remedy = (
-            "Lower training.learning_rate, or set training.bf16 to false, and pass --overwrite; if it is always the "
-            "same images, look at them"
+            "Lower training.learning_rate, or set training.bf16 and fp16 to false, and pass --overwrite; if it is "
+            "always the same images, look at them"
         )
         raise Refusal(self.run.folder, what, remedy, code="loss")
 
@@ -265,7 +269,7 @@ class SegTrainer(Trainer):
             "images_per_second": end["train_samples_per_second"],
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "precision": "bf16" if self.args.bf16 else "fp32",
+            "precision": "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32",
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,

@@ -96,6 +96,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "eval_every_epochs": 2,
             "seed": 0,
             "bf16": "auto",
+            "fp16": "auto",
             "channels_last": "auto",
             "sync_batch_norm": "auto",
             "report_to": "auto",
@@ -316,6 +317,8 @@ data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image
     mask_column: is "image", as image_column is; name two columns
 training {"warmup_steps": 10}
     warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
+training {"bf16": true, "fp16": true}
+    fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
 training {"lr_scheduler_kwargs": {}}
     lr_scheduler_kwargs: the exponential schedule takes none; set lr_decay_per_epoch instead
 training {"lr_scheduler_type": "cosine", "lr_decay_per_epoch": 0.9}

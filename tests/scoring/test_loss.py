@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import LossWatch, segmentation_loss
 
 
 def batch(seed=0, images=4, classes=5):
@@ -37,3 +37,16 @@ def test_a_batch_without_labels_has_no_loss():
     logits, labels = batch()
     loss = segmentation_loss(SimpleNamespace(logits=logits), torch.full_like(labels, 255))
     assert loss.item() == 0
+
+
+def test_losses_in_a_row_that_are_no_number():
+    def first_bad(tolerated, *losses):
+        watch = LossWatch(tolerated)
+        for step, loss in enumerate(losses):
+            watch.add(torch.tensor(loss), step)
+        return watch.first_bad(wait=True)
+
+    nan, inf = float("nan"), float("inf")
+    assert first_bad(0, 1.0, inf, 2.0) == (inf, 1)
+    assert first_bad(1, nan, 1.0, inf, 1.0) is None
+    assert first_bad(1, 1.0, nan, inf, 1.0) == (inf, 2)

@@ -13,7 +13,7 @@ from hf_seg.runs.folder import Run
 from hf_seg.training.arguments import (
     checkpoints_kept,
     eval_batch_size,
-    use_bf16,
+    precision_of,
     use_channels_last,
     use_sync_batch_norm,
 )
@@ -60,14 +60,35 @@ def test_load_weights_refuses_another_model(arch, tmp_path):
         load_weights(model, str(tmp_path))
 
 
-def test_precision_follows_the_recipe_and_the_device():
+@pytest.mark.parametrize(
+    "bf16, fp16, with_bf16, without",
+    [
+        ("auto", "auto", "bf16", "fp16"),  # without: a T4 or a V100
+        ("auto", False, "bf16", "fp32"),
+        (False, "auto", "fp32", "fp32"),
+        (True, "auto", "bf16", "bf16"),
+        ("auto", True, "fp16", "fp16"),
+        (False, True, "fp16", "fp16"),
+    ],
+)
+def test_precision_follows_the_recipe_and_the_device(monkeypatch, bf16, fp16, with_bf16, without):
+    training, flags = TrainingRecipe(bf16=bf16, fp16=fp16), torch.cpu.get_capabilities()
+    for there, expected in ((True, with_bf16), (False, without)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there)
+        assert precision_of(training, torch.device("cuda")) == expected
+    if fp16 is True:
+        with pytest.raises(RecipeError, match="training.fp16: loss scaling needs a GPU, and this launch .* cpu; set"):
+            precision_of(training, torch.device("cpu"))
+        return
+    own = "bf16" if bf16 is True or bf16 and (flags.get("avx512_bf16") or flags.get("amx_bf16")) else "fp32"
+    assert precision_of(training, torch.device("cpu")) == own
+    assert precision_of(training, torch.device("mps")) == ("bf16" if bf16 is True else "fp32")
+
+
+def test_memory_layout_follows_the_recipe_and_the_device():
     cpu = torch.device("cpu")
     for wanted in (True, False):
-        assert use_bf16(TrainingRecipe(bf16=wanted), cpu) is wanted
         assert use_channels_last(TrainingRecipe(channels_last=wanted), cpu) is wanted
-    flags = torch.cpu.get_capabilities()
-    assert use_bf16(TrainingRecipe(), cpu) is bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
-    assert use_bf16(TrainingRecipe(), torch.device("mps")) is False
     assert use_channels_last(TrainingRecipe(), cpu) is True
     assert use_channels_last(TrainingRecipe(), torch.device("mps")) is False
 
