@@ -24,7 +24,8 @@ from original_size import TRAIN_PAIRS, build_root
 from per_pair import SIZE, PerPair
 from torch.utils.data import DataLoader
 
-from hf_seg.data import load_spec, load_splits, prepare_splits
+from hf_seg.data import load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.transforms import build_transforms, collate
 from hf_seg.recipe.keys import DataRecipe
 

@@ -12,7 +12,8 @@ import torch
 from measure import print_row, print_table
 from torch import Tensor
 
-from hf_seg.data import fingerprint, load_spec, load_splits, prepare_splits
+from hf_seg.data import fingerprint, load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.transforms import build_transforms
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.recipe import load_recipes

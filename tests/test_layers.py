@@ -1,6 +1,7 @@
 """The rooms of hf_seg: which may import which, and how many arrows that makes. Imports for types do not count."""
 
 import ast
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -106,6 +107,12 @@ def test_libraries(place):
         {name.partition(".")[0] for path in files for name in imported(path)} - sys.stdlib_module_names - {"hf_seg"}
     )
     assert files and found <= LIBRARIES[place]
+
+
+def test_init_is_fast_to_start():
+    # torch takes seconds to import, and init needs none of it
+    program = "import sys, hf_seg.doctor.init; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_size():

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict
 
-from hf_seg.data.cache import PreparedPairs, prepare_splits
 from hf_seg.data.check import check_splits, drop_bad_pairs, fingerprint
 from hf_seg.data.pairs import image_name
 from hf_seg.data.sources import fetch, list_data, load_spec
 from hf_seg.data.spec import DatasetSpec
-from hf_seg.data.transforms import SegTransform, build_transforms
 from hf_seg.problem import DataError, Problem
 from hf_seg.text import printable
 
 if TYPE_CHECKING:
+    from hf_seg.data.cache import PreparedPairs
+    from hf_seg.data.transforms import SegTransform
     from hf_seg.recipe.keys import DataRecipe
 
 __all__ = [
     "DatasetSpec", "SegData", "check_splits", "fingerprint", "image_name", "list_data", "load_data", "load_spec",
-    "load_splits", "prepare_splits",
+    "load_splits",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,9 @@ def load_data(data: DataRecipe) -> SegData:
     Raises:
         DataError: when it is not there, is incomplete, has an empty split, or a pair cannot be used.
     """
+    from hf_seg.data.cache import prepare_splits  # torch takes seconds, and who lists pairs does without it
+    from hf_seg.data.transforms import build_transforms
+
     spec, splits, dropped = load_pairs(data)
     transforms = build_transforms(data, spec)
     prepared = prepare_splits(splits, spec, transforms, data.cache)

@@ -5,7 +5,8 @@ import time
 from shutil import disk_usage
 from types import SimpleNamespace
 
-from hf_seg.data import cache, load_spec, load_splits, prepare_splits
+from hf_seg.data import cache, load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.transforms import build_transforms
 from hf_seg.problem import DataError
 from hf_seg.recipe.keys import DataRecipe

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_seg.data import cache, load_spec, load_splits, prepare_splits
+from hf_seg.data import cache, load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.transforms import build_transforms, collate
 from hf_seg.problem import DataError
 

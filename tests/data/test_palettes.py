@@ -9,7 +9,8 @@ from own_folders import COLORS, KINDS, as_palette, scene, write_folder, write_im
 from PIL import Image
 
 from hf_seg import cli
-from hf_seg.data import check, load_spec, load_splits, prepare_splits
+from hf_seg.data import check, load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.check import find_other_palette
 from hf_seg.data.classes import load_classes
 from hf_seg.data.sources import folder

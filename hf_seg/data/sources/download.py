@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -17,7 +18,6 @@ from types import ModuleType
 from datasets.utils import tqdm
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
-from torchvision.datasets.utils import calculate_md5, check_integrity
 
 from hf_seg.files import cache_folder, one_process
 from hf_seg.problem import DataError, Problem
@@ -136,17 +136,23 @@ def _fetch(archive: Archive, path: Path) -> None:
 
 def check_md5(path: Path, archive: Archive) -> Problem | None:
     """Whether a file is another one than the official archive."""
-    if archive.md5 is None or (found := calculate_md5(path)) == archive.md5:
+    if archive.md5 is None or (found := _md5(path)) == archive.md5:
         return None
     what = f"is not the official archive: its MD5 is {found} and not {archive.md5}"
     remedy = f"Remove it, or download it again from {archive.url}."
     return Problem(code="wrong-archive", place=str(path), what=what, remedy=remedy)
 
 
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def _download(archive: Archive, path: Path) -> None:
     """Download an archive to `path`, going on where a broken attempt stopped; `path` appears only when it is whole."""
     partial = path.with_name(path.name + ".part")
-    if not check_integrity(partial, archive.md5):  # it is whole when the process was killed before the rename below
+    # it is whole when the process was killed before the rename below
+    if not partial.is_file() or _md5(partial) != archive.md5:
         try:
             with open(partial, "ab") as file:
                 http_get(archive.url, file, resume_size=file.tell(), displayed_filename=archive.file_name)
@@ -158,7 +164,7 @@ def _download(archive: Archive, path: Path) -> None:
                 f"into {path.parent}."
             )
             raise DataError(archive.url, what, remedy) from error
-        if (found := calculate_md5(partial)) != archive.md5:
+        if (found := _md5(partial)) != archive.md5:
             partial.unlink()
             what = f"the downloaded file has the MD5 {found} and not {archive.md5}, so it was removed"
             remedy = (

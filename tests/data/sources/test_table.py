@@ -13,7 +13,8 @@ from helpers import describe_dropped
 from own_folders import KINDS, scene, write_folder
 from pyarrow import parquet
 
-from hf_seg.data import cache, check_splits, fingerprint, load_spec, load_splits, prepare_splits
+from hf_seg.data import cache, check_splits, fingerprint, load_spec, load_splits
+from hf_seg.data.cache import prepare_splits
 from hf_seg.data.sources import table_files as hub_files
 from hf_seg.data.transforms import build_transforms
 from hf_seg.problem import DataError
@@ -259,7 +260,7 @@ class TestColumns:
         message = refused(root)
         assert message == (
             f"{root}: which column is the mask column cannot be told. Its columns: image (Image), mask (Image), label "
-            "(Image). Set data.mask_column (`hf-seg init` has --mask_column)."
+            "(Image). Set data.mask_column (`hf-seg init` has --mask-column)."
         )
         load_splits(hub_recipe(root, mask_column="label"))
 
