@@ -111,8 +111,8 @@ def init(
     ] = None,
     revision: Annotated[str | None, Option(help="of a data set on the Hub: commit, tag or branch")] = None,
     config_name: Annotated[str | None, Option(help="of a data set with several configurations")] = None,
-    image_column: Annotated[str | None, Option(help="of a table, when it is not found by itself")] = None,
-    mask_column: Annotated[str | None, Option(help="of a table, when it is not found by itself")] = None,
+    image_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
+    mask_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
 ) -> int:
     """Write a recipe for your own photographs and masks."""
     from hf_seg.doctor.init import init
@@ -186,7 +186,7 @@ def repro(
     run_dir: RunFolder,
     steps: Annotated[int, Option(help="how many")] = 5,
     data_root: Annotated[
-        str | None, Option(metavar="DIR", help="where the data is here, when it is not where it was")
+        str | None, Option(metavar="DIR", help="folder of the data on this machine, if it has moved")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -228,7 +228,7 @@ def export(
     from hf_seg.inference.export import OPSET, export_onnx
 
     if out is None and not Path(model).is_dir():
-        raise Refusal(model, "is no folder here, so say by --out where the file goes", code="export")
+        raise Refusal(model, "is not a folder; name the output file with --out", code="export")
     out = out or Path(model) / "model.onnx"
     comparison = export_onnx(model, out, images=images or None)
     status = _say_left_out(comparison.unreadable)

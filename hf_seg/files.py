@@ -70,14 +70,14 @@ def parse_json(text: str) -> Any:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise Refusal("", f'the key "{key}" stands there twice', "keep one of the two")
+                raise Refusal("", f'the key "{key}" is given twice', "keep one of the two")
             seen[key] = value
         return seen
 
     def finite(number: str) -> float:
         value = float(number)
         if not math.isfinite(value):
-            raise Refusal("", f"{number} is not a finite number", "write one")
+            raise Refusal("", f"{number} is not a finite number", "write a finite number")
         return value
 
     try:

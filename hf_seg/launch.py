@@ -63,9 +63,9 @@ def parse_arguments(argv: list[str], description: str, prog: str | None) -> argp
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="its file, or the name of a shipped one such as quickstart-fcn")
     add("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    add("--overwrite", action="store_true", help="replace finished or differing runs")
+    add("--overwrite", action="store_true", help="train the named runs again, and replace their folders")
     add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")
-    add("--seeds", type=_seeds, metavar="0,1,2", help="run each recipe once a seed, as NAME-seed0 and so on")
+    add("--seeds", type=_seeds, metavar="0,1,2", help="run each recipe once per seed, as NAME-seed0 and so on")
     return parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
 
@@ -270,13 +270,13 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
     others = (replace(training, global_train_batch_size=other) for other in range(parts, 2 * (batch + parts), parts))
     good = [other.global_train_batch_size for other in others if smallest_batch(other, pairs, ranks) > 1]
     nearest = sorted(sorted(good, key=lambda other: abs(other - batch))[:3])
-    remedy = f"set it to {', '.join(map(str, nearest))} or the like" if nearest else "it takes more train pairs"
+    remedy = f"set it to {', '.join(map(str, nearest))} or the like" if nearest else "add train pairs"
     if batch > parts:
         where = f"of {pairs} train pairs in batches of {batch // parts}, the last has one image"
         remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
     else:
         where = "one image is trained on at a time"
-    what = f"{where}, and the model takes no fewer than two ({_one_line(error)})"
+    what = f"{where}, and the model needs at least two ({_one_line(error)})"
     return RecipeError("training.global_train_batch_size", what, remedy)
 
 
@@ -311,7 +311,7 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
     for run in runs:
         name, encoder = run.recipe.name, run.recipe.encoder_recipe
         if encoder in failed:
-            say_once(f"error: {name}: left out, since {encoder} failed", sys.stderr)
+            say_once(f"error: {name}: not trained, because {encoder} failed", sys.stderr)
             failed.add(name)
             continue
         try:

@@ -65,7 +65,7 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
     model, described = build_initial_model(run, data.spec)
     say_once(f"{recipe.name}: {describe_provenance(described['init'])}")
     if unused := run.without_gradient:
-        say_once(f"{recipe.name}: {len(unused)} parameters are not trained, as {unused[0]}")
+        say_once(f"{recipe.name}: {len(unused)} parameters are not trained, such as {unused[0]}")
 
     record = begin_record(recipe, described, data.describe(), PartialState().device)
     start_run(run)
@@ -90,9 +90,9 @@ def _skip(run: Run) -> dict[str, Any]:
     """The results of a run that was finished before."""
     name, folder = run.recipe.name, run.folder
     compared = "" if run.compared else "; its data was not compared, since it is in no folder here"
-    say_once(f"{name}: finished before, in {folder} (--overwrite trains it again){compared}")
+    say_once(f"{name}: is finished, in {folder} (--overwrite trains it again){compared}")
     if is_unpushed(folder, wanted=run.recipe.training.push_to_hub):
-        say_once(f"{name}: is not on the Hub yet; `hf-seg push {folder}` does it")
+        say_once(f"{name}: is not on the Hub yet; `hf-seg push {folder}` pushes it")
     return load_results(folder)
 
 

@@ -304,7 +304,7 @@ def test_the_doctor_tries_the_step_too(write_recipe, capsys):
         ("note", "no-gradient", str(dpt)),
     ]
     assert findings[0]["what"].startswith("training.dataloader_prefetch_factor: ") and findings[0]["remedy"]
-    assert findings[1]["what"].startswith("6 parameters get no gradient, as ")
+    assert findings[1]["what"].startswith("6 parameters get no gradient, such as ")
 
 
 @pytest.mark.parametrize("program", [["-m", "hf_seg.train"], [str(Path(train.__file__))]])

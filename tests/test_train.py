@@ -176,7 +176,7 @@ def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arc
 
     # once more: both are finished, nothing is trained
     status, out, _ = run("recipes/pet.json")
-    assert status == 0 and "city: finished before" in out and "pet: finished before" in out
+    assert status == 0 and "city: is finished" in out and "pet: is finished" in out
 
 
 @pytest.mark.slow
@@ -323,7 +323,9 @@ def test_all_problems_of_all_recipes_in_one_error(write_recipe, run, tmp_path):
 def test_global_batch_that_does_not_divide():
     training = TrainingRecipe(global_train_batch_size=8)
     assert per_device_batch_size(training, 2) == 4
-    with pytest.raises(RecipeError, match="8 does not divide by 3 processes × 1 accumulation steps; number of proce"):
+    with pytest.raises(
+        RecipeError, match="8 cannot be divided by 3 processes × 1 accumulation steps; number of proce"
+    ):
         per_device_batch_size(training, 3)
     training.gradient_accumulation_steps = 3
     with pytest.raises(RecipeError, match="gradient_accumulation_steps that do: 1, 2, 4$"):
@@ -356,7 +358,7 @@ def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
     start_run(Run(load_recipes([path])[0], tmp_path / "runs" / "own", state="new"))
     write_json(made_up("own"), tmp_path / "runs" / "own" / "results.json")
     status, out, _ = run(path)
-    assert status == 0 and "own: finished before, in runs/own (--overwrite trains it again)\n" in out
+    assert status == 0 and "own: is finished, in runs/own (--overwrite trains it again)\n" in out
     assert "on the Hub" not in out
     status, out, _ = run(path, "--training.push_to_hub", "true")  # it is not trained, nor pushed: that is said
     assert status == 0 and "own: is not on the Hub yet; `hf-seg push runs/own` does it" in out

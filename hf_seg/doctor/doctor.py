@@ -171,7 +171,7 @@ def _check_caches(
         problems += check_folder(folder, sum(sizes), "the resized pairs")
     for cache in caches.values() if deep else ():
         for file in cache.find_stale(disable_bar):
-            what = f"{cache.place} holds other pixels of this pair than its files give now"
+            what = f"{cache.place} has other pixels for this pair than its files"
             remedy = "Delete that folder: the next launch makes it again."
             problems.append(Problem(level="warning", code="stale-cache", place=file, what=what, remedy=remedy))
     return list(dict.fromkeys(problems))
@@ -189,8 +189,8 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[
         return [dataclasses.replace(each, what=f"{each.place}: {each.what}", **of_step) for each in error.problems]
     if not unused:
         return []
-    what = f"{len(unused)} parameters get no gradient, as {unused[0]}"
-    return [Problem(level="note", code="no-gradient", place=file, what=what, remedy="No step will change them.")]
+    what = f"{len(unused)} parameters get no gradient, such as {unused[0]}"
+    return [Problem(level="note", code="no-gradient", place=file, what=what, remedy="Training does not change them.")]
 
 
 def as_json(report: Report) -> str:

@@ -55,7 +55,7 @@ def find_duplicates(thumbnails: np.ndarray) -> Iterator[tuple[int, int, float]]:
 
 
 def is_flat(thumbnails: np.ndarray) -> np.ndarray:
-    """Of each of n thumbnails, whether it shows next to nothing: a lens cap, an empty canvas."""
+    """Of each of n thumbnails, whether it is almost empty: a lens cap, an empty canvas."""
     return _in_blocks(_roughness, thumbnails) < FLAT
 
 

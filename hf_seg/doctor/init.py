@@ -93,7 +93,8 @@ def init(
         if of_files or (option == "revision" and place.is_dir()):
             what = "tables and the Hub, and this is a folder of files"
             what = what if of_files else "data sets on the Hub, and this is a folder"
-            raise DataError(place.absolute(), f"--{option} is for {what}", "Leave it out.")
+            flag = f"--{option.replace('_', '-')}"
+            raise DataError(place.absolute(), f"{flag} is for {what}", "Leave it out.")
     root = Path(out or place).expanduser().resolve()
     _refuse_existing(root, overwrite)
     if of_files:
@@ -113,7 +114,7 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
         written = {}
     foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
     if foreign:
-        what = "cannot be written over, since init has not written it, or it was changed since"
+        what = "is not replaced: init did not write it, or it was changed"
         raise DataError(root, f"{' and '.join(foreign)} {what}", "move it away.", code="exists")
 
 
@@ -169,7 +170,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         empty = DataError(name, "holds no pair", "Is this the right folder?")
         raise report_pairs(name, problems, len(problems)) if problems else empty
     if count < 3 and len(source.splits) < len(SPLITS):
-        what = f"{count} pairs cannot be split into train, validation and test: it takes 3"
+        what = f"{count} pairs cannot be split into train, validation and test: at least 3 are needed"
         raise DataError(name, what, "Add pairs.", code="split")
     if classes is None:
         names, where = source.find_names(survey.pixels(), by_color)

@@ -105,7 +105,7 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
         raise DataError(name, what, remedy, code="mask-values")
     if len(values) < 2:
         only = as_text(values[0], by_color) if values else "nothing"
-        what = f"the masks hold {only} only, and it takes two classes to train"
+        what = f"the masks hold {only} only, and training needs two classes"
         raise DataError(name, what, "Are these the right masks?", code="constant-masks")
     if len(names.keys() | set(values)) <= MAX_CLASSES:
         values = sorted(names.keys() | set(values))

@@ -128,7 +128,7 @@ def examine_pair(
         return facts
     facts.size, facts.thumbnail = image.size, thumbnail(image)
     if spec and facts.counts.keys() == {spec.ignore_index}:
-        remedy = "Nothing is learnt from it, and nothing scored. Is this intended?"
+        remedy = "It is used neither for training nor for scores. Is this intended?"
         facts.problems.append(
             _problem("warning", "all-ignored", pair.mask_name, "every pixel of the mask is ignored", remedy)
         )
@@ -196,7 +196,7 @@ def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
     expected = PIL.Image.registered_extensions().get(Path(name).suffix.lower())
     found = {"MPO": "JPEG"}.get(header.format, header.format)  # a JPEG file with a second picture behind it
     if expected and found != expected:
-        remedy = "Harmless here, since the content decides; other programs refuse it."
+        remedy = "hf_seg goes by the content; other programs may refuse it."
         yield _problem("warning", "wrong-suffix", name, f"is a {found} file by its content", remedy)
 
 
@@ -257,7 +257,7 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
         if ignored > MOSTLY * total:
             what = f"{ignored / total:.1%} of the pixels of {name} are ignored"
             yield _problem(
-                "warning", "mostly-ignored", place, what, "Is something under ignore that should be a class?"
+                "warning", "mostly-ignored", place, what, "Does `ignore` contain something that should be a class?"
             )
         if not split_known:
             continue
@@ -283,7 +283,7 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
     for (_, facts), flat in zip(everywhere, is_flat(thumbnails), strict=True):
         if flat:
             yield _problem(
-                "warning", "blank-image", facts.name, "shows next to nothing", "Remove it, or get the file again."
+                "warning", "blank-image", facts.name, "is almost empty", "Remove it, or get the file again."
             )
     found = list(itertools.islice(find_duplicates(thumbnails), MAX_DUPLICATES + 1))
     if len(found) > MAX_DUPLICATES:
@@ -296,8 +296,8 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
         if a != b:
             where = f"; this one is in {b}, that one in {a}"
             remedy = (
-                "What was trained on is scored: keep one of the two, or both in the same split. Where the split is "
-                "official, leave it, and say so beside the score."
+                "The score includes a photograph that was trained on: keep one of the two, or both in the same split. "
+                "Where the split is official, leave it, and say so beside the score."
             )
         else:
             where = f"; both are in {a}" if split_known else ""

@@ -105,7 +105,8 @@ class TrainingRecipe:
     global_train_batch_size: int = Field(64, ge=1, le=65_536)
     """Images per optimiser step, over all ranks and accumulation steps together."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
-    """Parts that each rank's share of a batch is worked off in, to save memory. Batch norm sees the single parts."""
+    """Number of parts into which each rank's share of a batch is split, to save memory. Batch norm sees the single
+    parts."""
     learning_rate: float = Field(1e-3, gt=0, le=10)
     """Learning rate of the first epoch."""
     weight_decay: float = Field(0.01, ge=0, le=10)

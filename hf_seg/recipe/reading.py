@@ -244,7 +244,7 @@ def _training_order(drafts: dict[str, Draft], problems: list[Problem]) -> list[s
         while name is not None and name not in order:
             if name in chain:
                 circle = " → ".join([*chain[chain.index(name) :], name])
-                what = f"model.encoder_weights: goes round in a circle, {circle}"
+                what = f"model.encoder_weights: is circular, {circle}"
                 problems.append(problem_of(drafts[name].path, what, "start one of them from something else"))
                 break
             chain.append(name)

@@ -258,7 +258,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
     if batch is not None and parts is not None and batch % parts:
         counts = ", ".join(str(count) for count in range(1, min(batch, 256) + 1) if batch % count == 0)
-        what = f"a batch of {batch} does not divide by {parts}"
+        what = f"a batch of {batch} cannot be divided by {parts}"
         yield "training.gradient_accumulation_steps", what, f"choose of {counts}"
 
 

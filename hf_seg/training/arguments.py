@@ -32,7 +32,7 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
             name, good = "number of processes that does", _divisors(batch, 1)
         raise RecipeError(
             "training.global_train_batch_size",
-            f"{batch} does not divide by {num_processes} processes × {steps} accumulation steps",
+            f"{batch} cannot be divided by {num_processes} processes × {steps} accumulation steps",
             f"{name}: {', '.join(map(str, good))}",
         )
     return batch // (num_processes * steps)
@@ -144,7 +144,7 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         **arguments,
     )
     if args.n_gpu > 1:
-        what = f"{args.n_gpu} GPUs are visible to a single process, which would divide each batch in its own way"
+        what = f"{args.n_gpu} GPUs are visible to a single process, which would split each batch over them"
         remedy = "use `accelerate launch --multi_gpu -m hf_seg.train …`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args

@@ -76,13 +76,13 @@ def find_damage(folder: Path) -> str | None:
 
 
 def last_checkpoint(run_dir: Path) -> str | None:
-    """The newest checkpoint of a run that is whole; says of each newer one why it is left aside."""
+    """The newest checkpoint of a run that is whole; says of each newer one why it is ignored."""
     folders = {path.name.rpartition("-")[2]: path for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     for step in sorted(filter(str.isdecimal, folders), key=int, reverse=True):
         damage = find_damage(folders[step])
         if damage is None:
             return str(folders[step])
-        say_once(f"{folders[step]}: {damage}; the checkpoint is left aside")
+        say_once(f"{folders[step]}: {damage}; the checkpoint is ignored")
     return None
 
 
@@ -107,5 +107,5 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
         remedy = "delete that folder and start again"
-        raise Refusal(folder, f"its weights are not whole ({wrong})", remedy, code="checkpoint")
+        raise Refusal(folder, f"its weights are incomplete ({wrong})", remedy, code="checkpoint")
     model.load_state_dict(saved.state_dict())

@@ -129,7 +129,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     if init == "checkpoint" and Path(weights).name == weights:  # the name of a run, over seeds not that in the recipe
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
-            what = f"starts from the encoder of the run {weights}, which is not beside it"
+            what = f"starts from the encoder of the run {weights}, which is not in the same folder"
             raise Refusal(run_dir, what, f"put its folder at {encoder}", code="repro")
         overrides += ["--model.encoder_weights", json.dumps(str(encoder))]
     (recipe,) = load_recipes([run_dir / RECORD], overrides)

@@ -130,7 +130,7 @@ def test_everything_wrong_comes_at_once_with_the_file(tmp_path):
         (b"[]", "classes.json: must be an object .*, a list of classes with a name and an id or a color"),
         (b'{"classes": {}}', "classes.json: must be an object .*, a list of classes"),
         (b'{"classes": [],}', "classes.json: is not JSON: .* at line 1"),
-        (b'{"classes": [], "classes": []}', 'the key "classes" stands there twice'),
+        (b'{"classes": [], "classes": []}', 'the key "classes" is given twice'),
         (b"\xff\xfe", "classes.json: is not text in UTF-8"),
     ],
 )

@@ -275,7 +275,7 @@ def wrong_classes(root):
         (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: it"),
         (empty_folders, "holds no pair."),
         (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
-        (black_masks, "the masks hold 0 only, and it takes two classes"),
+        (black_masks, "the masks hold 0 only, and training needs two classes"),
         (wrong_classes, 'must be an object {"classes": [...]}'),
     ],
 )
@@ -439,7 +439,7 @@ class TestTables:
         status, _, err = init(root, "--mask-column", "mask")
         assert (status, err) == (
             2,
-            f"error: {root}: --mask_column is for tables and the Hub, and this is a folder of files. Leave it out.\n",
+            f"error: {root}: --mask-column is for tables and the Hub, and this is a folder of files. Leave it out.\n",
         )
         root = write_parquet(tmp_path / "own", train=make_table(range(2)))
         assert "--revision is for data sets on the Hub" in init(root, "--revision", "main")[2]

@@ -117,7 +117,7 @@ def test_one_bit_masks_beside_0_and_255(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((40, 40), np.uint8), "the masks hold 0 only, and it takes two classes to train."),
+        (np.zeros((40, 40), np.uint8), "the masks hold 0 only, and training needs two classes."),
         (
             np.arange(1600, dtype=np.uint16).reshape(40, 40),
             "the masks hold 1,600 different ids .* 255 classes are the",

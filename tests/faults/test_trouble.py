@@ -79,7 +79,7 @@ def test_a_run_that_fails_does_not_end_the_launch(write_recipe, run, monkeypatch
     status, out, err = run(city, city.with_name("pet.json"), other)
     assert status == 1
     assert "ZeroDivisionError" in err and "Traceback" in err and "error: city: a mistake of ours" in err
-    assert "error: pet: left out, since city failed" in err
+    assert "error: pet: not trained, because city failed" in err
     assert "| other " in out and "| city " not in out and Path("runs/other/results.json").exists()
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_newest_checkpoint(write_recipe, run, at_step):
     os.truncate(newest / "optimizer.pt", 100)
     status, out, err = run(recipe)
     assert status == 0, err
-    message = f"{newest}: optimizer.pt has 100 bytes and not {size:,}; the checkpoint is left aside"
+    message = f"{newest}: optimizer.pt has 100 bytes and not {size:,}; the checkpoint is ignored"
     assert message in out and Path("runs/a/results.json").exists()
 
 

@@ -230,7 +230,7 @@ def test_what_cannot_work_is_refused(quick, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for arguments, said in (
         ([str(tmp_path)], "no semantic segmentation model"),
-        (["owner/name"], "owner/name: is no folder here, so say by --out where the file goes"),
+        (["owner/name"], "owner/name: is not a folder; name the output file with --out"),
         ([str(quick), "--out", str(tmp_path)], f"is a folder; name the file in it, such as {tmp_path}/model.onnx"),
         ([str(quick), "--out", str(tmp_path / "file" / "model.onnx")], "model.onnx: cannot be written ("),
         ([str(quick), str(tmp_path / "none.jpg")], "none.jpg: there is no such file, folder or match"),
@@ -279,7 +279,7 @@ def test_a_file_that_is_no_export_is_not_replaced(quick, tmp_path, capsys, name)
         out.symlink_to(quick / "model.safetensors")
     before = out.read_bytes()
     assert cli.main(["export", str(quick), "--out", str(out)]) == 2
-    assert f"error: {out}: is there already, and is no ONNX file of hf_seg" in capsys.readouterr().err
+    assert f"error: {out}: exists and is not an ONNX file of hf_seg" in capsys.readouterr().err
     assert out.read_bytes() == before
 
     older = quick / "model.onnx"

@@ -136,8 +136,8 @@ NOT_JSON = [
     ('{"model": }', "is not JSON: Expecting value at line 1, column 11; correct it"),
     ('{"model": {},\n "data" {}}', "is not JSON: Expecting ':' delimiter at line 2, column 9; correct it"),
     ("", "is not JSON: Expecting value at line 1, column 1; correct it"),
-    ('{"model": {}, "model": {}}', 'the key "model" stands there twice; keep one of the two'),
-    ('{"training": {"seed": 1, "seed": 2}}', 'the key "seed" stands there twice; keep one of the two'),
+    ('{"model": {}, "model": {}}', 'the key "model" is given twice; keep one of the two'),
+    ('{"training": {"seed": 1, "seed": 2}}', 'the key "seed" is given twice; keep one of the two'),
     ('{"training": {"learning_rate": NaN}}', "NaN is not a finite number; write one"),
     ('{"training": {"learning_rate": -Infinity}}', "-Infinity is not a finite number; write one"),
     ('{"training": {"learning_rate": 1e999}}', "1e999 is not a finite number; write one"),
@@ -326,7 +326,7 @@ training {"lr_scheduler_type": "cosine", "lr_decay_per_epoch": 0.9}
 training {"lr_scheduler_type": "cosin"}
     lr_scheduler_type: there is no schedule "cosin"; did you mean "cosine"?
 training {"gradient_accumulation_steps": 3}
-    gradient_accumulation_steps: a batch of 64 does not divide by 3; choose of 1, 2, 4, 8, 16, 32, 64
+    gradient_accumulation_steps: a batch of 64 cannot be divided by 3; choose of 1, 2, 4, 8, 16, 32, 64
 training {"report_to": "wanbd"}
     report_to: there is no tracker "wanbd"; did you mean "wandb"?
 """
@@ -530,9 +530,9 @@ class TestEncoderOfAnotherRecipe:
         save(tmp_path, "b", model=self.needs("a"))
         [line] = problems(save(tmp_path, "a", model=self.needs("b")))
         remedy = "start one of them from something else"
-        assert line == f"a.json: model.encoder_weights: goes round in a circle, a → b → a; {remedy}"
+        assert line == f"a.json: model.encoder_weights: is circular, a → b → a; {remedy}"
         [line] = problems(save(tmp_path, "self", model=self.needs("self")))
-        assert line == f"self.json: model.encoder_weights: goes round in a circle, self → self; {remedy}"
+        assert line == f"self.json: model.encoder_weights: is circular, self → self; {remedy}"
 
     def test_unknown_name(self, tmp_path):
         save(tmp_path, "cityscapes-fcn-scratch")

@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
     assert words in find_damage(newest)
     assert last_checkpoint(tmp_path) == str(before)
     out = capsys.readouterr().out
-    assert out.startswith(f"{newest}: ") and words in out and out.endswith("; the checkpoint is left aside\n")
+    assert out.startswith(f"{newest}: ") and words in out and out.endswith("; the checkpoint is ignored\n")
 
 
 def test_steps_are_compared_as_numbers(tmp_path):

@@ -164,7 +164,7 @@ def test_the_encoder_of_another_run(run, ask):
     assert [line for line in lines if line.startswith("changed: encoder's first weights: None then, ")]
     shutil.rmtree(run)
     status, _, error = ask(other)
-    assert status == 2 and "starts from the encoder of the run a, which is not beside it" in error
+    assert status == 2 and "starts from the encoder of the run a, which is not in the same folder" in error
 
 
 def test_the_loss_over_rows_is_the_loss(monkeypatch):

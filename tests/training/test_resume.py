@@ -27,16 +27,16 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, input_tree, 
     run = tmp_path / "killed" / "a"
     assert died.returncode != 0 and not (run / "results.json").exists()
     assert (run / "checkpoint-8" / "trainer_state.json").exists() and not (run / "checkpoint-12").exists()
-    # a checkpoint that the kill cut short is left aside
+    # a checkpoint that the kill cut short is ignored
     (run / "checkpoint-9").mkdir()
     (run / "checkpoint-9" / "trainer_state.json").write_text('{"global_st')
     input_tree.written.add(str(run / "checkpoint-9" / "trainer_state.json"))  # as if the program had
     again = launch(recipe, "--output_dir", tmp_path / "killed")
     assert "checkpoint-9: trainer_state.json cannot be read: " in again.stdout
-    assert "; the checkpoint is left aside" in again.stdout
+    assert "; the checkpoint is ignored" in again.stdout
     assert (run / "model.safetensors").read_bytes() == weights
     assert json.loads((run / "results.json").read_text())["test"] == scores
 
     # and a finished run is skipped, with a line that says so
     finished = launch(recipe, "--output_dir", tmp_path / "killed")
-    assert "a: finished before, in" in finished.stdout and "| a " in finished.stdout
+    assert "a: is finished, in" in finished.stdout and "| a " in finished.stdout

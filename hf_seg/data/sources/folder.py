@@ -167,7 +167,7 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
     if lists is None:
         if len(source) <= len(found.lacking):
             splits, needed = join_names(("train", *found.lacking)), len(found.lacking) + 1
-            what = f"{len(source)} pairs cannot be split into {splits}: it takes {needed}"
+            what = f"{len(source)} pairs cannot be split into {splits}: at least {needed} are needed"
             raise DataError(root, what, "Add pairs.", code="split")
         lists = draw_split(sorted(source), found.lacking)
         drawn = {split: lists[split] for split in wanted}

@@ -155,5 +155,5 @@ def _check_lists(root: Path, content: dict[str, Any], parts: Iterable[str], kind
             raise _fault(root, f"{part} must be a list of {words}, and not empty")
         for name in names:
             if name in seen:
-                raise _fault(root, f"{json.dumps(name)} stands there twice; a pair belongs to one split")
+                raise _fault(root, f"{json.dumps(name)} is given twice; a pair belongs to one split")
             seen.add(name)

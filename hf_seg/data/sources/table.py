@@ -171,7 +171,7 @@ def _add_held_out(
         rows = usable["train"].tolist()
         if len(rows) <= len(lacking):
             what = f"train has {len(rows)} rows with image and mask, of which {' and '.join(lacking)} cannot be drawn"
-            raise DataError(name, f"{what}: it takes {len(lacking) + 1}", "Add rows.", code="split")
+            raise DataError(name, f"{what}: at least {len(lacking) + 1} are needed", "Add rows.", code="split")
         held_out = draw_split(rows, lacking)
         held_out.pop("train")
         saved, drawn = state | {"held_out": held_out}, state | held_out

@@ -184,7 +184,7 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
         try:  # here, as datasets would not say which file it is
             columns = parquet.read_schema(file).names
         except (ArrowInvalid, OSError) as error:
-            raise DataError(file, f"is no whole Parquet file ({_first_line(error)})", "Get it again.") from error
+            raise DataError(file, f"is not a complete Parquet file ({_first_line(error)})", "Get it again.") from error
         first = first or columns
         if set(columns) != set(first):
             what = f"its columns are {', '.join(columns)}, and those of {files[0].name} {', '.join(first)}"
@@ -269,7 +269,7 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
             remedy = (
                 f"Set data.{key} (`hf-seg init` has --{key.replace('_', '-')})." if len(pictures) > 1 else PICTURES
             )
-            what = f"which column is the {key.replace('_', ' ')} cannot be told"
+            what = f"the {key.replace('_', ' ')} cannot be determined"
             raise DataError(name, what, f"{_listed(features)} {remedy}")
     return columns["image_column"], columns["mask_column"]
 

@@ -255,7 +255,9 @@ class TestRefused:
 
     def test_two_pairs(self, own, refused):
         message = refused(own(count=2))
-        assert message.endswith("2 pairs cannot be split into train, validation and test: it takes 3. Add pairs.")
+        assert message.endswith(
+            "2 pairs cannot be split into train, validation and test: at least 3 are needed. Add pairs."
+        )
 
     def test_an_empty_split_folder(self, tmp_path, refused):
         root = describe(tmp_path, IDS)
@@ -346,7 +348,7 @@ class TestSplit:
                 "train must be a list of names, and not",
             ),
             ({"train": [1], "validation": ["photo_01"], "test": ["photo_02"]}, "train must be a list of names"),
-            ({"train": ["a"], "validation": ["b"], "test": ["a"]}, '"a" stands there twice; a pair belongs to one'),
+            ({"train": ["a"], "validation": ["b"], "test": ["a"]}, '"a" is given twice; a pair belongs to one'),
         ],
     )
     def test_a_file_that_is_wrong(self, own, refused, content, message):
@@ -419,7 +421,7 @@ class TestOwnSplits:
         root = describe(tmp_path, IDS)
         for name in ("train", "val"):
             write_pairs(root / name / "images", root / name / "masks", "a")
-        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: it takes 2. Add pairs."
+        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: at least 2 are needed. Add pairs."
 
     @pytest.mark.parametrize("inner", [True, False])
     def test_a_test_split_without_masks(self, tmp_path, recipe, refused, inner):

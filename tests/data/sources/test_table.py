@@ -259,7 +259,7 @@ class TestColumns:
         root = write_parquet(tmp_path / "own", train=table)
         message = refused(root)
         assert message == (
-            f"{root}: which column is the mask column cannot be told. Its columns: image (Image), mask (Image), label "
+            f"{root}: the mask column cannot be determined. Its columns: image (Image), mask (Image), label "
             "(Image). Set data.mask_column (`hf-seg init` has --mask-column)."
         )
         load_splits(hub_recipe(root, mask_column="label"))
@@ -280,7 +280,7 @@ class TestColumns:
         table = make_table(range(3)).remove_columns("mask").add_column("mask", ids, feature=feature)
         table.to_parquet(root / "train.parquet")
         message = refused(root)
-        assert "which column is the mask column cannot be told" in message and "mask (List)" in message
+        assert "the mask column cannot be determined" in message and "mask (List)" in message
         assert "lists of ids become pictures by map and PIL.Image.fromarray" in message
 
     def test_a_split_without_them(self, tmp_path):
@@ -348,7 +348,7 @@ class TestSplits:
         [
             ({"train": ["a"], "validation": ["b"], "test": ["c"]}, "must hold train_rows, content, and the row"),
             ({"train_rows": 10, "content": "", "test": ["1"]}, "test must be a list of row numbers, and not empty"),
-            ({"train_rows": 10, "content": "", "test": [1, 1]}, "1 stands there twice"),
+            ({"train_rows": 10, "content": "", "test": [1, 1]}, "1 is given twice"),
             ({"train_rows": 10, "content": "", "test": [10]}, "row numbers must be from 0 to below train_rows"),
         ],
     )
@@ -428,7 +428,7 @@ class TestWhatCannotBeLoaded:
         path = root / "data" / "train-00000-of-00001.parquet"
         path.write_bytes(path.read_bytes()[:200])
         message = refused(root)
-        assert message.startswith(f"{path}: is no whole Parquet file (") and message.endswith("). Get it again.")
+        assert message.startswith(f"{path}: is not a complete Parquet file (") and message.endswith("). Get it again.")
 
     def test_files_that_do_not_fit_together(self, tmp_path):
         root = three_splits(tmp_path / "own")
