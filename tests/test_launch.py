@@ -18,6 +18,7 @@ from hf_seg.launch import smallest_batch, try_out
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.recipe.passthrough import training_arguments
 from hf_seg.runs.folder import Run, hold_runs, open_run
 from hf_seg.training.arguments import build_training_arguments
 
@@ -105,8 +106,9 @@ def test_arguments_that_only_a_trainer_finds_wrong(problems, keys, where, words)
 
 
 def test_a_model_that_does_not_checkpoint_its_activations(problems):
-    (problem,) = problems(arch="fcn", training={"activation_checkpointing": True})
-    assert problem.startswith("training.activation_checkpointing: FCNForSemanticSegmentation does not support")
+    (key,) = training_arguments().keys() & {"activation_checkpointing", "gradient_checkpointing"}
+    (problem,) = problems(arch="fcn", training={key: True})
+    assert problem.startswith(f"training.{key}: FCNForSemanticSegmentation does not support")
     assert problem.endswith("; correct it, or leave it out")
 
 

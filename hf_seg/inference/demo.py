@@ -28,12 +28,12 @@ from hf_seg.text import link, markdown, printable, say
 
 # what a Space needs; the floors are those of pyproject.toml
 REQUIREMENTS = (
-    "gradio>=6.31",
-    "pillow>=12.3",
-    "timm>=1.0.31",
-    "torch>=2.15",
-    "torchvision>=0.29.2",
-    "transformers>=5.23",
+    "gradio>=6.29.1",
+    "pillow>=11.0",
+    "timm>=1.0.23",
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "transformers>=5.18",
 )
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}

@@ -60,8 +60,8 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "hub_token push_to_hub_token": ("secrets never go into a recipe", "run `hf auth login` or set HF_TOKEN"),
     "average_tokens_across_devices include_num_input_tokens_seen include_tokens_per_second use_liger_kernel use_cache "
     "liger_kernel_config neftune_noise_alpha train_sampling_strategy length_column_name group_by_length": (_TEXT, ""),
-    "gradient_checkpointing": ("transformers has renamed it", "set activation_checkpointing"),
-    "gradient_checkpointing_kwargs": ("transformers has renamed it", "set activation_checkpointing_kwargs"),
+    "gradient_checkpointing": ("transformers 5.23 has renamed it", "set activation_checkpointing"),
+    "gradient_checkpointing_kwargs": ("transformers 5.23 has renamed it", "set activation_checkpointing_kwargs"),
     "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (_LAUNCHER, _SCIENCE),
     "ddp_timeout": ("how long processes wait for each other is up to the machines", "set the variable HF_SEG_TIMEOUT"),
     "split_batches dispatch_batches": (_GONE, f"{_LAUNCHER}, and {_SCIENCE}"),
@@ -187,4 +187,6 @@ def training_arguments() -> dict[str, TypeAdapter]:
             known[name] = key_type(annotation, enums, _LIMITS.get(name))
         except TypeError:  # of a newer transformers: the trial step before a run finds what the argument does not take
             known[name] = TypeAdapter(Any)
-    return {name: kind for name, kind in known.items() if name not in REFUSED}
+    # transformers before 5.23 has the older names alone
+    older = () if "activation_checkpointing" in known else ("gradient_checkpointing", "gradient_checkpointing_kwargs")
+    return {name: kind for name, kind in known.items() if name not in REFUSED or name in older}
