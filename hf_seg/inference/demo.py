@@ -183,7 +183,7 @@ def _load(models: Sequence[str | Path]) -> list[Segmenter]:
     if len(models) > 2:
         raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
     if importlib.util.find_spec("gradio") is None:
-        raise Refusal("", "gradio is not installed, and the page is made with it", 'run `pip install -e ".[demo]"`')
+        raise Refusal("", "gradio is not installed, and the page is made with it", "run `pip install 'hf_seg[demo]'`")
     return [load_segmenter(model) for model in models]
 
 

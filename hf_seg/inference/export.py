@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -84,7 +87,7 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     out = Path(out)
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         what = f"export needs {', '.join(missing)}, which is not installed"
-        raise Refusal("", what, "in a checkout of hf_seg: pip install -e '.[export]'")
+        raise Refusal("", what, "run `pip install 'hf_seg[export]'`")
     if out.is_dir():
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / 'model.onnx'}")
     if os.path.lexists(out) and not _is_export(out):
@@ -108,6 +111,7 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
 def write_onnx(segmenter: Segmenter, path: Path) -> None:
     """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do."""
     import onnx
+    from transformers.exporters import OnnxConfig, OnnxExporter
 
     model = segmenter.model
     kind = model.config.model_type
@@ -116,25 +120,23 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
         raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
     height, width = input_size(segmenter)
+    pixel_values = torch.zeros(2, 3, height, width)
+    config = OnnxConfig(opset_version=OPSET, dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}})
+    for name in ("transformers.exporters", "torch.onnx"):  # they warn of versions that they were not tested with
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        program = torch.onnx.export(
-            model,
-            kwargs={"pixel_values": torch.zeros(2, 3, height, width)},
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_shapes={"pixel_values": {0: "batch"}},
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        raise Refusal("", f"torch cannot export this {kind} to ONNX ({said_by(error)[:500]})") from error
+        with contextlib.redirect_stdout(io.StringIO()):  # torch prints each step
+            exported = OnnxExporter().export(model, {"pixel_values": pixel_values}, config)
+    except Exception as error:  # tracing a model raises nearly anything
+        raise Refusal("", f"transformers cannot export this {kind} to ONNX ({said_by(error)[:500]})") from error
+    program = torch.onnx.ONNXProgram(exported.program, None)
+    program.rename_axes({exported.program.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
     program.model.metadata_props.update(metadata_of(segmenter))
     program.save(path, external_data=False)
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise Refusal("", f"torch has exported this {kind} to a file that onnx finds wrong ({error})") from error
+        raise Refusal("", f"the file exported from this {kind} is one that onnx finds wrong ({error})") from error
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_seg.data.file_search import find_files
-from hf_seg.data.sources.layouts import IMAGE_SUFFIXES
+from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal

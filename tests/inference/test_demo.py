@@ -262,7 +262,7 @@ def test_missing_gradio_is_named(folders, monkeypatch, no_server):
     find = demo_module.importlib.util.find_spec
     monkeypatch.setattr(demo_module.importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
     for start in (lambda: serve(folders), lambda: push_space(folders, "alice/demo")):
-        with pytest.raises(Refusal, match=r'pip install -e "\.\[demo\]"'):
+        with pytest.raises(Refusal, match=r"pip install 'hf_seg\[demo\]'"):
             start()
 
 
