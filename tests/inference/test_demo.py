@@ -39,7 +39,6 @@ from hf_seg.inference import demo_app
 from hf_seg.inference.demo import push_space, serve, stage_space
 from hf_seg.inference.predict import predict
 from hf_seg.inference.segmenter import load_segmenter
-from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import HubError, Refusal
@@ -80,7 +79,7 @@ def shown_models(folders):
     segmenters = [load_segmenter(folder, device="cpu") for folder in folders]
     return [
         demo_app.ShownModel(
-            name=folder.name, model=each.model, image_processor=each.image_processor, colours=palette_of(each)
+            name=folder.name, model=each.model, image_processor=each.image_processor, colours=each.palette
         )
         for folder, each in zip(folders, segmenters, strict=True)
     ]
