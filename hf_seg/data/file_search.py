@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_seg.problem import Problem
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LINKS = "Links are followed, so each must lead to a file or to a folder that does not hold it. Correct or remove it."
 RENAME = "Rename such files and folders, an image and its mask alike: a name must be text in UTF-8."
 READABLE = "Make it readable, or remove it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -9,7 +10,7 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData, snapshot_download
@@ -20,9 +21,7 @@ from hf_seg.hub.client import attempt, full_name, list_files
 from hf_seg.hub.push import model_files, stage
 from hf_seg.inference.predict import read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
-from hf_seg.models.weight_files import sha256
 from hf_seg.problem import HubError, Problem, Refusal
 from hf_seg.text import link, markdown, printable, say
 
@@ -70,19 +69,19 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         Refusal: before anything is served: when there are more than two models or one cannot be loaded, gradio is
             missing, or the port is taken.
     """
-    segmenters = _load(models)
+    names, segmenters = _load(models)
     from hf_seg.inference import demo_app  # needs gradio
 
     shown = [
-        demo_app.ShownModel(name, each.model, each.image_processor, palette_of(each))
-        for name, each in zip(_names(models), segmenters, strict=True)
+        demo_app.ShownModel(name, each.model, each.image_processor, each.palette)
+        for name, each in zip(names, segmenters, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
         page = demo_app.build_page(shown, _write_examples(Path(folder)), _decode)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for which gradio is prepared
         try:
             page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **demo_app.LAUNCH)
-            say(f"serving {' and '.join(_names(models))} on {page.local_url} (Ctrl-C ends it)")
+            say(f"serving {' and '.join(names)} on {page.local_url} (Ctrl-C ends it)")
             page.block_thread()
         except KeyboardInterrupt:  # before gradio waits for it
             page.close(verbose=False)
@@ -136,30 +135,31 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
         Refusal: when there are more than two models, one cannot be loaded or brings other code along, or gradio is
             missing.
     """
-    segmenters = _load(models)
+    names, segmenters = _load(models)
     entries, references, inside = [], [], False
-    for model, name, segmenter in zip(models, _names(models), segmenters, strict=True):
-        source, revision, find = str(model), None, Path(model).joinpath
+    for model, name, segmenter in zip(models, names, segmenters, strict=True):
+        source, revision, files = str(model), None, Path(model)
         runs_code = segmenter.model.config.model_type == FCNConfig.model_type
-        if Path(model).is_dir():
+        if files.is_dir():
             source, inside = f"models/{name.replace('/', '--')}", True
-            names = [name for name in model_files(Path(model)) if runs_code or not name.endswith(".py")]
-            stage(Path(model), folder / source, names)
+            wanted = [file for file in model_files(files) if runs_code or not file.endswith(".py")]
+            stage(files, folder / source, wanted)
         else:
             references.append(source)
-            files = attempt(lambda source=source: snapshot_download(source, allow_patterns=["*.json", "*.py"]), source)
-            revision, find = Path(files).name, Path(files).joinpath  # a Space runs the code that was there when pushed
+            get = functools.partial(snapshot_download, source, allow_patterns=["*.json", "*.py"])
+            files = Path(attempt(get, source))
+            revision = files.name  # a Space runs the code that was there when pushed
         if runs_code:
-            _check_code(model, find)
-        colours, how = palette_of(segmenter), {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries}
-        entries.append({"name": name, "model": source, "revision": revision, **how, "colours": colours})
+            _check_code(model, files)
+        how = {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries, "colours": segmenter.palette}
+        entries.append({"name": name, "model": source, "revision": revision, **how})
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("demo_app.py"), folder / "app.py")
     more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it
     (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
     (folder / "examples").mkdir()
     _write_examples(folder / "examples")
-    title = f"Segmentation: {' and '.join(_names(models))}"
+    title = f"Segmentation: {' and '.join(names)}"
     gradio = {"sdk": "gradio", "sdk_version": importlib.metadata.version("gradio"), "app_file": "app.py"}
     data = SpaceCardData(title=title, **gradio, python_version=PYTHON, models=references or None)
     sources = "".join(f"- {link(name, f'https://huggingface.co/{name}')}\n" for name in references)
@@ -167,31 +167,27 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
 
 
-def _check_code(model: str | Path, find: Callable[[str], Path]) -> None:
+def _check_code(model: str | Path, files: Path) -> None:
     """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it."""
     remedy = "save the model again with this version, or push the run again"
     for name, ours in CODE.items():
-        if not (path := find(name)).is_file() or sha256(path) != sha256(ours):
+        if not (path := files / name).is_file() or path.read_bytes() != ours.read_bytes():
             what = f"its {name} is not the one that this version of hf_seg ships, and the Space would run it"
             raise Refusal(model, what, remedy)
-    if json.loads(find("config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
+    if json.loads((files / "config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
         what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
         raise Refusal(model, what, remedy)
 
 
-def _load(models: Sequence[str | Path]) -> list[Segmenter]:
+def _load(models: Sequence[str | Path]) -> tuple[list[str], list[Segmenter]]:
+    """The models, and what each is called: a run folder's name or the Hub id; where two have one name, their paths."""
     if len(models) > 2:
         raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
     if importlib.util.find_spec("gradio") is None:
-        raise Refusal("", "gradio is not installed, and the page is made with it", 'run `pip install -e ".[demo]"`')
-    return [load_segmenter(model) for model in models]
-
-
-def _names(models: Sequence[str | Path]) -> list[str]:
-    """A run folder's name or the Hub id; where two folders have one name, their paths."""
+        raise Refusal("", "gradio is not installed, and the page is made with it", "run `pip install 'hf_seg[demo]'`")
     names = [Path(model).resolve().name if Path(model).is_dir() else str(model) for model in models]
     names = names if len(set(names)) == len(names) else [str(model) for model in models]
-    return [printable(name) for name in names]
+    return [printable(name) for name in names], [load_segmenter(model) for model in models]
 
 
 def _write_examples(folder: Path) -> list[Path]:

@@ -113,22 +113,22 @@ def decode(path: str | Path) -> Image.Image:
 def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
     """The photograph in a file: RGB, upright, at its own size, at most `MAX_MEGAPIXELS`; or a [`PhotographError`]."""
     name = Path(str(path)).name
-    too_large = PhotographError(
-        f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
-    )
     try:
         with Image.open(path) as file:
-            if file.width * file.height > MAX_MEGAPIXELS * 1_000_000:
-                raise too_large
-        return decode(path)
+            fits = file.width * file.height <= MAX_MEGAPIXELS * 1_000_000
+        if fits:
+            return decode(path)
     except PhotographError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, above 179 megapixels
-        raise too_large from None
+        pass
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
         raise PhotographError(
             f"{name} cannot be read as an image: it is damaged, or no JPEG, PNG, WebP, GIF, BMP or TIFF file."
         ) from error
+    raise PhotographError(
+        f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
+    )
 
 
 @torch.inference_mode()
@@ -146,11 +146,10 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
     scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
     mask = scores.argmax(dim=0)  # not of the probabilities: two that are nearly equal may be rounded to one
     confidence = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).amax(dim=0)
-    counts = torch.bincount(mask.flatten())
-    order = [index for index in counts.argsort(descending=True, stable=True).tolist() if counts[index]]
+    counts = sorted(enumerate(torch.bincount(mask.flatten()).tolist()), key=lambda item: -item[1])
     return Segmented(
         mask=mask.cpu().numpy(),
-        shares={index: float(counts[index]) / mask.numel() for index in order},
+        shares={index: count / mask.numel() for index, count in counts if count},
         mean_confidence=float(confidence.mean()),
         input_size=tuple(pixel_values.shape[:-3:-1]),
         seconds=time.perf_counter() - start,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,6 @@ from hf_seg.data.sources.synthetic.pet import draw_pet
 from hf_seg.files import write_whole
 from hf_seg.inference.predict import expand_paths, read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
-from hf_seg.inference.write import palette_of
 from hf_seg.problem import Problem, Refusal
 from hf_seg.scoring.loss import upsample
 
@@ -84,18 +86,18 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     out = Path(out)
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         what = f"export needs {', '.join(missing)}, which is not installed"
-        raise Refusal("", what, "in a checkout of hf_seg: pip install -e '.[export]'")
+        raise Refusal("", what, "run `pip install 'hf_seg[export]'`")
     if out.is_dir():
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / 'model.onnx'}")
     if os.path.lexists(out) and not _is_export(out):
         raise Refusal(out, "is there already, and is no ONNX file of hf_seg", "name another file by --out")
-    files = None if images is None else expand_paths(images)
+    pictures = generated_images() if images is None else expand_paths(images)
     segmenter = load_segmenter(model, device="cpu")
     try:
         with write_whole(out) as partial:
             partial.touch()  # where this fails, nobody should have waited for the export
             write_onnx(segmenter, partial)
-            comparison = compare(segmenter, partial, generated_images() if files is None else files)
+            comparison = compare(segmenter, partial, pictures)
             if not comparison.agrees:
                 what = f"the exported model does not agree with PyTorch and was not kept: {comparison}"
                 tolerance = f"{LOGITS_TOLERANCE:g} of the largest logit and {EQUAL_LABELS:.1%} of the pixels"
@@ -108,6 +110,7 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
 def write_onnx(segmenter: Segmenter, path: Path) -> None:
     """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do."""
     import onnx
+    from transformers.exporters import OnnxConfig, OnnxExporter
 
     model = segmenter.model
     kind = model.config.model_type
@@ -115,26 +118,20 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
         raise Refusal("", f"a {kind} puts out queries, and only models with logits a pixel can be exported")
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
         raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
-    height, width = input_size(segmenter)
+    metadata, pixel_values = metadata_of(segmenter), torch.zeros(2, 3, *input_size(segmenter))
+    config = OnnxConfig(opset_version=OPSET, dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}})
+    for name in ("transformers.exporters", "torch.onnx"):  # they warn of versions that they were not tested with
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        program = torch.onnx.export(
-            model,
-            kwargs={"pixel_values": torch.zeros(2, 3, height, width)},
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_shapes={"pixel_values": {0: "batch"}},
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        raise Refusal("", f"torch cannot export this {kind} to ONNX ({said_by(error)[:500]})") from error
-    program.model.metadata_props.update(metadata_of(segmenter))
+        with contextlib.redirect_stdout(io.StringIO()):  # torch prints each step
+            exported = OnnxExporter().export(model, {"pixel_values": pixel_values}, config)
+        program = torch.onnx.ONNXProgram(exported.program, None)
+        program.rename_axes({exported.program.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
+        program.model.metadata_props.update(metadata)
+        onnx.checker.check_model(program.model_proto, full_check=True)
+    except Exception as error:  # tracing a model raises nearly anything
+        raise Refusal("", f"transformers cannot export this {kind} to ONNX ({said_by(error)[:500]})") from error
     program.save(path, external_data=False)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise Refusal("", f"torch has exported this {kind} to a file that onnx finds wrong ({error})") from error
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:
@@ -142,7 +139,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
     processor = segmenter.image_processor
     values = {
         "class_names": segmenter.class_names,
-        "palette": palette_of(segmenter),
+        "palette": segmenter.palette,
         "image_size": input_size(segmenter),
         "resample": PILImageResampling(processor.resample).name.lower(),
         "rescale_factor": processor.rescale_factor if processor.do_rescale else 1,

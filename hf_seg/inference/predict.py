@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_seg.data.file_search import find_files
-from hf_seg.data.sources.layouts import IMAGE_SUFFIXES
+from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
@@ -129,13 +128,9 @@ def _images_in(root: Path) -> list[Path]:
 def read_image(path: Path) -> Image.Image | Problem:
     """Read an image file as training does: RGB, turned upright; or say why training would refuse it."""
     try:
-        return open_image(_stored(path), upright=True)
+        return open_image({"path": str(path), "bytes": None}, upright=True)
     except PairError as error:
         return error.problem
-
-
-def _stored(path: Path) -> dict:
-    return {"path": str(path), "bytes": None}
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
@@ -161,7 +156,7 @@ def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
     batch, total = [], 0
     for path in files:
         try:
-            with open_header(_stored(path)) as header:
+            with open_header({"path": str(path), "bytes": None}) as header:
                 pixels = header.width * header.height
         except Exception:  # read_image says what is wrong with it
             pixels = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+from hf_seg.data.classes import distinct_colors
 from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
 
@@ -51,6 +53,23 @@ class Segmenter:
     def has_queries(self) -> bool:
         """Whether the model puts out classes and masks of queries, instead of logits a pixel."""
         return self.model.config.model_type in QUERY_MODELS
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """One RGB colour a class: those that a run of hf_seg saved in config.json, else 256 distinct ones in turn."""
+        classes, saved = len(self.class_names), getattr(self.model.config, "palette", None)
+        if not saved:
+            return list(islice(cycle(islice(distinct_colors(), 256)), classes))
+        try:
+            colours = np.array(saved, dtype=object)[:classes]
+            fits = all(type(part) is int and 0 <= part <= 255 for part in colours.flat)
+            if colours.shape != (classes, 3) or not fits:
+                raise ValueError
+        except (ValueError, IndexError):  # of numpy: lists of several lengths, and no list at all
+            what = f"has a palette that does not give {classes} classes a colour each"
+            remedy = "write three whole numbers from 0 to 255 for each class, or remove it"
+            raise Refusal("the model's config.json", what, remedy) from None
+        return [tuple(colour) for colour in colours.tolist()]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """`pixel_values` of one image, of shape `(3, height, width)`."""

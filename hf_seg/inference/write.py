@@ -14,7 +14,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, count, cycle, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_seg.data.classes import distinct_colors
 from hf_seg.files import write_whole
 from hf_seg.inference.predict import BATCH_PIXELS, Options, Prediction, expand_paths, predict_files
 from hf_seg.inference.segmenter import Segmenter, first, load_segmenter
@@ -37,22 +36,6 @@ LARGEST_JPEG = 65_535
 LONGEST_NAME = 255  # bytes, where the file system does not say
 NOTE = b"hf_seg "  # and a SHA-256, in a file's comment
 NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around it
-
-
-def palette_of(segmenter: Segmenter) -> list[tuple[int, int, int]]:
-    """One RGB colour a class: those that a run of hf_seg saved in `config.palette`, else 256 distinct ones in turn."""
-    classes = len(segmenter.class_names)
-    saved = getattr(segmenter.model.config, "palette", None)
-    if not saved:
-        return list(islice(cycle(islice(distinct_colors(), 256)), classes))
-    try:
-        colours = np.array(saved, dtype=object)[:classes]
-        if colours.shape != (classes, 3) or not all(type(part) is int and 0 <= part <= 255 for part in colours.flat):
-            raise ValueError
-    except (ValueError, IndexError):  # of numpy: lists of several lengths, and no list at all
-        what = f"has a palette that does not give {classes} classes a colour each, three whole numbers from 0 to 255"
-        raise Refusal("the model's config.json", what, "correct it there, or remove it") from None
-    return [tuple(colour) for colour in colours.tolist()]
 
 
 def predict_to_folder(
@@ -87,7 +70,7 @@ def predict_to_folder(
     names = _output_names(files, _longest_name(out) - len(LARGE_OVERLAY))
     _check_places(out, names.values())
     segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
-    palette = np.array(palette_of(segmenter), dtype=np.uint8)
+    palette = np.array(segmenter.palette, dtype=np.uint8)
     try:
         with write_whole(out / LINES) as partial, open(partial, "x", encoding="utf-8") as lines:
             return _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
@@ -99,7 +82,7 @@ def predict_to_folder(
 
 
 def _write_all(
-    results: Iterable[Prediction | Problem], palette: np.ndarray, out: Path, names: dict[Path, Path], lines: TextIO
+    results: Iterable[Prediction | Problem], palette: np.ndarray, out: Path, names: dict[Path, str], lines: TextIO
 ) -> list[Problem]:
     problems = []
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -111,17 +94,11 @@ def _write_all(
             else:
                 name = names[result.path]
                 ending = OVERLAY if max(result.image.size) <= LARGEST_JPEG else LARGE_OVERLAY
-                mask, overlay = (name.with_name(name.name + each) for each in (MASK, ending))
+                mask, overlay = name + MASK, name + ending
                 written.append((result.mask.size, pool.submit(_write, result, palette, out / mask, out / overlay)))
-                line = {
-                    "file": str(result.path),
-                    "mask": mask.as_posix(),
-                    "overlay": overlay.as_posix(),
-                    "height": result.mask.shape[0],
-                    "width": result.mask.shape[1],
-                    "class_shares": result.class_shares,
-                    "mean_confidence": result.mean_confidence,
-                }
+                line = {"file": str(result.path), "mask": mask, "overlay": overlay}
+                line |= dict(zip(("height", "width"), result.mask.shape, strict=True))
+                line |= {"class_shares": result.class_shares, "mean_confidence": result.mean_confidence}
             lines.write(json.dumps(line) + "\n")
             del result
             # encoding is slower than the model: do not pile up photographs
@@ -207,7 +184,7 @@ def _longest_name(out: Path) -> int:
     return os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
 
 
-def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
+def _output_names(files: Sequence[Path], longest: int) -> dict[Path, str]:
     """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name."""
     # A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do
     # not tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
@@ -223,8 +200,8 @@ def _output_names(files: Sequence[Path], longest: int) -> dict[Path, Path]:
             stem = os.fsencode(place.stem)
             if len(stem) + len(os.fsencode(extra)) > longest:
                 stem = stem[: longest - len(os.fsencode(extra))].decode(errors="ignore").encode()
-            name = place.parent / (os.fsdecode(stem) + extra)
-            outputs = {_folded(f"{name}{ending}") for ending in ENDINGS}
+            name = (place.parent / (os.fsdecode(stem) + extra)).as_posix()
+            outputs = {_folded(name + ending) for ending in ENDINGS}
             if not outputs & taken:
                 break
         taken |= outputs
@@ -236,9 +213,9 @@ def _folded(name: Path | str) -> str:
     return unicodedata.normalize("NFC", str(name).casefold())
 
 
-def _check_places(out: Path, names: Iterable[Path]) -> None:
+def _check_places(out: Path, names: Iterable[str]) -> None:
     """Refuse to overwrite what hf_seg has not written."""
-    places = (out / name.with_name(name.name + ending) for name in names for ending in ENDINGS)
+    places = (out / (name + ending) for name in names for ending in ENDINGS)
     foreign = [place for place in places if os.path.lexists(place) and not written_here(place)]
     if os.path.lexists(out / LINES) and not _are_lines(out / LINES):
         foreign.append(out / LINES)

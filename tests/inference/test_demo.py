@@ -39,7 +39,6 @@ from hf_seg.inference import demo_app
 from hf_seg.inference.demo import push_space, serve, stage_space
 from hf_seg.inference.predict import predict
 from hf_seg.inference.segmenter import load_segmenter
-from hf_seg.inference.write import palette_of
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import HubError, Refusal
@@ -80,7 +79,7 @@ def shown_models(folders):
     segmenters = [load_segmenter(folder, device="cpu") for folder in folders]
     return [
         demo_app.ShownModel(
-            name=folder.name, model=each.model, image_processor=each.image_processor, colours=palette_of(each)
+            name=folder.name, model=each.model, image_processor=each.image_processor, colours=each.palette
         )
         for folder, each in zip(folders, segmenters, strict=True)
     ]
@@ -262,7 +261,7 @@ def test_missing_gradio_is_named(folders, monkeypatch, no_server):
     find = demo_module.importlib.util.find_spec
     monkeypatch.setattr(demo_module.importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
     for start in (lambda: serve(folders), lambda: push_space(folders, "alice/demo")):
-        with pytest.raises(Refusal, match=r'pip install -e "\.\[demo\]"'):
+        with pytest.raises(Refusal, match=r"pip install 'hf_seg\[demo\]'"):
             start()
 
 

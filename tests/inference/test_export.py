@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,13 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from hf_seg import cli
 from hf_seg.inference import export
@@ -138,6 +145,37 @@ def test_file_says_what_it_takes_and_what_it_gives(exported):
     assert np.abs(pixels.transpose(2, 0, 1) - np.asarray(expected)).max() < 0.03  # a step of eight bits, normalised
 
 
+def test_another_model_of_transformers(tmp_path, capfd):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BeitConfig(
+        **sizes, image_size=64, use_relative_position_bias=True, out_indices=[1, 2, 3, 4], id2label=NAMES
+    )
+    BeitForSemanticSegmentation(config).save_pretrained(tmp_path)  # torch.onnx alone cannot export it
+    build_image_processor(image_size=64, normalize="none").save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert cli.main(["export", str(tmp_path)]) == 0
+    printed = capfd.readouterr()
+    place, agreement = printed.out.splitlines()
+    assert place.startswith(f"{tmp_path / 'model.onnx'}: ") and agreement.startswith(
+        "agrees with PyTorch on 16 images"
+    )
+    assert not re.search("warn|experimental|infer the signature", printed.err, re.IGNORECASE)  # of libraries
+
+
+def test_a_model_that_cannot_be_traced_is_refused(tmp_path, monkeypatch):
+    save_model(tmp_path, "segformer")
+    forward = SegformerForSemanticSegmentation.forward
+
+    def forward_by_value(self, pixel_values):
+        return forward(self, pixel_values if pixel_values.sum() > 0 else -pixel_values)
+
+    monkeypatch.setattr(SegformerForSemanticSegmentation, "forward", forward_by_value)
+    with pytest.raises(Refusal, match="transformers cannot export this segformer to ONNX"):
+        export_onnx(tmp_path, tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
 def test_a_file_with_other_weights_is_found_out(exported, tmp_path):
     folder, file, _ = exported
     segmenter = load_segmenter(folder, device="cpu")
@@ -222,7 +260,7 @@ def test_a_missing_package_is_named_with_its_remedy(package, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["export", str(tmp_path)]) == 2
     assert f"error: export needs {package}, which is not installed" in (said := capsys.readouterr().err)
-    assert "pip install -e '.[export]'" in said
+    assert "run `pip install 'hf_seg[export]'`" in said
 
 
 def test_what_cannot_work_is_refused(quick, tmp_path, monkeypatch, capsys):

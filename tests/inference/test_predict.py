@@ -16,7 +16,7 @@ from hf_seg.data.stored_image import DEEP
 from hf_seg.inference import predict as predict_module
 from hf_seg.inference.predict import _starts, expand_paths, predict
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.inference.write import palette_of, predict_to_folder
+from hf_seg.inference.write import predict_to_folder
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Problem, Refusal
@@ -173,9 +173,9 @@ def test_command_writes_masks_overlays_and_lines(folder, photographs, tmp_path, 
 
 def test_colours_of_a_model_that_saved_none(folder):
     segmenter = load_segmenter(folder, device="cpu")
-    assert palette_of(segmenter) == [tuple(colour) for colour in PALETTE]
+    assert segmenter.palette == [tuple(colour) for colour in PALETTE]
     segmenter.model.config.palette = None
-    assert len(set(palette_of(segmenter))) == 3
+    assert len(set(segmenter.palette)) == 3
 
 
 @pytest.mark.parametrize(
@@ -476,4 +476,4 @@ def test_scores_that_are_no_numbers_are_no_mask(segmenter, tmp_path, monkeypatch
 def test_a_palette_that_is_none_is_refused(palette):
     config = SimpleNamespace(palette=palette, id2label=NAMES)
     with pytest.raises(Refusal, match="palette that does not give 3 classes a colour each"):
-        palette_of(Segmenter(model=SimpleNamespace(config=config), image_processor=None))
+        _ = Segmenter(model=SimpleNamespace(config=config), image_processor=None).palette

@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict, Features, Image
 
 from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
-from hf_seg.data.file_search import RENAME, find_files, is_utf8
+from hf_seg.data.file_search import IMAGE_SUFFIXES, RENAME, find_files, is_utf8
 from hf_seg.data.pairs import ALL, Listing
-from hf_seg.data.sources.layouts import IMAGE_SUFFIXES, MASK_SUFFIXES, count_endings, find_ending, find_layout
+from hf_seg.data.sources.layouts import MASK_SUFFIXES, count_endings, find_ending, find_layout
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLIT_WORDS,

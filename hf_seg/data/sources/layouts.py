@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hf_seg.data.file_search import READABLE
+from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE
 from hf_seg.data.pairs import ALL
 from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
 from hf_seg.problem import DataError
 from hf_seg.text import printable
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MASK_SUFFIXES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 PARTS = ("images", "masks")
 LAYOUTS = (
