@@ -86,7 +86,7 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         except KeyboardInterrupt:  # before gradio waits for it
             page.close(verbose=False)
         except (OSError, OverflowError) as error:  # the second one is a port above 65,535
-            what = "cannot be listened on, the port is taken or the host is not this machine's"
+            what = "cannot be used: the port is in use, or the host is not this machine"
             raise Refusal(f"{host}:{port}", what, "choose others with --port and --host") from error
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -90,7 +90,7 @@ def export_onnx(model: str | Path, out: str | Path, *, images: Sequence[str | Pa
     if out.is_dir():
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / 'model.onnx'}")
     if os.path.lexists(out) and not _is_export(out):
-        raise Refusal(out, "is there already, and is no ONNX file of hf_seg", "name another file by --out")
+        raise Refusal(out, "exists and is not an ONNX file of hf_seg", "name another file by --out")
     pictures = generated_images() if images is None else expand_paths(images)
     segmenter = load_segmenter(model, device="cpu")
     try:
@@ -115,7 +115,7 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     model = segmenter.model
     kind = model.config.model_type
     if segmenter.has_queries:
-        raise Refusal("", f"a {kind} puts out queries, and only models with logits a pixel can be exported")
+        raise Refusal("", f"a {kind} outputs queries; only models with logits per pixel can be exported")
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
         raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
     metadata, pixel_values = metadata_of(segmenter), torch.zeros(2, 3, *input_size(segmenter))
@@ -154,7 +154,7 @@ def input_size(segmenter: Segmenter) -> tuple[int, int]:
     """Height and width that the image processor gives every image; refuse one where they depend on the image."""
     wide, tall = (tuple(segmenter.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
     if wide != tall:
-        what = "the image processor has no one size for all images, which an ONNX file needs"
+        what = "the image processor does not set one input size, and an ONNX file needs one"
         raise Refusal("", what, "set its size")
     return wide
 

@@ -120,7 +120,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         try:
             validate_repo_id(str(model))
         except HFValidationError as error:
-            what = "there is no such folder, and it is no Hub id such as nvidia/mit-b0 either"
+            what = "is neither a folder nor a Hub id such as nvidia/mit-b0"
             raise Refusal(model, what, "name the folder of a finished run, or a Hub id") from error
     try:
         segmenter, report = _load(model, dtype)
@@ -155,7 +155,11 @@ def _device(device: str | None) -> str:
         return str(best or "cpu")
     there = ["cpu"] + [f"{best.type}:{index}" for index in range(torch.accelerator.device_count()) if best]
     if device not in there and f"{device}:0" not in there:
-        raise Refusal("device", f"there is no {device!r} here, only {', '.join(there)}", "or leave the option out")
+        raise Refusal(
+            "device",
+            f"there is no {device!r} here, only {', '.join(there)}",
+            "choose one of these, or leave the option out",
+        )
     return device
 
 
@@ -199,7 +203,7 @@ def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterab
     loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if broken := [name for name, tensor in loaded.items() if not tensor.isfinite().all()]:
         dtype = str(model.dtype).removeprefix("torch.")
-        what = f"the weights of {first(broken)} have values that are no numbers (NaN) or infinite in {dtype}"
+        what = f"the weights of {first(broken)} are NaN or infinite in {dtype}"
         raise Refusal(place, what, "the training that they come from has diverged, or they are damaged")
 
 
@@ -230,7 +234,7 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
         raise Refusal(place, f"its scores of a picture are not numbers (NaN), computed in {segmenter.model.dtype}")
     classes = len(segmenter.class_names)
     if scores.ndim != 4 or scores.shape[1] != classes:
-        raise Refusal(place, f"puts out {tuple(scores.shape)} for {classes} classes in config.json")
+        raise Refusal(place, f"has output of shape {tuple(scores.shape)}, but config.json has {classes} classes")
     for tensor in absent.values():
         tensor.zero_()
 

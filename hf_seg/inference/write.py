@@ -161,7 +161,7 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
     def is_result(path: Path) -> bool:
         return out.is_dir() and any(lies_in_out(Path(find(path))) for find in (os.path.abspath, os.path.realpath))
 
-    remedy = "an output folder is never an input, so that no photograph is overwritten: name another folder by --out"
+    remedy = "the output folder cannot be an input: name another folder with --out"
     for path in map(Path, paths):
         if os.path.lexists(path) and is_result(path):
             raise Refusal(path, f"is or lies in {out}", remedy)
@@ -220,7 +220,7 @@ def _check_places(out: Path, names: Iterable[str]) -> None:
     if os.path.lexists(out / LINES) and not _are_lines(out / LINES):
         foreign.append(out / LINES)
     if foreign:
-        what = "files there would be overwritten that hf-seg has not written, or that were changed since"
+        what = "would overwrite files that hf-seg did not write or that were changed"
         raise Refusal(out, f"{what}: {first(foreign)}", "move them, or name another folder by --out")
 
 

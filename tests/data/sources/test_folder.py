@@ -421,7 +421,9 @@ class TestOwnSplits:
         root = describe(tmp_path, IDS)
         for name in ("train", "val"):
             write_pairs(root / name / "images", root / name / "masks", "a")
-        assert refused(root) == f"{root}: 1 pairs cannot be split into train and test: at least 2 are needed. Add pairs."
+        assert (
+            refused(root) == f"{root}: 1 pairs cannot be split into train and test: at least 2 are needed. Add pairs."
+        )
 
     @pytest.mark.parametrize("inner", [True, False])
     def test_a_test_split_without_masks(self, tmp_path, recipe, refused, inner):
