@@ -18,8 +18,8 @@ from hf_seg.data.transforms import build_transforms
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.recipe import load_recipes
 from hf_seg.runs.record import load_results
-from hf_seg.scoring.loss import upsample
 from hf_seg.scoring.metrics import SegMetric
+from hf_seg.scoring.upsampling import upsample
 
 BATCH = 64
 

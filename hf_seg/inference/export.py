@@ -25,7 +25,7 @@ from hf_seg.files import write_whole
 from hf_seg.inference.predict import expand_paths, read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
 from hf_seg.problem import Problem, Refusal
-from hf_seg.scoring.loss import upsample
+from hf_seg.scoring.upsampling import upsampled_argmax
 
 OPSET = 20
 EQUAL_LABELS = 0.999  # at least this share of the pixels
@@ -125,8 +125,10 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # torch prints each step
             exported = OnnxExporter().export(model, {"pixel_values": pixel_values}, config)
-        program = torch.onnx.ONNXProgram(exported.program, None)
-        program.rename_axes({exported.program.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
+        # transformers before 5.23 returns torch's program itself
+        is_program = isinstance(exported, torch.onnx.ONNXProgram)
+        program = exported if is_program else torch.onnx.ONNXProgram(exported.program, None)
+        program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
         program.model.metadata_props.update(metadata)
         onnx.checker.check_model(program.model_proto, full_check=True)
     except Exception as error:  # tracing a model raises nearly anything
@@ -181,7 +183,7 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
         # torch's maximum keeps a NaN, Python's may not
         difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
-        ours, theirs = (upsample(logits, pixel_values.shape[-2:]).argmax(dim=1) for logits in (expected, found))
+        ours, theirs = (upsampled_argmax(logits, pixel_values.shape[-2:])[0] for logits in (expected, found))
         equal += int((ours == theirs).sum())
         pixels += ours.numel()
         sizes.add(len(pixel_values))

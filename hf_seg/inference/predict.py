@@ -21,7 +21,7 @@ from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
-from hf_seg.scoring.loss import upsample
+from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 
 OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
 BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
@@ -179,8 +179,8 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
         for number, own in zip(numbers, scores, strict=True):
             path, image, _ = batch[number]
             size = (image.height, image.width) if options.size == "native" else tuple(seen)
-            own = upsample(own[None], size)[0]
-            batch[number] = _prediction(segmenter, path, image, own, segmenter.probabilities(own))
+            ids, confidence = upsampled_argmax(own[None], size, positive=segmenter.has_queries)
+            batch[number] = _prediction(segmenter, path, image, ids[0], confidence)
     yield from batch
 
 
@@ -188,8 +188,8 @@ def _predict_tiled(segmenter: Segmenter, batch: list, options: Options) -> Itera
     for item in batch:
         if not isinstance(item, Problem):
             path, image, _ = item
-            probabilities = _tiled_probabilities(segmenter, image, options)
-            item = _prediction(segmenter, path, image, probabilities, probabilities)
+            confidence, ids = _tiled_probabilities(segmenter, image, options).max(dim=0)
+            item = _prediction(segmenter, path, image, ids, confidence)
         yield item
 
 
@@ -227,9 +227,9 @@ def _ramp(length: int) -> Tensor:
 
 
 def _prediction(
-    segmenter: Segmenter, path: Path, image: Image.Image, scores: Tensor, probabilities: Tensor
+    segmenter: Segmenter, path: Path, image: Image.Image, ids: Tensor, confidence: Tensor
 ) -> Prediction | Problem:
-    ids, mean_confidence = scores.argmax(dim=0), float(probabilities.amax(dim=0).mean())
+    mean_confidence = float(confidence.mean())
     if not math.isfinite(mean_confidence):
         what, remedy = "the model's scores of it are not numbers (NaN)", "Compute in float32, or use another model"
         return Problem(code="scores", place=str(path), what=what, remedy=remedy)

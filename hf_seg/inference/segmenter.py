@@ -121,7 +121,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
             validate_repo_id(str(model))
         except HFValidationError as error:
             what = "is neither a folder nor a Hub id such as nvidia/mit-b0"
-            raise Refusal(model, what, "name the folder of a finished run, or a Hub id") from error
+            raise Refusal(model or "''", what, "name the folder of a finished run, or a Hub id") from error
     try:
         segmenter, report = _load(model, dtype)
     except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here

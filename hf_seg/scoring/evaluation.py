@@ -11,9 +11,9 @@ from transformers import EvalPrediction
 
 from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
 from hf_seg.scoring.confusion import confusion_per_image
-from hf_seg.scoring.loss import upsample
 from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 from hf_seg.scoring.roc import roc_from_histograms, score_histograms
+from hf_seg.scoring.upsampling import upsample
 
 
 class Evaluation:

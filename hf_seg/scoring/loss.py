@@ -10,10 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+from hf_seg.scoring.upsampling import upsample
 
 
 def segmentation_loss(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_seg.scoring.confusion import class_iou, confusion_matrix
 from hf_seg.scoring.evaluation import by_class
-from hf_seg.scoring.loss import upsample
+from hf_seg.scoring.upsampling import upsampled_argmax
 
 if TYPE_CHECKING:
     from hf_seg.data.transforms import SegTransform
@@ -50,8 +50,8 @@ def score_native(
         logits = predict(transform.finish(prepared.__getitems__(indices))["pixel_values"])
         for index, of_image in zip(indices, logits, strict=True):
             labels = torch.from_numpy(transform.class_ids(masks[index]["mask"]))
-            prediction = upsample(of_image[None], tuple(labels.shape))[0].argmax(dim=0).cpu()
-            scored += confusion_matrix(prediction, labels, spec.num_labels, spec.ignore_index)
+            ids, _ = upsampled_argmax(of_image[None], tuple(labels.shape))
+            scored += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
             for size, counts in ceilings.items():
                 small = shrink_and_back(labels, size)
                 # what has no label in the small mask is a class of its own there, and never right

@@ -23,9 +23,10 @@ from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Refusal
 from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
-from hf_seg.scoring.loss import LossWatch, segmentation_loss, upsample
+from hf_seg.scoring.loss import LossWatch, segmentation_loss
 from hf_seg.scoring.metrics import SecondOpinion
 from hf_seg.scoring.native import score_native
+from hf_seg.scoring.upsampling import upsampled_argmax
 from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
@@ -252,7 +253,7 @@ class SegTrainer(Trainer):
         indices = [index * len(prepared) // count for index in range(count)]
         batch = self.eval_transform.finish(prepared.__getitems__(indices))
         logits = self.predict_logits(batch["pixel_values"])
-        predictions = upsample(logits, batch["labels"].shape[-2:]).argmax(dim=1).cpu()
+        predictions = upsampled_argmax(logits, batch["labels"].shape[-2:])[0].cpu()
         processor, pixel_values = self.processing_class, batch["pixel_values"]
         if processor.do_normalize:
             mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))

@@ -238,24 +238,24 @@ def lines_of(out):
 @pytest.mark.parametrize(
     ("paths", "out", "message"),
     [
-        (["photos"], "photos", "photos: is or lies in photos; an output folder is never an input"),
+        (["photos"], "photos", "photos: is or lies in photos; the output folder cannot be an input"),
         (["photos/a.png", "b.png"], "photos", "photos/a.png: is or lies in photos"),
         (["b.png"], ".", "b.png: is or lies in ."),
         (["photos"], ".", "photos: is or lies in ."),
         (["photos"], "link", "photos: is or lies in link"),
         (["link"], "photos", "link: is or lies in photos"),
         (["link-to-a.png"], "photos", "link-to-a.png: is or lies in photos"),
-        (["photos/*"], "photos", "all 1 images lie in photos; .* name another folder by --out"),
+        (["photos/*"], "photos", "all 1 images lie in photos; .* name another folder with --out"),
         (["photos"], "b.png", "b.png: is no folder, so nothing can be written to b.png"),
         (["photos"], "b.png/out", "b.png: is no folder, so nothing can be written to b.png/out"),
         (
             ["photos"],
             "others",
-            "others: files there would be overwritten .*: others/a.png; move them, or name another",
+            "others: would overwrite .*: others/a.png; move them, or name another",
         ),
-        (["photos"], "link-out", "overwritten .*: link-out/a_overlay.jpg; move"),
-        (["photos"], "their-lines", "overwritten .*: their-lines/predictions.jsonl; move"),
-        (["photos"], "folders", "overwritten .*: folders/a.png; move"),
+        (["photos"], "link-out", "would overwrite .*: link-out/a_overlay.jpg; move"),
+        (["photos"], "their-lines", "would overwrite .*: their-lines/predictions.jsonl; move"),
+        (["photos"], "folders", "would overwrite .*: folders/a.png; move"),
     ],
 )
 def test_no_file_of_the_user_is_overwritten(tmp_path, monkeypatch, capsys, paths, out, message):

@@ -331,8 +331,8 @@ FAULTS = {
     "a block is missing": (drop("block.1.0"), r"has no weights for segformer\S*1.blocks.0\S*, .* and \d+ more"),
     "a norm is missing": (drop("running_var"), "has no weights for decode_head.batch_norm.running_var, so it"),
     "the classifier is missing": (drop("head.classifier"), r"head.classifier.weight, so|3 classes, and no tensor"),
-    "a value is NaN": (one_value(torch.nan), "decode_head.classifier.weight have values that are no numbers"),
-    "a value is infinite": (one_value(torch.inf), "decode_head.classifier.weight have values that are no numbers"),
+    "a value is NaN": (one_value(torch.nan), "decode_head.classifier.weight are NaN or infinite"),
+    "a value is infinite": (one_value(torch.inf), "decode_head.classifier.weight are NaN or infinite"),
     "other shapes": (
         tensors(lambda name, t: t[:, :8].contiguous() if name.endswith("classifier.weight") else t),
         r"decode_head.classifier.weight is \(3, 8, 1, 1\), not \(3, 32, 1, 1\)",
@@ -377,7 +377,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b"])
 def test_what_is_neither_a_folder_nor_a_hub_id(model):
-    with pytest.raises(Refusal, match="there is no such folder, and it is no Hub id such as"):
+    with pytest.raises(Refusal, match="is neither a folder nor a Hub id such as"):
         load_segmenter(model)
 
 

@@ -1,0 +1,36 @@
+"""From a model's small maps of scores to the size of the mask."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLASSES_AT_ONCE = 8
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def upsampled_argmax(scores: Tensor, size: tuple[int, int], positive: bool = False) -> tuple[Tensor, Tensor]:
+    """The class of each pixel at `size`, from a few classes at a time: 150 classes of a photograph take gigabytes.
+
+    Args:
+        scores: `(batch, C, h, w)`, logits; or `positive` numbers.
+
+    Returns:
+        `tuple`: class ids, int64 `(batch, height, width)`, equal to `upsample(scores, size).argmax(dim=1)`; and the
+        share of that class in [0, 1], float32 of the same shape: by softmax, or of the sum of positive scores. It is
+        `nan` where a score is.
+    """
+    total_of, add = (torch.sum, torch.add) if positive else (torch.logsumexp, torch.logaddexp)
+    ids = best = total = None
+    for start in range(0, scores.shape[1], CLASSES_AT_ONCE):
+        part = upsample(scores[:, start : start + CLASSES_AT_ONCE], size)
+        highest, index = part.max(dim=1)
+        if best is None:
+            ids, best, total = index, highest, total_of(part, dim=1)
+        else:
+            ids = torch.where(highest > best, index + start, ids)
+            best, total = torch.maximum(best, highest), add(total, total_of(part, dim=1))
+    return ids, best / total if positive else (best - total).exp()
