@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
 
@@ -169,6 +170,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
         ignore_mismatched_sizes=True,  # so that they are in the report, all of them
         output_loading_info=True,
     )
+    make_fast(loaded)
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 
 
