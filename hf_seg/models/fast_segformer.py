@@ -23,10 +23,10 @@ from transformers.utils.generic import maybe_autocast
 class FastDecodeHead(SegformerDecodeHead):
     """The decode head with one product per feature map, applied at the map's own size.
 
-    Stock: project each map to `decoder_hidden_size` channels, enlarge all to the finest size, concatenate, mix by a 1×1
-    convolution. Both steps are linear, and bilinear enlargement, whose weights sum to one, commutes with what acts on
-    channels only: `mix(concat(up(P_i h_i + b_i))) = sum(up(M_i P_i h_i)) + sum(M_i b_i)`, with `M_i` the columns of the
-    mixing matrix that belong to map i. In evaluation mode, the batch norm is one more linear step of the same product.
+    Stock: project each map to `decoder_hidden_size` channels, enlarge all to the finest size, concatenate, mix by a
+    1×1 convolution. Both steps are linear, and bilinear enlargement, whose weights sum to one, commutes with what acts
+    on channels only: `mix(concat(up(P_i h_i + b_i))) = sum(up(M_i P_i h_i)) + sum(M_i b_i)`, with `M_i` the columns of
+    the mixing matrix that belong to map i. In evaluation mode, the batch norm becomes part of the same product.
     """
 
     def forward(self, encoder_hidden_states: tuple[Tensor, ...], **kwargs) -> Tensor:
@@ -36,14 +36,15 @@ class FastDecodeHead(SegformerDecodeHead):
         norm = self.batch_norm
         projections = [projection.proj for projection in self.linear_projections]
         # a product that is rounded to 16 bits would be off by more than all that is computed with it
+        dtype = torch.promote_types(norm.weight.dtype, torch.float32)
         with maybe_autocast(finest.device.type, enabled=False):
-            mix, shift = self.linear_fuse.weight.float().flatten(1), 0
+            mix, shift = self.linear_fuse.weight.to(dtype).flatten(1), 0
             if not norm.training:
-                scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
-                mix, shift = mix * scale[:, None], norm.bias.float() - norm.running_mean.float() * scale
+                scale = norm.weight * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+                mix, shift = mix * scale[:, None], norm.bias - norm.running_mean * scale
             mixes = mix.split(self.linear_fuse.out_channels, dim=1)[::-1]  # transformers concatenates them reversed
-            weights = [part @ each.weight.float() for part, each in zip(mixes, projections, strict=True)]
-            bias = shift + sum(part @ each.bias.float() for part, each in zip(mixes, projections, strict=True))
+            weights = [part @ each.weight.to(dtype) for part, each in zip(mixes, projections, strict=True)]
+            bias = shift + sum(part @ each.bias.to(dtype) for part, each in zip(mixes, projections, strict=True))
 
         hidden = None
         for index, (features, weight) in reversed([*enumerate(zip(encoder_hidden_states, weights, strict=True))]):
@@ -51,8 +52,8 @@ class FastDecodeHead(SegformerDecodeHead):
                 features = features.unflatten(1, (math.isqrt(features.shape[1]), -1))
             else:
                 features = features.permute(0, 2, 3, 1)
-            last = bias.to(features.dtype) if index == 0 else None
-            mixed = F.linear(features, weight.to(features.dtype), last).permute(0, 3, 1, 2)  # in channels_last
+            added = bias.to(features.dtype) if index == 0 else None
+            mixed = F.linear(features, weight.to(features.dtype), added).permute(0, 3, 1, 2)  # in channels_last
             if index > 0:
                 mixed = F.interpolate(mixed, size=finest.shape[2:], mode="bilinear", align_corners=False)
             hidden = mixed if hidden is None else hidden.add_(mixed)

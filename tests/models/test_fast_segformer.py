@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -23,7 +24,6 @@ from hf_seg.models.build import build_image_processor, build_model, check_model
 from hf_seg.models.fast_segformer import FastDecodeHead, FastDropout, make_fast
 from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import ModelRecipe
-from hf_seg.scoring.loss import segmentation_loss
 
 TINY = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 80, 128], "decoder_hidden_size": 48}
 NO_DROPOUT = {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
@@ -44,10 +44,16 @@ def stock_and_fast(seed=0, **config):
             nn.init.uniform_(tensor, 0.5, 2)
         elif tensor.is_floating_point() and tensor.ndim == 1:
             nn.init.normal_(tensor, float(name.endswith("norm.weight")), 0.2)
+        elif name.startswith("decode_head") and tensor.ndim > 1:
+            nn.init.kaiming_normal_(tensor)  # as trained ones, so that logits are not all alike
     fast = copy.deepcopy(stock)
     make_fast(fast)
-    assert type(fast.decode_head) is FastDecodeHead
+    assert is_fast(fast) and not is_fast(stock)
     return stock, fast
+
+
+def is_fast(model):
+    return type(model.decode_head) is FastDecodeHead
 
 
 def batch(size, count=2, classes=3, seed=1):
@@ -66,15 +72,16 @@ def assert_near(ours, theirs, tolerance, what=""):
 def gradients(model, images, labels):
     model.zero_grad()
     logits = model(pixel_values=images).logits
-    segmentation_loss(type("", (), {"logits": logits}), labels).backward()
+    enlarged = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
+    F.cross_entropy(enlarged, labels).backward()
     return logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def assert_same_gradients(ours, theirs, tolerance=1e-4):
+def assert_same_gradients(ours, theirs, tolerance):
     largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
-        # In training mode the norm takes its mean off again: what reaches biases before it is rounding alone.
-        rounding = 1e-6 * largest
+        # in training mode the norm takes its mean off again: what reaches biases before it is rounding alone
+        rounding = tolerance / 100 * largest
         assert (ours[name] - gradient).abs().max() <= tolerance * gradient.abs().max() + rounding, name
 
 
@@ -102,11 +109,14 @@ def assert_same_gradients(ours, theirs, tolerance=1e-4):
 def test_logits_and_gradients(size, config, training):
     stock, fast = (model.train(training) for model in stock_and_fast(**config))
     images, labels = batch(size)
-    theirs, their_gradients = gradients(stock, images, labels)
-    ours, our_gradients = gradients(fast, images, labels)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert_same_gradients(our_gradients, their_gradients)
-    assert ours.std() > 0.01  # of logits that are all alike, nothing would show
+    ours, theirs = (model(images).logits for model in (fast, stock))
+    assert_near(ours, theirs, 1e-5)
+    # In 32 bits, now and then a value near zero is rounded to the other side of ReLU, and gradients differ by 1e-3, of
+    # stock in 32 and in 64 bits as well.
+    _, their_gradients = gradients(stock.double(), images.double(), labels)
+    _, our_gradients = gradients(fast.double(), images.double(), labels)
+    assert_same_gradients(our_gradients, their_gradients, 1e-9)
+    assert ours.std() > 0.1
 
 
 @settings(max_examples=20, deadline=None)
@@ -129,10 +139,10 @@ def test_any_size_stride_and_number_of_classes(
     if channels_last:
         fast.to(memory_format=torch.channels_last)
     images, labels = batch((height, width), count, classes, seed)
-    theirs, their_gradients = gradients(stock, images, labels)
-    ours, our_gradients = gradients(fast, images, labels)
-    assert_near(ours, theirs, 1e-5)
-    assert_same_gradients(our_gradients, their_gradients)
+    theirs, their_gradients = gradients(stock.double(), images.double(), labels)
+    ours, our_gradients = gradients(fast.double(), images.double(), labels)
+    assert_near(ours, theirs, 1e-12)
+    assert_same_gradients(our_gradients, their_gradients, 1e-9)
 
 
 def test_statistics_of_the_norm_after_three_steps():
@@ -158,7 +168,7 @@ def test_weights_that_change_after_an_evaluation_count():
             model.decode_head.batch_norm.running_var.mul_(3)
         theirs, ours = (model(images).logits for model in (stock, fast))
     assert_near(ours, theirs, 1e-5)
-    assert (ours - before).abs().max() > 0.01
+    assert (ours - before).abs().max() > 0.1
 
 
 def test_under_autocast_no_further_from_the_truth_than_stock():
@@ -174,15 +184,19 @@ def test_under_autocast_no_further_from_the_truth_than_stock():
 
 
 def test_products_of_weights_are_of_fp32_under_autocast():
-    stock, fast = stock_and_fast()
+    _, fast = stock_and_fast()
     head = fast.decode_head.eval()
+    parts = head.linear_fuse.weight.flatten(1).split(48, 1)
     # F P is zero but for what 16 bits cannot tell apart: rounded factors would give logits of another size
     with torch.no_grad():
-        for part, each in zip(reversed(head.linear_fuse.weight.flatten(1).split(48, 1)), head.linear_projections):
+        for part, each in zip(parts[::-1], head.linear_projections, strict=True):
             each.proj.weight[1::2] = each.proj.weight[::2]
             each.proj.bias.zero_()
             part[:, 1::2] = -part[:, ::2] * (1 + 1e-4)
-        maps = [torch.rand(1, channels, side, side) for channels, side in zip(TINY["hidden_sizes"], (16, 8, 4, 2))]
+        maps = [
+            torch.rand(1, channels, side, side)
+            for channels, side in zip(TINY["hidden_sizes"], (16, 8, 4, 2), strict=True)
+        ]
         scale = head.batch_norm.weight * (head.batch_norm.running_var + head.batch_norm.eps).rsqrt()
         head.batch_norm.bias.copy_(head.batch_norm.running_mean * scale)  # nothing else is added
         head.classifier.bias.zero_()
@@ -223,21 +237,23 @@ def test_what_is_saved_is_stock(tmp_path):
 def test_copies_and_pickles_are_fast_too():
     _, fast = stock_and_fast()
     images, _ = batch((64, 64))
-    expected = fast.eval()(images).logits
-    for copied in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert type(copied.decode_head) is FastDecodeHead
-        assert torch.equal(copied(images).logits, expected)
+    fast.eval()
+    copies = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
+    for copied in copies:
+        assert is_fast(copied) and torch.equal(copied(images).logits, fast(images).logits)
 
 
 def test_gradient_checkpointing():
     _, fast = stock_and_fast(classifier_dropout_prob=0.1, hidden_dropout_prob=0.1, drop_path_rate=0.1)
+    fast = fast.double()
     images, labels = batch((64, 64))
+    images = images.double()
     torch.manual_seed(5)
     _, expected = gradients(fast.train(), images, labels)
     fast.gradient_checkpointing_enable()
     torch.manual_seed(5)
     _, found = gradients(fast, images, labels)
-    assert_same_gradients(found, expected)
+    assert_same_gradients(found, expected, 1e-9)
 
 
 def test_torch_export_with_any_batch():
@@ -259,7 +275,7 @@ def test_dropout_has_the_probability_that_it_should(p):
     torch.manual_seed(0)
     layer, count = FastDropout(p), 4_000_001
     kept = layer(torch.ones(count))
-    assert set(kept.unique().tolist()) <= {0.0, pytest.approx(1 / (1 - p), rel=1e-6)}
+    assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
     drawn = (kept == 0).double()
     deviation = (p * (1 - p) / count) ** 0.5
     assert abs(drawn.mean() - p) < 4.5 * deviation
@@ -314,10 +330,6 @@ def test_dropout_of_nothing_and_of_all(p):
 # -- where it is on ---------------------------------------------------------------------------------------------------
 
 
-def is_fast(model):
-    return type(model.decode_head) is FastDecodeHead
-
-
 @pytest.mark.parametrize("section", [{"arch": "segformer"}, {"arch": "auto", "path": "segformer"}])
 def test_the_key(section):
     for fast in (True, False):
@@ -343,7 +355,7 @@ def test_a_model_that_was_trained_elsewhere_is_fast_in_inference(tmp_path):
         assert_near(segmenter.scores(images), stock.eval()(images).logits, 1e-5)
 
 
-# -- several processes --------------------------------------------------------------------------------------------------
+# -- several processes ------------------------------------------------------------------------------------------------
 
 
 def rank_gradients(rank, port, folder):
@@ -352,8 +364,8 @@ def rank_gradients(rank, port, folder):
         _, fast = stock_and_fast()
         images, labels = batch((64, 64), 4)
         half = slice(2 * rank, 2 * rank + 2)
-        model = DistributedDataParallel(fast.eval())  # so that both halves have the statistics of the whole
-        _, found = gradients(model, images[half], labels[half])
+        model = DistributedDataParallel(fast.double().eval())  # so that both halves have the statistics of the whole
+        _, found = gradients(model, images[half].double(), labels[half])
         if rank == 0:
             torch.save({name.removeprefix("module."): gradient for name, gradient in found.items()}, folder / "found")
     finally:
@@ -367,8 +379,9 @@ def test_two_ranks(tmp_path):
         port = free.getsockname()[1]
     mp.spawn(rank_gradients, (port, tmp_path), nprocs=2)
     stock, _ = stock_and_fast()
-    _, expected = gradients(stock.eval(), *batch((64, 64), 4))
-    assert_same_gradients(torch.load(tmp_path / "found"), expected)
+    images, labels = batch((64, 64), 4)
+    _, expected = gradients(stock.double().eval(), images.double(), labels)
+    assert_same_gradients(torch.load(tmp_path / "found"), expected, 1e-9)
 
 
 def test_drop_path_and_dropout_are_there():
