@@ -12,6 +12,7 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.models.fast_segformer import make_fast
 from hf_seg.scoring.loss import segmentation_loss
 
 MODELS = {
@@ -34,6 +35,7 @@ def build_step(build, device: torch.device, bf16: bool, channels_last: bool) -> 
     """A training step: forward, loss, backward, optimiser; it ends when the device is done."""
     torch.manual_seed(0)
     model = build().to(device).train()
+    make_fast(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=True)

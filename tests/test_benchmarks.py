@@ -12,7 +12,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROGRAMS = ["data", "gpu", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
+PROGRAMS = ["data", "gpu", "head", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -98,6 +98,38 @@ def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch,
     # and from files at hand in the official layout, such as these
     again, counts = original_size.build_root(name, tmp_path / "linked", root, 30)
     assert len(load_splits(DataRecipe(name=name, root=str(again)))["train"]) == counts["train"] == 30
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_head(program, monkeypatch, capsys, tiny_models, bf16):
+    module = program("head", "--device", "cpu", "--models", "B0", "--pixels", "64", "--repeats", "1")
+    monkeypatch.setitem(module.SIZES, "B0", tiny_models["segformer"]["config"])
+    monkeypatch.setitem(module.BATCHES, 64, 2)
+    monkeypatch.setattr(module, "use_bf16", lambda *_: bf16)
+    module.main()
+    text = capsys.readouterr().out
+    assert ("bf16" in text.splitlines()[0]) != bf16  # says that it is left out
+    head, *rows = table(text)
+    assert head[4:] == ["precision", "transformers, ms", "hf_seg, ms", "ratio"]
+    precisions = ["fp32", "bf16"] if bf16 else ["fp32"]
+    assert [row[:5] for row in rows] == [
+        ["B0", "64×64", "2", what, precision] for what in ("step", "inference") for precision in precisions
+    ]
+    for row in rows:
+        stock, fast, ratio = map(float, row[5:])
+        assert ratio == pytest.approx(stock / fast, rel=0.1)
+
+
+def test_head_compares_two_models(program):
+    """That one of them is transformers' and the other ours, or the ratio would say nothing."""
+    module, seen = program("head"), []
+
+    def build(model, *_):
+        seen.append(type(model.decode_head).__name__)
+        return lambda: None
+
+    module.compare(build, "B0", torch.rand(1, 3, 64, 64), False, 1)
+    assert seen == ["SegformerDecodeHead", "FastDecodeHead"]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from transformers import (
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.data.classes import distinct_colors
+from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
 
@@ -133,7 +134,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         raise Refusal(model, what, remedy) from error
     _verify_downloads(model)
     _check_tensors(model, segmenter.model, report["mismatched_keys"])
-    segmenter.model.to(device)
+    segmenter.model.to(device, memory_format=torch.channels_last)  # convolutions gain by it
     _try_out(model, segmenter, report["missing_keys"])
     return segmenter
 
@@ -192,6 +193,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
         ignore_mismatched_sizes=True,  # so that they are in the report, all of them
         output_loading_info=True,
     )
+    make_fast(loaded)
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 
 

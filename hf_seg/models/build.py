@@ -33,6 +33,7 @@ from hf_seg.recipe.rules import REFUSED_CONFIG, check_config, config_fields
 
 from . import weights
 from .configuration_fcn import FCNConfig
+from .fast_segformer import make_fast
 from .modeling_fcn import FCNForSemanticSegmentation
 from .weight_files import sha256
 from .weights import encoder_of
@@ -46,6 +47,7 @@ MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "segformer": (SegformerConfig, SegformerForSemanticSegmentation),
 }
 RANDOM = "random initialisation"
+COUNTED_IMAGES = 64  # the protocol's batch
 
 
 def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> tuple[PreTrainedModel, dict]:
@@ -67,6 +69,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     built = model_class(config)
     if model.arch == "auto":
         _reset_batch_norms(built)
+    if model.fast_head:
+        make_fast(built)
     # SegFormer's forward takes **kwargs, from which Trainer concludes that it scales the loss itself. It does not.
     built.accepts_loss_kwargs = False
 
@@ -111,17 +115,21 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
 
 
 def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | list[int]]:
-    """Count what one forward pass of one square image costs, on a twin of the model without memory.
+    """Count what the forward pass of a square image costs, on a twin of the model without memory.
 
     Returns:
-        `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each), and
-        `logits_size`, the height and width of the logits.
+        `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each) of one image
+        in a batch of `COUNTED_IMAGES`, which share the products of weights, and `logits_size`, the height and width of
+        the logits.
     """
     with torch.device("meta"), meta_device_safe_creation_ops(), torch.no_grad():
         twin = type(model)(copy.deepcopy(model.config)).eval()
+        for copied, module in zip(twin.modules(), model.modules(), strict=True):
+            copied.__class__ = type(module)  # which `make_fast` may have changed
         with FlopCounterMode(display=False) as counter:
-            logits = twin(torch.empty(1, 3, image_size, image_size)).logits
-    return {"multiply_adds": counter.get_total_flops() // 2, "logits_size": list(logits.shape[-2:])}
+            logits = twin(torch.empty(COUNTED_IMAGES, 3, image_size, image_size)).logits
+    multiply_adds = counter.get_total_flops() // (2 * COUNTED_IMAGES)
+    return {"multiply_adds": multiply_adds, "logits_size": list(logits.shape[-2:])}
 
 
 def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, image_size: int = 64) -> None:
@@ -158,6 +166,9 @@ def _build_config(
     if model.arch == "auto":
         config_class, given = _read_config(model.path)
         model_class = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class]
+        if not model.fast_head and config_class is not SegformerConfig:
+            what = f"is for SegFormer only, and {model.path} is a model of type {config_class.model_type}"
+            raise RecipeError("model.fast_head", what, "leave it out")
         known = [{field.name for field in dataclasses.fields(each)} for each in (config_class, PreTrainedConfig)]
         # a backbone's `_out_indices` is set as `out_indices`
         names = sorted({key.removeprefix("_") for key in known[0] - known[1]} - REFUSED_CONFIG.keys())

@@ -49,6 +49,10 @@ class ModelRecipe:
     (null, auto only: path). With scratch: none."""
     freeze_encoder: bool = False
     """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
+    fast_head: bool = True
+    """SegFormer only: compute what transformers' SegFormer computes with fewer operations. The results differ by
+    rounding, and by the random numbers of dropout on a CPU; what is saved is the same. false: transformers' own
+    forward pass."""
     config: dict[str, Any] = Field({})
     """Keys of the model's configuration class that differ from its defaults, e.g. {"strides": [2, 2, 2, 2]}."""
 

@@ -89,6 +89,8 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     arch, init, weights, path = (model.get(key) for key in ("arch", "init", "encoder_weights", "path"))
     if arch in ("segformer", "auto") and model.get("encoder") is not None:
         yield "model.encoder", 'is for "fcn" only', "sizes of other models go into model.config, so leave it out"
+    if arch == "fcn" and model.get("fast_head") is False:
+        yield "model.fast_head", "is for SegFormer only", "leave it out"
     if arch == "auto":
         if "path" in model and path is None:
             remedy = "name a Hub id, a folder, a config.json or a model type of transformers"

@@ -65,6 +65,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "init": "scratch",
             "encoder_weights": None,
             "freeze_encoder": False,
+            "fast_head": True,
             "config": {},
         },
         "data": {
@@ -281,6 +282,8 @@ model {"arch": "segformer", "encoder": "resnet18"}
     encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
 model {"path": "mobilevit"}
     path: is for "auto" only; leave it out, or set arch to "auto"
+model {"arch": "fcn", "fast_head": false}
+    fast_head: is for SegFormer only; leave it out
 model {"arch": "auto"}
     path: is missing, and arch "auto" needs it; name a Hub id, a folder, a config.json or a model type of transformers
 model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
