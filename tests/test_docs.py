@@ -36,11 +36,11 @@ def test_links_lead_somewhere(page):
 
 
 def used_codes(path):
-    """Codes that a file gives to problems, as `code="…"` or as the first argument of `_warning` and `_note`."""
+    """Codes that a file gives to problems, as `code="…"` or as the second argument of `_problem`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-            given += node.args[:1] if getattr(node.func, "id", None) in ("_warning", "_note") else []
+            given += node.args[1:2] if getattr(node.func, "id", None) == "_problem" else []
             constants = [part for value in given for part in ast.walk(value) if isinstance(part, ast.Constant)]
             yield from (constant.value for constant in constants if isinstance(constant.value, str))
 
