@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -109,3 +110,16 @@ def cache_folder() -> Path:
     from huggingface_hub import constants  # as above
 
     return Path(constants.HF_HOME) / "hf_seg"
+
+
+def disk_remedy(error: BaseException | None) -> str:
+    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Free disk space."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
+            "to a folder of your own."
+        )
+    return ""

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
 from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, report_pairs
-from hf_seg.data.sources.download import disk_remedy
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.transforms import SegTransform
-from hf_seg.files import cache_folder, one_process
+from hf_seg.files import cache_folder, disk_remedy, one_process
 from hf_seg.problem import DataError, PairError, Problem
 
 logger = logging.getLogger(__name__)

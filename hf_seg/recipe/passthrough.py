@@ -120,7 +120,7 @@ def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any =
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # of a top-level package: finds, does not import
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed; run pip install -e . in hf_seg's folder", name=package)
+        raise ModuleNotFoundError(f"{package} is not installed; run pip install {package}", name=package)
     return Path(spec.submodule_search_locations[0])
 
 

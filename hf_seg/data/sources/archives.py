@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
-from hf_seg.data.sources.download import Archive, check_md5, disk_remedy, find_lack, open_archive, wanted_members
+from hf_seg.data.sources.download import Archive, check_md5, find_lack, open_archive, wanted_members
+from hf_seg.files import disk_remedy
 from hf_seg.problem import DataError, Level, Problem
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")

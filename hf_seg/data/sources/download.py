@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -19,7 +18,7 @@ from datasets.utils import tqdm
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 
-from hf_seg.files import cache_folder, one_process
+from hf_seg.files import cache_folder, disk_remedy, one_process
 from hf_seg.problem import DataError, Problem
 
 logger = logging.getLogger(__name__)
@@ -65,19 +64,6 @@ def find_folder(source: ModuleType, root: str | None) -> Path:
     if root is not None and (any((folder / part).exists() for part in source.PARTS) or not inner.is_dir()):
         return folder
     return inner
-
-
-def disk_remedy(error: BaseException | None) -> str:
-    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return "Free disk space."
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
-            "to a folder of your own."
-        )
-    return ""
 
 
 def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Problem | None:
