@@ -1,8 +1,9 @@
 """Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`.
 
-A map: a picture is opened in data/stored_image.py, a data source is added in data/sources/__init__.py, losses and
-confusions become scores in scoring/evaluation.py, runs/folder.py says whether a run is finished, and what the doctor
-advises is written in doctor/survey.py, doctor/environment.py and where training refuses data.
+A map: data/stored_image.py opens a picture. data/sources/__init__.py and recipe/keys.py name the data sources.
+scoring/evaluation.py turns losses and confusions into scores, and runs/record.py writes them to results.json.
+runs/folder.py decides whether a run is finished. All advice is the `remedy` of a `Problem` (problem.py), written where
+the problem is found: by the functions that training calls, doctor/survey.py or doctor/environment.py.
 """
 
 import hf_seg  # noqa: F401 (sets how threads wait, before torch is loaded)  # isort: skip

@@ -1,4 +1,6 @@
-"""Where data comes from: what its masks mean, and which pairs it holds. A new data source is added here."""
+"""Where data comes from: what its masks mean, and which pairs it holds. A new data source is added here, and its
+name in recipe/keys.py; CONTRIBUTING.md has the steps.
+"""
 
 from __future__ import annotations
 
