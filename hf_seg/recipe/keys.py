@@ -41,12 +41,13 @@ class ModelRecipe:
     """FCN only: name of any timm CNN that can give feature maps. null: resnet50. SegFormer's sizes are set in config
     instead."""
     init: Literal["scratch", "imagenet", "checkpoint"] = "scratch"
-    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run. The head is always
-    fresh."""
+    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run. The head always
+    starts from random weights."""
     encoder_weights: str | None = None
-    """With imagenet: a Hub id or a local file or folder (null: timm/resnet50.tv2_in1k for FCN, nvidia/mit-b0 for
-    SegFormer). With checkpoint: a run's folder, a Hub id, or the name of another recipe, which is then trained first
-    (null, auto only: path). With scratch: none."""
+    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer; for FCN
+    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint: a run's
+    folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only: path). With scratch:
+    none."""
     freeze_encoder: bool = False
     """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
     fast_head: bool = True
@@ -93,8 +94,8 @@ class DataRecipe:
     max_test_samples: int | None = Field(None, ge=1, lt=2**63)
     """Only the first n pairs of the test split."""
     cache: bool | str = True
-    """Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in $HF_HOME/hf_seg; or
-    name a folder."""
+    """Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in
+    $HF_HOME/hf_seg/prepared; or name a folder."""
     on_bad_pair: Literal["stop", "drop"] = "stop"
     """folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, which
     results.json lists, and the scores are then not comparable."""
@@ -132,7 +133,7 @@ class TrainingRecipe:
     fp16: Auto = "auto"
     """float16 mixed precision with loss scaling, on GPUs only. auto: where bf16 is "auto" and the GPU lacks it."""
     channels_last: Auto = "auto"
-    """Memory layout of images. auto: where it is faster."""
+    """Memory layout of images. auto: on CPUs and CUDA GPUs."""
     sync_batch_norm: Auto = "auto"
     """Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 images at
     a time."""

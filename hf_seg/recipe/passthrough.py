@@ -18,20 +18,20 @@ from pydantic import Field, TypeAdapter
 from hf_seg.recipe.keys import STRICT
 
 _LAUNCHER = "how a run is spread over machines belongs to the launcher's file (accelerate config)"
-_SCIENCE = "a recipe says the science"
+_SCIENCE = "a recipe describes model, data and training only"
 _GONE = "transformers 5 has no such argument"
 _RENAMED = "hf_seg has another name for it"
 _BEST = "the checkpoint with the best validation mIoU is kept, as in the study"
 _SUMMED = "the metric is summed up batch by batch on the device, nothing is gathered"
 _TEXT = "it is made for text models and does nothing for images"
 _EVALUATE = "validation and checkpoints come every eval_every_epochs"
-_ADAMW = ("the optimiser is AdamW by protocol", "learning_rate, weight_decay, amsgrad and adam_* are yours to set")
+_ADAMW = ("the optimiser is AdamW by protocol", "you can set learning_rate, weight_decay, amsgrad and adam_*")
 _REFUSED: dict[str, tuple[str, str]] = {
     "output_dir": ("a run's folder is named after its recipe file", "rename the file"),
     "remove_unused_columns": ("the columns image and mask are needed by the transform, so it is always false", ""),
     "label_names": ("the labels are always the transformed masks", ""),
     "per_device_train_batch_size auto_find_batch_size per_gpu_train_batch_size": (
-        "the per-device batch is worked out from the ranks",
+        "the per-device batch is computed from the number of ranks",
         "set global_train_batch_size",
     ),
     "do_train do_eval do_predict": ("every run trains, validates and tests", ""),
@@ -42,10 +42,13 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "batch_eval_metrics prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
     "include_for_metrics include_inputs_for_metrics": (_SUMMED, ""),
     "label_smoothing_factor": ("Trainer's label smoothing fails on 4-dimensional logits", "leave it out"),
-    "bf16_full_eval fp16_full_eval": ("scores are taken at the precision of training", "set bf16"),
+    "bf16_full_eval fp16_full_eval": ("scores are computed at the precision of training", "set bf16"),
     "save_only_model": ("checkpoints keep the optimiser's state, or an interrupted run could not resume", ""),
-    "enable_jit_checkpoint": ("hf_seg itself saves and stops at SIGTERM, and two handlers collide", "leave it out"),
-    "data_seed": ("one seed governs weights, shuffling and augmentation", "set seed"),
+    "enable_jit_checkpoint": (
+        "hf_seg saves and stops at SIGTERM itself, and two signal handlers disturb each other",
+        "leave it out",
+    ),
+    "data_seed": ("one seed is used for weights, shuffling and augmentation", "set seed"),
     "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": (
         "an interrupted run resumes by itself when the same command is given again",
         "",
@@ -63,7 +66,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "gradient_checkpointing": ("transformers 5.23 has renamed it", "set activation_checkpointing"),
     "gradient_checkpointing_kwargs": ("transformers 5.23 has renamed it", "set activation_checkpointing_kwargs"),
     "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (_LAUNCHER, _SCIENCE),
-    "ddp_timeout": ("how long processes wait for each other is up to the machines", "set the variable HF_SEG_TIMEOUT"),
+    "ddp_timeout": ("how long processes wait depends on the machines", "set the variable HF_SEG_TIMEOUT"),
     "split_batches dispatch_batches": (_GONE, f"{_LAUNCHER}, and {_SCIENCE}"),
     # What people write who come from another trainer.
     "batch_size train_batch_size": (_RENAMED, "set global_train_batch_size"),
