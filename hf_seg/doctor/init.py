@@ -194,7 +194,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     run = f"hf-seg train {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
-    say("With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.")
+    say("With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.")
     say(f"Then: {run}")
     return not problems
 

@@ -1,7 +1,6 @@
-"""Recipes: one complete JSON file a run, all of them checked at once before anything is loaded.
+"""Recipes: one complete JSON file per run. All of them are checked before anything is loaded.
 
-A recipe says the science: model, data, training. The machine is the launcher's business.
-Reading a recipe is instant and needs neither torch nor a GPU.
+A recipe describes model, data and training; the launcher, the machine. Reading one needs neither torch nor a GPU.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_what_it_says_and_writes(tmp_path, init):
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
-        "With few pictures and a connection, --model.init imagenet learns more; see docs/data.md.",
+        "With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
     ]
     shares = [line.split() for line in out.splitlines()[3:7]]
