@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, SegformerConfig, SegformerForSemanticS
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.scoring.loss import segmentation_loss
-from hf_seg.training.arguments import use_bf16
+from hf_seg.training.arguments import precision_of
 
 SIZES = {
     "B0": {},
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     device = torch.device(options.device)
-    precisions = ["fp32", "bf16"] if use_bf16(TrainingRecipe(), device) else ["fp32"]
+    precisions = ["fp32", "bf16"] if precision_of(TrainingRecipe(), device) == "bf16" else ["fp32"]
     print(machine(device.type) + ("" if "bf16" in precisions else ", no bf16 instructions: not measured") + "\n")
     print_table(["model", "pixels", "batch", "what", "precision", "transformers, ms", "hf_seg, ms", "ratio"])
     for size in options.models:

@@ -105,7 +105,7 @@ def test_head(program, monkeypatch, capsys, tiny_models, bf16):
     module = program("head", "--device", "cpu", "--models", "B0", "--pixels", "64", "--repeats", "1")
     monkeypatch.setitem(module.SIZES, "B0", tiny_models["segformer"]["config"])
     monkeypatch.setitem(module.BATCHES, 64, 2)
-    monkeypatch.setattr(module, "use_bf16", lambda *_: bf16)
+    monkeypatch.setattr(module, "precision_of", lambda *_: "bf16" if bf16 else "fp32")
     module.main()
     text = capsys.readouterr().out
     assert ("bf16" in text.splitlines()[0]) != bf16  # says that it is left out

@@ -361,7 +361,7 @@ def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
     assert status == 0 and "own: is finished, in runs/own (--overwrite trains it again)\n" in out
     assert "on the Hub" not in out
     status, out, _ = run(path, "--training.push_to_hub", "true")  # it is not trained, nor pushed: that is said
-    assert status == 0 and "own: is not on the Hub yet; `hf-seg push runs/own` does it" in out
+    assert status == 0 and "own: is not on the Hub yet; `hf-seg push runs/own` pushes it" in out
     write_folder(root, "ids", 12)
     status, _, err = run(path)
     assert status == 2 and "runs/own: holds a run on other data than there is now (train: 2 pairs more" in err

@@ -204,8 +204,7 @@ class Uploads:
         except Exception as error:  # in a thread nobody would see it; the run itself is finished and safe
             self.unpushed.append(run_dir)
             self.say(
-                f"{run_dir.name}: finished, and whole in {run_dir}, but not pushed ({error}); "
-                f"`hf-seg push {run_dir}` does it later"
+                f"{run_dir.name}: finished in {run_dir}, but not pushed ({error}); `hf-seg push {run_dir}` pushes it"
             )
 
 

@@ -162,7 +162,7 @@ def test_overwrite_is_for_what_init_has_written(tmp_path, init, name, before):
     (root / name).write_bytes(b"mine")
     content = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     status, out, err = init(root, "--overwrite")
-    assert (status, out) == (2, "") and f"{root}: {name} cannot be written over, since init has not written it" in err
+    assert (status, out) == (2, "") and f"{root}: {name} is not replaced: init did not write it" in err
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == content
     (tmp_path / "mine").write_bytes(b"mine")
     (root / name).unlink()
@@ -272,7 +272,7 @@ def wrong_classes(root):
     ("prepare", "message"),
     [
         (lambda root: None, "has no images, no masks; it holds no folder."),
-        (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: it"),
+        (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: at"),
         (empty_folders, "holds no pair."),
         (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
         (black_masks, "the masks hold 0 only, and training needs two classes"),

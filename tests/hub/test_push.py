@@ -306,12 +306,12 @@ def test_training_outlives_the_hub(hub, write_recipe, waits, capsys):
     said, shouted = capsys.readouterr()
     reason = "alice/pet: the Hub answered 500 (a fault on purpose); try again later"
     assert f"pet: epoch 1 was not pushed ({reason}); training goes on" in said
-    assert f"pet: finished, and whole in runs/pet, but not pushed ({reason}); `hf-seg push runs/pet` does it" in said
+    assert f"pet: finished in runs/pet, but not pushed ({reason}); `hf-seg push runs/pet` pushes it" in said
     assert "| pet " in said and is_unpushed(Path("runs/pet"))
     before = contents(Path("runs/pet"))
 
     assert train.main([str(recipe)]) == 0  # nothing to train; and it says what is left to do
-    assert "pet: is not on the Hub yet; `hf-seg push runs/pet` does it" in capsys.readouterr().out
+    assert "pet: is not on the Hub yet; `hf-seg push runs/pet` pushes it" in capsys.readouterr().out
 
     assert cli.main(["push", "runs/pet"]) == 2
     assert f"error: {reason}" in capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_training_outlives_a_full_disk(hub, write_recipe, monkeypatch, capsys):
     assert train.main([str(recipe)]) == 1
     said = capsys.readouterr().out
     assert "pet: epoch 1 was not pushed ([Errno 28] No space left on device); training goes on" in said
-    assert "pet: finished, and whole in runs/pet, but not pushed ([Errno 28]" in said
+    assert "pet: finished in runs/pet, but not pushed ([Errno 28]" in said
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ def test_sigterm_deletes_the_uploads(folders, photograph, tmp_path, monkeypatch)
 
 def test_a_port_that_is_none(folders, capsys):
     assert cli.main(["demo", str(folders[1]), "--port", "99999"]) == 2
-    assert "127.0.0.1:99999: cannot be listened on" in capsys.readouterr().err
+    assert "127.0.0.1:99999: cannot be used" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_a_taken_port_is_an_error(folders, capsys):
         port = other.getsockname()[1]
         assert cli.main(["demo", str(folders[1]), "--port", str(port)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: 127.0.0.1:{port}: cannot be listened on, the port is taken") and "--port" in error
+    assert error.startswith(f"error: 127.0.0.1:{port}: cannot be used: the port is in use") and "--port" in error
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------

@@ -1,10 +1,6 @@
-"""Templates: what they show is text, in Markdown and in HTML made of it; and they travel with the package."""
+"""Templates: what they show is text, in Markdown and in HTML made of it."""
 
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from html import unescape
 from pathlib import Path
 
@@ -45,16 +41,3 @@ def test_a_value_that_is_not_there_is_an_error():
     with pytest.raises(UndefinedError, match="'x' is undefined"):
         show("{{ x }}")
     assert show("{{ 3 }} {{ 0.5 }} {{ -1 }}") == "3 0.5 -1"
-
-
-@pytest.mark.slow
-def test_the_templates_are_in_the_wheel(tmp_path):
-    shutil.copytree(ROOT / "hf_seg", tmp_path / "source" / "hf_seg")  # a build leaves files beside it
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path / "source")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "."]
-    subprocess.run([*command, "./source"], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("hf_seg/**/*.jinja")}
-    assert len(templates) == 3 and templates <= set(names)

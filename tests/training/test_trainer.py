@@ -44,7 +44,7 @@ def test_load_weights_refuses_what_is_not_whole(arch, tmp_path):
     state = saved.state_dict()
     missing = next(name for name in state if name.endswith("classifier.weight") or name == "classifier.4.weight")
     saved.save_pretrained(tmp_path, state_dict={name: t for name, t in state.items() if name != missing})
-    with pytest.raises(Refusal, match=f"not whole .*missing_keys.*{missing}"):
+    with pytest.raises(Refusal, match=f"incomplete .*missing_keys.*{missing}"):
         load_weights(tiny(arch, 1), str(tmp_path))
 
 
