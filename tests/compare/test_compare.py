@@ -262,7 +262,7 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     assert "(the first is stored with 500×375 pixels)" in report
     assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
-    assert "| a | 3.71 M | 0.11 G | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
+    assert "| a | 3.71 M | 105 M | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report
     assert "![" not in report  # a terminal shows no pictures
 
