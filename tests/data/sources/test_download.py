@@ -244,7 +244,7 @@ def start(server, tmp_path, monkeypatch):
 def test_two_processes_download_once(server, target, tmp_path, monkeypatch):
     processes = [start(server, tmp_path, monkeypatch) for _ in range(2)]
     for process in processes:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=600)
         assert out == "18\n", error
     assert sorted(server.requests) == [("/annotations.tar.gz", None), ("/images.tar.gz", None)]
     assert contents(target) == {"images", "annotations", LOCK_NAME}
@@ -258,7 +258,7 @@ def test_a_waiting_process_says_so_and_uses_what_the_other_got(server, target, t
         assert any("Waiting for another process that is getting Oxford-IIIT Pet" in line for line in lines)
         for part in ("images", "annotations"):
             (pet_folder / part).rename(target / part)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     assert out == "18\n", error
     assert server.requests == []
 
