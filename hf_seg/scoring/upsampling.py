@@ -19,9 +19,9 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], positive: bool = Fal
         scores: `(batch, C, h, w)`, logits; or `positive` numbers.
 
     Returns:
-        `tuple`: class ids, int64 `(batch, height, width)`, equal to `upsample(scores, size).argmax(dim=1)`; and the
-        share of that class in [0, 1], float32 of the same shape: by softmax, or of the sum of positive scores. It is
-        `nan` where a score is.
+        `tuple`: class ids, int64 `(batch, height, width)`, those of `upsample(scores, size).argmax(dim=1)` (of two
+        classes that differ by rounding, either); and the share of that class in [0, 1], float32 of the same shape: by
+        softmax, or of the sum of positive scores. It is `nan` where a score is.
     """
     total_of, add = (torch.sum, torch.add) if positive else (torch.logsumexp, torch.logaddexp)
     ids = best = total = None
