@@ -113,12 +113,14 @@ def init(
     config_name: Annotated[str | None, Option(help="of a data set with several configurations")] = None,
     image_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
     mask_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
+    layout: Annotated[str | None, Option(help="of a folder that matches several, as the message names them")] = None,
 ) -> int:
     """Write a recipe for your own photographs and masks."""
     from hf_seg.doctor.init import init
 
     columns = {"image_column": image_column, "mask_column": mask_column}
-    done = init(source, arch=arch, overwrite=overwrite, out=out, revision=revision, config_name=config_name, **columns)
+    options = {"arch": arch, "overwrite": overwrite, "out": out, "layout": layout}
+    done = init(source, **options, revision=revision, config_name=config_name, **columns)
     return 0 if done else 1
 
 

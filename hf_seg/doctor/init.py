@@ -21,7 +21,7 @@ from hf_seg.data.classes import FILE_NAME, Classes, load_classes
 from hf_seg.data.columns import as_text
 from hf_seg.data.pairs import ALL, report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder, table_files
-from hf_seg.data.sources.layouts import find_layout, is_picture_folder
+from hf_seg.data.sources.layouts import is_picture_folder
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
@@ -59,6 +59,7 @@ def init(
     *,
     out: str | Path | None = None,
     arch: str = "segformer",
+    layout: str | None = None,
     overwrite: bool = False,
     **table: str | None,
 ) -> bool:
@@ -69,6 +70,7 @@ def init(
             written, or a Hub id.
         out: the folder to write to, made if need be; by default `source`. A `classes.json` in it is used and kept.
         arch (`str`): `"segformer"` or `"fcn"`.
+        layout (`str`, *optional*): how to read a folder that matches several layouts.
         overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
             wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
@@ -89,6 +91,8 @@ def init(
         if on_hub:
             remedy += " Or, if it is a data set on the Hub, name by --out the folder to write to."
         raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
+    if layout and not of_files:
+        raise DataError(source, "--layout is for a folder of files, and this is none", "Leave it out.")
     for option in [*given, "out"] if out else given:
         if of_files or (option == "revision" and place.is_dir()):
             what = "tables and the Hub, and this is a folder of files"
@@ -98,7 +102,7 @@ def init(
     root = Path(out or place).expanduser().resolve()
     _refuse_existing(root, overwrite)
     if of_files:
-        return _write_all(root, _list_folder(root), arch)
+        return _write_all(root, _list_folder(root, layout), arch)
     path = str(place.resolve()) if place.is_dir() else str(source)
     return _write_all(root, _list_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
 
@@ -122,13 +126,14 @@ def _hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _list_folder(root: Path) -> Source:
-    found = folder.find_pairs(root)
-    places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
-    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
+def _list_folder(root: Path, layout: str | None) -> Source:
+    found = folder.find_pairs(root, layout)
+    parts = found.layout.find_parts().values()
+    places = [root, *(place for part in parts for place in (part.masks, part.masks.parent))]
+    about = [f"  layout  {found.layout}"] + ([] if ALL in found.splits else [_describe_splits(found.splits)])
     return Source(
         name=str(root),
-        keys={"name": "folder", "root": str(root)},
+        keys={"name": "folder", "root": str(root), "layout": layout},
         splits={split: folder.build_table(list(pairs.values()), Image()) for split, pairs in found.splits.items()},
         problems=found.problems,
         find_names=partial(class_names.find_names, places),

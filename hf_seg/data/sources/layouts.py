@@ -1,4 +1,4 @@
-"""Where the photographs and masks of your own folder lie, by the names of its folders and files."""
+"""Whose export a folder is: which one of the layouts of signs.py it has."""
 
 from __future__ import annotations
 
@@ -6,104 +6,69 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE
-from hf_seg.data.pairs import ALL
-from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
-from hf_seg.problem import DataError
-from hf_seg.text import printable
-
-MASK_SUFFIXES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
-PARTS = ("images", "masks")
-LAYOUTS = (
-    "A folder of pictures holds images/ and masks/, in which there may be train/, val/ and test/; or it holds train/, "
-    "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it."
+from hf_seg.data.sources.signs import (
+    IMAGE_WORDS,
+    LAYOUTS,
+    MASK_WORDS,
+    PARTS,
+    SIGNS,
+    Layout,
+    find_lists,
+    folders_of,
+    names_of,
+    plain,
 )
+from hf_seg.data.sources.split import SPLIT_WORDS
+from hf_seg.problem import DataError, did_you_mean
+from hf_seg.text import printable
 
 
 def is_picture_folder(root: Path) -> bool:
     """Whether a folder is laid out as photographs and masks, or nearly so, and is no folder of tables."""
-    places = [root, *(root / name for name in _names(root) if name.lower() in SPLIT_WORDS)]
-    return any((place / part).is_dir() for place in places for part in PARTS)
+    places = [root, *(root / name for name in folders_of(root) if plain(name) in SPLIT_WORDS)]
+    return any(plain(name) in IMAGE_WORDS | MASK_WORDS for place in places for name in folders_of(place))
 
 
-def find_layout(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Where the pictures of a folder lie.
+def find_layout(root: Path, chosen: str | None = None) -> Layout:
+    """How a folder is laid out.
 
-    Returns:
-        `dict[str, tuple[Path, Path]]`: each split that has a folder, or `ALL` alone → the folders of its images and of
-        its masks, of which the second may be absent in validation and test.
+    Args:
+        chosen (`str`, *optional*): the name of one of the layouts that it matches.
 
     Raises:
-        DataError: when it has no layout of docs/data.md, or a bit of two.
+        DataError: when it has no layout of docs/data.md, not the chosen one, or several.
     """
-    names = _names(root)
-    folders = [name for name in names if (root / name).is_dir()]
-    plain = [part for part in PARTS if part in folders]
-    named = [name for name in folders if name.lower() in SPLIT_WORDS]
-    split = [name for name in named if name in SPLITS or any((root / name / part).is_dir() for part in PARTS)]
-    if plain and split:
-        raise DataError(root, f"holds both {', '.join([*plain, *split])}: leave one of the layouts", LAYOUTS)
-    if plain == list(PARTS):
-        return _find_inner_splits(root) or {ALL: (root / "images", root / "masks")}
-    if split:
-        own = find_splits(str(root), named)
-        wanted = [f"{name}/images" for name in own.values()] + [f"{own['train']}/masks"]
-        missing = [place for place in sorted(wanted) if not (root / place).is_dir()]
-        if not missing:
-            return {part: (root / name / "images", root / name / "masks") for part, name in own.items()}
-    else:
-        missing = [part for part in PARTS if part not in plain]
-    found = f"its folders are {printable(', '.join(folders[:10]))}" if folders else "it holds no folder"
-    raise DataError(root, f"has no {', no '.join(missing)}; {found}", f"{LAYOUTS}{_hint(root, names)}")
+    found = {layout.name: layout for sign in SIGNS for layout in sign(root)}
+    whole = [layout for layout in found.values() if layout.whole]
+    found |= {layout.name: layout for layout in find_lists(root, whole)}
+    if chosen in found:
+        return found[chosen]
+    if chosen is not None:
+        remedy = did_you_mean(chosen, found, f"It matches {', '.join(found)}." if found else LAYOUTS)
+        raise DataError(root, f'does not match the layout "{chosen}"', remedy)
+    refined = {name for layout in found.values() for name in layout.refines}
+    left = [layout for layout in found.values() if layout.name not in refined]
+    if len(left) == 1:
+        return left[0]
+    if left:
+        names = ", ".join(map(str, left))
+        remedy = f"Choose with `hf-seg init DIR --layout {left[0].name}` (data.layout in a recipe), or move the rest."
+        raise DataError(root, f"matches {len(left)} layouts: {names}", remedy)
+    folders = folders_of(root)
+    shown = f"its folders are {printable(', '.join(folders[:10]))}" if folders else "it holds no folder"
+    missing = [part for part in PARTS if part not in folders]
+    raise DataError(root, f"has no {', no '.join(missing)}; {shown}", f"{LAYOUTS}{_hint(root)}")
 
 
-def _find_inner_splits(root: Path) -> dict[str, tuple[Path, Path]] | None:
-    """The layout `images/train`, `masks/train`, …; None where the folders in `images` are no splits."""
-    inner = {part: _names(root / part) for part in PARTS}
-    held_out = [name for name in inner["images"] if SPLIT_WORDS.get(name.lower(), "train") != "train"]
-    if not any((root / "images" / name).is_dir() for name in held_out) or lists_all(root):
-        return None
-    own = {}
-    for part, names in inner.items():
-        folders = [name for name in names if (root / part / name).is_dir()]
-        own[part] = find_splits(str(root / part), folders)
-        pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        others = sorted({*folders, *pictures} - {*own[part].values()})
-        if others:
-            what = f"holds {', '.join(own[part].values())} and, beside these, {', '.join(others[:3])}"
-            remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
-            raise DataError(root / part, f"{what}: which split is that?", remedy)
-    images, masks = (own[part] for part in PARTS)
-    either = masks | images
-    return {
-        split: (root / "images" / images.get(split, name), root / "masks" / masks.get(split, name))
-        for split, name in sorted(either.items(), key=lambda item: SPLITS.index(item[0]))
-    }
-
-
-def _names(place: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(place, f"cannot be read: {error.strerror}", READABLE) from None
-
-
-def _hint(root: Path, names: list[str]) -> str:
+def _hint(root: Path) -> str:
     """What was probably meant by a folder without a known layout."""
-    strange = [name for name in names if "\\" in name]
-    if strange:
-        return (
-            f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
-            "archive that was made on Windows. Unpack it again with `unzip`, which makes folders of them."
-        )
-    for place in (root, *(root / name for name in names if name.lower() in SPLIT_WORDS and (root / name).is_dir())):
-        stems = {Path(name).stem for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-        if endings := count_endings(stems, stems):
-            return (
-                f' In {place}, masks seem to lie beside their images, with "{endings.most_common(1)[0][0]}" at the '
-                "end of their names: move the masks to masks/ and the others to images/."
-            )
-    return ""
+    strange = [name for name in names_of(root) if "\\" in name]
+    if not strange:
+        return ""
+    return (
+        f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
+        "archive that was made on Windows. Unpack it again with `unzip`, which makes folders of them."
+    )
 
 
 def find_ending(images: Collection[str], masks: Collection[str]) -> str:
