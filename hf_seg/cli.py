@@ -101,13 +101,14 @@ def init(
         str,
         Argument(
             metavar="DIR",
-            help="folder with images/ and masks/, or train/, validation/ and test/; or of Parquet files; or a Hub id",
+            help="export of an annotation tool, or folder with images/ and masks/; or of Parquet files; or a Hub id",
         ),
     ],
     arch: Literal["segformer", "fcn"] = "segformer",
     overwrite: Annotated[bool, Option("--overwrite", help="write recipe.json and preview.png again")] = False,
     out: Annotated[
-        str | None, Option(metavar="DIR", help="folder to write to; a data set on the Hub needs one")
+        str | None,
+        Option(metavar="DIR", help="folder to write to, of tables and polygons; a data set on the Hub needs one"),
     ] = None,
     revision: Annotated[str | None, Option(help="of a data set on the Hub: commit, tag or branch")] = None,
     config_name: Annotated[str | None, Option(help="of a data set with several configurations")] = None,

@@ -103,8 +103,7 @@ def _recognise(folder: Path) -> list[DataRecipe]:
         for name, source in OFFICIAL.items():
             place = find_folder(source, str(folder))
             archives = [place / archive.file_name for archive in source.ARCHIVES]
-            # images/ may be anybody's: the other part, or an archive, tells
-            if (place / source.PARTS[1]).is_dir() or any(archive.is_file() for archive in archives):
+            if (place / source.SIGN).is_dir() or any(archive.is_file() for archive in archives):
                 found.append(DataRecipe(name=name, root=str(folder)))
         if found:
             return found

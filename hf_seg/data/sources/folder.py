@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,8 +16,7 @@ from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.file_search import IMAGE_SUFFIXES, RENAME, find_files, is_utf8
 from hf_seg.data.pairs import ALL, Listing
-from hf_seg.data.sources.layouts import count_endings, find_ending, find_layout
-from hf_seg.data.sources.signs import MASK_SUFFIXES, PREVIEW, Layout, Part, ending_beside
+from hf_seg.data.sources.layouts import MASK_SUFFIXES, PREVIEW, Layout, Part, ending_beside, find_layout
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLIT_WORDS,
@@ -244,17 +245,14 @@ def _listed_name(line: str, folder: str, known: Collection[str]) -> str:
 def _match_listed(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], bool]:
     pairs, problems, bad = {}, [], set()
     for image, mask in part.pairs:
-        below = image.relative_to(part.images)
-        name = unicodedata.normalize("NFC", (below.parent / below.stem).as_posix())
-        gone = next((path for path in (image, mask) if not path.is_file()), None)
-        other = pairs.get(name, (image, mask))
+        name = unicodedata.normalize("NFC", os.path.splitext(os.path.relpath(image, part.images))[0])
+        other = pairs.setdefault(name, (image, mask))
+        gone = [f"{path}, which is not there" for path in (image, mask) if not path.is_file()]
         if gone or other != (image, mask):
-            what = f"names {gone}, which is not there" if gone else f"names {other[0]} and {image}, and two masks"
-            problems.append(_unpaired(part.source, what))
+            what = gone[0] if gone else f"{image} with {mask} and {other[0].name} with {other[1]}"
+            problems.append(_unpaired(part.source, f"names {what}"))
             bad.add(name)
-        pairs[name] = (image, mask)
-    left = {name: pairs[name] for name in sorted(pairs.keys() - bad)}
-    return left, problems, bad, True
+    return {name: pairs[name] for name in sorted(pairs.keys() - bad)}, problems, bad, True
 
 
 def _unpaired(path: Path, what: str) -> Problem:
@@ -290,3 +288,23 @@ def _files(
             problems.append(Problem(code="mask-kind", place=str(path), what=what, remedy=KINDS))
             bad.add(name)
     return found, problems, bad
+
+
+def find_ending(images: Collection[str], masks: Collection[str]) -> str:
+    """What all masks' names have more than their images', such as `_mask`; empty when a mask is named as its image."""
+    endings = count_endings(images, masks)
+    if not endings or not set(images).isdisjoint(masks):
+        return ""
+    ending = endings.most_common(1)[0][0]
+    return ending if all(name.endswith(ending) for name in masks) else ""
+
+
+def count_endings(images: Collection[str], masks: Iterable[str]) -> Counter[str]:
+    """What follows the longest name of an image with which a mask's name begins → how many masks have it."""
+    endings: Counter[str] = Counter()
+    for name in masks:
+        for end in range(len(name) - 1, 0, -1):
+            if not name[end].isalnum() and name[:end] in images:  # a digit more is another number
+                endings[name[end:]] += 1
+                break
+    return endings

@@ -12,7 +12,7 @@ from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void
 from PIL import Image
 
 from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
-from hf_seg.data.sources.layouts import find_ending
+from hf_seg.data.sources.folder import find_ending
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.transforms import SegTransform
 from hf_seg.problem import DataError

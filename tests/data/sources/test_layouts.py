@@ -285,7 +285,7 @@ def listed(root, **lists):
             {"train": ["images/0.jpg masks/0.png", "../1.jpg masks/1.png"]},
             "1.jpg, which is outside the folder. Name files by their paths in the folder.",
         ),
-        ({"train": ["images/0.jpg masks/0.png", "images/0.jpg masks/1.png"]}, "images/0.jpg, and two masks\n"),
+        ({"train": ["images/0.jpg masks/0.png", "images/0.jpg masks/1.png"]}, "masks/1.png and 0.jpg with "),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, init, lists, message):
