@@ -272,6 +272,7 @@ def _files(
         return unicodedata.normalize("NFC", (below.parent / below.stem).as_posix()).removesuffix(ending)
 
     files, obstacles = find_files(folder)
+    obstacles = [problem for problem in obstacles if deep or Path(problem.place).parent == folder]
     found, bad = {}, {name_of(problem.place) for problem in obstacles}
     problems = [replace(problem, place=printable(problem.place)) for problem in obstacles]
     for path in files:

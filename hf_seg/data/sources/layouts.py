@@ -279,9 +279,8 @@ def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
         if any(_PAIR.fullmatch(line) for listed in lines.values() for line in listed):
             parts = partial(_find_listed_pairs, root, lists, lines)
             refines = [layout.name for layout in (found if name == "drawn" else whole)]
-            if any(
-                _listed_path(root, each[1]).is_file() for each in map(_PAIR.fullmatch, sum(lines.values(), [])) if each
-            ):
+            found_pairs = filter(None, map(_PAIR.fullmatch, sum(lines.values(), [])))
+            if any(_listed_path(root, pair[1]).is_file() for pair in found_pairs):
                 yield Layout(name=name, find_parts=parts, refines=refines)
         elif not lists_all(root) and name != "drawn":
             for layout in whole:

@@ -61,7 +61,8 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     names = [BACKGROUND, *(name for name in dict.fromkeys(names) if name not in (BACKGROUND, VOID))]
     if len(names) > MAX_CLASSES:
         raise DataError(root, f"names {len(names)} classes, and {MAX_CLASSES} are the most", "Fold some.")
-    words = {file: _split_word(file, root) for file, *_ in drawings}
+    # of COCO's files, the names tell too; one of labelme is named as its picture
+    words = {file: _split_word(file if kind == "coco" else file.parent, root) for file, *_ in drawings}
     found = {word: word for word in words.values() if word}
     splits = {word: split for split, word in find_splits(str(root), found).items()} if found else {"": ALL}
     pairs: dict[str, list[str]] = {}
@@ -110,9 +111,9 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     return said
 
 
-def _split_word(file: Path, root: Path) -> str:
-    """The word for a split in the names of a file and its folders; empty when there is none."""
-    words = re.findall("[a-z]+", plain(file.relative_to(root).with_suffix("").as_posix()))
+def _split_word(place: Path, root: Path) -> str:
+    """The word for a split in the names of a file or folder and of those above it; empty when there is none."""
+    words = re.findall("[a-z]+", plain(place.relative_to(root).as_posix()))
     return next((word for word in words if word in SPLIT_WORDS), "")
 
 
@@ -164,7 +165,7 @@ def _read_labelme(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes
     return [name for name, _ in shapes], [(content["imagePath"], size, shapes)]
 
 
-def _cover_coco(shape: Any, size: tuple[int, int]) -> np.ndarray | None:
+def _cover_coco(shape: Any, size: Size) -> np.ndarray | None:
     """The pixels that COCO's polygons or RLE cover, or None."""
     from pycocotools import mask
 
@@ -176,15 +177,7 @@ def _cover_coco(shape: Any, size: tuple[int, int]) -> np.ndarray | None:
     return mask.decode(shape).astype(bool) if shape else None
 
 
-def _read_labelme(content: Any) -> tuple[list[str], list[tuple[str, tuple[int, int], list[tuple[str, Any]]]]]:
-    shapes = [
-        (BACKGROUND if (name := shape["label"]) == "_background_" else name, shape) for shape in content["shapes"]
-    ]
-    size = content["imageWidth"], content["imageHeight"]
-    return sorted({name for name, _ in shapes}), [(content["imagePath"], size, shapes)]
-
-
-def _cover_labelme(shape: Any, size: tuple[int, int]) -> np.ndarray | None:
+def _cover_labelme(shape: Any, size: Size) -> np.ndarray | None:
     """The pixels that a polygon, rectangle, circle or mask covers, outline included; None for points and lines."""
     canvas = PIL.Image.new("1", size)
     pencil, points = PIL.ImageDraw.Draw(canvas), [tuple(point) for point in shape["points"]]

@@ -102,7 +102,14 @@ FOLDERS = {
         "images/SPLIT+annotations/SPLIT (ADE20K)",
         TWO,
     ),
-    "CamVid": (in_splits("SPLIT/{}.png", "SPLITannot/{}.png", **THREE), "SPLIT+SPLITannot (CamVid)", THREE),
+    "CamVid": (
+        with_files(  # whose lists name files on its makers' machine
+            in_splits("SPLIT/{}.png", "SPLITannot/{}.png", **THREE),
+            train="/SegNet/CamVid/train/0.png /SegNet/CamVid/trainannot/0.png\n",
+        ),
+        "SPLIT+SPLITannot (CamVid)",
+        THREE,
+    ),
     "CamVid with colours": (
         in_splits("SPLIT/{}.png", "SPLIT_labels/{}_L.png", **THREE),
         "SPLIT+SPLITlabels",
@@ -325,6 +332,7 @@ def test_one_folder_after_a_run(tmp_path, init):
     all_at_once("{}.jpg", "{}_mask.png")(tmp_path)
     assert init(tmp_path)[0] == 0
     write_image(tmp_path / "runs" / "recipe" / "curves.png", scene(7)[0])
+    (tmp_path / "runs" / "best").symlink_to("gone")
     assert sum(map(len, scenes_of(tmp_path).values())) == 5
     write_image(tmp_path / "front_label.jpg", scene(7)[0])  # a photograph of that name
     status = cli.main(["init", str(tmp_path), "--overwrite"])

@@ -180,7 +180,7 @@ def corners(box):
 
 def test_labelme(tmp_path, init):
     root = tmp_path / "export"
-    photographs(root, "photo {}.jpg", range(6))
+    photographs(root, "train {}.jpg", range(6))  # photographs of trains: no split
     (left, top), (right, bottom) = corners(BAR)
     outline = {"label": "bar", "points": [[left, top], [right, top], [right, bottom], [left, bottom]]}
     box = {"label": "disc", "shape_type": "rectangle", "points": corners(BOX)}
@@ -195,7 +195,7 @@ def test_labelme(tmp_path, init):
         [{"label": "disc", "shape_type": "circle", "points": [[24, 16], [34, 16]]}],
     ]
     for number, listed in enumerate(shapes):
-        (root / f"photo {number}.json").write_text(labelme(listed, f"..\\pictures\\photo {number}.jpg"))
+        (root / f"train {number}.json").write_text(labelme(listed, f"..\\pictures\\train {number}.jpg"))
     status, out = init(root)
     assert status == 0 and "  layout  drawn\n  drawn   9 shapes in 5 pictures of labelme\n" in out
     assert "1 annotations have no area" in out and "1 pictures beside these have no annotation and are left out" in out
@@ -208,10 +208,10 @@ def test_labelme(tmp_path, init):
         covered((BAR, 1), (BOX, 255)),
     ]
     for number, ids in enumerate(expected):
-        assert (found[f"photo {number}.jpg"][0] == ids).all()
+        assert (found[f"train {number}.jpg"][0] == ids).all()
     y, x = np.mgrid[:32, :48]
     disc = np.hypot(x - 24, y - 16)
-    circle = found["photo 4.jpg"][0]
+    circle = found["train 4.jpg"][0]
     assert (circle[disc < 9] == 2).all() and (circle[disc > 11] == 0).all()
     status = cli.main(["doctor", str(root)])
     assert status == 0
