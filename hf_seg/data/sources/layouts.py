@@ -75,7 +75,8 @@ class Layout:
 def is_picture_folder(root: Path) -> bool:
     """Whether a folder is laid out as photographs and masks, or nearly so, and is no folder of tables."""
     places = [root, *(root / name for name in _folders(root) if plain(name) in SPLIT_WORDS)]
-    return any(plain(name) in IMAGE_WORDS | MASK_WORDS for place in places for name in _folders(place))
+    words = [{plain(name) for name in _folders(place)} for place in places]
+    return any(not own.isdisjoint(PARTS) or (own & IMAGE_WORDS and own & MASK_WORDS) for own in words)
 
 
 def find_layout(root: Path, chosen: str | None = None) -> Layout:
@@ -251,7 +252,10 @@ def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterato
     """The JSON files of a kind in a folder and two levels below. `limit`: files of each folder that are read."""
     for place in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):
         for file in sorted(place.glob("[!.]*.json"))[:limit]:
-            content = file.read_bytes()
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise DataError(file, f"cannot be read: {error.strerror}", READABLE) from None
             if all(mark in content for mark in ANNOTATIONS[kind]):
                 yield file
 

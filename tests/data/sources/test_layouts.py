@@ -337,3 +337,8 @@ def test_one_folder_after_a_run(tmp_path, init):
     write_image(tmp_path / "front_label.jpg", scene(7)[0])  # a photograph of that name
     status = cli.main(["init", str(tmp_path), "--overwrite"])
     assert status == 1
+
+
+def test_a_json_that_cannot_be_read(tmp_path, init):
+    (tmp_path / "annotations.json").mkdir()
+    assert "annotations.json: cannot be read: Is a directory" in init(tmp_path)[1]
