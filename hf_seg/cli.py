@@ -101,24 +101,27 @@ def init(
         str,
         Argument(
             metavar="DIR",
-            help="folder with images/ and masks/, or train/, validation/ and test/; or of Parquet files; or a Hub id",
+            help="export of an annotation tool, or folder with images/ and masks/; or of Parquet files; or a Hub id",
         ),
     ],
     arch: Literal["segformer", "fcn"] = "segformer",
     overwrite: Annotated[bool, Option("--overwrite", help="write recipe.json and preview.png again")] = False,
     out: Annotated[
-        str | None, Option(metavar="DIR", help="folder to write to; a data set on the Hub needs one")
+        str | None,
+        Option(metavar="DIR", help="folder to write to, of tables and polygons; a data set on the Hub needs one"),
     ] = None,
     revision: Annotated[str | None, Option(help="of a data set on the Hub: commit, tag or branch")] = None,
     config_name: Annotated[str | None, Option(help="of a data set with several configurations")] = None,
     image_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
     mask_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
+    layout: Annotated[str | None, Option(help="of a folder that matches several, as the message names them")] = None,
 ) -> int:
     """Write a recipe for your own photographs and masks."""
     from hf_seg.doctor.init import init
 
     columns = {"image_column": image_column, "mask_column": mask_column}
-    done = init(source, arch=arch, overwrite=overwrite, out=out, revision=revision, config_name=config_name, **columns)
+    options = {"arch": arch, "overwrite": overwrite, "out": out, "layout": layout}
+    done = init(source, **options, revision=revision, config_name=config_name, **columns)
     return 0 if done else 1
 
 

@@ -50,6 +50,7 @@ LIBRARIES = {
         "huggingface_hub",
         "numpy",
         "pyarrow",
+        "pycocotools",
         "torch",
         "torchvision",
         "transformers",

@@ -141,6 +141,7 @@ class Listing:
     """The pairs that a data section names, also where a run would be refused; nothing is decoded for it."""
 
     place: str  # the data set, for messages
+    layout: str = ""  # of your own folder: how it is read
     spec: DatasetSpec | None = None  # None when it cannot be had
     # tables with the columns `image` and `mask`; one, `ALL`, where it is not known which pair is in which split
     splits: DatasetDict | None = None

@@ -98,13 +98,12 @@ def _recognise(folder: Path) -> list[DataRecipe]:
     from hf_seg.data.sources.download import find_folder
     from hf_seg.data.sources.table_files import is_table_folder
 
-    if not (folder / "masks").is_dir():
+    if not any((folder / name).exists() for name in ("masks", "classes.json")):
         found = []
         for name, source in OFFICIAL.items():
             place = find_folder(source, str(folder))
             archives = [place / archive.file_name for archive in source.ARCHIVES]
-            # images/ may be anybody's: the other part, or an archive, tells
-            if (place / source.PARTS[1]).is_dir() or any(archive.is_file() for archive in archives):
+            if (place / source.SIGN).is_dir() or any(archive.is_file() for archive in archives):
                 found.append(DataRecipe(name=name, root=str(folder)))
         if found:
             return found
@@ -127,7 +126,10 @@ def _examine(
     survey = Survey()
     if listing.splits is not None:
         survey = survey_pairs(listing.splits, listing.spec, disable_bar=disable_bar)
-    report.data.append({"name": data.name, "place": listing.place, "splits": describe(survey, listing.spec)})
+    of_folder = {"layout": listing.layout} if listing.layout else {}
+    report.data.append(
+        {"name": data.name, "place": listing.place, **of_folder, "splits": describe(survey, listing.spec)}
+    )
     for problem in listing.bad_pairs + survey.problems:
         left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
         report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
@@ -211,7 +213,8 @@ def as_text(report: Report, *, show_all: bool = False) -> str:
     lines = []
     for data in report.data:
         counts = ", ".join(f"{split['pairs']:,} {name}" for name, split in data["splits"].items())
-        lines.append(f"{data['place']}: {counts or 'no pair was examined'}")
+        layout = f"; layout {data['layout']}" if "layout" in data else ""
+        lines.append(f"{data['place']}: {counts or 'no pair was examined'}{layout}")
     kinds = Counter((LEVELS.index(problem.level), problem.code) for problem in report.problems)
     for (level, code), count in sorted(kinds.items()):
         problems = [f for f in report.problems if (f.level, f.code) == (LEVELS[level], code)]

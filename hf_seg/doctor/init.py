@@ -10,7 +10,7 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from datasets import Dataset, Image
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
 from hf_seg.data.columns import as_text
 from hf_seg.data.pairs import ALL, report_pairs, stored_pairs
-from hf_seg.data.sources import class_names, folder, table_files
-from hf_seg.data.sources.layouts import find_layout, is_picture_folder
+from hf_seg.data.sources import class_names, folder, polygons, table_files
+from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
@@ -52,6 +52,7 @@ class Source:
     # stand; or no names, and why
     find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
     about: list[str]  # lines for people
+    written: list[str] = field(default_factory=list)  # what was drawn of it
 
 
 def init(
@@ -59,6 +60,7 @@ def init(
     *,
     out: str | Path | None = None,
     arch: str = "segformer",
+    layout: str | None = None,
     overwrite: bool = False,
     **table: str | None,
 ) -> bool:
@@ -67,8 +69,10 @@ def init(
     Args:
         source: a folder in one of the layouts of docs/data.md, a folder of Parquet files or of what `save_to_disk` has
             written, or a Hub id.
-        out: the folder to write to, made if need be; by default `source`. A `classes.json` in it is used and kept.
+        out: the folder to write to, made if need be; by default `source`. Not for a folder of masks. A `classes.json`
+            in it is used and kept.
         arch (`str`): `"segformer"` or `"fcn"`.
+        layout (`str`, *optional*): how to read a folder that matches several layouts.
         overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
             wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
@@ -89,7 +93,9 @@ def init(
         if on_hub:
             remedy += " Or, if it is a data set on the Hub, name by --out the folder to write to."
         raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
-    for option in [*given, "out"] if out else given:
+    if layout and not of_files:
+        raise DataError(source, "--layout is for a folder of files, and this is none", "Leave it out.")
+    for option in given:
         if of_files or (option == "revision" and place.is_dir()):
             what = "tables and the Hub, and this is a folder of files"
             what = what if of_files else "data sets on the Hub, and this is a folder"
@@ -98,7 +104,16 @@ def init(
     root = Path(out or place).expanduser().resolve()
     _refuse_existing(root, overwrite)
     if of_files:
-        return _write_all(root, _list_folder(root), arch)
+        kind, drawn = find_layout(place.resolve(), layout).name, []
+        if kind in ANNOTATIONS:
+            if existing := [name for name in ("masks", FILE_NAME) if os.path.lexists(root / name)]:
+                what = f"holds {' and '.join(existing)} already, and init would draw the {kind} annotations"
+                raise DataError(root, what, "move them away, or draw elsewhere with --out.", code="exists")
+            drawn, layout = polygons.draw(place.resolve(), root, kind), None
+        elif out:
+            what = "--out is for tables, the Hub and annotations that init draws, and this is a folder of masks"
+            raise DataError(place.absolute(), what, "Leave it out.")
+        return _write_all(root, _list_folder(root, layout, drawn), arch)
     path = str(place.resolve()) if place.is_dir() else str(source)
     return _write_all(root, _list_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
 
@@ -122,17 +137,19 @@ def _hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _list_folder(root: Path) -> Source:
-    found = folder.find_pairs(root)
-    places = [root, *(place for _, masks in find_layout(root).values() for place in (masks, masks.parent))]
-    about = [] if ALL in found.splits else [_describe_splits(found.splits)]
+def _list_folder(root: Path, layout: str | None, drawn: list[str]) -> Source:
+    found = folder.find_pairs(root, layout)
+    parts = found.layout.find_parts().values()
+    places = [root, *(place for part in parts for place in (part.masks, part.masks.parent))]
+    about = [f"  layout  {found.layout}", *drawn] + ([] if ALL in found.splits else [_describe_splits(found.splits)])
     return Source(
         name=str(root),
-        keys={"name": "folder", "root": str(root)},
+        keys={"name": "folder", "root": str(root), "layout": layout},
         splits={split: folder.build_table(list(pairs.values()), Image()) for split, pairs in found.splits.items()},
         problems=found.problems,
         find_names=partial(class_names.find_names, places),
         about=about + [f"  note    {note}" for note in found.notes],
+        written=["masks", FILE_NAME] if drawn else [],
     )
 
 
@@ -161,7 +178,7 @@ def _describe_splits(splits: Mapping[str, Collection]) -> str:
 
 def _write_all(root: Path, source: Source, arch: str) -> bool:
     """Look at all pairs, write the files, and say so."""
-    name, written, where = source.name, [*OUTPUTS], ""
+    name, written, where = source.name, [*source.written, *OUTPUTS], ""
     classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
     survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]

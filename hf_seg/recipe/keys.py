@@ -79,6 +79,9 @@ class DataRecipe:
     """hub only: the column of images. null: found by name and type."""
     mask_column: Text | None = None
     """hub only: the column of masks. null: found by name and type."""
+    layout: Text | None = None
+    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them.
+    null: the only one."""
     image_size: int = Field(64, ge=32, le=2048, multiple_of=32)
     """Side, in pixels, of the square that image and mask are resized to."""
     normalize: Literal["none", "imagenet", "inception"] = "none"

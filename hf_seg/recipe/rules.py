@@ -210,6 +210,8 @@ def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.root", 'is missing, and "folder" needs it', remedy
     if name not in ("folder", "hub", None) and data.get("on_bad_pair") == "drop":
         yield "data.on_bad_pair", 'is for "folder" and "hub" only', "leave it out"
+    if name not in ("folder", None) and data.get("layout") is not None:
+        yield "data.layout", 'is for "folder" only', "leave it out"
     if name == "hub":
         yield from _check_hub(data)
     elif "name" in data:

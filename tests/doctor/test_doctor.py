@@ -506,7 +506,8 @@ def test_text_for_people(root, capsys, monkeypatch):
     assert cli.main(["doctor", str(root)]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[0] == f"{root}: 8 train, 1 validation, 1 test" and lines[2] == "error: mask-values (10)"
+    assert lines[0] == f"{root}: 8 train, 1 validation, 1 test; layout images+masks"
+    assert lines[2] == "error: mask-values (10)"
     assert sum(f"{root}/masks/photo_" in line for line in lines) == 4 and "  … and 6 more (--all)" in lines
     assert sum(line.startswith("  → Ids in a mask must each be that of a class") for line in lines) == 1
     assert lines[-1] == "10 errors, 0 warnings, 0 notes: training would be refused."

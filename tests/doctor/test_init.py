@@ -64,16 +64,17 @@ def test_what_it_says_and_writes(tmp_path, init):
     assert status == 0
     assert out.splitlines() == [
         f"{root}: 12 pairs",
+        "  layout  images+masks",
         "  images  12 JPEG RGB; 48×32 pixels",
         "  masks   12 PNG L; ids",
-        *out.splitlines()[3:7],
+        *out.splitlines()[4:8],
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
         "With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
     ]
-    shares = [line.split() for line in out.splitlines()[3:7]]
+    shares = [line.split() for line in out.splitlines()[4:8]]
     assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
     assert shares[3][2:] == ["6.25%", "of", "the", "pixels,", "in", "12", "pictures"]  # 2 rows of 32
     assert sum(float(row[2].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
@@ -179,8 +180,9 @@ def test_splits_of_the_folders_are_said(tmp_path, init, inner):
             for part, pixels in (("images", image), ("masks", ids)):
                 write_image(root.joinpath(*((part, split) if inner else (split, part)), f"{number}.png"), pixels)
     status, out, _ = init(root)
+    layout = "images/SPLIT+masks/SPLIT" if inner else "SPLIT/images+SPLIT/masks"
     assert status == 0 and out.startswith(
-        f"{root}: 9 pairs\n  splits  6 train, 3 validation; test will be drawn from t"
+        f"{root}: 9 pairs\n  layout  {layout}\n  splits  6 train, 3 validation; test will be drawn from t"
     )
     assert not (root / "split.json").exists()
 

@@ -76,6 +76,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "config_name": None,
             "image_column": None,
             "mask_column": None,
+            "layout": None,
             "image_size": 64,
             "normalize": "none",
             "augment": "none",
@@ -205,8 +206,8 @@ training {"dataloader_num_worker": 1}
 training {"image_size": 64}
     image_size: unknown key; it belongs to "data"
 data {"qqq": 1}
-    qqq: unknown key; accepted: name, root, path, revision, config_name, image_column, mask_column, image_size,
-    normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache, on_bad_pair
+    qqq: unknown key; accepted: name, root, path, revision, config_name, image_column, mask_column, layout,
+    image_size, normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache, on_bad_pair
 training {"learning_rate": "1e-4"}
     learning_rate: must be a number, above 0, at most 10, but is "1e-4"; write it without quotes
 training {"learning_rate": true}
@@ -306,6 +307,8 @@ data {"name": "folder"}
     root: is missing, and "folder" needs it; name the folder that holds images and masks
 data {"on_bad_pair": "drop"}
     on_bad_pair: is for "folder" and "hub" only; leave it out
+data {"layout": "images+masks"}
+    layout: is for "folder" only; leave it out
 data {"mask_column": "label"}
     mask_column: is for "hub" only; leave it out, or set name to "hub"
 data {"name": "hub", "root": "/data"}

@@ -13,6 +13,7 @@ from hf_seg.data.columns import StoredImage
 from hf_seg.data.pairs import ALL, Listing
 from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
 from hf_seg.data.sources.download import fetch_parts, find_folder
+from hf_seg.data.sources.layouts import find_layout
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
 
@@ -26,7 +27,8 @@ SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, syntheti
 def load_spec(data: DataRecipe) -> DatasetSpec:
     """What the masks of a recipe's data set mean; no file is read but the `classes.json` of your own data."""
     if data.name == "folder":
-        return folder.build_spec(folder.find_root(data.root))
+        root = folder.find_root(data.root)
+        return folder.build_spec(root, find_layout(root, data.layout))
     return table.build_hub_spec(data) if data.name == "hub" else SPECS[data.name]
 
 

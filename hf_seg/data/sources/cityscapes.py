@@ -72,6 +72,7 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "cityscapes"
 PARTS = ("leftImg8bit", "gtFine")
+SIGN = "gtFine"  # by which the doctor knows the data set
 IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
 MASK_SUFFIXES = ("_gtFine_labelIds.png",)
 Key = tuple[str, str]  # city and name

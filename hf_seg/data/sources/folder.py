@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datasets import Dataset, DatasetDict, Features, Image
 
@@ -14,7 +16,7 @@ from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.file_search import IMAGE_SUFFIXES, RENAME, find_files, is_utf8
 from hf_seg.data.pairs import ALL, Listing
-from hf_seg.data.sources.layouts import MASK_SUFFIXES, count_endings, find_ending, find_layout
+from hf_seg.data.sources.layouts import MASK_SUFFIXES, PREVIEW, Layout, Part, ending_beside, find_layout
 from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLIT_WORDS,
@@ -44,6 +46,7 @@ Pair = tuple[Path, Path]
 class Found:
     """The pairs of a folder, before any split is drawn."""
 
+    layout: Layout
     # each split that has a folder, or `ALL` alone → name → (image, mask), sorted
     splits: dict[str, dict[str, Pair]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)  # the files that are no pair
@@ -66,14 +69,14 @@ def find_root(root: str) -> Path:
     return folder
 
 
-def build_spec(root: Path) -> DatasetSpec:
+def build_spec(root: Path, layout: Layout) -> DatasetSpec:
     """What the masks of a folder mean, by its layout and its `classes.json`, which must be in order."""
-    layout = find_layout(root)
+    parts = layout.find_parts()
     drawn = "drawn at random once and kept in split.json"
     rule = f"80 % train, 10 % validation, 10 % test, {drawn}."
-    if ALL not in layout:
-        lacking = [split for split in SPLITS if split not in layout]
-        rule = f"the folders {join_names(layout)}"
+    if ALL not in parts:
+        lacking = [split for split in SPLITS if split not in parts]
+        rule = f"the {'lists' if parts['train'].source else 'folders'} {join_names(parts)}"
         rule += f"; for {join_names(lacking)}, 10 % of train, {drawn}." if lacking else "."
     return build_own_spec(root, name="folder", title=root.resolve().name or "folder", split_rule=rule)
 
@@ -98,11 +101,12 @@ def list_folder(data: DataRecipe) -> Listing:
     with listing.going_on():
         root = find_root(data.root)
         listing.place = str(root)
-        found = find_pairs(root)
+        found = find_pairs(root, data.layout)
+        listing.layout = str(found.layout)
         listing.bad_pairs, listing.notes = found.problems, found.notes
         mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
         with listing.going_on():
-            listing.spec, mask = build_spec(root), load_classes(root).build_column()
+            listing.spec, mask = build_spec(root, found.layout), load_classes(root).build_column()
         splits = {ALL: [pair for pairs in found.splits.values() for pair in pairs.values()]}
         with listing.going_on():
             splits, drawn = divide(root, found)
@@ -121,18 +125,24 @@ def as_columns(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     return {"image": [str(image) for image, _ in pairs], "mask": [str(mask) for _, mask in pairs]}
 
 
-def find_pairs(root: Path) -> Found:
-    """Find the pairs of a folder, in whichever layout; no split is drawn."""
-    found = Found()
-    for split, (images, masks) in find_layout(root).items():
-        pairs, problems, bad = match_files(images, masks)
-        if split in SPLITS[1:] and problems and not _files(masks, MASK_SUFFIXES)[0]:
+def find_pairs(root: Path, chosen: str | None = None) -> Found:
+    """Find the pairs of a folder, in its only layout or in the chosen one; no split is drawn."""
+    found = Found(layout=find_layout(root, chosen))
+    for split, part in found.layout.find_parts().items():
+        pairs, problems, bad, any_mask = match_files(part)
+        if split in SPLITS[1:] and problems and not any_mask:
             what = f"none of its {len(bad)} images has a mask"
-            problems = [Problem(code="unpaired", place=str(images), what=what, remedy=UNLABELLED)]
+            place = str(part.source or part.images)
+            problems = [Problem(code="unpaired", place=place, what=what, remedy=UNLABELLED)]
         else:
             found.splits[split] = pairs
         found.problems += problems
         found.bad |= bad if split in (ALL, "train") else set()
+        if part.source:  # a picture in two lists would be trained on and tested with
+            for other in found.splits.keys() - {split}:
+                if both := sorted(found.splits[other].keys() & pairs.keys()):
+                    what = f"names {both[0]}, which is {other} in another list; that is so of {len(both)} pictures"
+                    raise DataError(part.source, what, "Take them out of one list.", code="split")
     if ALL in found.splits and lists_all(root):
         moved = [
             f"{name} ({split})"
@@ -189,46 +199,85 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
     return {split: (own | drawn_pairs)[split] for split in SPLITS}, drawn
 
 
-def match_files(images_folder: Path, masks_folder: Path) -> tuple[dict[str, Pair], list[Problem], set[str]]:
-    """Match the files of two folders by their path without suffix, in Unicode's form NFC.
+def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], bool]:
+    """Match the files of a part's two folders by their path without suffix, in Unicode's form NFC.
 
     Returns:
-        `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one; and the
-        names of these.
+        `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one; the
+        names of these; and whether there is any mask.
     """
-    images, problems, bad = _files(images_folder, IMAGE_SUFFIXES)
-    masks, more, bad_masks = _files(masks_folder, MASK_SUFFIXES)
+    if part.pairs is not None:
+        return _match_listed(part)
+    images, problems, bad = _files(part.images, IMAGE_SUFFIXES, part.image_ending, part.deep)
+    masks, more, bad_masks = _files(part.masks, MASK_SUFFIXES, part.mask_ending, part.deep)
+    if part.images == part.masks:
+        images = {name: path for name, path in images.items() if not ending_beside(name, images)}
     endings = count_endings(images, masks)
     if ending := find_ending(images, masks):
         masks = {name.removesuffix(ending): path for name, path in masks.items()}
         bad_masks = {name.removesuffix(ending) for name in bad_masks}
     problems, bad = problems + more, bad | bad_masks
+    if part.listed is not None:
+        known = images.keys() | masks.keys() | bad
+        names = {line: _listed_name(line, part.images.name, known) for line in part.listed}
+        for line in (line for line, name in names.items() if name not in known):
+            problems.append(_unpaired(part.source, f"names {line}, and there is no such image"))
+            bad.add(line)
+        images, masks = ({name: found[name] for name in names.values() if name in found} for found in (images, masks))
     for name in sorted((images.keys() ^ masks.keys()) - bad):
         what = "the image has no mask" if name in images else "the mask has no image"
         if not ending and name in masks:
             what += next((f' (there is one without "{end}")' for end in endings if name.endswith(end)), "")
         problems.append(_unpaired(images.get(name) or masks[name], what))
     bad |= images.keys() ^ masks.keys()
-    return {name: (images[name], masks[name]) for name in sorted((images.keys() & masks.keys()) - bad)}, problems, bad
+    pairs = {name: (images[name], masks[name]) for name in sorted((images.keys() & masks.keys()) - bad)}
+    return pairs, problems, bad, bool(masks)
+
+
+def _listed_name(line: str, folder: str, known: Collection[str]) -> str:
+    """The name of the picture that a line of a list means: itself, with a suffix, or with the folder before it."""
+    path = PurePosixPath(unicodedata.normalize("NFC", line))
+    paths = [path, *(path.relative_to(*path.parts[: n + 1]) for n, part in enumerate(path.parts) if part == folder)]
+    stems = [each.with_suffix("") for each in paths if each.suffix.lower() in IMAGE_SUFFIXES]
+    return next((str(each) for each in (*paths, *stems) if str(each) in known), line)
+
+
+def _match_listed(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], bool]:
+    pairs, problems, bad = {}, [], set()
+    for image, mask in part.pairs:
+        name = unicodedata.normalize("NFC", os.path.splitext(os.path.relpath(image, part.images))[0])
+        other = pairs.setdefault(name, (image, mask))
+        gone = [f"{path}, which is not there" for path in (image, mask) if not path.is_file()]
+        if gone or other != (image, mask):
+            what = gone[0] if gone else f"{image} with {mask} and {other[0].name} with {other[1]}"
+            problems.append(_unpaired(part.source, f"names {what}"))
+            bad.add(name)
+    return {name: pairs[name] for name in sorted(pairs.keys() - bad)}, problems, bad, True
 
 
 def _unpaired(path: Path, what: str) -> Problem:
     return Problem(code="unpaired", place=str(path), what=what, remedy=ONE_TO_ONE)
 
 
-def _files(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[Problem], set[str]]:
-    """Files by their path below `folder` without suffix; what is twice there or cannot be used; the names of that."""
+def _files(
+    folder: Path, suffixes: set[str], ending: str, deep: bool
+) -> tuple[dict[str, Path], list[Problem], set[str]]:
+    """Files by their path below `folder` without ending and suffix; what is twice there or cannot be used; the names
+    of that. `deep`: with the folders below."""
     if not folder.is_dir():  # of a validation or test split without masks
         return {}, [], set()
 
     def name_of(path: str | Path) -> str:
         below = Path(path).relative_to(folder)
-        return unicodedata.normalize("NFC", (below.parent / below.stem).as_posix())
+        return unicodedata.normalize("NFC", (below.parent / below.stem).as_posix()).removesuffix(ending)
 
     files, obstacles = find_files(folder)
+    obstacles = [problem for problem in obstacles if deep or Path(problem.place).parent == folder]
     found, bad = {}, {name_of(problem.place) for problem in obstacles}
     problems = [replace(problem, place=printable(problem.place)) for problem in obstacles]
     for path in files:
+        if not path.stem.endswith(ending) or not (deep or (path.parent == folder and path.name != PREVIEW)):
+            continue
         name, suffix = name_of(path), path.suffix.lower()
         if suffix in suffixes:
             if name in found:
@@ -240,3 +289,23 @@ def _files(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[Prob
             problems.append(Problem(code="mask-kind", place=str(path), what=what, remedy=KINDS))
             bad.add(name)
     return found, problems, bad
+
+
+def find_ending(images: Collection[str], masks: Collection[str]) -> str:
+    """What all masks' names have more than their images', such as `_mask`; empty when a mask is named as its image."""
+    endings = count_endings(images, masks)
+    if not endings or not set(images).isdisjoint(masks):
+        return ""
+    ending = endings.most_common(1)[0][0]
+    return ending if all(name.endswith(ending) for name in masks) else ""
+
+
+def count_endings(images: Collection[str], masks: Iterable[str]) -> Counter[str]:
+    """What follows the longest name of an image with which a mask's name begins → how many masks have it."""
+    endings: Counter[str] = Counter()
+    for name in masks:
+        for end in range(len(name) - 1, 0, -1):
+            if not name[end].isalnum() and name[:end] in images:  # a digit more is another number
+                endings[name[end:]] += 1
+                break
+    return endings

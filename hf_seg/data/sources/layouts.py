@@ -1,84 +1,348 @@
-"""Where the photographs and masks of your own folder lie, by the names of its folders and files."""
+"""Whose export a folder is: where its photographs and masks lie, by the names of its folders and files.
+
+`SIGNS` is the table: each function gives the layouts of its kind that a folder matches, also incomplete ones.
+`find_layout` decides between them, once.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE
+from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE, find_files
 from hf_seg.data.pairs import ALL
 from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
-from hf_seg.problem import DataError
+from hf_seg.problem import DataError, did_you_mean
 from hf_seg.text import printable
 
 MASK_SUFFIXES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 PARTS = ("images", "masks")
+IMAGE_WORDS = {"images", "image", "imgs", "img", "img_dir", "jpegimages"}
+MASK_WORDS = {
+    *("masks", "mask", "labels", "label", "annotations", "annots", "annot", "gt", "ann_dir"),
+    *("segmentationclass", "segmentationclasspng"),
+}
+TOOLS = {("img_dir", "ann_dir"): "MMSegmentation", ("jpegimages", "segmentationclass"): "Pascal VOC"}
 LAYOUTS = (
     "A folder of pictures holds images/ and masks/, in which there may be train/, val/ and test/; or it holds train/, "
-    "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it."
+    "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it. "
+    "docs/data.md has the other layouts."
 )
+# how JSON with shapes is known
+ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
+PREVIEW = "preview.png"  # which `init` writes beside the pictures
+_SPLIT_AND_REST = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})[-_. ]*(\w*)")
+_KIND = re.compile(r"[-_. ](masks?|labels?|gt|seg|label(train)?ids)$|\.(jpe?g|png)$", re.IGNORECASE)
+_SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
+_PAIR = re.compile(rf"(.+?{_SUFFIX})(?:\t|[ ,]+(?!.*\t))(.+{_SUFFIX})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Where the pairs of one split lie: in two folders, which may be the same, matched by name."""
+
+    images: Path
+    masks: Path  # may be absent in validation and test
+    image_ending: str = ""  # how the names of their files end before the suffix; others are none of this layout's
+    mask_ending: str = ""
+    deep: bool = True  # with the folders below
+    source: Path | None = None  # a list, and what it says:
+    listed: tuple[str, ...] | None = None  # the names of the pairs
+    pairs: tuple[tuple[Path, Path], ...] | None = None  # or their files, instead of matching
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way in which a folder may be read."""
+
+    name: str  # what `data.layout` and `--layout` call it
+    find_parts: Callable[[], dict[str, Part]]  # each split that there is, or `ALL` alone; refuses what is incomplete
+    tool: str = ""  # the program or data set whose folders look so
+    whole: bool = False  # without splits
+    refines: Collection[str] = ()  # the names of layouts that say less of the same pairs
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.tool})" if self.tool else self.name
 
 
 def is_picture_folder(root: Path) -> bool:
     """Whether a folder is laid out as photographs and masks, or nearly so, and is no folder of tables."""
-    places = [root, *(root / name for name in _names(root) if name.lower() in SPLIT_WORDS)]
-    return any((place / part).is_dir() for place in places for part in PARTS)
+    places = [root, *(root / name for name in _folders(root) if plain(name) in SPLIT_WORDS)]
+    words = [{plain(name) for name in _folders(place)} for place in places]
+    return any(not own.isdisjoint(PARTS) or (own & IMAGE_WORDS and own & MASK_WORDS) for own in words)
 
 
-def find_layout(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Where the pictures of a folder lie.
+def find_layout(root: Path, chosen: str | None = None) -> Layout:
+    """How a folder is laid out.
 
-    Returns:
-        `dict[str, tuple[Path, Path]]`: each split that has a folder, or `ALL` alone → the folders of its images and of
-        its masks, of which the second may be absent in validation and test.
+    Args:
+        chosen (`str`, *optional*): the name of one of the layouts that it matches.
 
     Raises:
-        DataError: when it has no layout of docs/data.md, or a bit of two.
+        DataError: when it has no layout of docs/data.md, not the chosen one, or several.
     """
-    names = _names(root)
-    folders = [name for name in names if (root / name).is_dir()]
-    plain = [part for part in PARTS if part in folders]
-    named = [name for name in folders if name.lower() in SPLIT_WORDS]
-    split = [name for name in named if name in SPLITS or any((root / name / part).is_dir() for part in PARTS)]
-    if plain and split:
-        raise DataError(root, f"holds both {', '.join([*plain, *split])}: leave one of the layouts", LAYOUTS)
-    if plain == list(PARTS):
-        return _find_inner_splits(root) or {ALL: (root / "images", root / "masks")}
-    if split:
-        own = find_splits(str(root), named)
-        wanted = [f"{name}/images" for name in own.values()] + [f"{own['train']}/masks"]
-        missing = [place for place in sorted(wanted) if not (root / place).is_dir()]
-        if not missing:
-            return {part: (root / name / "images", root / name / "masks") for part, name in own.items()}
-    else:
-        missing = [part for part in PARTS if part not in plain]
-    found = f"its folders are {printable(', '.join(folders[:10]))}" if folders else "it holds no folder"
-    raise DataError(root, f"has no {', no '.join(missing)}; {found}", f"{LAYOUTS}{_hint(root, names)}")
+    found = {layout.name: layout for sign in SIGNS for layout in sign(root)}
+    found |= {layout.name: layout for layout in _find_lists(root, list(found.values()))}
+    if chosen in found:
+        return found[chosen]
+    if chosen is not None:
+        remedy = did_you_mean(chosen, found, f"It matches {', '.join(found)}." if found else LAYOUTS)
+        raise DataError(root, f'does not match the layout "{chosen}"', remedy)
+    refined = {name for layout in found.values() for name in layout.refines}
+    left = [layout for layout in found.values() if layout.name not in refined]
+    if len(left) == 1:
+        return left[0]
+    if left:
+        remedy = f"Choose with `hf-seg init DIR --layout {left[0].name}` (data.layout in a recipe), or move the rest."
+        raise DataError(root, f"matches {len(left)} layouts: {', '.join(map(str, left))}", remedy)
+    remedy = LAYOUTS
+    if strange := [name for name in _names(root) if "\\" in name]:
+        remedy += (
+            f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
+            "archive that was made on Windows. Unpack it again with `unzip`, which makes folders of them."
+        )
+    raise DataError(root, _lack([part for part in PARTS if part not in _folders(root)], root), remedy)
 
 
-def _find_inner_splits(root: Path) -> dict[str, tuple[Path, Path]] | None:
-    """The layout `images/train`, `masks/train`, …; None where the folders in `images` are no splits."""
-    inner = {part: _names(root / part) for part in PARTS}
-    held_out = [name for name in inner["images"] if SPLIT_WORDS.get(name.lower(), "train") != "train"]
-    if not any((root / "images" / name).is_dir() for name in held_out) or lists_all(root):
-        return None
-    own = {}
-    for part, names in inner.items():
-        folders = [name for name in names if (root / part / name).is_dir()]
-        own[part] = find_splits(str(root / part), folders)
-        pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        others = sorted({*folders, *pictures} - {*own[part].values()})
-        if others:
-            what = f"holds {', '.join(own[part].values())} and, beside these, {', '.join(others[:3])}"
+def _lack(missing: Iterable[str], root: Path) -> str:
+    folders = printable(", ".join(_folders(root)[:10]))
+    return f"has no {', no '.join(missing)}; {f'its folders are {folders}' if folders else 'it holds no folder'}"
+
+
+def _two_folders(root: Path) -> Iterator[Layout]:
+    """`images` + `masks`, with splits in both or without."""
+    for images, masks in product(_pick(root, IMAGE_WORDS, PARTS[0]), _pick(root, MASK_WORDS, PARTS[1])):
+        name, tool = f"{images}+{masks}", TOOLS.get((plain(images), plain(masks)), "")
+        parts = {ALL: Part(images=root / images, masks=root / masks)}
+        yield Layout(name=name, tool=tool, whole=True, find_parts=partial(dict, parts))
+        inner = {plain(folder) for folder in _folders(root / images)}
+        if any(SPLIT_WORDS.get(folder, "train") != "train" for folder in inner) and not lists_all(root):
+            tool = "ADE20K" if masks == "annotations" and {"training", "validation"} <= inner else tool
+            find_parts = partial(_find_inner, root / images, root / masks)
+            yield Layout(name=f"{images}/SPLIT+{masks}/SPLIT", tool=tool, refines=[name], find_parts=find_parts)
+
+
+def _find_inner(images: Path, masks: Path, **endings: str) -> dict[str, Part]:
+    """The folders of the splits in two folders, which must hold no picture beside these."""
+    found = []
+    for place in (images, masks):
+        folders = _folders(place)
+        own = find_splits(str(place), folders)
+        pictures = [name for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        if others := sorted({*folders, *pictures} - {*own.values()}):
+            what = f"holds {', '.join(own.values())} and, beside these, {', '.join(others[:3])}"
             remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
-            raise DataError(root / part, f"{what}: which split is that?", remedy)
-    images, masks = (own[part] for part in PARTS)
-    either = masks | images
-    return {
-        split: (root / "images" / images.get(split, name), root / "masks" / masks.get(split, name))
-        for split, name in sorted(either.items(), key=lambda item: SPLITS.index(item[0]))
+            raise DataError(place, f"{what}: which split is that?", remedy)
+        found.append({name: place / name for name in folders})
+    return _in_splits(images.parent, *found, **endings)
+
+
+def _in_splits(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path], **endings: str) -> dict[str, Part]:
+    """The parts of splits that have folders, by the names of these; the masks of validation and test may be absent."""
+    own, of_masks = find_splits(str(root), images), find_splits(str(root), masks)
+    if alone := [masks[of_masks[split]] for split in SPLITS if split in of_masks.keys() - own.keys()]:
+        raise DataError(alone[0], "holds masks, and there is no folder for their images", LAYOUTS)
+    parts = {
+        split: Part(images=images[name], masks=masks.get(of_masks.get(split, ""), images[name] / PARTS[1]), **endings)
+        for split, name in own.items()
     }
+    wanted = [*(part.images for part in parts.values()), parts["train"].masks]
+    if missing := sorted(place.relative_to(root).as_posix() for place in wanted if not place.is_dir()):
+        raise DataError(root, _lack(missing, root), LAYOUTS)
+    return parts
+
+
+def _split_folders(root: Path) -> Iterator[Layout]:
+    """`train`, `val` and `test` with `images` and `masks` each."""
+    names = _folders(root)
+    named = [name for name in names if plain(name) in SPLIT_WORDS]
+    words = [
+        sorted({plain(folder) for name in named for folder in _pick(root / name, known, part)})
+        for known, part in ((IMAGE_WORDS, PARTS[0]), (MASK_WORDS, PARTS[1]))
+    ]
+    # a `test` beside `images` and `masks`, of which nobody knows what it is for
+    both = all(any(plain(name) in known for name in names) for known in (IMAGE_WORDS, MASK_WORDS))
+    if any(words) or (both and not set(SPLITS).isdisjoint(named)):
+        for images, masks in product(words[0] or PARTS[:1], words[1] or PARTS[1:]):
+            places = ({name: _below(root / name, word) for name in named} for word in (images, masks))
+            yield Layout(name=f"SPLIT/{images}+SPLIT/{masks}", find_parts=partial(_in_splits, root, *places))
+
+
+def _below(place: Path, word: str) -> Path:
+    return place / next((name for name in _folders(place) if plain(name) == word), word)
+
+
+def _sibling_folders(root: Path) -> Iterator[Layout]:
+    """`train` + `trainannot`, `val` + `valannot`, …"""
+    # of images and of masks: what follows the split → split → folder
+    words: tuple[dict[str, dict[str, Path]], ...] = ({}, {})
+    for name in _folders(root):
+        found = _SPLIT_AND_REST.fullmatch(plain(name))
+        for known, kind in zip(({"", *IMAGE_WORDS}, MASK_WORDS), words, strict=True):
+            if found and found[2] in known:
+                kind.setdefault(found[2], {})[found[1]] = root / name
+    for (image_word, images), (mask_word, masks) in product(words[0].items(), words[1].items()):
+        tool = "CamVid" if (image_word, mask_word) == ("", "annot") else ""
+        parts = partial(_in_splits, root, images, masks)
+        yield Layout(name=f"SPLIT{image_word}+SPLIT{mask_word}", tool=tool, find_parts=parts)
+
+
+def _one_folder(root: Path) -> Iterator[Layout]:
+    """`x.jpg` beside `x_mask.png`, in one folder or in those of the splits: the ending that pairs the most files."""
+    named = {name: root / name for name in _folders(root) if plain(name) in SPLIT_WORDS}
+    for prefix, places in (("", [root]), ("SPLIT/", list(named.values()))):
+        endings: Counter[str] = Counter()
+        for place in places:
+            stems = {Path(name).stem for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+            endings.update(filter(None, (ending_beside(name, stems) for name in stems)))
+        tool = "Roboflow" if any((place / "_classes.csv").is_file() for place in places) else ""
+        for ending in sorted(ending for ending, count in endings.items() if count == max(endings.values())):
+            parts = partial(dict, {ALL: Part(images=root, masks=root, mask_ending=ending, deep=False)})
+            if prefix:
+                parts = partial(_in_splits, root, named, named, mask_ending=ending)
+            name = f"{prefix}NAME+{prefix}NAME{ending}"
+            yield Layout(name=name, tool=tool, whole=not prefix, find_parts=parts)
+
+
+def ending_beside(name: str, names: Collection[str]) -> str:
+    """The ending by which a file is the mask of another one among `names`; empty where it is none."""
+    found = _KIND.search(name)
+    return found[0] if found and name[: found.start()] in names else ""
+
+
+def _named_as_folders(root: Path) -> Iterator[Layout]:
+    """`leftImg8bit/…/x_leftImg8bit.png` + `gtFine/…/x_gtFine_labelIds.png`: files are named as the folders."""
+    folders = _folders(root)
+    for images, masks in product([name for name in folders if _is_named(root / name)], folders):
+        if images == masks:
+            continue
+        of_folder = re.compile(rf".*(_{re.escape(masks)}(_\w+)?)")
+        found = {match.groups() for path in find_files(root / masks)[0] if (match := of_folder.fullmatch(path.stem))}
+        ids = [kind for kind, rest in found if not rest or re.fullmatch(r"_label\w*ids", rest.lower())]
+        for kind in sorted(ids or (kind for kind, _ in found)):
+            places, endings = (root / images, root / masks), {"image_ending": f"_{images}", "mask_ending": kind}
+            parts = partial(dict, {ALL: Part(images=places[0], masks=places[1], **endings)})
+            if any(plain(folder) in SPLIT_WORDS for folder in _folders(root / images)):
+                parts = partial(_find_inner, *places, **endings)
+            tool = "like Cityscapes" if (images, masks) == ("leftImg8bit", "gtFine") else ""
+            yield Layout(name=f"{images}+{kind[1:]}", tool=tool, find_parts=parts)
+
+
+def _is_named(place: Path) -> bool:
+    """Whether a picture in a folder ends with the folder's name."""
+    pictures = (path.stem for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return next(pictures, "").endswith(f"_{place.name}")
+
+
+def _annotations(root: Path) -> Iterator[Layout]:
+    """Polygons and other shapes in JSON, which `init` draws."""
+    for kind in ANNOTATIONS:
+        if next(find_annotations(root, kind, limit=20), None):
+            yield Layout(name=kind, find_parts=partial(_refuse_undrawn, root, kind))
+
+
+def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterator[Path]:
+    """The JSON files of a kind in a folder and two levels below. `limit`: files of each folder that are read."""
+    for place in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):
+        for file in sorted(place.glob("[!.]*.json"))[:limit]:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise DataError(file, f"cannot be read: {error.strerror}", READABLE) from None
+            if all(mark in content for mark in ANNOTATIONS[kind]):
+                yield file
+
+
+def _refuse_undrawn(root: Path, kind: str) -> dict[str, Part]:
+    what = f"holds {kind} annotations, of which no masks have been drawn yet"
+    raise DataError(root, what, f"`hf-seg init {root}` draws them into masks/.")
+
+
+def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
+    """`train.txt`, `val.txt` and `test.txt` of names in a layout without splits, or of lines `image mask`, as `init`
+    writes them for what it draws."""
+    whole = [layout for layout in found if layout.whole]
+    for name, below in (("lists", ""), ("ImageSets", "ImageSets/Segmentation"), ("drawn", "masks")):
+        place = root / below
+        names = _names(place) if place.is_dir() else []
+        files = {Path(name).stem: place / name for name in names if Path(name).suffix.lower() == ".txt"}
+        if any(SPLIT_WORDS.get(plain(stem)) == "train" for stem in files):
+            lists = {split: files[stem] for split, stem in find_splits(str(place), files).items()}
+        elif "default" in files and place != root:  # of CVAT: which pictures have masks
+            lists = {ALL: files["default"]}
+        else:
+            continue
+        lines = {file: _read_list(file) for file in lists.values()}
+        if any(_PAIR.fullmatch(line) for listed in lines.values() for line in listed):
+            parts = partial(_find_listed_pairs, root, lists, lines)
+            refines = [layout.name for layout in (found if name == "drawn" else whole)]
+            found_pairs = filter(None, map(_PAIR.fullmatch, sum(lines.values(), [])))
+            if any(_listed_path(root, pair[1]).is_file() for pair in found_pairs):
+                yield Layout(name=name, find_parts=parts, refines=refines)
+        elif not lists_all(root) and name != "drawn":
+            for layout in whole:
+                (part,) = layout.find_parts().values()
+                parts = {split: replace(part, source=file, listed=tuple(lines[file])) for split, file in lists.items()}
+                tool = layout.tool if place == root else "Pascal VOC"
+                find_parts = partial(dict, parts)
+                yield Layout(name=f"{layout.name}+{name}", tool=tool, refines=[layout.name], find_parts=find_parts)
+
+
+def _read_list(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(file, f"cannot be read: {error}", READABLE) from None
+    return [line.strip().strip('"') for line in lines if line.strip()]
+
+
+def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, list[str]]) -> dict[str, Part]:
+    parts = {}
+    for split, file in lists.items():
+        matches = [(line, _PAIR.fullmatch(line)) for line in lines[file]]
+        if wrong := next((line for line, match in matches if not match), None):
+            raise DataError(file, f"{wrong} is no line `image mask`, as others are", "Correct the list.")
+        pairs = tuple((_listed_path(root, match[1]), _listed_path(root, match[2])) for _, match in matches)
+        inside = f"{os.path.abspath(root)}{os.sep}"
+        outside = (path for pair in pairs for path in pair if not os.path.abspath(path).startswith(inside))
+        if file.parent != root / "masks" and (path := next(outside, None)):
+            remedy = "Name files by their paths in the folder."
+            raise DataError(file, f"names {path}, which is outside the folder", remedy, code="outside-file")
+        parts[split] = Part(images=root, masks=root, pairs=pairs, source=file)
+    return parts
+
+
+def _listed_path(root: Path, name: str) -> Path:
+    """A path of a list, which may begin with a slash also below the folder."""
+    return Path(name) if os.path.isabs(name) and os.path.isfile(name) else root / os.path.normpath(name.lstrip("/"))
+
+
+SIGNS = (_two_folders, _split_folders, _sibling_folders, _one_folder, _named_as_folders, _annotations)
+
+
+def plain(name: str) -> str:
+    """A name as names are compared."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def _pick(place: Path, words: Collection[str], own: str) -> list[str]:
+    """The folders of a kind, by their names: those that hold a picture, else the one with our own name."""
+    named = [name for name in _folders(place) if plain(name) in words]
+    if named == [own]:
+        return named
+    held = {name: {path.suffix.lower() for path in find_files(place / name)[0]} for name in named}
+    return [name for name in named if held[name] & IMAGE_SUFFIXES] or [name for name in named if name == own]
+
+
+def _folders(place: Path) -> list[str]:
+    return [name for name in _names(place) if (place / name).is_dir()]
 
 
 def _names(place: Path) -> list[str]:
@@ -86,41 +350,3 @@ def _names(place: Path) -> list[str]:
         return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(place, f"cannot be read: {error.strerror}", READABLE) from None
-
-
-def _hint(root: Path, names: list[str]) -> str:
-    """What was probably meant by a folder without a known layout."""
-    strange = [name for name in names if "\\" in name]
-    if strange:
-        return (
-            f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
-            "archive that was made on Windows. Unpack it again with `unzip`, which makes folders of them."
-        )
-    for place in (root, *(root / name for name in names if name.lower() in SPLIT_WORDS and (root / name).is_dir())):
-        stems = {Path(name).stem for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-        if endings := count_endings(stems, stems):
-            return (
-                f' In {place}, masks seem to lie beside their images, with "{endings.most_common(1)[0][0]}" at the '
-                "end of their names: move the masks to masks/ and the others to images/."
-            )
-    return ""
-
-
-def find_ending(images: Collection[str], masks: Collection[str]) -> str:
-    """What all masks' names have more than their images', such as `_mask`; empty when a mask is named as its image."""
-    endings = count_endings(images, masks)
-    if not endings or not set(images).isdisjoint(masks):
-        return ""
-    ending = endings.most_common(1)[0][0]
-    return ending if all(name.endswith(ending) for name in masks) else ""
-
-
-def count_endings(images: Collection[str], masks: Iterable[str]) -> Counter[str]:
-    """What follows the longest name of an image with which a mask's name begins → how many masks have it."""
-    endings: Counter[str] = Counter()
-    for name in masks:
-        for end in range(len(name) - 1, 0, -1):
-            if not name[end].isalnum() and name[:end] in images:  # a digit more is another number
-                endings[name[end:]] += 1
-                break
-    return endings

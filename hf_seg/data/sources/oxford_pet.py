@@ -40,6 +40,7 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "oxford-iiit-pet"
 PARTS = ("images", "annotations")
+SIGN = "annotations/trimaps"  # by which the doctor knows the data set
 ARCHIVES = tuple(
     Archive(part=part, file_name=f"{part}.tar.gz", url=f"{SPEC.homepage}data/{part}.tar.gz", md5=md5, size=size)
     for part, md5, size in (

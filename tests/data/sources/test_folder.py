@@ -12,7 +12,7 @@ from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void
 from PIL import Image
 
 from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
-from hf_seg.data.sources.layouts import find_ending
+from hf_seg.data.sources.folder import find_ending
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.transforms import SegTransform
 from hf_seg.problem import DataError
@@ -219,7 +219,7 @@ class TestRefused:
             (["val/images", "val/masks"], "has no split named train, but val. Name the split to train on so"),
             (["train/images", "train/masks", "val/images", "val/masks", "dev"], "which is the validation split, dev"),
             (["images/test", "masks/test"], "/images: has no split named train, but test."),
-            (["images", "masks", "test"], "holds both images, masks, test: leave one of the layouts."),
+            (["images", "masks", "test"], "matches 2 layouts: images+masks, SPLIT/images+SPLIT/masks. Choose with"),
         ],
     )
     def test_other_layouts(self, tmp_path, refused, folders, message):
@@ -526,12 +526,16 @@ class TestNames:
     def test_an_ending(self, masks, ending):
         assert find_ending({"a", "b"}, masks) == ending
 
-    def test_masks_beside_their_images(self, tmp_path, refused):
+    def test_masks_beside_their_images(self, tmp_path, recipe, refused):
         root = describe(tmp_path, IDS)
         for split in ("train", "valid"):
             write_pairs(root / split, root / split, "ab", ending="_mask")
+        assert load_splits(recipe("folder", root)).num_rows == {"train": 1, "validation": 2, "test": 1}
+        (root / "train" / "a.png").unlink()
+        write_image(root / "train" / "c.png", scene(2)[0])
         message = refused(root)
-        assert f'In {root / "train"}, masks seem to lie beside their images, with "_mask" at the end of' in message
+        assert f"{root / 'train' / 'a_mask.png'}: the mask has no image\n" in message
+        assert f"{root / 'train' / 'c.png'}: the image has no mask\n" in message
 
     def test_with_a_backslash(self, tmp_path, refused):
         root = describe(tmp_path, IDS)
