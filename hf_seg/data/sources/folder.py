@@ -128,7 +128,8 @@ def as_columns(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 def find_pairs(root: Path, chosen: str | None = None) -> Found:
     """Find the pairs of a folder, in its only layout or in the chosen one; no split is drawn."""
     found = Found(layout=find_layout(root, chosen))
-    for split, part in found.layout.find_parts().items():
+    parts = found.layout.find_parts()
+    for split, part in parts.items():
         pairs, problems, bad, any_mask = match_files(part)
         if split in SPLITS[1:] and problems and not any_mask:
             what = f"none of its {len(bad)} images has a mask"
@@ -143,6 +144,11 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
                 if both := sorted(found.splits[other].keys() & pairs.keys()):
                     what = f"names {both[0]}, which is {other} in another list; that is so of {len(both)} pictures"
                     raise DataError(part.source, what, "Take them out of one list.", code="split")
+    if part := next((part for part in parts.values() if part.listed is not None), None):
+        everything = match_files(replace(part, listed=None))[0]
+        if left := sorted(everything.keys() - {name for pairs in found.splits.values() for name in pairs}):
+            what = f"{len(left)} pairs are in no list, such as {left[0]}, and are left out"
+            found.notes.append(Problem(level="note", code="split", place=str(root), what=what))
     if ALL in found.splits and lists_all(root):
         moved = [
             f"{name} ({split})"

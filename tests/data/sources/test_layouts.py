@@ -312,6 +312,14 @@ def test_a_test_list_without_masks(tmp_path, init, recipe):
     assert splits.num_rows == {"train": 2, "validation": 1, "test": 1}
 
 
+def test_pictures_in_no_list_are_counted(tmp_path, capsys):
+    root = listed(tmp_path / "own", train=["0", "1"], val=["2"])
+    assert cli.main(["init", str(root)]) == 0
+    assert "2 pairs are in no list, such as 3, and are left out" in capsys.readouterr().out
+    assert cli.main(["doctor", str(root)]) == 0
+    assert "2 pairs are in no list, such as 3, and are left out" in capsys.readouterr().out
+
+
 def test_lists_may_be_left_aside(tmp_path, init):
     root = listed(tmp_path / "own", train=["0", "1", "9"], val=["2"])
     assert init(root, "--layout", "images+masks")[0] == 0
