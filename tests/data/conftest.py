@@ -1,3 +1,4 @@
 """The fixtures of this room."""
 
-from official_folders import cityscapes_folder, cityscapes_pair, own_cache, pet_folder, picture, recipe, write  # noqa: F401
+# ruff: noqa: F401
+from official_folders import cityscapes_folder, cityscapes_pair, own_cache, pet_folder, picture, recipe, write

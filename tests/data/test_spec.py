@@ -4,7 +4,7 @@ import re
 import pytest
 
 from hf_seg.data import load_spec
-from hf_seg.data.sources import cityscapes, oxford_pet
+from hf_seg.data.sources import OFFICIAL, cityscapes, oxford_pet
 from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table
 from hf_seg.problem import listing
 
@@ -86,3 +86,9 @@ def test_a_contradictory_spec_is_refused():
 def test_listing_names_ten_and_counts_the_rest():
     assert listing(["a", "b"]) == "  a\n  b"
     assert listing([f"n{i}" for i in range(12)]).endswith("  n9\n  … and 2 more")
+
+
+@pytest.mark.parametrize("source", OFFICIAL.values(), ids=OFFICIAL)
+def test_an_official_source_says_how_to_get_it(source):
+    assert {archive.part for archive in source.ARCHIVES} == {*source.PARTS}
+    assert all(archive.url for archive in source.ARCHIVES) or "{folder}" in source.HOW_TO_GET

@@ -525,3 +525,8 @@ def test_generated_data(ask, write_recipe):
 def test_a_command_without_paths(capsys, overrides):
     assert cli.main(["doctor", *overrides]) == 2
     assert ("name a recipe or a folder" if overrides else "Missing argument") in capsys.readouterr().err
+
+
+def test_official_data_is_recognised(pet_folder, cityscapes_folder):
+    for folder, name in ((pet_folder, "oxford_pet"), (cityscapes_folder, "cityscapes")):
+        assert [each["name"] for each in doctor.diagnose([folder], disable_bar=True).data] == [name]

@@ -428,7 +428,7 @@ def test_the_numbers_of_the_example_are_those_of_its_results():
     for split, count in results["data"]["counts"].items():
         assert [f"{count:,} pictures"] in rows[split]
     assert rows["parameters"] == [[f"{results['model']['parameters']:,}"]]
-    assert rows["multiply-adds"][0][0].startswith(f"{results['model']['multiply_adds'] / 1e9:.3f} G ")
+    assert rows["multiply-adds"][0][0].startswith(f"{results['model']['multiply_adds'] / 1e6:.0f} M ")
     assert rows["fingerprint"] == [[f"`{results['data']['fingerprint']}`"]]
     assert rows["time"][0][0].startswith(f"{results['train']['seconds'] / 60:.1f} minutes")
     assert results["environment"]["hardware"] in rows["hardware"][0][0]
