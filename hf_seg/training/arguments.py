@@ -54,9 +54,9 @@ def precision_of(training: TrainingRecipe, device: torch.device) -> Literal["bf1
             what = f"loss scaling needs a GPU, and this launch computes on {device.type}"
             raise RecipeError("training.fp16", what, 'set it to "auto" or false')
         return "fp16"
-    if training.bf16 is not True and (training.bf16 is False or not _has_bf16(device)):
-        return "fp16" if device.type == "cuda" and training.bf16 == training.fp16 == "auto" else "fp32"
-    return "bf16"
+    if training.bf16 is True or (training.bf16 == "auto" and _has_bf16(device)):
+        return "bf16"
+    return "fp16" if device.type == "cuda" and training.bf16 == training.fp16 == "auto" else "fp32"
 
 
 def _has_bf16(device: torch.device) -> bool:
