@@ -121,7 +121,7 @@ def row_of(name: str, batch: int, precision: str, way: str, device: torch.device
     recipe = recipe_of(MODELS[name], precision, batch)
     seconds, first = step_seconds(recipe, way, device, options.steps, options.repeats)
     model, _ = build_model(recipe.model, load_spec(recipe.data), IMAGE_SIZE)
-    operations = 2 * 3 * measure_forward(model, IMAGE_SIZE)["multiply_adds"] * batch
+    operations = 2 * 3 * measure_forward(model, (IMAGE_SIZE, IMAGE_SIZE))["multiply_adds"] * batch
     peak = peak_of(device, precision)
     share = f"{operations / seconds / peak / 1e12:.1%}" if peak else "–"
     ratio = "–"

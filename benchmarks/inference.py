@@ -44,7 +44,7 @@ def save_model(arch: str, folder: Path) -> Path:
     else:
         model = SegformerForSemanticSegmentation(SegformerConfig(**classes))
     model.save_pretrained(folder / arch)
-    build_image_processor(image_size=64, normalize="none").save_pretrained(folder / arch)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(folder / arch)
     return folder / arch
 
 

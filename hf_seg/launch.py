@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_seg.data import DatasetSpec, SegData, load_data
-from hf_seg.data.cache import CachedPairs
+from hf_seg.data.prepared import CachedPairs
 from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
@@ -168,9 +168,9 @@ class LaunchRefusal(Refusal):
 def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
     """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
     if encoder_model:
-        check_model(recipe.model, encoder_model, recipe.data.image_size)
+        check_model(recipe.model, encoder_model, recipe.data.size)
     else:
-        locate_encoder_weights(recipe.model, recipe.data.image_size)
+        locate_encoder_weights(recipe.model, recipe.data.size)
     return load_data(recipe.data)
 
 
@@ -194,11 +194,11 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     prepared = {}
     for name in ("train", "validation"):  # black pairs that take no memory
         count, size = counts[name], transforms[name].prepared_size
-        images = np.broadcast_to(nothing, (count, 3, size, size))
-        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, size, size)))
+        images = np.broadcast_to(nothing, (count, 3, *size))
+        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, *size)))
     data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
     fresh = replace(recipe.model, init="scratch", encoder_weights=None)
-    model, _ = build_model(fresh, spec, recipe.data.image_size)
+    model, _ = build_model(fresh, spec, recipe.data.size)
     problems = []
     with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
         attempt = partial(_attempt, data=data, model=model, folder=Path(folder))

@@ -158,8 +158,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
             "number of test images": ("data", "counts", "test"),
             "classes": ("data", "class_names"),
             "data.image_size": ("recipe", "data", "image_size"),
+            "data.resize": ("recipe", "data", "resize"),
         }.items():
-            ours, theirs = look_up(runs[0].results, keys), look_up(run.results, keys)
+            # an older record has no `resize`
+            ours, theirs = (look_up(each.results, keys) or "stretch" for each in (runs[0], run))
             if ours != theirs:
                 what = f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours})"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, verdict
 from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
-from hf_seg.runs.page import PAGES
+from hf_seg.runs.page import PAGES, describe_size
 
 
 def build_report(
@@ -18,14 +18,13 @@ def build_report(
 ) -> str:
     """The report; `pictures` are names of those that [`write_report`] draws → their addresses."""
     results, best = comparison.arms[0].runs[0].results, comparison.arms[0]
-    side = results["recipe"]["data"]["image_size"]
     return PAGES.get_template(f"compare/{template}").render(
         arms=comparison.arms,
         differences=comparison.differences,
         to_the_best=[difference for difference in comparison.differences if difference.first is best],
         protocol=comparison.protocol,
         data=results["data"],
-        size=f"{side}×{side}",
+        size=describe_size(results["recipe"]["data"]),
         ceilings=results["test"]["native"]["ceilings"],
         resamples=RESAMPLES,
         level=LEVEL,

@@ -19,7 +19,7 @@ from hf_seg.problem import DataError, Problem
 from hf_seg.text import printable
 
 if TYPE_CHECKING:
-    from hf_seg.data.cache import PreparedPairs
+    from hf_seg.data.prepared import PreparedPairs
     from hf_seg.data.transforms import SegTransform
     from hf_seg.recipe.keys import DataRecipe
 

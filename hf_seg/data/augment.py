@@ -44,7 +44,7 @@ def draw_boxes(
 
 
 def crop_and_resize(
-    images: Tensor, labels: Tensor, boxes: Tensor, flipped: Tensor, size: int
+    images: Tensor, labels: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Cut a window out of each image and its mask, mirror some, and resize all to one size.
 
@@ -58,10 +58,10 @@ def crop_and_resize(
         flipped (`torch.BoolTensor` of shape `(B,)`): which images are mirrored left to right.
 
     Returns:
-        The images, `(B, 3, size, size)`, and the labels, `(B, size, size)`, of their types.
+        The images, `(B, 3, *size)`, and the labels, `(B, *size)`, of their types.
     """
     sides = enumerate(images.shape[-2:])
-    samples = [_samples(boxes[:, axis] * side, boxes[:, axis + 2] * side, size, side) for axis, side in sides]
+    samples = [_samples(boxes[:, axis] * side, boxes[:, axis + 2] * side, size[axis], side) for axis, side in sides]
     (rows, row_weights), (columns, column_weights) = samples
     columns = torch.where(flipped[:, None], columns.flip(-1), columns)
     column_weights = torch.where(flipped[:, None, None], column_weights.flip(-2), column_weights)
@@ -86,12 +86,13 @@ def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = N
     What comes in from beyond the edges is the image and the mask mirrored there, so that no pixel is made up.
 
     Args:
-        images (`torch.FloatTensor` of shape `(B, 3, S, S)`): square; interpolated bilinearly.
-        labels (integer tensor of shape `(B, S, S)`): take the nearest pixel.
+        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): interpolated bilinearly.
+        labels (integer tensor of shape `(B, H, W)`): take the nearest pixel.
     """
     angle = ((2 * torch.rand(len(images), generator=generator) - 1) * math.radians(ANGLE)).to(images.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    turn = torch.stack([cos, -sin, zero, sin, cos, zero], dim=-1).unflatten(-1, (2, 3))
+    aspect = images.shape[-2] / images.shape[-1]  # the grid's units are half the height and half the width
+    turn = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], dim=-1).unflatten(-1, (2, 3))
     grid = F.affine_grid(turn, list(images.shape), align_corners=False)
     masks = F.grid_sample(labels[:, None].to(images.dtype), grid, "nearest", "reflection", align_corners=False)
     return F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False), masks[:, 0].to(labels.dtype)

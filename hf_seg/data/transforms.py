@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg.data.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
+from hf_seg.data.geometry import Box, Size, centered, fitted_size, pad
 from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.problem import DataError
 from hf_seg.recipe.keys import NORMALIZATIONS
@@ -24,7 +25,7 @@ AUGMENTATIONS = ("none", "flip", "standard", "strong")
 
 def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransform]:
     """The transform of each split of a recipe's data: only training pairs are augmented."""
-    common = {"image_size": data.image_size, "spec": spec, "normalize": data.normalize}
+    common = {"size": data.size, "resize": data.resize, "spec": spec, "normalize": data.normalize}
     plain = SegTransform(**common)
     return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
 
@@ -38,36 +39,52 @@ class SegTransform:
     """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`.
 
     The convention, tested against torchvision and equal to the image processor that is saved with the model:
-    the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias, the aspect ratio
-    is not kept; the mask is mapped by the data set's label table and resized with `NEAREST_EXACT`, whose sample points
-    are the pixel centres that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then
-    scaled by 1/255 to [0, 1], and normalised by a mean and a standard deviation only if asked.
+    the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias; the mask is
+    mapped by the data set's label table and resized with `NEAREST_EXACT`, whose sample points are the pixel centres
+    that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then scaled by 1/255 to
+    [0, 1], and normalised by a mean and a standard deviation only if asked.
 
     It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
     each time: its results can be kept. [`~SegTransform.finish`], from there to the model's input, holds all that is
     random, and works on whole batches, on the device where they are. Calling the transform does both.
 
     Args:
-        image_size (`int`): height and width of the result, in pixels.
+        size (`tuple[int, int]`): height and width of the result, in pixels.
+        resize (`str`): `"stretch"`: the aspect ratio is not kept; `"letterbox"`: it is, and what is left over on both
+            sides is black and has no label; `"crop"`: pictures keep their own size here, and training gets windows of
+            `size` from [`hf_seg.data.crops`].
         augment (`str`): `"flip"`: mirrored left to right with probability 0.5; `"standard"`: a random crop of 50–100 %
             of the area (aspect ratio 3/4 to 4/3, both relative to the image's own), flip, and a change of brightness,
             contrast, saturation (±40 %) and hue (±36°) of the image alone; `"strong"`: the same, from a crop of
             25–100 %, turned by up to 30° either way. Geometry is drawn once for an image and its mask. Crops are taken
-            from a copy of 1.5 or 2 times `image_size`, so that next to none is enlarged.
+            from a copy of 1.5 or 2 times `size`, so that next to none is enlarged. With `resize` `"crop"` there is no
+            second crop.
         normalize (`str`): `"none"`, or a key of `NORMALIZATIONS`.
     """
 
-    def __init__(self, *, image_size: int, spec: DatasetSpec, augment: str = "none", normalize: str = "none"):
+    def __init__(
+        self, *, size: Size, spec: DatasetSpec, resize: str = "stretch", augment: str = "none", normalize: str = "none"
+    ):
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment: {augment!r} is not one of {', '.join(AUGMENTATIONS)}")
-        self.image_size, self.spec, self.augment, self.normalize = image_size, spec, augment, normalize
+        self.size, self.spec, self.resize, self.augment, self.normalize = size, spec, resize, augment, normalize
         self.table = np.asarray(spec.label_table, dtype=np.int16)
 
     @property
-    def prepared_size(self) -> int:
-        """Height and width, in pixels, of what `prepare` makes."""
+    def prepared_size(self) -> Size:
+        """Height and width, in pixels, of what `prepare` makes; with `resize` `"crop"` of what training gets of it."""
         # the smallest crop has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's, or √(0.25 · 3/4) ≈ 0.43
-        return int(self.image_size * {"standard": 1.5, "strong": 2}.get(self.augment, 1))
+        factor = 1 if self.resize == "crop" else {"standard": 1.5, "strong": 2}.get(self.augment, 1)
+        height, width = self.size
+        return int(height * factor), int(width * factor)
+
+    def fitted(self, picture: Size, size: Size) -> Size:
+        """What a picture is resized to for an input of `size`."""
+        return fitted_size(picture, size) if self.resize == "letterbox" else size
+
+    def box(self, picture: Size) -> Box | None:
+        """Where a picture lies in the model's input; None where it is all of it."""
+        return centered(self.fitted(picture, self.size), self.size) if self.resize == "letterbox" else None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         return self.finish(self.prepare(batch))
@@ -80,8 +97,8 @@ class SegTransform:
                 images, each of its image's size.
 
         Returns:
-            `dict`: `pixel_values`, uint8 of shape `(batch, 3, prepared_size, prepared_size)`; `labels`, uint8 of shape
-            `(batch, prepared_size, prepared_size)`: class ids, or `spec.ignore_index`.
+            `dict`: `pixel_values`, uint8 of shape `(batch, 3, *prepared_size)`; `labels`, uint8 of shape
+            `(batch, *prepared_size)`: class ids, or `spec.ignore_index`.
 
         Raises:
             DataError: when a mask does not fit its image or the label table.
@@ -98,22 +115,23 @@ class SegTransform:
             generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
 
         Returns:
-            `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, image_size, image_size)`;
-            `labels`, int64 of shape `(batch, image_size, image_size)`: class ids, or `spec.ignore_index`.
+            `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, *size)`; `labels`, int64 of shape
+            `(batch, *size)`: class ids, or `spec.ignore_index`.
         """
         pixel_values, labels = batch["pixel_values"], batch["labels"]
         pixel_values = F.to_dtype(pixel_values, torch.float32, scale=True)
         if self.augment != "none":
             flipped = (torch.rand(len(labels), generator=generator) < 0.5).to(labels.device)
-        if self.augment == "flip":
+        if self.augment == "strong":
+            pixel_values, labels = rotate(pixel_values, labels, generator)
+        if self.augment != "none" and (self.augment == "flip" or self.resize == "crop"):
             pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
             labels = torch.where(flipped[:, None, None], labels.flip(-1), labels)
         elif self.augment != "none":
-            if self.augment == "strong":
-                pixel_values, labels = rotate(pixel_values, labels, generator)
             scale = STRONG_CROP_SCALE if self.augment == "strong" else CROP_SCALE
             boxes = draw_boxes(len(labels), generator, scale).to(labels.device)
-            pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.image_size)
+            pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.size)
+        if self.augment in ("standard", "strong"):
             pixel_values = jitter_colors(pixel_values, generator)
         if self.normalize != "none":
             pixel_values = F.normalize(pixel_values, *NORMALIZATIONS[self.normalize])
@@ -125,11 +143,21 @@ class SegTransform:
             raise DataError(self.spec.name, what, "an image and its mask must be of one size", code="size-mismatch")
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-        pixels = F.resize(pixels, [self.prepared_size] * 2, InterpolationMode.BILINEAR, antialias=True)
-        return pixels, torch.from_numpy(self._labels(mask))
+        if self.resize == "crop":
+            return pixels, torch.from_numpy(self._labels(mask, None))
+        size = self.prepared_size
+        inner = self.fitted((image.height, image.width), size)
+        if not all(inner):
+            what = f"an image of {image.width}×{image.height} pixels is too long and thin to keep its shape"
+            raise DataError(self.spec.name, what, 'set data.resize to "stretch", or crop it', code="image-size")
+        pixels = F.resize(pixels, list(inner), InterpolationMode.BILINEAR, antialias=True)
+        labels = torch.from_numpy(self._labels(mask, inner))
+        if self.resize == "letterbox":
+            pixels, labels = pad(pixels, size, 0), pad(labels, size, self.spec.ignore_index)
+        return pixels, labels
 
-    def _labels(self, mask: Image.Image) -> np.ndarray:
-        """Class ids of a mask at the prepared size, uint8."""
+    def _labels(self, mask: Image.Image, size: Size | None) -> np.ndarray:
+        """Class ids of a mask at a size, or its own, uint8."""
         if len(mask.getbands()) > 1:
             what = f"a mask of mode {mask.mode} has several channels"
             raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")
@@ -140,8 +168,8 @@ class SegTransform:
             what = f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
             raise DataError(self.spec.name, what, code="mask-values")
         # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
-        small = mask.resize([self.prepared_size] * 2, Image.Resampling.NEAREST)
-        return self._look_up(np.asarray(small)).astype(np.uint8)
+        small = mask if size is None else mask.resize(size[::-1], Image.Resampling.NEAREST)
+        return self.class_ids(small)
 
     def class_ids(self, mask: Image.Image) -> np.ndarray:
         """A mask at its own size: uint8 of shape `(height, width)`, class ids or `spec.ignore_index`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +31,8 @@ if TYPE_CHECKING:  # at run time only after check_packages: where torch is broke
 Sections = list[tuple[DataRecipe, TrainingRecipe]]
 
 FILES_SHOWN = 10  # of a code, unless all are asked for
-PREPARATION = {"image_size": 64, "normalize": "none", "augment": "none", "cache": True}  # not what is examined
+# not what is examined
+PREPARATION = {"image_size": 64, "resize": "stretch", "normalize": "none", "augment": "none", "cache": "auto"}
 
 
 @dataclass(kw_only=True)
@@ -133,9 +135,10 @@ def _examine(
     for problem in listing.bad_pairs + survey.problems:
         left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
         report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
-    side, known = max(data.image_size for data, _ in same), listing.split_known
+    size = max(((0, 0) if data.resize == "crop" else data.size) for data, _ in same)  # crops are not enlarged
+    known = listing.split_known
     report.problems += find_problems(
-        survey, listing.spec, place=listing.place, image_size=side, drop=drop, split_known=known
+        survey, listing.spec, place=listing.place, size=size, drop=drop, split_known=known
     )
     if not listing.spec or not known:
         return None
@@ -157,19 +160,19 @@ def _check_caches(
     splits = dict(listing.splits)
     if same[0][0].on_bad_pair == "drop":  # as a run's cache is of those that are left
         splits = {name: split.select(list(survey.usable[name])) for name, split in splits.items()}
-    caches: dict[tuple[Path, str, int], SplitCache] = {}
+    caches: dict[tuple[Path, str], SplitCache] = {}
     problems = []
     for data, training in same:
         transforms = build_transforms(data, listing.spec)
         for name, split in splits.items() if data.cache is not False else ():
             folder, transform = prepared_folder(data.cache), transforms[name]
             cache = SplitCache(name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder)
-            caches[folder, name, transform.prepared_size] = cache
+            caches[folder, cache.place.name] = cache
         workers = training.arguments.get("dataloader_num_workers", 0)
-        batch = 4 * training.global_train_batch_size * transforms["train"].prepared_size ** 2
+        batch = 4 * training.global_train_batch_size * math.prod(transforms["train"].prepared_size)
         problems += check_shared_memory(workers, batch) if workers else []
-    for folder in dict.fromkeys(folder for folder, _, _ in caches):
-        sizes = [4 * len(splits[name]) * side**2 for place, name, side in caches if place == folder]
+    for folder in dict.fromkeys(folder for folder, _ in caches):
+        sizes = [cache.bytes for (place, _), cache in caches.items() if place == folder]
         problems += check_folder(folder, sum(sizes), "the resized pairs")
     for cache in caches.values() if deep else ():
         for file in cache.find_stale(disable_bar):

@@ -216,7 +216,7 @@ def find_problems(
     spec: DatasetSpec | None,
     *,
     place: str,
-    image_size: int,
+    size: tuple[int, int],
     drop: bool = False,
     split_known: bool = True,
 ) -> Iterator[Problem]:
@@ -224,7 +224,7 @@ def find_problems(
 
     Args:
         place (`str`): the data set, for messages.
-        image_size (`int`): the side that pictures are resized to.
+        size (`tuple[int, int]`): height and width that pictures are resized to.
         drop (`bool`): pairs that cannot be used are left out, instead of refused.
         split_known (`bool`): the splits are those of a run.
     """
@@ -232,10 +232,11 @@ def find_problems(
         if split_known and not rows and (drop or not survey.pair_counts[name]):
             remedy = "Each of train, validation and test needs one."
             yield _problem("error", "empty-split", place, f"the {name} split holds no pair that can be used", remedy)
-    small = [facts.size for facts in survey.facts if min(facts.size) < image_size]
+    height, width = size
+    small = [facts.size for facts in survey.facts if facts.size[0] < width or facts.size[1] < height]
     if small:
+        what = f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {width}×{height}"
         width, height = min(small, key=min)
-        what = f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {image_size}"
         remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
         yield _problem("note", "small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
     if spec:

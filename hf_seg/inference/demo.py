@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import shutil
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData, snapshot_download
 from PIL import Image
 
+from hf_seg.data import geometry
 from hf_seg.data.sources.synthetic import generate
 from hf_seg.hub.client import attempt, full_name, list_files
 from hf_seg.hub.push import model_files, stage
@@ -23,6 +23,7 @@ from hf_seg.inference.predict import read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
 from hf_seg.problem import HubError, Problem, Refusal
+from hf_seg.scoring import upsampling
 from hf_seg.text import link, markdown, printable, say
 
 # what a Space needs; the floors are those of pyproject.toml
@@ -42,6 +43,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fcn.FCNConfig",
     "AutoModelForSemanticSegmentation": "modeling_fcn.FCNForSemanticSegmentation",
 }
+BESIDE = (geometry, upsampling)  # what the page's app.py imports of hf_seg
 ENLARGED = 4  # the generated pictures are small for a page
 
 README = """
@@ -154,7 +156,11 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
         how = {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries, "colours": segmenter.palette}
         entries.append({"name": name, "model": source, "revision": revision, **how})
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("demo_app.py"), folder / "app.py")
+    for source in (Path(__file__).with_name("demo_app.py"), *(Path(module.__file__) for module in BESIDE)):
+        text = source.read_text(encoding="utf-8")
+        for module in BESIDE:  # there is no hf_seg
+            text = text.replace(f"from {module.__name__} import", f"from {module.__name__.rpartition('.')[2]} import")
+        (folder / source.name.replace("demo_app", "app")).write_text(text, encoding="utf-8")
     more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it
     (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
     (folder / "examples").mkdir()

@@ -1,4 +1,5 @@
-"""The page of `hf-seg demo` and the `app.py` of its Spaces, which have no hf_seg: it imports libraries only."""
+"""The page of `hf-seg demo` and the `app.py` of its Spaces, which have no hf_seg: it imports libraries, and two files
+that go there with it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -24,8 +25,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+# of these two, which import libraries only, a Space gets copies beside its app.py
+from hf_seg.data.geometry import Framing, cut, slide
+from hf_seg.scoring.upsampling import upsample, upsampled_argmax
+
 MAX_MEGAPIXELS = 50  # decoded, such a photograph takes 150 MB
 SHOWN_SIDE = 1280  # larger photographs are shown, and their masks made, with this longest side in pixels
+WINDOWS = 4  # a forward pass, of a model that sees photographs through windows
 OPACITY = 55  # per cent, when the page opens
 
 CSS = """
@@ -135,17 +141,27 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
 def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -> Segmented:
     """Segment one RGB photograph; `size` is width and height of the mask."""
     start = time.perf_counter()
-    pixel_values = shown.image_processor(photograph, return_tensors="pt")["pixel_values"]
-    outputs = shown.model(pixel_values=pixel_values.to(shown.model.device, shown.model.dtype))
-    has_queries = "masks_queries_logits" in outputs  # as Mask2Former and MaskFormer, instead of logits a pixel
-    if has_queries:
+    framing, picture = Framing.of(shown.image_processor), (photograph.height, photograph.width)
+    pixel_values, size = framing.prepare(shown.image_processor, photograph), size[::-1]
+
+    def scores_of(batch: Tensor) -> tuple[Tensor, bool]:
+        """Scores, and whether they are positive, as those of Mask2Former and MaskFormer, instead of logits."""
+        outputs = shown.model(pixel_values=batch.to(shown.model.device, shown.model.dtype))
+        if "masks_queries_logits" not in outputs:
+            return outputs.logits.float(), False
         process = shown.image_processor.post_process_semantic_segmentation
-        scores = process(outputs, return_segmentation_scores=True)[0]["segmentation_scores"][None]
+        return process(outputs, return_segmentation_scores=True)[0]["segmentation_scores"][None].float(), True
+
+    if framing.resize == "crop":
+        window = framing.size
+        blended = slide(
+            pixel_values, window, WINDOWS, lambda part: upsample(scores_of(part)[0], window).softmax(dim=1)
+        )
+        ids, confidence = upsampled_argmax(cut(blended, framing.box(picture))[None], size, positive=True)
     else:
-        scores = outputs.logits
-    scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
-    mask = scores.argmax(dim=0)  # not of the probabilities: two that are nearly equal may be rounded to one
-    confidence = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).amax(dim=0)
+        scores, positive = scores_of(pixel_values[None])
+        ids, confidence = upsampled_argmax(scores, size, positive, framing.size, framing.box(picture))
+    mask = ids[0]
     counts = sorted(enumerate(torch.bincount(mask.flatten()).tolist()), key=lambda item: -item[1])
     return Segmented(
         mask=mask.cpu().numpy(),

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
+from hf_seg.data.geometry import center_crop
 from hf_seg.data.sources.synthetic.pet import draw_pet
 from hf_seg.files import write_whole
 from hf_seg.inference.predict import expand_paths, read_image
@@ -143,6 +144,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
         "class_names": segmenter.class_names,
         "palette": segmenter.palette,
         "image_size": input_size(segmenter),
+        "resize": segmenter.framing.resize,
         "resample": PILImageResampling(processor.resample).name.lower(),
         "rescale_factor": processor.rescale_factor if processor.do_rescale else 1,
         "image_processor": json.loads(processor.to_json_string()),
@@ -153,7 +155,9 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 
 
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
-    """Height and width that the image processor gives every image; refuse one where they depend on the image."""
+    """Height and width of the model's input; refuse an image processor where they depend on the image."""
+    if segmenter.framing.size:
+        return segmenter.framing.size
     wide, tall = (tuple(segmenter.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
     if wide != tall:
         what = "the image processor does not set one input size, and an ONNX file needs one"
@@ -204,13 +208,15 @@ def _batches(
 ) -> Iterator[Tensor]:
     """`pixel_values` of the images in batches; at the front the first image once more, in a batch of another size."""
 
+    size = input_size(segmenter)
+
     def prepare() -> Iterator[Tensor]:
         for item in images:
             image = read_image(item) if isinstance(item, Path) else item
             if isinstance(image, Problem):
                 unreadable.append(image)
             else:
-                yield segmenter.prepare(image)
+                yield center_crop(segmenter.prepare(image), size, 0)  # of a picture of any size, one window
 
     prepared, first = prepare(), True
     while batch := list(islice(prepared, BATCH_SIZE)):

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
+from hf_seg.data.geometry import Box, blend, cut, slide
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
-from hf_seg.scoring.upsampling import upsample, upsampled_argmax
+from hf_seg.scoring.upsampling import upsample, upsample_picture, upsampled_argmax
 
-OVERLAP = 0.25  # of two neighbouring tiles, as a share of their side
 BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
 REMEDY = "name image files, folders of them, or a pattern such as 'in/*.jpg'"
 
@@ -134,15 +134,28 @@ def read_image(path: Path) -> Image.Image | Problem:
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
-    """[`predict`] for files that are known."""
+    """[`predict`] for files that are known; refuses at once what it refuses."""
+    if options.tile and segmenter.framing.resize == "crop":
+        height, width = segmenter.framing.size
+        raise Refusal("tile", f"the model has windows of its own, of {width}×{height} pixels", "leave the option out")
+    return _predict_files(segmenter, files, options)
 
+
+def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
     def read(path: Path) -> tuple[Path, Image.Image, Tensor | None] | Problem:
         image = read_image(path)
         if isinstance(image, Problem):
             return image
-        return path, image, None if options.tile else segmenter.prepare(image)  # a tile's are made when it is cut
+        if options.tile:
+            return path, image, None  # a tile's are made when it is cut
+        try:
+            return path, image, segmenter.prepare(image)
+        except ValueError as error:
+            remedy = "Cut it into parts first"
+            return Problem(code="image-size", place=str(path), what=str(error), remedy=remedy)
 
-    predict_batch = _predict_tiled if options.tile else _predict_whole
+    windows = options.tile or segmenter.framing.resize == "crop"
+    predict_batch = _predict_windows if windows else _predict_whole
     decoding: list[Future] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
         # a batch ahead is decoded while this one is computed; more would only fill the memory
@@ -174,56 +187,52 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
     for number, item in enumerate(batch):
         if not isinstance(item, Problem):
             by_shape[item[2].shape].append(number)
+    framing = segmenter.framing
     for (_, *seen), numbers in by_shape.items():
         scores = segmenter.scores(torch.stack([batch[number][2] for number in numbers]), options.flip)
         for number, own in zip(numbers, scores, strict=True):
             path, image, _ = batch[number]
-            size = (image.height, image.width) if options.size == "native" else tuple(seen)
-            ids, confidence = upsampled_argmax(own[None], size, positive=segmenter.has_queries)
+            size, box = (image.height, image.width), framing.box((image.height, image.width))
+            if options.size == "model":
+                size = (box[2] - box[0], box[3] - box[1]) if box else tuple(seen)
+            ids, confidence = upsampled_argmax(own[None], size, segmenter.has_queries, framing.size, box)
             batch[number] = _prediction(segmenter, path, image, ids[0], confidence)
     yield from batch
 
 
-def _predict_tiled(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
+def _predict_windows(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
+    """Each image through windows: of the model's own size, or tiles that are each resized to it."""
+    probabilities = _tiled_probabilities if options.tile else _window_probabilities
     for item in batch:
         if not isinstance(item, Problem):
-            path, image, _ = item
-            confidence, ids = _tiled_probabilities(segmenter, image, options).max(dim=0)
+            path, image, pixel_values = item
+            confidence, ids = probabilities(segmenter, image, pixel_values, options).max(dim=0)
             item = _prediction(segmenter, path, image, ids, confidence)
         yield item
 
 
-def _tiled_probabilities(segmenter: Segmenter, image: Image.Image, options: Options) -> Tensor:
-    """Those of overlapping windows, blended with weights that fall towards a window's border."""
-    tile = options.tile
-    boxes = [
-        (left, top, min(left + tile, image.width), min(top + tile, image.height))
-        for top in _starts(image.height, tile)
-        for left in _starts(image.width, tile)
-    ]
-    blended = torch.zeros(len(segmenter.class_names), image.height, image.width, device=segmenter.model.device)
-    for start in range(0, len(boxes), options.batch_size):
-        part = boxes[start : start + options.batch_size]
-        crops = [image.crop(box) for box in part]
-        pixel_values = segmenter.image_processor(crops, return_tensors="pt")["pixel_values"]
-        for (left, top, right, bottom), own in zip(part, segmenter.scores(pixel_values, options.flip), strict=True):
-            size = bottom - top, right - left
-            weight = (_ramp(size[0])[:, None] * _ramp(size[1])).to(blended.device)
-            blended[:, top:bottom, left:right] += segmenter.probabilities(upsample(own[None], size)[0]) * weight
-    return blended / blended.sum(dim=0)
+def _window_probabilities(segmenter: Segmenter, image: Image.Image, pixel_values: Tensor, options: Options) -> Tensor:
+    framing = segmenter.framing
+
+    def probabilities(windows: Tensor) -> Tensor:
+        scores = upsample(segmenter.scores(windows, options.flip), framing.size)
+        return torch.stack([segmenter.probabilities(own) for own in scores])
+
+    blended = slide(pixel_values, framing.size, options.batch_size, probabilities)
+    return cut(blended, framing.box((image.height, image.width)))
 
 
-def _starts(length: int, tile: int) -> list[int]:
-    """Where windows begin: evenly spread, the last one ending at the border, neighbours overlapping by a quarter."""
-    if length <= tile:
-        return [0]
-    count = 1 + math.ceil((length - tile) / (tile * (1 - OVERLAP)))
-    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+def _tiled_probabilities(segmenter: Segmenter, image: Image.Image, _: None, options: Options) -> Tensor:
+    framing = segmenter.framing
 
+    def probabilities(boxes: list[Box]) -> Iterator[Tensor]:
+        tiles = [image.crop((left, top, right, bottom)) for top, left, bottom, right in boxes]
+        scores = segmenter.scores(torch.stack([segmenter.prepare(tile) for tile in tiles]), options.flip)
+        size = tiles[0].height, tiles[0].width
+        for own in scores:
+            yield segmenter.probabilities(upsample_picture(own[None], size, framing.size, framing.box(size))[0])
 
-def _ramp(length: int) -> Tensor:
-    position = torch.arange(length)
-    return torch.minimum(position, length - 1 - position) + 1.0
+    return blend((image.height, image.width), (options.tile, options.tile), options.batch_size, probabilities)
 
 
 def _prediction(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from transformers import (
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.data.classes import distinct_colors
+from hf_seg.data.geometry import Framing
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
@@ -45,6 +47,11 @@ class Segmenter:
 
     model: PreTrainedModel
     image_processor: BaseImageProcessor
+
+    @cached_property
+    def framing(self) -> Framing:
+        """How pictures meet the model's input."""
+        return Framing.of(self.image_processor)
 
     @property
     def class_names(self) -> list[str]:
@@ -73,8 +80,8 @@ class Segmenter:
         return [tuple(colour) for colour in colours.tolist()]
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """`pixel_values` of one image, of shape `(3, height, width)`."""
-        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        """`pixel_values` of one image, of shape `(3, height, width)`; padded as [`Framing`] says."""
+        return self.framing.prepare(self.image_processor, image)
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:

@@ -39,6 +39,7 @@ from .weight_files import sha256
 from .weights import encoder_of
 
 if TYPE_CHECKING:
+    from hf_seg.data.geometry import Size
     from hf_seg.data.spec import DatasetSpec
     from hf_seg.recipe.keys import ModelRecipe
 
@@ -50,11 +51,11 @@ RANDOM = "random initialisation"
 COUNTED_IMAGES = 64  # the protocol's batch
 
 
-def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> tuple[PreTrainedModel, dict]:
+def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) -> tuple[PreTrainedModel, dict]:
     """Build the model of a recipe with its initial weights. Seed before calling: fresh weights are drawn in here.
 
     Args:
-        image_size (`int`): height and width of its images in pixels.
+        size (`tuple[int, int]`): height and width of its images in pixels.
 
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
@@ -64,8 +65,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     Raises:
         RecipeError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
     """
-    config, model_class = _build_config(model, image_size, spec)
-    path = None if model.init == "scratch" else locate_encoder_weights(model, image_size)
+    config, model_class = _build_config(model, size, spec)
+    path = None if model.init == "scratch" else locate_encoder_weights(model, size)
     built = model_class(config)
     if model.arch == "auto":
         _reset_batch_norms(built)
@@ -94,16 +95,29 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
 
 
-def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageProcessor:
-    """The image processor of all models: it resizes (bilinear, antialiased) to a square of `image_size` pixels.
+def build_image_processor(*, size: Size, normalize: str, resize: str = "stretch") -> SegformerImageProcessor:
+    """The image processor of all models: it resizes (bilinear, antialiased) as far as transformers' own can.
 
-    With `normalize` "none" RGB stays in [0, 1]; a key of `NORMALIZATIONS` names the mean and the deviation to use.
+    It has the settings that [`hf_seg.data.geometry.Framing`] reads what is left to do from: with `resize`
+    `"letterbox"` the padding, with `"crop"` the windows. With `normalize` "none" RGB stays in [0, 1]; a key of
+    `NORMALIZATIONS` names the mean and the deviation to use.
     """
+    height, width = size
+    sides = {"height": height, "width": width}
+    how = {
+        "stretch": {"do_resize": True, "size": sides},
+        "letterbox": {
+            "do_resize": True,
+            "size": {"max_height": height, "max_width": width},
+            "do_pad": True,
+            "pad_size": sides,
+        },
+        "crop": {"do_resize": False, "do_center_crop": False, "crop_size": sides},
+    }[resize]
     # what an image processor that does not normalise holds is never used
     mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
     return SegformerImageProcessor(
-        do_resize=True,
-        size={"height": image_size, "width": image_size},
+        **how,
         resample=PILImageResampling.BILINEAR,
         do_rescale=True,
         rescale_factor=1 / 255,
@@ -114,8 +128,8 @@ def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageP
     )
 
 
-def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | list[int]]:
-    """Count what the forward pass of a square image costs, on a twin of the model without memory.
+def measure_forward(model: PreTrainedModel, size: Size) -> dict[str, int | list[int]]:
+    """Count what the forward pass of an image costs, on a twin of the model without memory.
 
     Returns:
         `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each) of one image
@@ -127,12 +141,12 @@ def measure_forward(model: PreTrainedModel, image_size: int) -> dict[str, int | 
         for copied, module in zip(twin.modules(), model.modules(), strict=True):
             copied.__class__ = type(module)  # which `make_fast` may have changed
         with FlopCounterMode(display=False) as counter:
-            logits = twin(torch.empty(COUNTED_IMAGES, 3, image_size, image_size)).logits
+            logits = twin(torch.empty(COUNTED_IMAGES, 3, *size)).logits
     multiply_adds = counter.get_total_flops() // (2 * COUNTED_IMAGES)
     return {"multiply_adds": multiply_adds, "logits_size": list(logits.shape[-2:])}
 
 
-def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, image_size: int = 64) -> None:
+def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, size: Size = (64, 64)) -> None:
     """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
 
     Args:
@@ -142,12 +156,12 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, ima
     Raises:
         RecipeError: when the model cannot be built, or the other recipe's encoder is built otherwise.
     """
-    config, _ = _build_config(model, image_size)
+    config, _ = _build_config(model, size)
     if encoder_from is not None:
-        weights.compare(model, config, _build_config(encoder_from, image_size)[0].to_dict())
+        weights.compare(model, config, _build_config(encoder_from, size)[0].to_dict())
 
 
-def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | None:
+def locate_encoder_weights(model: ModelRecipe, size: Size = (64, 64)) -> Path | None:
     """Do [`check_model`], and find the file with the encoder's initial weights, None from scratch.
 
     It is downloaded once if it is on the Hub. A checkpoint's config.json is compared with the recipe.
@@ -155,12 +169,12 @@ def locate_encoder_weights(model: ModelRecipe, image_size: int = 64) -> Path | N
     Raises:
         RecipeError: when something is wrong with the recipe, or the weights cannot be had.
     """
-    config, _ = _build_config(model, image_size)
+    config, _ = _build_config(model, size)
     return None if model.init == "scratch" else weights.locate(model, config)
 
 
 def _build_config(
-    model: ModelRecipe, image_size: int, spec: DatasetSpec | None = None
+    model: ModelRecipe, size: Size, spec: DatasetSpec | None = None
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
     """The checked configuration and its model's class; without a `spec` it has the classes that it had before."""
     if model.arch == "auto":
@@ -189,7 +203,7 @@ def _build_config(
         # A forward pass without memory or arithmetic finds what no key says alone: heads that do not divide a width,
         # an activation that does not exist, an encoder that timm cannot dilate, positions for images of another size.
         with torch.device("meta"), meta_device_safe_creation_ops():
-            model_class(config).eval()(torch.empty(1, 3, image_size, image_size))
+            model_class(config).eval()(torch.empty(1, 3, *size))
     except Exception as error:  # whatever the libraries raise, it is about these few values
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"

@@ -20,6 +20,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attrib
 # not `str`, whose length pydantic counts in UTF-8: names of folders need not be in it
 Text = Annotated[InstanceOf[str], Field(min_length=1)]
 Auto = bool | Literal["auto"]
+Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 # what data.normalize stands for: mean and standard deviation of each channel of RGB in [0, 1]; the names are timm's
 NORMALIZATIONS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -82,8 +83,12 @@ class DataRecipe:
     layout: Text | None = None
     """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them.
     null: the only one."""
-    image_size: int = Field(64, ge=32, le=2048, multiple_of=32)
-    """Side, in pixels, of the square that image and mask are resized to."""
+    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 64
+    """Height and width, in pixels, of the model's input: one number for both, or [height, width]."""
+    resize: Literal["stretch", "letterbox", "crop"] = "stretch"
+    """How a picture gets that size. stretch: resized, which changes its shape. letterbox: resized with its shape kept,
+    and padded with black, which neither loss nor metric counts. crop: training sees random crops, at a random scale
+    from 0.5 to 2; evaluation and prediction see the picture at its own scale, through overlapping windows."""
     normalize: Literal["none", "imagenet", "inception"] = "none"
     """After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), as
     Inception and timm's tf_ models."""
@@ -96,12 +101,19 @@ class DataRecipe:
     """Only the first n pairs of the validation split."""
     max_test_samples: int | None = Field(None, ge=1, lt=2**63)
     """Only the first n pairs of the test split."""
-    cache: bool | str = True
-    """Whether resized pairs are kept on the disk, so that no picture is decoded twice. true: in
-    $HF_HOME/hf_seg/prepared; or name a folder."""
+    cache: bool | str = "auto"
+    """Whether prepared pairs are kept on the disk, so that no picture is decoded twice. true: in
+    $HF_HOME/hf_seg/prepared; or name a folder. auto: as true, where they take at most half of the free disk space;
+    else each epoch decodes them again, on a GPU in worker processes."""
     on_bad_pair: Literal["stop", "drop"] = "stop"
     """folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, which
     results.json lists, and the scores are then not comparable."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of `image_size`."""
+        height, width = self.image_size if isinstance(self.image_size, list) else (self.image_size,) * 2
+        return height, width
 
 
 @dataclass(kw_only=True, config=STRICT)
@@ -232,7 +244,8 @@ def expectation(schema: Mapping[str, Any]) -> str:
     else:
         words = _WORDS.get(schema.get("type", ""), "any value")
         if schema.get("items"):
-            words += f" of which each is {expectation(schema['items'])}"
+            words = f"a list of {schema['maxItems']}, each" if "maxItems" in schema else f"{words} of which each is"
+            words += f" {expectation(schema['items'])}"
         elif isinstance(schema.get("additionalProperties"), dict):
             words += f" in which each value is {expectation(schema['additionalProperties'])}"
         # 64 bits are what there is, and need not be said
@@ -256,6 +269,13 @@ def fits(value: Any, kind: TypeAdapter) -> bool:
     return True
 
 
+def _nearest_size(value: Any) -> Any:
+    """Numbers at their nearest multiples of 32; whatever else as it is."""
+    if isinstance(value, list):
+        return [_nearest_size(side) for side in value]
+    return max(32, round(value / 32) * 32) if type(value) in (int, float) else value
+
+
 def mismatch(value: Any, kind: TypeAdapter) -> tuple[str, str] | None:
     """What is wrong with a value, and the remedy, or None: `must be a number, above 0, but is "1"`."""
     if fits(value, kind):
@@ -268,5 +288,7 @@ def mismatch(value: Any, kind: TypeAdapter) -> tuple[str, str] | None:
             pass
     elif isinstance(value, int | float) and fits(str(value), kind):
         remedy = "write it in quotes"
+    elif kind is key_types()["data"]["image_size"] and fits(nearest := _nearest_size(value), kind):
+        remedy = f"the nearest is {nearest}"
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return f"must be {expectation(kind.json_schema())}, but is {shown}", remedy

@@ -17,6 +17,7 @@ from hf_seg.problem import Problem, RecipeError, Refusal, did_you_mean
 from hf_seg.recipe.keys import SECTIONS, DataRecipe, ModelRecipe, Recipe, TrainingRecipe, key_types
 from hf_seg.recipe.rules import (
     Found,
+    check_batches,
     check_data,
     check_keys,
     check_model,
@@ -206,6 +207,7 @@ def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
     yield from check_model(draft.sections["model"])
     yield from check_data(draft.sections["data"])
     yield from check_training(draft.sections["training"])
+    yield from check_batches(draft.sections["data"], draft.sections["training"])
 
 
 def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:

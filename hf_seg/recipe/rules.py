@@ -202,7 +202,7 @@ def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `data`."""
     name, root = data.get("name"), data.get("root")
     if data.get("cache") == "":
-        yield "data.cache", "is empty", "it must be true, false, or the name of a folder"
+        yield "data.cache", "is empty", 'it must be true, false, "auto" or the name of a folder'
     if str(name).startswith("synthetic_") and root is not None:
         yield "data.root", "generated data has no folder", "leave it out"
     if name == "folder" and "root" in data and root is None:
@@ -264,6 +264,14 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
         counts = ", ".join(str(count) for count in range(1, min(batch, 256) + 1) if batch % count == 0)
         what = f"a batch of {batch} cannot be divided by {parts}"
         yield "training.gradient_accumulation_steps", what, f"choose of {counts}"
+
+
+def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
+    """Rules between `data` and `training`."""
+    images = training.get("per_device_eval_batch_size")
+    if data.get("resize") == "crop" and images not in (None, 1):
+        what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
+        yield "training.per_device_eval_batch_size", what, "leave it out"
 
 
 def _check_trackers(report_to: str | list[str] | None) -> Iterator[Found]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_seg.runs.page import PAGES
+from hf_seg.runs.page import PAGES, describe_size
 from hf_seg.text import Markdown, code, markdown, printable, redact
 
 TASK = "image-segmentation"
@@ -20,6 +20,16 @@ SCALED = {
     "none": "scaled to [0, 1]",
     "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
     "inception": "scaled to [-1, 1]",
+}
+
+
+# at which size, or through what, scores were computed, by data.resize
+AT = {"stretch": "at %s pixels", "letterbox": "within %s pixels", "crop": "through windows of %s pixels"}
+INPUT = {
+    "stretch": "resized to %s pixels",
+    "letterbox": "resized within %s pixels, the shape kept, and padded with black to that size",
+    "crop": "at its own scale, through overlapping windows of %s pixels (in training: one window, at a random scale "
+    "from 0.5 to 2)",
 }
 
 
@@ -71,7 +81,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
     # where things lie on that machine, which a recipe can do without
     recipe["data"].pop("cache", None)
     recipe["data"]["root"] = None
-    terms = terms_of(init, record["data"])
+    terms, resize = terms_of(init, record["data"]), recipe["data"].get("resize", "stretch")
     metadata = _metadata(record, repo_id, terms)
     full = json.dumps({key: value for key, value in recipe.items() if key != "name"}, indent=2)
     values = {
@@ -80,12 +90,18 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         "source": repo_id or f"runs/{recipe['name']}",
         "splits": {split: record[split] for split in ("test", "validation") if record.get(split)},
         "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
+        "at": _at(recipe["data"]),
+        "input": INPUT[resize] % describe_size(recipe["data"]),
         "origins": [*_origins(init)],
         "terms": terms,
         "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
         "metrics": METRICS | {"loss": "loss (cross-entropy)"},
     }
     return ModelCard(PAGES.get_template("runs/card.md.jinja").render(record | values))
+
+
+def _at(data: dict) -> str:
+    return AT[data.get("resize", "stretch")] % describe_size(data)
 
 
 def _origins(init: dict) -> Iterator[dict]:
@@ -137,7 +153,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
 
 
 def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCardData:
-    data, size = record["data"], record["recipe"]["data"]["image_size"]
+    data, recipe = record["data"], record["recipe"]
     *others, first = _origins(record["model"]["init"])
     seen = [data, *(each["encoder"]["run"]["data"] for each in others)]  # by the model and by its encoder
     scores = [
@@ -145,7 +161,7 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
             task_type=TASK,
             task_name="Semantic segmentation",
             dataset_type=_identifier(data),
-            dataset_name=f"{data['title']} at {size}×{size} pixels",
+            dataset_name=f"{data['title']} {_at(recipe['data'])}",
             dataset_split="test",
             metric_type=key,
             metric_name=name,
@@ -171,7 +187,7 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
         datasets=list(dict.fromkeys(_identifier(each) for each in seen if each.get("homepage"))) or None,
         base_model=first["encoder"]["source"] if first["encoder"].get("from_hub") else None,
         metrics=["mean_iou"] if scores else None,
-        model_name=repo_id.rpartition("/")[2] if repo_id else record["recipe"]["name"],
+        model_name=repo_id.rpartition("/")[2] if repo_id else recipe["name"],
         eval_results=scores or None,
     )
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -17,6 +19,13 @@ def _align(table: str) -> str:
     return markdown_table([header, *rows]) + "\n"
 
 
+def describe_size(data: Mapping[str, Any]) -> str:
+    """The `image_size` of a recipe's data section, width first as people say it: `96×64`."""
+    size = data["image_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return f"{width}×{height}"
+
+
 # Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.
 PAGES = Environment(
     loader=PackageLoader("hf_seg", "."),
@@ -28,6 +37,7 @@ PAGES = Environment(
 )
 PAGES.filters |= {
     "table": _align,
+    "describe_size": describe_size,
     "address": address,
     "code": code,
     "link": link,

@@ -26,7 +26,7 @@ def boundary_counts(
         references (the same shape): class ids, or `ignore_index`: taken out of the prediction, too.
 
     Returns:
-        `torch.LongTensor` of shape `(C, 2)`: intersection and union, in pixels.
+        `torch.LongTensor` of shape `(batch, C, 2)`: intersection and union, in pixels.
 
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, "Boundary IoU: Improving Object-Centric Image Segmentation
     Evaluation", CVPR 2021; there for single objects, here for the pixels of a class.
@@ -35,11 +35,14 @@ def boundary_counts(
     true, predicted = (labels.masked_fill(ignored, num_labels) for labels in (references, predictions))
     of_true, of_predicted = _on_boundary(true, distance), _on_boundary(predicted, distance)
 
-    def count(pixels: Tensor) -> Tensor:
-        return torch.bincount(pixels, minlength=num_labels + 1)[:num_labels]
+    batch, number = len(true), torch.arange(len(true), device=true.device)[:, None, None] * (num_labels + 1)
 
-    shared = count(true[of_true & of_predicted & (true == predicted)])
-    return torch.stack([shared, count(true[of_true]) + count(predicted[of_predicted]) - shared], dim=1)
+    def count(labels: Tensor, where: Tensor) -> Tensor:
+        counts = torch.bincount((labels + number)[where], minlength=batch * (num_labels + 1))
+        return counts.unflatten(0, (batch, num_labels + 1))[:, :num_labels]
+
+    shared = count(true, of_true & of_predicted & (true == predicted))
+    return torch.stack([shared, count(true, of_true) + count(predicted, of_predicted) - shared], dim=2)
 
 
 def _on_boundary(labels: Tensor, distance: int) -> Tensor:

@@ -37,25 +37,30 @@ class Evaluation:
         self.per_image: list[Tensor] = []
 
     def reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """On each rank, before gathering: logits to predicted ids, per-image loss sums and score histograms."""
+        """On each rank, before gathering: logits to predicted ids and per-image loss sums; if thorough, also score
+        histograms and boundary counts."""
         if isinstance(logits, tuple):
             logits = logits[0]
         logits = upsample(logits, labels.shape[-2:])
         loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
-        reduced = (logits.argmax(dim=1).to(torch.uint8), loss)
-        return (*reduced, score_histograms(logits, labels, self.ignore_index)) if self.thorough else reduced
+        ids = logits.argmax(dim=1)
+        if not self.thorough:
+            return ids.to(torch.uint8), loss
+        self.distance = boundary_distance(*labels.shape[-2:])
+        histograms = score_histograms(logits, labels, self.ignore_index)
+        boundaries = boundary_counts(ids, labels, len(self.class_names), self.ignore_index, self.distance)
+        return ids.to(torch.uint8), loss, histograms, boundaries
 
     def add_batch(self, batch: EvalPrediction) -> None:
         """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
-        (predictions, loss, *histograms), labels = batch.predictions, batch.label_ids
+        (predictions, loss, *thorough), labels = batch.predictions, batch.label_ids
         self.metric.add_batch(predictions=predictions, references=labels)
         # read at the end: to read them now would wait for the device at each batch
         self.losses.append((loss.sum(), (labels != self.ignore_index).sum()))
         if self.thorough:
+            histograms, boundaries = (part.sum(dim=0, dtype=torch.int64) for part in thorough)
+            self.histograms, self.boundaries = self.histograms + histograms, self.boundaries + boundaries
             classes = len(self.class_names), self.ignore_index
-            self.histograms = self.histograms + histograms[0].sum(dim=0, dtype=torch.int64)
-            self.distance = boundary_distance(*labels.shape[-2:])
-            self.boundaries = self.boundaries + boundary_counts(predictions, labels, *classes, self.distance)
             self.per_image.append(confusion_per_image(predictions, labels, *classes).cpu())
         if self.second_opinion is not None:
             self.second_opinion.add_batch(predictions=predictions, references=labels)

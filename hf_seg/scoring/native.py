@@ -20,27 +20,29 @@ from hf_seg.scoring.evaluation import by_class
 from hf_seg.scoring.upsampling import upsampled_argmax
 
 if TYPE_CHECKING:
+    from hf_seg.data.geometry import Size
     from hf_seg.data.transforms import SegTransform
 
 BATCH = 32
+COMPARED = 100  # test pictures that are also segmented as `pipeline` does
 
 
 def score_native(
-    predict: Callable[[Tensor], Tensor], split: Dataset, prepared: Any, transform: SegTransform, sizes: Sequence[int]
+    predict: Callable[[Tensor], Tensor], split: Dataset, prepared: Any, transform: SegTransform, sizes: Sequence[Size]
 ) -> dict[str, Any]:
     """Score a model at each mask's own size.
 
     Args:
-        predict: `pixel_values` `(batch, 3, image_size, image_size)` to logits `(batch, C, h, w)`, which are enlarged
-            bilinearly to the mask's size.
+        predict: `pixel_values` `(batch, 3, *size)` to logits `(batch, C, h, w)`, which are enlarged bilinearly to the
+            mask's size, as [`hf_seg.inference.predict`] does.
         split: pairs as stored, of which the masks are read.
         prepared: the same pairs in the same order, prepared by `transform`, which does not augment.
-        sizes: sides, in pixels, to find ceilings for.
+        sizes: heights and widths, in pixels, to find ceilings for.
 
     Returns:
-        `dict`: `mean_iou`, `per_category_iou` by class name, and `ceilings`, by size as text: the mIoU of the true
-        masks themselves after [`shrink_and_back`]. A model that puts out logits of that size may come out above, since
-        logits are enlarged smoothly.
+        `dict`: `mean_iou`, `per_category_iou` by class name, and `ceilings`, by size as text (`"64"`, or `"96x64"`,
+        width first): the mIoU of the true masks themselves after [`shrink_and_back`]. A model that puts out logits of
+        that size may come out above, since logits are enlarged smoothly.
     """
     spec, masks = transform.spec, split.select_columns(["mask"])
     scored = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
@@ -50,10 +52,11 @@ def score_native(
         logits = predict(transform.finish(prepared.__getitems__(indices))["pixel_values"])
         for index, of_image in zip(indices, logits, strict=True):
             labels = torch.from_numpy(transform.class_ids(masks[index]["mask"]))
-            ids, _ = upsampled_argmax(of_image[None], tuple(labels.shape))
+            box = transform.box(picture := tuple(labels.shape))
+            ids, _ = upsampled_argmax(of_image[None], picture, frame=transform.size, box=box)
             scored += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
             for size, counts in ceilings.items():
-                small = shrink_and_back(labels, size)
+                small = shrink_and_back(labels, transform.fitted(picture, size))
                 # what has no label in the small mask is a class of its own there, and never right
                 small = small.masked_fill(small == spec.ignore_index, spec.num_labels)
                 counts += confusion_matrix(small, labels, spec.num_labels + 1, spec.ignore_index)
@@ -61,13 +64,53 @@ def score_native(
     return {
         "mean_iou": float(np.nanmean(iou)),
         "per_category_iou": by_class(spec.class_names, iou),
-        "ceilings": {str(size): ceiling(counts.numpy()) for size, counts in ceilings.items()},
+        "ceilings": {
+            str(size[0]) if size[0] == size[1] else f"{size[1]}x{size[0]}": ceiling(counts.numpy())
+            for size, counts in ceilings.items()
+        },
     }
 
 
-def shrink_and_back(labels: Tensor, size: int) -> Tensor:
-    """A mask `(height, width)` after it was shrunk to `size`×`size` and enlarged again, each time by the nearest."""
-    small = F.interpolate(labels[None, None].float(), size=(size, size), mode="nearest-exact")
+def compare_pipeline(
+    predict: Callable[[Tensor], Tensor],
+    scores_of: Callable[[Tensor], Tensor],
+    split: Dataset,
+    prepared: Any,
+    transform: SegTransform,
+) -> dict[str, Any]:
+    """What `pipeline("image-segmentation")` makes of a model that it cannot feed as it was trained: the pictures of a
+    `"letterbox"` run without their padding, those of a `"crop"` run as a whole.
+
+    Args:
+        predict, split, prepared, transform: as [`score_native`] takes them.
+        scores_of: `pixel_values` of one picture to the scores that hf_seg predicts from.
+
+    Returns:
+        `dict`: `pictures`, the number of pictures of the split that both have segmented, at most `COMPARED`; and
+        `mean_iou` and `pipeline_mean_iou` on these, at their own size; the latter None where the model fails at one
+        that is not padded, as a SegFormer does below 32 pixels.
+    """
+    spec, count, failed = transform.spec, min(COMPARED, len(split)), False
+    confusions = torch.zeros(2, spec.num_labels, spec.num_labels, dtype=torch.int64)
+    for index in range(count):
+        pixel_values = transform.finish(prepared.__getitems__([index]))["pixel_values"]
+        labels = torch.from_numpy(transform.class_ids(split[index]["mask"]))
+        box = transform.box(picture := tuple(labels.shape))
+        ours, _ = upsampled_argmax(scores_of(pixel_values), picture, frame=transform.size, box=box)
+        try:
+            top, left, bottom, right = box or (0, 0, *pixel_values.shape[-2:])
+            stock, _ = upsampled_argmax(predict(pixel_values[..., top:bottom, left:right]), picture)
+        except RuntimeError:
+            stock, failed = torch.zeros_like(ours), True
+        for confusion, ids in zip(confusions, (ours, stock), strict=True):
+            confusion += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
+    own, pipeline = (float(np.nanmean(class_iou(confusion.numpy()))) for confusion in confusions)
+    return {"pictures": count, "mean_iou": own, "pipeline_mean_iou": None if failed else pipeline}
+
+
+def shrink_and_back(labels: Tensor, size: Size) -> Tensor:
+    """A mask `(height, width)` after it was shrunk to `size` and enlarged again, each time by the nearest."""
+    small = F.interpolate(labels[None, None].float(), size=tuple(max(1, side) for side in size), mode="nearest-exact")
     return F.interpolate(small, size=tuple(labels.shape), mode="nearest-exact")[0, 0].to(labels.dtype)
 
 

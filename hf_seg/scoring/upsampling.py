@@ -1,22 +1,40 @@
 """From a model's small maps of scores to the size of the mask."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from hf_seg.data.geometry import Box, Size
+
 CLASSES_AT_ONCE = 4
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor, size: Size) -> Tensor:
     """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-def upsampled_argmax(scores: Tensor, size: tuple[int, int], positive: bool = False) -> tuple[Tensor, Tensor]:
+def upsample_picture(scores: Tensor, size: Size, frame: Size | None, box: Box | None) -> Tensor:
+    """[`upsample`], without what surrounds the picture in `frame`, the size of the model's input."""
+    if box is None:
+        return upsample(scores, size)
+    top, left, bottom, right = box
+    return upsample(upsample(scores, frame)[..., top:bottom, left:right], size)
+
+
+def upsampled_argmax(
+    scores: Tensor, size: Size, positive: bool = False, frame: Size | None = None, box: Box | None = None
+) -> tuple[Tensor, Tensor]:
     """The class of each pixel at `size`, from a few classes at a time: 150 classes of a photograph take gigabytes.
 
     Args:
         scores: `(batch, C, h, w)`, logits; or `positive` numbers.
+        frame, box: the picture is in this box of scores that were enlarged to the frame; by default, all is picture.
 
     Returns:
         `tuple`: class ids, int64 `(batch, height, width)`, those of `upsample(scores, size).argmax(dim=1)` (of two
@@ -26,7 +44,7 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], positive: bool = Fal
     total_of, add = (torch.sum, torch.add) if positive else (torch.logsumexp, torch.logaddexp)
     ids = best = total = None
     for start in range(0, scores.shape[1], CLASSES_AT_ONCE):
-        part = upsample(scores[:, start : start + CLASSES_AT_ONCE], size)
+        part = upsample_picture(scores[:, start : start + CLASSES_AT_ONCE], size, frame, box)
         highest, index = part.max(dim=1)
         if best is None:
             ids, best, total = index, highest, total_of(part, dim=1)

@@ -85,10 +85,10 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     return wanted and num_processes > 1
 
 
-def eval_batch_size(train_batch: int, num_classes: int, image_size: int) -> int:
+def eval_batch_size(train_batch: int, num_classes: int, size: tuple[int, int]) -> int:
     """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB."""
     # that many as are trained on at a time do fit, since training also keeps what the gradient needs
-    return min(64, max(train_batch, EVAL_LOGITS // (num_classes * image_size**2)))
+    return min(64, max(train_batch, EVAL_LOGITS // (num_classes * math.prod(size))))
 
 
 def checkpoints_kept(training: TrainingRecipe) -> int:
@@ -97,8 +97,12 @@ def checkpoints_kept(training: TrainingRecipe) -> int:
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
 
 
-def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
-    """`TrainingArguments` for a run's recipe on this launch's device and number of ranks; the data has `num_classes`.
+def build_training_arguments(run: Run, num_classes: int, decodes: bool) -> TrainingArguments:
+    """`TrainingArguments` for a run's recipe on this launch's device and number of ranks.
+
+    Args:
+        num_classes (`int`): of the data.
+        decodes (`bool`): pictures are decoded each time that they are read.
 
     Raises:
         Refusal: when the global batch does not divide, when fp16 is asked for without a GPU, or when several GPUs are
@@ -108,15 +112,17 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
     train_batch, precision = per_device_batch_size(training, state.num_processes), precision_of(training, state.device)
     # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
     # but on a CPU workers would take the cores from the training.
-    decodes = recipe.data.cache is False and state.device.type != "cpu"
-    workers = training.arguments.get("dataloader_num_workers", min(8, (os.cpu_count() or 1) // 2) if decodes else 0)
+    wanted = min(8, (os.cpu_count() or 1) // 2) if decodes and state.device.type != "cpu" else 0
+    workers, crops = training.arguments.get("dataloader_num_workers", wanted), recipe.data.resize == "crop"
     arguments: dict[str, Any] = {
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
         "save_total_limit": 2,
-        "per_device_eval_batch_size": eval_batch_size(train_batch, num_classes, recipe.data.image_size),
+        # whole pictures, each of its own size, cannot be in one batch
+        "per_device_eval_batch_size": 1 if crops else eval_batch_size(train_batch, num_classes, recipe.data.size),
         "dataloader_num_workers": workers,
-        "dataloader_persistent_workers": workers > 0,
+        # they keep the data set that they began with, and crops are drawn again each epoch
+        "dataloader_persistent_workers": workers > 0 and not crops,
         # to find them takes time in each step; not to find them ends a training at its second step
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
         "dataloader_pin_memory": state.device.type == "cuda",

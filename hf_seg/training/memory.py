@@ -44,17 +44,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def explained(args: TrainingArguments, image_size: int, step: Step) -> Iterator[None]:
+def explained(args: TrainingArguments, size: tuple[int, int], step: Step) -> Iterator[None]:
     """Say what to do when the memory does not suffice in the block."""
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise explain(args, image_size, step) from error
+            raise explain(args, size, step) from error
         raise
 
 
-def explain(args: TrainingArguments, image_size: int, step: Step) -> Refusal:
+def explain(args: TrainingArguments, size: tuple[int, int], step: Step) -> Refusal:
     """What to do when the memory does not suffice for a step."""
     remedy = "use a device with more memory"
     if step == "training":
@@ -67,6 +67,6 @@ def explain(args: TrainingArguments, image_size: int, step: Step) -> Refusal:
         images = args.per_device_eval_batch_size
         if images > 1:
             remedy = f"set training.per_device_eval_batch_size to {images // 2}"
-    pixels = f"{images} images of {image_size}×{image_size} pixels at a time"
+    pixels = f"{images} images of {size[1]}×{size[0]} pixels at a time"
     what = f"{args.device} is out of memory in {step}, with {pixels}"
     return Refusal("", what, f"{remedy}, or lower data.image_size", code="out-of-memory")

@@ -33,14 +33,14 @@ def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, d
     if recipe.encoder_recipe:
         source = replace(source, encoder_weights=str(run.folder.with_name(recipe.encoder_recipe)))
     set_seed(recipe.training.seed)
-    model, init = build_model(source, spec, recipe.data.image_size)
+    model, init = build_model(source, spec, recipe.data.size)
     init["encoder"]["source"] = recipe.encoder_recipe or init["encoder"]["source"]
     init["encoder"]["run"] = describe_encoder_run(source.encoder_weights)
     return model, {
         "arch": source.arch,
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
-        **measure_forward(model, recipe.data.image_size),
+        **measure_forward(model, recipe.data.size),
         "init": init,
     }
 

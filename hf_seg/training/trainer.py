@@ -18,6 +18,8 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import SegData, image_name
+from hf_seg.data.geometry import Framing, center_crop, centered, cut, pad, slide
+from hf_seg.data.prepared import PreparedPairs
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Refusal
@@ -25,8 +27,8 @@ from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
 from hf_seg.scoring.loss import LossWatch, segmentation_loss
 from hf_seg.scoring.metrics import SecondOpinion
-from hf_seg.scoring.native import score_native
-from hf_seg.scoring.upsampling import upsampled_argmax
+from hf_seg.scoring.native import compare_pipeline, score_native
+from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
@@ -49,7 +51,10 @@ class SegTrainer(Trainer):
         self.run, self.data, self.stop = run, data, StopWhenAsked()
         self.train_transform, self.eval_transform = data.transforms["train"], data.transforms["validation"]
         self.classes = data.spec.class_names, data.spec.ignore_index
-        args = build_training_arguments(run, data.spec.num_labels)
+        args = build_training_arguments(run, data.spec.num_labels, data.prepared["train"].decodes)
+        self.crops = recipe.data.resize == "crop"
+        if self.crops:
+            data.prepared["train"].seed = training.seed
         # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
         self.losses = LossWatch(tolerated=FP16_OVERFLOWS if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
@@ -61,10 +66,12 @@ class SegTrainer(Trainer):
             train_dataset=data.prepared["train"],
             eval_dataset=data.prepared["validation"],
             data_collator=collate,
-            processing_class=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
+            processing_class=build_image_processor(
+                size=recipe.data.size, normalize=recipe.data.normalize, resize=recipe.data.resize
+            ),
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
-            preprocess_logits_for_metrics=lambda logits, labels: self.evaluation.reduce_logits(logits, labels),
+            preprocess_logits_for_metrics=self._reduce,
             callbacks=[EvaluateEvery(training.eval_every_epochs), SealCheckpoints(), *callbacks, self.stop],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
@@ -77,6 +84,7 @@ class SegTrainer(Trainer):
                 },
             ),
         )
+        self.black = Framing.of(self.processing_class).black
         if use_channels_last(training, args.device):
             # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
             model.to(memory_format=torch.channels_last)
@@ -139,7 +147,7 @@ class SegTrainer(Trainer):
         return [name for name, value in self.model.named_parameters() if value.requires_grad and value.grad is None]
 
     def _explained(self, step: Step) -> AbstractContextManager[None]:
-        return explained(self.args, self.run.recipe.data.image_size, step)
+        return explained(self.args, self.run.recipe.data.size, step)
 
     def check_losses(self, wait: bool = False) -> None:
         """Stop when a loss is no number: the weights are spoilt from that step on."""
@@ -215,14 +223,51 @@ class SegTrainer(Trainer):
         prepared = self.data.prepared["test"]
         self.evaluate(prepared, metric_key_prefix="test")
         if self.is_world_process_zero():
-            sizes = [self.run.recipe.data.image_size // part for part in (1, 2, 4, 8)]
-            test, transform = self.data.splits["test"], self.data.transforms["test"]
-            self.scores["native"] = score_native(self.predict_logits, test, prepared, transform, sizes)
+            self.scores["native"] = self._score_native(prepared)
         return self.scores
+
+    def _score_native(self, prepared: PreparedPairs) -> dict[str, Any]:
+        """The test score at the pictures' own size, which with crops is the score itself."""
+        test, transform, native = self.data.splits["test"], self.data.transforms["test"], {"ceilings": {}}
+        if self.crops:
+            native |= {key: self.scores[key] for key in ("mean_iou", "per_category_iou")}
+        else:
+            sizes = [tuple(side // part for side in transform.size) for part in (1, 2, 4, 8)]
+            native = score_native(self.predict_logits, test, prepared, transform, sizes)
+        if transform.resize != "stretch":
+            scores_of = self.picture_scores
+            native["pipeline"] = compare_pipeline(self.predict_logits, scores_of, test, prepared, transform)
+        return native
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if not self.crops:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        labels = inputs["labels"]
+        reduced = self.evaluation.reduce_logits(self.picture_scores(inputs["pixel_values"]), labels)
+        ids, labels = (self._pad_across_processes(values) for values in (reduced[0], labels))
+        return None, (ids, *reduced[1:]), labels
+
+    def _pad_across_processes(self, masks: Tensor) -> Tensor:
+        """Masks `(1, height, width)` of the same size on all ranks; what is added is ignored."""
+        for axis in (1, 2):
+            masks = self.accelerator.pad_across_processes(masks, dim=axis, pad_index=self.data.spec.ignore_index)
+        return masks
+
+    def picture_scores(self, pixel_values: Tensor) -> Tensor:
+        """Scores that a whole picture is segmented by, `(1, C, h, w)`, of `pixel_values` `(1, 3, height, width)`:
+        the logits; or with crops, at its own size, the logarithms of the probabilities blended from windows."""
+        if not self.crops:
+            return self.predict_logits(pixel_values)
+        window = self.run.recipe.data.size
+        picture, batch = pixel_values.shape[-2:], self.args.per_device_train_batch_size
+        framed = pad(pixel_values[0], frame := tuple(map(max, picture, window)), self.black)
+
+        def probabilities(windows: Tensor) -> Tensor:
+            return upsample(self.predict_logits(windows), window).softmax(dim=1)
+
+        blended = cut(slide(framed, window, batch, probabilities), centered(picture, frame))[None]
+        return blended.clamp(min=torch.finfo(blended.dtype).tiny).log()
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         opinion, thorough = None, metric_key_prefix == "test"
@@ -231,6 +276,9 @@ class SegTrainer(Trainer):
         self.evaluation = Evaluation(*self.classes, thorough=thorough, second_opinion=opinion)
         with self._explained("evaluation"):
             return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+
+    def _reduce(self, logits: Any, labels: Tensor) -> tuple[Tensor, ...]:
+        return logits if self.crops else self.evaluation.reduce_logits(logits, labels)
 
     def _add_batch(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
         self.evaluation.add_batch(batch)
@@ -251,7 +299,12 @@ class SegTrainer(Trainer):
         prepared = self.data.prepared["test"]
         count = min(count, len(prepared))
         indices = [index * len(prepared) // count for index in range(count)]
-        batch = self.eval_transform.finish(prepared.__getitems__(indices))
+        pairs = [prepared.__getitems__([index]) for index in indices]
+        if self.crops:  # the middle of each picture
+            size, nothing = self.run.recipe.data.size, {"pixel_values": 0, "labels": self.data.spec.ignore_index}
+            pairs = [{key: center_crop(pair[key], size, fill) for key, fill in nothing.items()} for pair in pairs]
+        batch = {key: torch.cat([pair[key] for pair in pairs]) for key in ("pixel_values", "labels")}
+        batch = self.eval_transform.finish(batch)
         logits = self.predict_logits(batch["pixel_values"])
         predictions = upsampled_argmax(logits, batch["labels"].shape[-2:])[0].cpu()
         processor, pixel_values = self.processing_class, batch["pixel_values"]

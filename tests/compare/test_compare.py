@@ -164,6 +164,7 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
         (lambda r: r["data"]["counts"].update(test=7), "another number of test images"),
         (lambda r: r["data"].update(class_names=["a", "b", "c"]), "another classes"),
         (lambda r: r["recipe"]["data"].update(image_size=128), "another data.image_size"),
+        (lambda r: r["recipe"]["data"].update(resize="crop"), "another data.resize"),
         (lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3), "test_confusion.npz: is not of the run in"),
     ],
 )

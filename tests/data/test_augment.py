@@ -19,7 +19,7 @@ def images(count=3, size=(48, 60), seed=0):
 @pytest.mark.parametrize("size", [32, 48, 80])  # shrunk, partly as it is, enlarged
 def test_the_whole_image_is_resized_as_by_torchvision(size):
     batch, labels = images(1), torch.randint(0, 9, (1, 48, 60), dtype=torch.uint8)
-    ours, masks = crop_and_resize(batch, labels, WHOLE, KEPT, size)
+    ours, masks = crop_and_resize(batch, labels, WHOLE, KEPT, (size, size))
     torch.testing.assert_close(ours, F.resize(batch, [size, size], antialias=True), rtol=0, atol=2e-6)
     exact = torch.nn.functional.interpolate(labels[:, None].float(), (size, size), mode="nearest-exact")[:, 0]
     assert torch.equal(masks, exact.to(torch.uint8)) and masks.dtype == torch.uint8
@@ -30,7 +30,7 @@ def test_a_window_is_where_it_should_be():
     rows, columns = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
     ramp, labels = torch.stack([rows, columns, rows])[None].repeat(2, 1, 1, 1), rows.long()[None].repeat(2, 1, 1)
     boxes = torch.tensor([[0.125, 0.25, 0.75, 0.5]]).repeat(2, 1)
-    windows, masks = crop_and_resize(ramp, labels, boxes, torch.tensor([False, True]), 48)
+    windows, masks = crop_and_resize(ramp, labels, boxes, torch.tensor([False, True]), (48, 48))
     centers = torch.arange(48) + 0.5
     down, across = 12 + centers * 72 / 48, 24 + centers * 48 / 48
     torch.testing.assert_close(windows[0, 0], down[:, None].expand(48, 48), rtol=0, atol=0.05)

@@ -31,7 +31,7 @@ def mask(size=(90, 70), seed=1):
 
 
 def transform(**options):
-    return SegTransform(**({"image_size": 64, "spec": SPEC} | options))
+    return SegTransform(**({"size": (64, 64), "spec": SPEC} | options))
 
 
 def test_shapes_types_and_ranges():
@@ -62,7 +62,7 @@ def test_convention_against_torchvision():
 def test_training_and_inference_see_the_same_pixels(normalize):
     image = photograph((333, 500))
     ours = transform(normalize=normalize)({"image": [image], "mask": [mask((333, 500))]})["pixel_values"]
-    processor = build_image_processor(image_size=64, normalize=normalize)
+    processor = build_image_processor(size=(64, 64), normalize=normalize)
     torch.testing.assert_close(ours, processor(image, return_tensors="pt")["pixel_values"], rtol=0, atol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_the_two_steps_are_the_whole(augment):
     steps = transform(augment=augment)
     prepared = steps.prepare(batch)
     size = {"standard": 96, "strong": 128}.get(augment, 64)
-    assert steps.prepared_size == size
+    assert steps.prepared_size == (size, size)
     assert prepared["pixel_values"].shape == (2, 3, size, size) and prepared["labels"].shape == (2, size, size)
     assert all(values.dtype == torch.uint8 for values in prepared.values())
     torch.manual_seed(0)

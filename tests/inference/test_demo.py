@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from hf_seg import cli
+from hf_seg.data import geometry
 from hf_seg.inference import demo as demo_module
 from hf_seg.inference import demo_app
 from hf_seg.inference.demo import push_space, serve, stage_space
@@ -62,7 +63,7 @@ def folders(tmp_path_factory):
         model.config.palette = PALETTE
         folder = root / ("tiny-fcn" if model is fcn else "tiny-segformer")
         model.save_pretrained(folder)
-        build_image_processor(image_size=64, normalize="none").save_pretrained(folder)
+        build_image_processor(size=(64, 64), normalize="none").save_pretrained(folder)
         (folder / "results.json").write_text("{}")
     return [root / "tiny-fcn", root / "tiny-segformer"]
 
@@ -422,12 +423,14 @@ def test_what_a_space_is_made_of(folders, tmp_path):
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {name for name in files if not name.startswith("examples/")} == (
-        {"app.py", "models.json", "requirements.txt", "README.md"}
+        {"app.py", "geometry.py", "upsampling.py", "models.json", "requirements.txt", "README.md"}
         | {f"models/tiny-segformer/{name}" for name in weights}
         | {f"models/tiny-fcn/{name}" for name in weights | {"configuration_fcn.py", "modeling_fcn.py"}}
     )
     assert sum(name.startswith("examples/") for name in files) == 6
-    assert (tmp_path / "app.py").read_bytes() == Path(demo_app.__file__).read_bytes()
+    code = [(tmp_path / name).read_text() for name in ("app.py", "geometry.py", "upsampling.py")]
+    assert "from geometry import" in code[0] and "from hf_seg" not in "".join(code)
+    assert code[1] == Path(geometry.__file__).read_text()
 
     metadata, text = re.fullmatch(r"---\n(.*?)\n---\n(.*)", (tmp_path / "README.md").read_text(), re.DOTALL).groups()
     assert yaml.safe_load(metadata) == {

@@ -60,7 +60,7 @@ def save_model(path, arch):
     head = model.classifier[-1] if arch == "fcn" else model.decode_head.classifier
     torch.nn.init.normal_(head.weight, std=1.0)
     model.save_pretrained(path)
-    build_image_processor(image_size=64, normalize="none" if arch == "fcn" else "imagenet").save_pretrained(path)
+    build_image_processor(size=(64, 64), normalize="none" if arch == "fcn" else "imagenet").save_pretrained(path)
 
 
 @pytest.fixture(scope="module", params=["fcn", "segformer"])
@@ -152,7 +152,7 @@ def test_another_model_of_transformers(tmp_path, capfd):
         **sizes, image_size=64, use_relative_position_bias=True, out_indices=[1, 2, 3, 4], id2label=NAMES
     )
     BeitForSemanticSegmentation(config).save_pretrained(tmp_path)  # torch.onnx alone cannot export it
-    build_image_processor(image_size=64, normalize="none").save_pretrained(tmp_path)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path)
     capfd.readouterr()
     assert cli.main(["export", str(tmp_path)]) == 0
     printed = capfd.readouterr()

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_seg import cli
+from hf_seg.data.geometry import _starts
 from hf_seg.data.stored_image import DEEP
 from hf_seg.inference import predict as predict_module
-from hf_seg.inference.predict import _starts, expand_paths, predict
+from hf_seg.inference.predict import expand_paths, predict
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.inference.write import predict_to_folder
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
@@ -40,7 +41,7 @@ def folder(request, tmp_path_factory):
     head = model.classifier[-1] if request.param == "fcn" else model.decode_head.classifier
     torch.nn.init.normal_(head.weight, std=1.0)
     model.save_pretrained(path)
-    build_image_processor(image_size=64, normalize="none").save_pretrained(path)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(path)
     return path
 
 
@@ -136,7 +137,7 @@ def test_tiles_see_each_part_as_a_picture_of_its_own(folder, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 64, 65, 100, 128, 1000, 2048])
 def test_tiles_cover_everything_and_overlap_by_a_quarter(length):
-    starts = _starts(length, 64)
+    starts, _ = _starts(length, 64)
     covered = np.zeros(length, dtype=bool)
     for start in starts:
         assert 0 <= start and (start + 64 <= length or length < 64)
@@ -224,7 +225,7 @@ def segmenter(tmp_path_factory):
     sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
     model = SegformerForSemanticSegmentation(SegformerConfig(id2label=NAMES, **sizes)).eval()
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=1.0)
-    return Segmenter(model=model, image_processor=build_image_processor(image_size=64, normalize="none"))
+    return Segmenter(model=model, image_processor=build_image_processor(size=(64, 64), normalize="none"))
 
 
 def contents(root):

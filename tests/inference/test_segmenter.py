@@ -200,7 +200,7 @@ def test_shapes_that_vary_within_a_batch(photographs, tmp_path):
 
 def save_segformer(path, kind=SegformerForSemanticSegmentation):
     kind(SegformerConfig(num_labels=3, **TINY_SEGFORMER)).save_pretrained(path)
-    build_image_processor(image_size=64, normalize="none").save_pretrained(path)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(path)
 
 
 def test_an_encoder_is_no_segmentation_model(tmp_path):

@@ -128,7 +128,7 @@ def test_the_encoder_of_a_folder(saved, path, frozen):
 @EVERY
 def test_a_tensor_that_is_missing_is_refused_unless_nothing_uses_it(saved, path):
     folder, source = saved(path)
-    build_image_processor(image_size=64, normalize="none").save_pretrained(folder)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     source.train()(pixel_values=torch.rand(2, 3, 64, 64)).logits.sum().backward()
     used = [name for name, parameter in source.named_parameters() if parameter.grad is not None]
@@ -211,9 +211,9 @@ def test_what_is_refused(path, config, message):
 
 def test_a_size_that_a_model_does_not_take():
     model = recipe("data2vec-vision", config=VIT | {"image_size": 64, "out_indices": [1, 2, 3, 4]})
-    check_model(model, image_size=64)
+    check_model(model, size=(64, 64))
     with pytest.raises(RecipeError, match="no data2vec-vision can be built"):
-        check_model(model, image_size=128)
+        check_model(model, size=(128, 128))
 
 
 @pytest.mark.slow

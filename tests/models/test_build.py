@@ -600,7 +600,7 @@ MEAN_AND_STD = {
 
 @pytest.mark.parametrize("normalize", MEAN_AND_STD)
 def test_image_processor(normalize, tmp_path):
-    build_image_processor(image_size=96, normalize=normalize).save_pretrained(tmp_path)
+    build_image_processor(size=(96, 96), normalize=normalize).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(processor) is SegformerImageProcessor
     assert dict(processor.size) == {"height": 96, "width": 96}
@@ -616,7 +616,7 @@ def test_image_processor(normalize, tmp_path):
 
 def test_image_processor_refuses_an_unknown_normalisation():
     with pytest.raises(KeyError, match="ImageNet"):
-        build_image_processor(image_size=64, normalize="ImageNet")
+        build_image_processor(size=(64, 64), normalize="ImageNet")
 
 
 PIPELINES = """
@@ -646,7 +646,7 @@ def test_saved_models_segment_a_photograph_without_hf_seg(tmp_path):
     for model in (TINY_FCN, TINY_SEGFORMER):
         built, _ = build(**model)
         built.save_pretrained(tmp_path / model["arch"])
-        build_image_processor(image_size=64, normalize="none").save_pretrained(tmp_path / model["arch"])
+        build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path / model["arch"])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-c", PIPELINES]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
@@ -676,10 +676,10 @@ def test_the_cost_of_a_forward_pass(recipe, multiply_adds, logits_size):
     model, _ = build(**recipe)
     weights, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     config, mode = model.config.to_json_string(), [module.training for module in model.modules()]
-    cost = measure_forward(model, 64)
+    cost = measure_forward(model, (64, 64))
     assert cost["multiply_adds"] == pytest.approx(multiply_adds, rel=0.02) and cost["logits_size"] == [logits_size] * 2
     assert json.loads(json.dumps(cost)) == cost
-    larger = measure_forward(model, 128)  # four times the pixels; attention costs more than that
+    larger = measure_forward(model, (128, 128))  # four times the pixels; attention costs more than that
     assert larger["multiply_adds"] >= 4 * cost["multiply_adds"] and larger["logits_size"] == [2 * logits_size] * 2
     # the model is as it was, and so is the random state
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -694,4 +694,4 @@ def test_the_cost_is_what_torch_counts_for_the_model_itself(model):
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits = built.eval()(torch.rand(64, 3, 96, 96)).logits
     expected = {"multiply_adds": counter.get_total_flops() // 128, "logits_size": list(logits.shape[-2:])}
-    assert measure_forward(built, 96) == expected
+    assert measure_forward(built, (96, 96)) == expected

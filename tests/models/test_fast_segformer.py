@@ -347,7 +347,7 @@ def test_the_key_is_refused_for_others():
 def test_a_model_that_was_trained_elsewhere_is_fast_in_inference(tmp_path):
     stock, _ = stock_and_fast()
     stock.save_pretrained(tmp_path)
-    build_image_processor(image_size=64, normalize="none").save_pretrained(tmp_path)
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path)
     segmenter = load_segmenter(tmp_path, device="cpu")
     assert is_fast(segmenter.model)
     images, _ = batch((64, 64))

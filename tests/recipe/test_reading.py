@@ -78,12 +78,13 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "mask_column": None,
             "layout": None,
             "image_size": 64,
+            "resize": "stretch",
             "normalize": "none",
             "augment": "none",
             "max_train_samples": None,
             "max_validation_samples": None,
             "max_test_samples": None,
-            "cache": True,
+            "cache": "auto",
             "on_bad_pair": "stop",
         },
         "training": {
@@ -207,7 +208,8 @@ training {"image_size": 64}
     image_size: unknown key; it belongs to "data"
 data {"qqq": 1}
     qqq: unknown key; accepted: name, root, path, revision, config_name, image_column, mask_column, layout,
-    image_size, normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache, on_bad_pair
+    image_size, resize, normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache,
+    on_bad_pair
 training {"learning_rate": "1e-4"}
     learning_rate: must be a number, above 0, at most 10, but is "1e-4"; write it without quotes
 training {"learning_rate": true}
@@ -235,9 +237,17 @@ training {"report_to": ["wandb", 1]}
 training {"eval_every_epochs": null}
     eval_every_epochs: must be a whole number, from 1 to 100000, but is null
 data {"image_size": 50}
-    image_size: must be a whole number, from 32 to 2048, a multiple of 32, but is 50
-data {"image_size": 16}
-    image_size: must be a whole number, from 32 to 2048, a multiple of 32, but is 16
+    image_size: must be a whole number, from 32 to 2048, a multiple of 32, or a list of 2, each a whole number,
+    from 32 to 2048, a multiple of 32, but is 50; the nearest is 64
+data {"image_size": [1080, 1920]}
+    image_size: must be a whole number, from 32 to 2048, a multiple of 32, or a list of 2, each a whole number,
+    from 32 to 2048, a multiple of 32, but is [1080, 1920]; the nearest is [1088, 1920]
+data {"image_size": [64, 64, 3]}
+    image_size: must be a whole number, from 32 to 2048, a multiple of 32, or a list of 2, each a whole number,
+    from 32 to 2048, a multiple of 32, but is [64, 64, 3]
+data {"image_size": 4000}
+    image_size: must be a whole number, from 32 to 2048, a multiple of 32, or a list of 2, each a whole number,
+    from 32 to 2048, a multiple of 32, but is 4000
 data {"augment": "flips"}
     augment: must be "none", "flip", "standard" or "strong", but is "flips"
 data {"max_train_samples": 0}

@@ -377,7 +377,7 @@ def test_the_lines_that_use_a_model_do(record, arch, tmp_path):
         sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
         model = SegformerForSemanticSegmentation(SegformerConfig(id2label=names, **sizes))
     model.save_pretrained(tmp_path / "org" / "name")
-    build_image_processor(image_size=64, normalize="none").save_pretrained(tmp_path / "org" / "name")
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path / "org" / "name")
     Image.new("RGB", (90, 70), (200, 90, 10)).save(tmp_path / "photograph.jpg")
     text = str(build_card(record(arch=arch), repo_id="org/name"))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

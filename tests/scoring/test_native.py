@@ -32,7 +32,7 @@ def build(masks):
     images = [PILImage.fromarray(np.repeat(mask[..., None] % 9 * 200, 3, axis=2).astype(np.uint8)) for mask in masks]
     pictures = [PILImage.fromarray(mask.astype(np.uint8)) for mask in masks]
     split = Dataset.from_dict({"image": images, "mask": pictures}, Features({"image": Image(), "mask": Image()}))
-    transform = SegTransform(image_size=32, spec=SPEC)
+    transform = SegTransform(size=(32, 32), spec=SPEC)
     return split, Prepared(split, transform), transform
 
 
@@ -44,10 +44,10 @@ def brightness(pixel_values):
 
 def test_shrinking_takes_the_pixel_in_the_middle():
     labels = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]], dtype=torch.uint8)
-    assert torch.equal(shrink_and_back(labels, 4), labels)
+    assert torch.equal(shrink_and_back(labels, (4, 4)), labels)
     # the middle of two pixels is on the line between them, and belongs to the second
-    assert shrink_and_back(labels, 2).tolist() == [[5, 5, 7, 7], [5, 5, 7, 7], [13, 13, 15, 15], [13, 13, 15, 15]]
-    assert shrink_and_back(labels[:, :3], 1).tolist() == [[9] * 3] * 4
+    assert shrink_and_back(labels, (2, 2)).tolist() == [[5, 5, 7, 7], [5, 5, 7, 7], [13, 13, 15, 15], [13, 13, 15, 15]]
+    assert shrink_and_back(labels[:, :3], (1, 1)).tolist() == [[9] * 3] * 4
 
 
 def test_ceilings_of_a_square():
@@ -56,10 +56,10 @@ def test_ceilings_of_a_square():
     odd = np.zeros((64, 64), np.uint8)
     odd[20:44, 20:44] = 1  # on a grid of 4 pixels; of 8 pixels, the lines at 20 and 44 are in the middle
     split, prepared, transform = build([mask, mask])
-    scores = score_native(brightness, split, prepared, transform, sizes=(32, 8))
+    scores = score_native(brightness, split, prepared, transform, sizes=((32, 32), (8, 8)))
     assert scores["ceilings"] == {"32": 1.0, "8": 1.0}
     split, prepared, transform = build([odd])
-    scores = score_native(brightness, split, prepared, transform, sizes=(16, 8))
+    scores = score_native(brightness, split, prepared, transform, sizes=((16, 16), (8, 8)))
     # the sampled pixels, 4, 12, 20 …, make of 20:44 the cells 16:40 in both directions
     both = 20 * 20
     square, ground = both / (2 * 24 * 24 - both), (4096 - 2 * 576 + both) / (4096 - both)
@@ -72,7 +72,7 @@ def test_the_model_is_scored_at_the_masks_size():
     masks[1][:, 20:] = 1
     masks[1][:6] = 9  # ignored
     split, prepared, transform = build(masks)
-    scores = score_native(brightness, split, prepared, transform, sizes=(32,))
+    scores = score_native(brightness, split, prepared, transform, sizes=((32, 32),))
     assert 0.95 < scores["mean_iou"] < 1  # edges are off by less than a pixel of 32
     assert scores["mean_iou"] == pytest.approx(np.mean([*scores["per_category_iou"].values()]))
 

@@ -32,19 +32,19 @@ def test_where_nobody_counts(tmp_path, monkeypatch):
 def test_what_to_do_when_the_memory_does_not_suffice():
     def training(images, parts):
         args = SimpleNamespace(device=CPU, per_device_train_batch_size=images, gradient_accumulation_steps=parts)
-        return str(explain(args, 64, "training")).partition("; ")[2].partition(", or lower")[0]
+        return str(explain(args, (64, 64), "training")).partition("; ")[2].partition(", or lower")[0]
 
     # two parts of three images: three parts of two would not halve what is there at a time
     assert training(3, 2) == "set training.gradient_accumulation_steps to 6, and it is 1 at a time"
     assert training(8, 1) == "set training.gradient_accumulation_steps to 2, and it is 4 at a time"
     assert training(1, 4) == "use a device with more memory"
     args = SimpleNamespace(device=CPU, per_device_eval_batch_size=20)
-    assert str(explain(args, 128, "evaluation")) == (
+    assert str(explain(args, (128, 128), "evaluation")) == (
         "cpu is out of memory in evaluation, with 20 images of 128×128 pixels at a time; set "
         "training.per_device_eval_batch_size to 10, or lower data.image_size"
     )
     args.per_device_eval_batch_size = 1
-    assert "use a device with more memory" in str(explain(args, 128, "evaluation"))
+    assert "use a device with more memory" in str(explain(args, (128, 128), "evaluation"))
 
 
 def test_an_error_that_is_about_memory():

@@ -119,11 +119,11 @@ def test_synchronised_batch_norm_keeps_the_tensors_of_a_model(arch):
 
 def test_fewer_images_are_evaluated_at_a_time_where_there_are_many_classes_and_pixels():
     # training batch, classes, image size
-    assert eval_batch_size(64, 3, 64) == eval_batch_size(8, 19, 64) == 64  # as the study's recipes have it
-    assert eval_batch_size(1, 100, 128) == 5
-    assert eval_batch_size(8, 150, 512) == 8  # what can be trained on can be evaluated
-    assert eval_batch_size(1, 150, 2048) == 1
-    assert eval_batch_size(256, 3, 64) == 64
+    assert eval_batch_size(64, 3, (64, 64)) == eval_batch_size(8, 19, (64, 64)) == 64  # as the study's recipes have it
+    assert eval_batch_size(1, 100, (128, 128)) == 5
+    assert eval_batch_size(8, 150, (512, 512)) == 8  # what can be trained on can be evaluated
+    assert eval_batch_size(1, 150, (2048, 2048)) == 1
+    assert eval_batch_size(256, 3, (64, 64)) == 64
 
 
 def test_all_checkpoints_are_kept_when_there_is_no_limit():

@@ -89,7 +89,7 @@ def test_every_kind_of_mask_becomes_the_right_labels(own, recipe, kind):
     assert spec.class_names == tuple(entry["name"] for entry in CLASSES[kind]["classes"])
     stored = splits["train"].cast_column("image", type(splits["train"].features["image"])(decode=False))
     numbers = [int(image["path"][-6:-4]) for image in stored["image"]]
-    transformed = splits["train"].with_transform(SegTransform(image_size=64, spec=spec))
+    transformed = splits["train"].with_transform(SegTransform(size=(64, 64), spec=spec))
     for position, number in enumerate(numbers):
         expected = LABELS[kind](scene(number)[1])
         assert (np.asarray(splits["train"][position]["mask"]) == expected).all()

@@ -1,0 +1,146 @@
+"""Pictures at their own size, for `data.resize` "crop": random windows of them for training, all of them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_seg.data.geometry import Box, Size, pad
+from hf_seg.data.prepared import PreparedPairs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_seg.data.transforms import SegTransform
+
+SCALES = (0.5, 2.0)  # of the picture, before a window of the model's size is cut out
+MOST = 0.75  # of a window's labelled pixels may be of one class,
+DRAWS = 10  # unless none of so many windows is better: MMSegmentation's `cat_max_ratio` for Cityscapes
+
+
+class StoredPictures:
+    """Pictures of several sizes one behind the other in flat arrays, which may be mapped from a folder."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, sizes: np.ndarray, folder: Path | None = None):
+        self.pixels, self.labels, self.sizes, self.folder = pixels, labels, sizes, folder
+        self.starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
+        if len(labels) != self.starts[-1] or len(pixels) != 3 * len(labels):
+            raise ValueError("its arrays are not of one length")
+
+    @classmethod
+    def open(cls, folder: Path) -> StoredPictures:
+        """Map the files of a cache; raises OSError, ValueError or EOFError when they are not there or not whole."""
+        pixels, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixel_values", "labels"))
+        return cls(pixels, labels, np.load(folder / "sizes.npy"), folder)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """A pair, not copied: `pixel_values`, uint8 `(height, width, 3)`, and `labels`, uint8 `(height, width)`."""
+        (start, end), size = self.starts[index : index + 2], self.sizes[index]
+        pixels, labels = self.pixels[3 * start : 3 * end], self.labels[start:end]
+        return {"pixel_values": pixels.reshape(*size, 3), "labels": labels.reshape(size)}
+
+    def __reduce__(self):
+        # pickled as it is, a memory-mapped array would travel to each worker in full
+        return (StoredPictures.open, (self.folder,)) if self.folder else super().__reduce__()
+
+
+class DecodedPictures:
+    """Decodes pictures each time that they are read."""
+
+    def __init__(self, dataset: Dataset, transform: SegTransform):
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """As [`StoredPictures`] has it."""
+        pair = {key: values[0].numpy() for key, values in self.transform.prepare(self.dataset[[index]]).items()}
+        return pair | {"pixel_values": pair["pixel_values"].transpose(1, 2, 0)}
+
+
+Pictures = StoredPictures | DecodedPictures
+
+
+class WholePairs(PreparedPairs):
+    """For evaluation: pictures at their own size, so that a batch holds one."""
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        (index,) = indices
+        pair = {key: torch.from_numpy(np.array(values))[None] for key, values in self.pictures[index].items()}
+        return pair | {"pixel_values": pair["pixel_values"].permute(0, 3, 1, 2), "index": torch.as_tensor(indices)}
+
+
+class RandomCrops(PreparedPairs):
+    """For training: of each picture one window, drawn again each epoch.
+
+    The windows follow from `seed`, the epoch and the picture, so that a run that is resumed sees the same ones.
+
+    Args:
+        size: height and width of the windows.
+    """
+
+    def __init__(self, pictures: Pictures, size: Size, ignore_index: int):
+        self.pictures, self.size, self.ignore_index = pictures, size, ignore_index
+        self.seed = self.epoch = 0
+        self.decodes = isinstance(pictures, DecodedPictures)
+
+    def set_epoch(self, epoch: int) -> None:  # which accelerate's loaders call
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        images, masks = zip(*map(self._crop, indices), strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.stack(masks), "index": torch.as_tensor(indices)}
+
+    def _crop(self, index: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng([self.seed, self.epoch, int(index)])
+        pair = self.pictures[index]
+        (top, left, bottom, right), inner = draw_crop(pair["labels"], self.size, self.ignore_index, random)
+        pixels, labels = (torch.from_numpy(np.array(each[top:bottom, left:right])) for each in pair.values())
+        image = F.resize(pixels.permute(2, 0, 1), list(inner), InterpolationMode.BILINEAR, antialias=True)
+        # the pixel that holds the centre of the target pixel, as everywhere
+        mask = F.resize(labels[None], list(inner), InterpolationMode.NEAREST_EXACT)[0]
+        return pad(image, self.size, 0), pad(mask, self.size, self.ignore_index)
+
+
+def draw_crop(labels: np.ndarray, size: Size, ignore_index: int, random: np.random.Generator) -> tuple[Box, Size]:
+    """Draw a scale of the picture, and a window of `size` in the scaled picture.
+
+    Args:
+        labels: class ids of the picture, `(height, width)`.
+
+    Returns:
+        `tuple`: the window in the picture as it is stored; and the size to resize it to, which is smaller than `size`
+        where the scaled picture is.
+    """
+    scale = random.uniform(*SCALES)
+    sides = list(zip(labels.shape, size, strict=True))
+    height, width = (min(length, round(side / scale)) for length, side in sides)
+    inner_height, inner_width = (min(side, max(1, round(length * scale))) for length, side in sides)
+    for _ in range(DRAWS):
+        top = int(random.integers(labels.shape[0] - height, endpoint=True))
+        left = int(random.integers(labels.shape[1] - width, endpoint=True))
+        counts = np.bincount(labels[top : top + height, left : left + width].ravel(), minlength=256)
+        counts[ignore_index] = 0
+        if 0 < counts.max() < MOST * counts.sum():
+            break
+    return (top, left, top + height, left + width), (inner_height, inner_width)

@@ -1,0 +1,76 @@
+"""What training and evaluation read batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_seg.data.transforms import SegTransform
+
+
+class PreparedPairs(torch.utils.data.Dataset):
+    """The pairs of one split as `SegTransform.prepare` makes them, read a whole batch at a time."""
+
+    decodes = False  # each time that a pair is read
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch, as torch's loaders ask for it.
+
+        Returns:
+            `dict`: `pixel_values`, uint8 of shape `(batch, 3, height, width)`; `labels`, uint8 of shape
+            `(batch, height, width)`; `index`, int64 of shape `(batch,)`: the positions asked for.
+        """
+        raise NotImplementedError
+
+
+class UncachedPairs(PreparedPairs):
+    """Decodes pairs each time that they are read."""
+
+    decodes = True
+
+    def __init__(self, dataset: Dataset, transform: SegTransform):
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return self.transform.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
+
+
+class CachedPairs(PreparedPairs):
+    """Reads pairs from arrays, in memory or mapped from a folder: the rows that are asked for, and nothing else."""
+
+    def __init__(self, pixel_values: np.ndarray, labels: np.ndarray, folder: Path | None = None):
+        self.pixel_values, self.labels, self.folder = pixel_values, labels, folder
+
+    @classmethod
+    def open(cls, folder: Path) -> CachedPairs:
+        """Map the files of a cache; raises OSError, ValueError or EOFError when they are not there or not whole."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixel_values", "labels")), folder)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = np.asarray(indices)
+        return {
+            "pixel_values": torch.from_numpy(self.pixel_values[rows]),
+            "labels": torch.from_numpy(self.labels[rows]),
+            "index": torch.from_numpy(rows),
+        }
+
+    def __reduce__(self):
+        # pickled as it is, a memory-mapped array would travel to each worker in full
+        return (CachedPairs.open, (self.folder,)) if self.folder else super().__reduce__()
