@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def compare(
         for start in range(0, steps * BATCH, BATCH):
             batch = trainer.train_transform.finish(trainer.train_dataset.__getitems__(range(start, start + BATCH)))
             batches.append({name: values.to(device) for name, values in batch.items()})
-        wrap = {"wrap": torch.compile} if compiled else {}
+        wrap = {"wrap": partial(torch.compile, mode="reduce-overhead")} if compiled else {}
         turns = TakeTurns(bare_loop(copy.deepcopy(trainer.model), recipe, device, batches, **wrap))
         trainer.add_callback(turns)
         seconds = put_clocks_around_parts(trainer) if parts else {}
@@ -138,7 +139,7 @@ def main() -> None:
         data = DataRecipe(
             name="synthetic_pet", max_train_samples=options.steps * BATCH, max_validation_samples=1, max_test_samples=1
         )
-        arguments = {"torch_compile": True} if options.compile else {}
+        arguments = {"compile": True} if options.compile else {}
         if options.device == "cpu":
             arguments["use_cpu"] = True
         recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)

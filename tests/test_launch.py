@@ -89,7 +89,7 @@ def problems(read):
             "dataloader_drop_last",
             "32 train pairs",
         ),
-        ({"torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
+        ({"compile": True, "torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
         ({"debug": "underflow"}, "debug", "underflow"),
         pytest.param(
             {"tf32": True},

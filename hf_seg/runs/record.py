@@ -91,7 +91,10 @@ NEEDED = object_of(
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
-_HOW = {"gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_num_workers", "disable_tqdm"}
+_HOW = {
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_num_workers", "disable_tqdm"),
+    *("compile", "torch_compile_backend", "torch_compile_mode", "cuda_graphs"),
+}
 MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hub"} | PUSH | _HOW}
 
 

@@ -85,6 +85,18 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     return wanted and num_processes > 1
 
 
+def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
+    """`training.cuda_graphs`; `"auto"` is off as long as nothing is measured.
+
+    Raises:
+        RecipeError: when they are asked for without a GPU, or with several processes.
+    """
+    if training.cuda_graphs is True and (device.type != "cuda" or num_processes > 1):
+        what = f"they need one GPU and one process, and this launch has {num_processes} on {device.type}"
+        raise RecipeError("training.cuda_graphs", what, 'set it to "auto" or false')
+    return training.cuda_graphs is True
+
+
 def eval_batch_size(train_batch: int, num_classes: int, image_size: int) -> int:
     """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB."""
     # that many as are trained on at a time do fit, since training also keeps what the gradient needs
@@ -121,6 +133,8 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
         "dataloader_pin_memory": state.device.type == "cuda",
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
+    if training.compile is True:
+        arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
     report_to = training.report_to
     if report_to == "auto":
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []

@@ -15,6 +15,7 @@ from hf_seg.training.arguments import (
     eval_batch_size,
     precision_of,
     use_channels_last,
+    use_cuda_graphs,
     use_sync_batch_norm,
 )
 from hf_seg.training.checkpoints import load_weights
@@ -104,6 +105,17 @@ def test_batch_norm_is_synchronised_where_ranks_have_few_images():
     assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 1, cpu) is False
     with pytest.raises(RecipeError, match="sync_batch_norm: PyTorch has it for GPUs only, .* 2 processes on cpu; set"):
         use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, cpu)
+
+
+def test_cuda_graphs_need_one_gpu_and_one_process():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    graphs = TrainingRecipe(cuda_graphs=True)
+    assert use_cuda_graphs(graphs, 1, gpu) is True
+    assert use_cuda_graphs(TrainingRecipe(), 1, gpu) is use_cuda_graphs(TrainingRecipe(), 2, cpu) is False
+    for processes, device in ((1, cpu), (2, gpu)):
+        found = f"cuda_graphs: they need one GPU and one process, .* has {processes} on {device.type}; set"
+        with pytest.raises(RecipeError, match=found):
+            use_cuda_graphs(graphs, processes, device)
 
 
 @pytest.mark.parametrize("arch", ["fcn", "segformer"])
