@@ -288,7 +288,7 @@ class SegTrainer(Trainer):
             "precision": "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32",
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
-            "compile": self.args.torch_compile_mode,
+            "compile": self.args.torch_compile,
             "cuda_graphs": self.graphs is not None,
             "seed": self.args.seed,
             "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
