@@ -26,6 +26,7 @@ from transformers import (
 
 MAX_MEGAPIXELS = 50  # decoded, such a photograph takes 150 MB
 SHOWN_SIDE = 1280  # larger photographs are shown, and their masks made, with this longest side in pixels
+CLASSES_AT_ONCE = 4  # that are enlarged; 150 of them take gigabytes
 OPACITY = 55  # per cent, when the page opens
 
 CSS = """
@@ -143,9 +144,15 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
         scores = process(outputs, return_segmentation_scores=True)[0]["segmentation_scores"][None]
     else:
         scores = outputs.logits
-    scores = F.interpolate(scores.float(), size=size[::-1], mode="bilinear", align_corners=False)[0]
-    mask = scores.argmax(dim=0)  # not of the probabilities: two that are nearly equal may be rounded to one
-    confidence = (F.normalize(scores, p=1, dim=0) if has_queries else scores.softmax(dim=0)).amax(dim=0)
+    best = torch.full(size[::-1], -torch.inf, device=scores.device)
+    mask, total = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(best) if has_queries else best
+    for first in range(0, scores.shape[1], CLASSES_AT_ONCE):
+        part = scores[:, first : first + CLASSES_AT_ONCE].float()
+        part = F.interpolate(part, size=size[::-1], mode="bilinear", align_corners=False)[0]
+        highest, index = part.max(dim=0)  # not of the probabilities: two that are nearly equal may be rounded to one
+        mask, best = torch.where(highest > best, index + first, mask), torch.maximum(best, highest)
+        total = total + part.sum(dim=0) if has_queries else torch.logaddexp(total, part.logsumexp(dim=0))
+    confidence = best / total if has_queries else (best - total).exp()  # the share of it, or softmax
     counts = sorted(enumerate(torch.bincount(mask.flatten()).tolist()), key=lambda item: -item[1])
     return Segmented(
         mask=mask.cpu().numpy(),
