@@ -105,6 +105,12 @@ def test_arguments_that_only_a_trainer_finds_wrong(problems, keys, where, words)
     assert f"training.{where}" in place.split(", ") and words in what and "; " in what
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has them")
+def test_graphs_without_a_gpu(problems):
+    (problem,) = problems(training={"cuda_graphs": True})
+    assert problem.startswith("training.cuda_graphs: they need one GPU")
+
+
 def test_a_model_that_does_not_checkpoint_its_activations(problems):
     (key,) = training_arguments().keys() & {"activation_checkpointing", "gradient_checkpointing"}
     (problem,) = problems(arch="fcn", training={key: True})

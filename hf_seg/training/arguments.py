@@ -92,7 +92,8 @@ def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.
         RecipeError: when they are asked for without a GPU, or with several processes.
     """
     if training.cuda_graphs is True and (device.type != "cuda" or num_processes > 1):
-        what = f"they need one GPU and one process, and this launch has {num_processes} on {device.type}"
+        here = f"computes on {device.type}" if device.type != "cuda" else f"has {num_processes} processes"
+        what = f"they need one GPU and one process, and this launch {here}"
         raise RecipeError("training.cuda_graphs", what, 'set it to "auto" or false')
     return training.cuda_graphs is True
 
@@ -131,7 +132,8 @@ def build_training_arguments(run: Run, num_classes: int) -> TrainingArguments:
         "dataloader_persistent_workers": workers > 0,
         # to find them takes time in each step; not to find them ends a training at its second step
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
-        "dataloader_pin_memory": state.device.type == "cuda",
+        # its thread must not call CUDA while a graph is captured
+        "dataloader_pin_memory": state.device.type == "cuda" and training.cuda_graphs is not True,
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
     if training.compile is True:
         arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
