@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -216,6 +218,7 @@ def test_gpu_says_why_a_row_has_no_number(gpu, monkeypatch, capsys):
     assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["not measured: the time is over"] * 2
 
 
+@mock.patch.dict(os.environ)  # where TrainingArguments leaves the backend for later trainers
 @pytest.mark.parametrize("way", ["CUDA graphs", "compile"])
 def test_gpu_launches_the_trainer_and_the_bare_loops_in_the_same_way(gpu, monkeypatch, way):
     launched = []

@@ -111,6 +111,16 @@ def test_graphs_without_a_gpu(problems):
     assert problem.startswith("training.cuda_graphs: they need one GPU")
 
 
+def test_a_model_that_cannot_be_captured(problems, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    monkeypatch.setattr("hf_seg.training.trainer.use_cuda_graphs", lambda training, *_: training.cuda_graphs is True)
+    (problem,) = problems(training={"cuda_graphs": True})
+    assert problem.startswith("training.cuda_graphs: operation not permitted when stream is capturing; ")
+
+
 def test_a_model_that_does_not_checkpoint_its_activations(problems):
     (key,) = training_arguments().keys() & {"activation_checkpointing", "gradient_checkpointing"}
     (problem,) = problems(arch="fcn", training={key: True})

@@ -1,7 +1,9 @@
 """CUDA graphs without a GPU: `make_graphed_callables` is a stand-in that keeps PyTorch's contract."""
 
 import json
+import os
 import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -145,6 +147,7 @@ def test_a_training_and_one_that_goes_on_have_the_bits_of_an_eager_one(build, ca
 
 
 @pytest.mark.slow
+@mock.patch.dict(os.environ)  # where TrainingArguments leaves the backend for later trainers
 def test_what_a_compiled_training_saves_is_the_models_own(build):
     """With the backend that only traces: code for the CPU takes minutes to compile."""
     options = {"compile": True, "torch_compile_backend": "eager"}
