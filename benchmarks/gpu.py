@@ -1,14 +1,14 @@
 """A training step on a GPU, by model, batch, precision and the way it is launched: `python benchmarks/gpu.py`.
 
-One Markdown table in under three minutes. At 64×64 a GPU waits for Python to launch its kernels: CUDA graphs and
+One Markdown table in under six minutes. At 64×64 a GPU waits for Python to launch its kernels: CUDA graphs and
 `torch.compile` launch many at once. The step is that of the bare loop in `train_step.py`: forward, loss, backward,
 clipping, optimiser, on a batch that lies on the device. Eager rows and CUDA graphs come first, then compilation, as
 far as the time reaches; a row that fails or is not reached says why. fp32 multiplies in full precision; tf32 lets
 convolutions and matrix products round to TF32; bf16 is autocast, on top of what fp32 allows.
 
 `start` is the time until the first steps are done, capturing or compiling included. The share of the peak is that of
-three times the forward pass's multiply-adds, since the backward pass takes twice as many. On a CPU there are eager
-rows only.
+three times the forward pass's multiply-adds, since the backward pass takes twice as many. `SegTrainer` launches its
+kernels in the same way as the bare loop, with batches of 64. On a CPU there are eager rows only.
 """
 
 import argparse
@@ -17,20 +17,20 @@ import itertools
 import signal
 import statistics
 import time
-from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
 from measure import machine, print_row, print_table
 from seg_run import BATCH, build_recipe
 from torch import nn
-from train_step import bare_loop, compare, now
+from train_step import bare_loop, compare, compiled, now
 from transformers import set_seed
 
 from hf_seg.data import load_spec
 from hf_seg.models.build import build_model, measure_forward
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
+from hf_seg.training.graphs import GraphedModel
 
 MODELS = {"SegFormer-B0": "segformer", "FCN ResNet-50": "fcn"}
 PRECISIONS = ("bf16", "tf32", "fp32")
@@ -39,35 +39,14 @@ PEAKS = {name: {"bf16": 989, "tf32": 494, "fp32": 67} for name in ("H100", "H200
 IMAGE_SIZE = 64
 
 
-def eager(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
-    return model
+def graphs(model: nn.Module, pixel_values: torch.Tensor, bf16: bool) -> GraphedModel:
+    """As `training.cuda_graphs` does."""
+    graphed = GraphedModel(model, torch.bfloat16 if bf16 else None)
+    graphed.capture(pixel_values)
+    return graphed
 
 
-def graphs(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
-    """Forward and backward as one launch each; the loss and the optimiser stay outside."""
-    graphed = torch.cuda.make_graphed_callables(Logits(model, bf16), (pixel_values,))
-    return lambda pixel_values: SimpleNamespace(logits=graphed(pixel_values))
-
-
-def compiled(model: nn.Module, pixel_values: torch.Tensor, bf16: bool):
-    with torch.no_grad():  # transformers takes a lock in a first forward, at which the compiler would cut the graph
-        model(pixel_values=pixel_values)
-    return torch.compile(model, mode="reduce-overhead", dynamic=False)
-
-
-WAYS = {"eager": eager, "CUDA graphs": graphs, "compile": compiled}
-
-
-class Logits(nn.Module):
-    """A model that takes and gives a tensor, as graphs need it. Autocast's cache would lie outside of the graph."""
-
-    def __init__(self, model: nn.Module, bf16: bool):
-        super().__init__()
-        self.model, self.bf16 = model, bf16
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            return self.model(pixel_values=pixel_values).logits
+WAYS = {"eager": None, "CUDA graphs": graphs, "compile": compiled}
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -90,13 +69,7 @@ def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, rep
     pixel_values = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.randint(0, spec.num_labels, (batch, IMAGE_SIZE, IMAGE_SIZE), device=device)
     start = now()
-    epoch = bare_loop(
-        model,
-        recipe,
-        device,
-        [{"pixel_values": pixel_values, "labels": labels}] * steps,
-        lambda model: WAYS[way](model, pixel_values, recipe.training.bf16),
-    )
+    epoch = bare_loop(model, recipe, device, [{"pixel_values": pixel_values, "labels": labels}] * steps, WAYS[way])
     epoch()
     first = now() - start
     seconds = []
@@ -107,12 +80,13 @@ def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, rep
     return statistics.median(seconds), first
 
 
-def trainer_ratio(arch: str, device: torch.device, steps: int) -> float:
-    """An epoch of `SegTrainer` ÷ one of the bare loop, as `train_step.py` measures it; eager, in bf16 on a GPU."""
+def trainer_ratio(arch: str, way: str, device: torch.device, steps: int) -> float:
+    """An epoch of `SegTrainer` ÷ one of the bare loop, as `train_step.py` measures it; in bf16 on a GPU."""
     arguments = {"use_cpu": True} if device.type == "cpu" else {}
     recipe = recipe_of(arch, "fp32" if device.type == "cpu" else "bf16", BATCH, **arguments)
     recipe.data.max_train_samples = steps * BATCH
-    trainer, bare, _ = compare(recipe, device, steps, compiled=False, parts=False)
+    recipe.training.cuda_graphs, recipe.training.compile = way == "CUDA graphs", way == "compile"
+    trainer, bare, _ = compare(recipe, device, steps, WAYS[way])
     return trainer / bare
 
 
@@ -125,8 +99,8 @@ def row_of(name: str, batch: int, precision: str, way: str, device: torch.device
     peak = peak_of(device, precision)
     share = f"{operations / seconds / peak / 1e12:.1%}" if peak else "–"
     ratio = "–"
-    if (batch, way) == (BATCH, "eager") and precision == ("fp32" if device.type == "cpu" else "bf16"):
-        ratio = f"{trainer_ratio(MODELS[name], device, options.trainer_steps):.2f}"
+    if batch == BATCH and precision == ("fp32" if device.type == "cpu" else "bf16"):
+        ratio = f"{trainer_ratio(MODELS[name], way, device, options.trainer_steps):.2f}"
     return [f"{seconds * 1e3:.2f}", f"{batch / seconds:,.0f}", share, f"{first:.1f}", ratio]
 
 
@@ -157,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="at a time (default: 5)")
     parser.add_argument("--repeats", type=int, default=5, help="of these, of which the median counts (default: 5)")
     parser.add_argument("--trainer_steps", type=int, default=8, help="of an epoch of SegTrainer (default: 8)")
-    parser.add_argument("--seconds", type=int, default=170, help="after which no row is begun (default: 170)")
+    parser.add_argument("--seconds", type=int, default=340, help="after which no row is begun (default: 340)")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     device = PartialState(cpu=options.device == "cpu").device

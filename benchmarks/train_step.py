@@ -53,6 +53,13 @@ def put_clocks_around_parts(trainer) -> dict[str, float]:
     return seconds
 
 
+def compiled(model, pixel_values: torch.Tensor, bf16: bool):
+    """As `training.compile` does."""
+    with torch.no_grad():  # transformers takes a lock in a first forward, at which the compiler would cut the graph
+        model(pixel_values=pixel_values)
+    return torch.compile(model, mode="reduce-overhead", dynamic=False)
+
+
 class TakeTurns(TrainerCallback):
     """Times each epoch of the trainer, and an epoch of the bare loop after it."""
 
@@ -76,21 +83,23 @@ def now() -> float:
 
 
 def bare_loop(
-    model, recipe: Recipe, device: torch.device, batches: list[dict], wrap: Callable = lambda model: model
+    model, recipe: Recipe, device: torch.device, batches: list[dict], wrap: Callable | None = None
 ) -> Callable[[], None]:
-    """An epoch over batches that are in memory; `wrap` makes what is called of the model on the device."""
+    """An epoch over batches that are in memory. What is called is the model on the device, or what `wrap` makes of it,
+    the `pixel_values` of a batch, and whether autocast is on."""
     training = recipe.training
+    bf16 = precision_of(training, device) == "bf16"
     model = model.to(device).train()
     if use_channels_last(training, device):
         model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, amsgrad=training.amsgrad, fused=device.type in ("cpu", "cuda")
     )
-    forward = wrap(model)
+    forward = wrap(model, batches[0]["pixel_values"], bf16) if wrap else model
 
     def epoch() -> None:
         for batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision_of(training, device) == "bf16"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 outputs = forward(pixel_values=batch["pixel_values"])
             segmentation_loss(outputs, batch["labels"]).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
@@ -101,17 +110,19 @@ def bare_loop(
 
 
 def compare(
-    recipe: Recipe, device: torch.device, steps: int, compiled: bool, parts: bool
+    recipe: Recipe, device: torch.device, steps: int, wrap: Callable | None = None, parts: bool = False
 ) -> tuple[float, float, list[float]]:
-    """Median seconds of an epoch, the trainer's and the bare loop's; and shares of the trainer's, if asked for."""
+    """Median seconds of an epoch, the trainer's and the bare loop's; and shares of the trainer's, if asked for.
+
+    `wrap` is that of [`bare_loop`]; the recipe says what the trainer makes of the model.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         trainer = build_quiet_trainer(recipe, Path(temporary))
         batches = []
         for start in range(0, steps * BATCH, BATCH):
             batch = trainer.train_transform.finish(trainer.train_dataset.__getitems__(range(start, start + BATCH)))
             batches.append({name: values.to(device) for name, values in batch.items()})
-        wrap = {"wrap": torch.compile} if compiled else {}
-        turns = TakeTurns(bare_loop(copy.deepcopy(trainer.model), recipe, device, batches, **wrap))
+        turns = TakeTurns(bare_loop(copy.deepcopy(trainer.model), recipe, device, batches, wrap))
         trainer.add_callback(turns)
         seconds = put_clocks_around_parts(trainer) if parts else {}
         trainer.train()
@@ -138,11 +149,11 @@ def main() -> None:
         data = DataRecipe(
             name="synthetic_pet", max_train_samples=options.steps * BATCH, max_validation_samples=1, max_test_samples=1
         )
-        arguments = {"torch_compile": True} if options.compile else {}
-        if options.device == "cpu":
-            arguments["use_cpu"] = True
+        arguments = {"use_cpu": True} if options.device == "cpu" else {}
         recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)
-        trainer, bare, shares = compare(recipe, device, options.steps, options.compile, options.parts)
+        recipe.training.compile = options.compile
+        wrap = compiled if options.compile else None
+        trainer, bare, shares = compare(recipe, device, options.steps, wrap, options.parts)
         precision = precision_of(recipe.training, device)
         parts = [f"{share:.1%}" for share in (*shares, 1 - sum(shares))] if shares else []
         print_row([arch, precision, f"{trainer:.3f}", f"{bare:.3f}", f"{trainer / bare:.3f}", *parts])

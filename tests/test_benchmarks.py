@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -214,6 +216,24 @@ def test_gpu_says_why_a_row_has_no_number(gpu, monkeypatch, capsys):
     assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["failed: RuntimeError: no / such"] * 2
     gpu.main("--batches", "2", "--seconds", "0")
     assert [row[4] for row in table(capsys.readouterr().out)[1:]] == ["not measured: the time is over"] * 2
+
+
+@mock.patch.dict(os.environ)  # where TrainingArguments leaves the backend for later trainers
+@pytest.mark.parametrize("way", ["CUDA graphs", "compile"])
+def test_gpu_launches_the_trainer_and_the_bare_loops_in_the_same_way(gpu, monkeypatch, way):
+    launched = []
+    graph, build = torch.cuda, sys.modules["train_step"].build_quiet_trainer
+    monkeypatch.setattr(
+        graph, "make_graphed_callables", lambda model, *_, **__: launched.append("CUDA graphs") or model
+    )
+    monkeypatch.setattr(torch, "compile", lambda model, **_: launched.append("compile") or model)
+    monkeypatch.setattr("hf_seg.training.trainer.use_cuda_graphs", lambda training, *_: training.cuda_graphs)
+    monkeypatch.setattr(
+        sys.modules["train_step"], "build_quiet_trainer", lambda *a: launched.append("trainer") or build(*a)
+    )
+    options = SimpleNamespace(steps=1, repeats=1, trainer_steps=1)
+    cells = gpu.module.row_of("SegFormer-B0", 64, "fp32", way, torch.device("cpu"), options)
+    assert launched == [way, "trainer", way, way] and NUMBER.fullmatch(cells[-1])
 
 
 def test_gpu_stops_a_row_that_takes_too_long(gpu, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def problems(read):
             "dataloader_drop_last",
             "32 train pairs",
         ),
-        ({"torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
+        ({"compile": True, "torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
         ({"debug": "underflow"}, "debug", "underflow"),
         pytest.param(
             {"tf32": True},
@@ -103,6 +103,22 @@ def test_arguments_that_only_a_trainer_finds_wrong(problems, keys, where, words)
     (problem,) = problems(training=keys)
     place, what = problem.split(": ", 1)
     assert f"training.{where}" in place.split(", ") and words in what and "; " in what
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has them")
+def test_graphs_without_a_gpu(problems):
+    (problem,) = problems(training={"cuda_graphs": True})
+    assert problem.startswith("training.cuda_graphs: they need one GPU")
+
+
+def test_a_model_that_cannot_be_captured(problems, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    monkeypatch.setattr("hf_seg.training.trainer.use_cuda_graphs", lambda training, *_: training.cuda_graphs is True)
+    (problem,) = problems(training={"cuda_graphs": True})
+    assert problem.startswith("training.cuda_graphs: operation not permitted when stream is capturing; ")
 
 
 def test_a_model_that_does_not_checkpoint_its_activations(problems):

@@ -152,6 +152,12 @@ class TrainingRecipe:
     sync_batch_norm: Auto = "auto"
     """Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 images at
     a time."""
+    compile: Auto = "auto"
+    """Compile the model with torch.compile, in mode reduce-overhead unless torch_compile_mode names another. auto: not
+    yet, since it is not measured on a GPU."""
+    cuda_graphs: Auto = "auto"
+    """Launch all kernels of a step's forward pass at once, and all of its backward pass, as CUDA graphs (on one GPU
+    only). auto: not yet, since it is not measured."""
     report_to: str | list[str] = "auto"
     """Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb."""
     push_to_hub: bool = False

@@ -72,6 +72,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "batch_size train_batch_size": (_RENAMED, "set global_train_batch_size"),
     "lr": (_RENAMED, "set learning_rate"),
     "epochs num_epochs max_epochs": (_RENAMED, "set num_train_epochs"),
+    "torch_compile": (_RENAMED, "set compile"),
 }
 # Arguments that a recipe may not set: why, and what to do. With those that transformers has dropped: people know them.
 REFUSED = {name: said for names, said in _REFUSED.items() for name in names.split()}

@@ -260,6 +260,17 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
         yield "training.fp16", "a run computes in one precision, and bf16 is true, too", "set one of them to false"
     yield from _check_trackers(training.get("report_to"))
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
+    compiled, graphs = training.get("compile") is True, training.get("cuda_graphs") is True
+    if compiled and graphs:
+        yield "training.cuda_graphs", "compile makes CUDA graphs, too, and is true", "set one of them to false"
+    elif (compiled or graphs) and parts is not None and parts > 1:
+        # without a message the sum of the parts' gradients would be wrong (pytorch issues 181723 and 169545)
+        what = "CUDA graphs cannot sum the gradients of parts"
+        remedy = f"set it to 1, or {'compile' if compiled else 'cuda_graphs'} to false"
+        yield "training.gradient_accumulation_steps", what, remedy
+    for key in ("torch_compile_backend", "torch_compile_mode"):
+        if not compiled and training.get(key) is not None:
+            yield f"training.{key}", "has no effect without compile", "set compile to true, or leave it out"
     if batch is not None and parts is not None and batch % parts:
         counts = ", ".join(str(count) for count in range(1, min(batch, 256) + 1) if batch % count == 0)
         what = f"a batch of {batch} cannot be divided by {parts}"

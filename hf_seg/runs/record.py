@@ -91,7 +91,10 @@ NEEDED = object_of(
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
-_HOW = {"gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_num_workers", "disable_tqdm"}
+_HOW = {
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_num_workers", "disable_tqdm"),
+    *("compile", "torch_compile_backend", "torch_compile_mode", "cuda_graphs"),
+}
 MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hub"} | PUSH | _HOW}
 
 
@@ -211,9 +214,20 @@ def load_record(
             return record
         what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
         raise Refusal(path, what, other, code="record")
+    if fault is None:
+        _add_newer_keys(record)
     if fault := fault or find_fault(record, needed):
         raise _fault(path, kind, fault, remedy)
     return record
+
+
+def _add_newer_keys(record: dict[str, Any]) -> None:
+    """Give a recorded recipe the keys that are newer than it: their defaults are what was done then."""
+    recipe = record.get("recipe")
+    for section, keys in all_keys().items():
+        given = recipe.get(section) if isinstance(recipe, dict) else None
+        if isinstance(given, dict):
+            recipe[section] = {key: keys[key]["default"] for key in keys if "default" in keys[key]} | given
 
 
 def _fault(path: Path, kind: str, fault: str, remedy: str) -> Refusal:

@@ -85,6 +85,19 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     return wanted and num_processes > 1
 
 
+def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
+    """`training.cuda_graphs`; `"auto"` is off as long as nothing is measured.
+
+    Raises:
+        RecipeError: when they are asked for without a GPU, or with several processes.
+    """
+    if training.cuda_graphs is True and (device.type != "cuda" or num_processes > 1):
+        here = f"computes on {device.type}" if device.type != "cuda" else f"has {num_processes} processes"
+        what = f"they need one GPU and one process, and this launch {here}"
+        raise RecipeError("training.cuda_graphs", what, 'set it to "auto" or false')
+    return training.cuda_graphs is True
+
+
 def eval_batch_size(train_batch: int, num_classes: int, size: tuple[int, int]) -> int:
     """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB."""
     # that many as are trained on at a time do fit, since training also keeps what the gradient needs
@@ -97,7 +110,7 @@ def checkpoints_kept(training: TrainingRecipe) -> int:
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
 
 
-def build_training_arguments(run: Run, num_classes: int, decodes: bool) -> TrainingArguments:
+def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) -> TrainingArguments:
     """`TrainingArguments` for a run's recipe on this launch's device and number of ranks.
 
     Args:
@@ -125,8 +138,11 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool) -> Train
         "dataloader_persistent_workers": workers > 0 and not crops,
         # to find them takes time in each step; not to find them ends a training at its second step
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
-        "dataloader_pin_memory": state.device.type == "cuda",
+        # its thread must not call CUDA while a graph is captured
+        "dataloader_pin_memory": state.device.type == "cuda" and training.cuda_graphs is not True,
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
+    if training.compile is True:
+        arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
     report_to = training.report_to
     if report_to == "auto":
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []

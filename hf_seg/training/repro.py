@@ -25,7 +25,8 @@ from hf_seg.runs.record import environment, load_results
 from hf_seg.scoring.loss import LossWatch
 from hf_seg.training.setup import build_initial_model, build_trainer
 
-SETUP = ("world_size", "gradient_accumulation_steps", "precision", "channels_last")  # of a record's `train`
+# of a record's `train`
+SETUP = ("world_size", "gradient_accumulation_steps", "precision", "channels_last", "compile", "cuda_graphs")
 
 
 @dataclass(kw_only=True)

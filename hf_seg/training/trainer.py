@@ -29,9 +29,15 @@ from hf_seg.scoring.loss import LossWatch, segmentation_loss
 from hf_seg.scoring.metrics import SecondOpinion
 from hf_seg.scoring.native import compare_pipeline, score_native
 from hf_seg.scoring.upsampling import upsample, upsampled_argmax
-from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
+from hf_seg.training.arguments import (
+    build_training_arguments,
+    use_channels_last,
+    use_cuda_graphs,
+    use_sync_batch_norm,
+)
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
+from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
 
 FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
@@ -88,6 +94,9 @@ class SegTrainer(Trainer):
         if use_channels_last(training, args.device):
             # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
             model.to(memory_format=torch.channels_last)
+        self.graphs = None
+        if use_cuda_graphs(training, args.world_size, args.device):
+            self.graphs = GraphedModel(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -104,6 +113,10 @@ class SegTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        graphed = self.graphs is not None and model.training
+        return super().compute_loss(self.graphs if graphed else model, inputs, *args, **kwargs)
 
     def _loss(self, outputs, labels, num_items_in_batch=None):
         return segmentation_loss(outputs, labels, num_items_in_batch, self.data.spec.ignore_index)
@@ -328,6 +341,8 @@ class SegTrainer(Trainer):
             "precision": "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32",
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
+            "compile": self.args.torch_compile,
+            "cuda_graphs": self.graphs is not None,
             "seed": self.args.seed,
             "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
             "peak_memory_mb": peak_memory(self.args.device),
@@ -336,6 +351,6 @@ class SegTrainer(Trainer):
     def release(self) -> None:
         """Give the device's memory back, so that the next run of the launch starts as if it were the first."""
         self.accelerator.free_memory()
-        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = None
+        self.model = self.model_wrapped = self.graphs = self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         clear_device_cache(garbage_collection=True)

@@ -17,11 +17,13 @@ import time
 import tomllib
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import gradio
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 from transformers import (
@@ -32,6 +34,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SwinConfig,
 )
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_seg import cli
 from hf_seg.data import geometry
@@ -43,6 +46,7 @@ from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import HubError, Refusal
+from hf_seg.scoring import upsampling
 
 NAMES = {0: "cat", 1: "dog & <b>co</b>", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -123,6 +127,31 @@ def test_page_says_what_predict_says(folders, photograph):
     assert "<b>" not in page  # names are text, not markup
     (alone,) = legends(demo_app.show(shown_models(folders[:1]), photograph))
     assert alone == legends(page)[0]
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_a_few_classes_are_enlarged_at_a_time(monkeypatch, queries):
+    scores = torch.randn(1, 150, 5, 4, generator=torch.Generator().manual_seed(0)) * 3
+    scores = scores.abs() if queries else scores
+    whole = F.interpolate(scores, size=(33, 47), mode="bilinear", align_corners=False)[0]
+    outputs = {"masks_queries_logits": None} if queries else SemanticSegmenterOutput(logits=scores)
+    processor = build_image_processor(size=(32, 32), normalize="none")
+    monkeypatch.setattr(
+        type(processor), "post_process_semantic_segmentation", lambda *_, **__: [{"segmentation_scores": scores[0]}]
+    )
+    enlarged, interpolate = [], F.interpolate
+    monkeypatch.setattr(
+        F, "interpolate", lambda part, **how: enlarged.append(part.shape[1]) or interpolate(part, **how)
+    )
+    model = Mock(return_value=outputs, device="cpu", dtype=torch.float32)
+    shown = demo_app.ShownModel("a", model, processor, [])
+    before = time.perf_counter()
+    result = demo_app.segment(shown, Image.new("RGB", (40, 30)), (47, 33))
+    assert 0 < result.seconds < time.perf_counter() - before
+    assert max(enlarged) == upsampling.CLASSES_AT_ONCE and sum(enlarged) == 150
+    assert (result.mask == whole.argmax(dim=0).numpy()).all()
+    shares = whole / whole.sum(dim=0) if queries else whole.softmax(dim=0)
+    assert result.mean_confidence == pytest.approx(float(shares.amax(dim=0).mean()), rel=1e-5)
 
 
 def test_a_model_with_queries_instead_of_logits(photograph, tmp_path):

@@ -103,6 +103,8 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "fp16": "auto",
             "channels_last": "auto",
             "sync_batch_norm": "auto",
+            "compile": "auto",
+            "cuda_graphs": "auto",
             "report_to": "auto",
             "push_to_hub": False,
         },
@@ -336,6 +338,14 @@ training {"warmup_steps": 10}
     warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
 training {"bf16": true, "fp16": true}
     fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
+training {"compile": true, "cuda_graphs": true}
+    cuda_graphs: compile makes CUDA graphs, too, and is true; set one of them to false
+training {"cuda_graphs": true, "gradient_accumulation_steps": 2}
+    gradient_accumulation_steps: CUDA graphs cannot sum the gradients of parts; set it to 1, or cuda_graphs to false
+training {"compile": true, "gradient_accumulation_steps": 2}
+    gradient_accumulation_steps: CUDA graphs cannot sum the gradients of parts; set it to 1, or compile to false
+training {"torch_compile_mode": "default"}
+    torch_compile_mode: has no effect without compile; set compile to true, or leave it out
 training {"lr_scheduler_kwargs": {}}
     lr_scheduler_kwargs: the exponential schedule takes none; set lr_decay_per_epoch instead
 training {"lr_scheduler_type": "cosine", "lr_decay_per_epoch": 0.9}

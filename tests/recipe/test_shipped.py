@@ -1,6 +1,7 @@
 """The recipes in recipes/, the schema in docs/ and the tables of docs/recipes.md: none may fall behind the code."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -77,13 +78,20 @@ BEST = {
     "oxford-pet-segformer-best": "oxford-pet-segformer-scratch",
 }
 QUICKSTART = {"quickstart-fcn": "fcn", "quickstart-segformer": "segformer"}
-FILES = sorted((ROOT / "recipes").glob("*.json")) + sorted((ROOT / "recipes" / "quickstart").glob("*.json"))
+# name: architecture, window, epochs of the field's steps (of 8 pictures, on the 2,550 of the training split)
+FULL_SIZE = {
+    "cityscapes-fcn-1024": ("fcn", (512, 1024), 80_000),
+    "cityscapes-segformer-b0-1024": ("segformer", (1024, 1024), 160_000),
+}
+FILES = sorted(
+    path for folder in (".", "quickstart", "full-size") for path in (ROOT / "recipes" / folder).glob("*.json")
+)
 
 
 def test_all_of_them_are_here_and_counted():
-    assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART}
-    assert len(FILES) == 34
-    assert len(load_recipes(FILES)) == 34
+    assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART, *FULL_SIZE}
+    assert len(FILES) == 36
+    assert len(load_recipes(FILES)) == 36
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -139,6 +147,23 @@ def test_quickstart_is_small_and_needs_no_download(name):
     assert recipe.data.name.startswith("synthetic_")
     assert (recipe.model.init, recipe.data.image_size) == ("scratch", 64)
     assert recipe.data.max_train_samples <= 1024 and recipe.training.num_train_epochs <= 30
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_recipes_follow_the_field(name):
+    [recipe] = load_recipes([ROOT / "recipes" / "full-size" / f"{name}.json"])
+    model, data, training = recipe.model, recipe.data, recipe.training
+    arch, window, steps = FULL_SIZE[name]
+    assert (model.arch, model.init, data.name, data.size, data.resize) == (
+        arch,
+        "imagenet",
+        "cityscapes",
+        window,
+        "crop",
+    )
+    assert (data.augment, data.normalize, training.global_train_batch_size) == ("standard", "imagenet", 8)
+    assert training.num_train_epochs == math.ceil(steps / math.ceil(2550 / 8))
+    assert training.lr_scheduler_type == "polynomial" and training.arguments["lr_scheduler_kwargs"]["lr_end"] == 0
 
 
 def test_a_needed_encoder_is_trained_first():

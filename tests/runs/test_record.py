@@ -26,7 +26,7 @@ def change_of(place, value):
     ("place", "value", "fault"),
     [
         ("recipe.name", "gone", "recipe.name is missing"),
-        ("recipe.training.seed", "gone", "recipe.training.seed is missing"),
+        ("recipe.data.name", "gone", "recipe.data.name is missing"),
         ("test", None, "test is no object"),
         ("test", [], "test is no object"),
         ("test.mean_iou", "0.5", 'test.mean_iou is "0.5"'),
@@ -51,6 +51,13 @@ def test_a_record_that_lacks_something(tmp_path, place, value, fault):
     write_json(record, tmp_path / "results.json")
     with pytest.raises(Refusal, match=rf"results.json: is not the record of a finished run \({fault}\); pass"):
         load_results(tmp_path)
+
+
+def test_a_key_that_is_newer_than_the_record_has_its_default(tmp_path):
+    record = made_up("mine")
+    change_of("recipe.data.resize", "gone")(record)
+    write_json(record, tmp_path / "results.json")
+    assert load_results(tmp_path)["recipe"]["data"]["resize"] == "stretch"
 
 
 def test_results_that_cannot_be_read(tmp_path):

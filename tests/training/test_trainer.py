@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -10,11 +12,14 @@ from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run
+from hf_seg.training import arguments
 from hf_seg.training.arguments import (
+    build_training_arguments,
     checkpoints_kept,
     eval_batch_size,
     precision_of,
     use_channels_last,
+    use_cuda_graphs,
     use_sync_batch_norm,
 )
 from hf_seg.training.checkpoints import load_weights
@@ -104,6 +109,24 @@ def test_batch_norm_is_synchronised_where_ranks_have_few_images():
     assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 1, cpu) is False
     with pytest.raises(RecipeError, match="sync_batch_norm: PyTorch has it for GPUs only, .* 2 processes on cpu; set"):
         use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, cpu)
+
+
+def test_cuda_graphs_need_one_gpu_and_one_process():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    graphs = TrainingRecipe(cuda_graphs=True)
+    assert use_cuda_graphs(graphs, 1, gpu) is True
+    assert use_cuda_graphs(TrainingRecipe(), 1, gpu) is use_cuda_graphs(TrainingRecipe(), 2, cpu) is False
+    for processes, device, here in ((1, cpu, "computes on cpu"), (2, gpu, "has 2 processes")):
+        with pytest.raises(RecipeError, match=f"cuda_graphs: they need one GPU and one process, .* {here}; set"):
+            use_cuda_graphs(graphs, processes, device)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_no_thread_pins_memory_while_a_graph_is_captured(write_recipe, monkeypatch, tmp_path, graphs):
+    (recipe,) = load_recipes([write_recipe("a", training={"cuda_graphs": graphs, "fp16": False})])
+    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    monkeypatch.setattr(arguments, "PartialState", lambda: gpu)
+    assert build_training_arguments(Run(recipe, tmp_path / "run"), 3).dataloader_pin_memory is not graphs
 
 
 @pytest.mark.parametrize("arch", ["fcn", "segformer"])
