@@ -72,7 +72,8 @@ def init(
         out: the folder to write to, made if need be; by default `source`. Not for a folder of masks. A `classes.json`
             in it is used and kept.
         arch (`str`): `"segformer"` or `"fcn"`.
-        layout (`str`, *optional*): how to read a folder that matches several layouts.
+        layout (`str`, *optional*): how to read a folder that matches several layouts; or patterns of the files in a
+            folder that matches none, `IMAGES + MASKS`.
         overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
             wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a

@@ -80,8 +80,8 @@ class DataRecipe:
     mask_column: Text | None = None
     """hub only: the column of masks. null: found by name and type."""
     layout: Text | None = None
-    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them.
-    null: the only one."""
+    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them;
+    or patterns of the images' and masks' paths, such as "rgb/*.jpg + truth/*_gt.png". null: the only layout."""
     image_size: int = Field(64, ge=32, le=2048, multiple_of=32)
     """Side, in pixels, of the square that image and mask are resized to."""
     normalize: Literal["none", "imagenet", "inception"] = "none"
