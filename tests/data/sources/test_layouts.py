@@ -266,6 +266,30 @@ def test_the_doctor_says_the_same_words(tmp_path, init, capsys):
     assert "; layout img_dir/SPLIT+ann_dir/SPLIT (MMSegmentation)\n" in capsys.readouterr().out
 
 
+# one for each row of the table in docs/data.md; images/ and masks/ are trained on in tests/doctor/test_init.py
+ROWS = ("split folders", "ADE20K", "CamVid", "Roboflow", "lists", "CVAT", "like Cityscapes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_from_an_export_to_a_mask(tmp_path, first_day, name):
+    write, layout, splits = FOLDERS[name]
+    write(tmp_path / "export")
+    said, results, mask = first_day(tmp_path / "export")
+    assert f"  layout  {layout}\n" in said
+    assert sum(results["data"]["counts"].values()) == (3 * len(splits) or 5)
+    assert mask.shape == (32, 48) and mask.max() < len(results["data"]["class_names"]) == 3
+
+
+@pytest.mark.slow
+def test_from_patterns_to_a_mask(tmp_path, first_day):
+    write, (images, masks), _ = PATTERNS["splits"]
+    write(tmp_path)
+    said, results, mask = first_day(tmp_path, "--images", images, "--masks", masks)
+    assert "  splits  3 train, 3 validation; test will be drawn from train\n" in said
+    assert sum(results["data"]["counts"].values()) == 6 and mask.shape == (32, 48)
+
+
 PATTERNS = {
     "folders": (all_at_once("rgb/{}.png", "sem/{}.png"), ("rgb/*", "sem/*.png"), {}),
     "endings": (all_at_once("{}_rgb.jpg", "{}_truth.png"), ("*_rgb.jpg", "*_truth.png"), {}),
