@@ -194,10 +194,12 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
     count = len(survey.facts)
+    too_few = count < 3 and len(source.splits) < len(SPLITS)
+    if problems and (too_few or not count):
+        raise report_pairs(name, problems, count + len(problems))
     if not count:
-        empty = DataError(name, "holds no pair", "Is this the right folder?")
-        raise report_pairs(name, problems, len(problems)) if problems else empty
-    if count < 3 and len(source.splits) < len(SPLITS):
+        raise DataError(name, "holds no pair", "Is this the right folder?")
+    if too_few:
         what = f"{count} pairs cannot be split into train, validation and test: at least 3 are needed"
         raise DataError(name, what, "Add pairs.", code="split")
     if classes is None:

@@ -130,7 +130,7 @@ def test_films_are_divided_by_folder(tmp_path, init):
     (tmp_path / "split.json").write_text(json.dumps(splits | {"test": splits["train"], "train": splits["test"]}))
     changed = (tmp_path / "split.json").read_text()
     status, out, _ = init(tmp_path, "--overwrite")
-    assert status == 0 and "film" not in out and (tmp_path / "split.json").read_text() == changed
+    assert status == 0 and "frames of a film" not in out and (tmp_path / "split.json").read_text() == changed
 
 
 def test_films_in_the_folder_of_a_split(tmp_path, init):
@@ -355,6 +355,20 @@ def test_what_is_refused(tmp_path, init, prepare, message):
     assert (status, out) == (2, "")
     assert f"error: {root}" in err and message in err  # below the progress bar, if it came that far
     assert not (root / "recipe.json").exists()
+
+
+def test_why_too_few_pairs_are_left_is_said(tmp_path, init):
+    root = write_folder(tmp_path / "own", "palette", 4)
+    frames = [Image.fromarray(scene(number)[0]) for number in range(3)]
+    for number, suffix in enumerate(("tif", "webp")):
+        (root / "images" / f"photo_{number:02}.jpg").unlink()
+        write_image(
+            root / "images" / f"photo_{number:02}.{suffix}", frames[0], save_all=True, append_images=frames[1:]
+        )
+    status, _, err = init(root)
+    assert status == 2 and not (root / "classes.json").exists()
+    assert "2 of 4 image and mask pairs cannot be used:" in err and err.count("the image has 3 pages or frames") == 2
+    assert err.count("Save each page or frame as a picture of its own: only the first would be read.") == 1
 
 
 def test_no_such_folder(tmp_path, init):
