@@ -217,11 +217,12 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
         return _match_listed(part)
     images, problems, bad = _files(part.images, IMAGE_SUFFIXES, part.image_path, part.deep)
     masks, more, bad_masks = _files(part.masks, MASK_SUFFIXES, part.mask_path, part.deep)
-    if both := set(images.values()) & set(masks.values()):  # are what the longer pattern says
-        longer = len(part.image_path.pattern) > len(part.mask_path.pattern)
-        others = masks if longer else images
-        for name in [name for name, path in others.items() if path in both]:
-            del others[name]
+    of_masks = {path: name for name, path in masks.items()}
+    for name, path in [(name, path) for name, path in images.items() if path in of_masks]:
+        if len(of_masks[path]) > len(name):  # the longer pattern, which leaves less of the name, says more
+            del masks[of_masks[path]]
+        else:
+            del images[name]
     if part.images == part.masks:
         images = {name: path for name, path in images.items() if not ending_beside(name, images)}
     endings = count_endings(images, masks)

@@ -342,7 +342,7 @@ def _read_patterns(root: Path, chosen: str) -> Layout:
     """`rgb/SPLIT/*.jpg + truth/SPLIT/*_gt.png`."""
     patterns = [os.path.normpath(unicodedata.normalize("NFC", pattern)) for pattern in chosen.split(" + ")]
     good = [bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("/", "..")) for pattern in patterns]
-    if good != [True, True] or len({pattern.count("SPLIT") for pattern in patterns}) > 1:
+    if good != [True, True] or {pattern.count("SPLIT") for pattern in patterns} not in ({0}, {1}):
         raise DataError(root, f'"{chosen}" is no pattern of its images and one of their masks', PATTERNS)
     return Layout(name=chosen, whole="SPLIT" not in chosen, find_parts=partial(_find_by_patterns, root, *patterns))
 

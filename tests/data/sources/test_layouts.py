@@ -298,7 +298,8 @@ PATTERNS = {
         ("./d/IMG_*.png", "d/SEG_*.png"),
         {},
     ),
-    "what fits both": (all_at_once("{}.png", "{}_truth.png"), ("*.png", "*_truth.png"), {}),
+    "what fits both is a mask": (all_at_once("{}.png", "{}_truth.png"), ("*", "*_truth.png"), {}),
+    "what fits both is an image": (all_at_once("{}_rgb.png", "{}.png"), ("*_rgb.png", "*.png"), {}),
     "a folder for each picture": (all_at_once("{}/rgb.png", "{}/mask.png"), ("*/rgb.png", "*/mask.png"), {}),
     "folders below": (
         all_at_once("rgb/a/b/{}.jpg", "sem/a/b/{}_s.png"),
@@ -339,6 +340,7 @@ def test_patterns(tmp_path, init, name):
         ("rgb/0.jpg", "sem/*.png", '"rgb/0.jpg + sem/*.png" is no pattern of its images and one of their masks'),
         ("../rgb/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
         ("rgb/*_*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
+        ("SPLIT/SPLIT*.jpg", "SPLIT/SPLIT*.png", "is no pattern of its images and one of their masks"),
         ("SPLIT/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
         ("SPLIT/*.jpg", "SPLIT/*.png", "has SPLIT/*.png for val, and no SPLIT/*.jpg"),
     ],
