@@ -115,10 +115,18 @@ def init(
     image_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
     mask_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
     layout: Annotated[str | None, Option(help="of a folder that matches several, as the message names them")] = None,
+    images: Annotated[
+        str | None, Option(metavar="PATTERN", help="of a folder that matches none, such as 'rgb/SPLIT/*.jpg'")
+    ] = None,
+    masks: Annotated[str | None, Option(metavar="PATTERN", help="the masks, such as 'truth/SPLIT/*_gt.png'")] = None,
 ) -> int:
     """Write a recipe for your own photographs and masks."""
     from hf_seg.doctor.init import init
 
+    if (images is None) != (masks is None) or (images and layout):
+        what = "--images and --masks go together, and without --layout"
+        raise Refusal("hf-seg init", what, "name both patterns, or the layout", code="usage")
+    layout = f"{images} + {masks}" if images else layout
     columns = {"image_column": image_column, "mask_column": mask_column}
     options = {"arch": arch, "overwrite": overwrite, "out": out, "layout": layout}
     done = init(source, **options, revision=revision, config_name=config_name, **columns)

@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -40,7 +41,10 @@ from hf_seg.runs.folder import Run, open_run
 from hf_seg.text import say
 from hf_seg.training.arguments import per_device_batch_size, use_sync_batch_norm
 from hf_seg.training.callbacks import Interrupted
+from hf_seg.training.memory import peak_memory, reset_peak_memory
 from hf_seg.training.setup import build_trainer
+
+LONG_STEP = 2.0  # seconds, from which on a step is measured once
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
@@ -190,18 +194,9 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     Raises:
         RecipeError: with all problems that were found, each with its key and the remedy.
     """
-    transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
-    prepared = {}
-    for name in ("train", "validation"):  # black pairs that take no memory
-        count, size = counts[name], transforms[name].prepared_size
-        images = np.broadcast_to(nothing, (count, 3, *size))
-        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, *size)))
-    data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
-    fresh = replace(recipe.model, init="scratch", encoder_weights=None)
-    model, _ = build_model(fresh, spec, recipe.data.size)
     problems = []
-    with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
-        attempt = partial(_attempt, data=data, model=model, folder=Path(folder))
+    with _trial(recipe, spec, counts) as made_up:
+        attempt = partial(_attempt, **made_up)
         while isinstance(result := attempt(recipe), Exception):
             if isinstance(result, Refusal):  # says itself which key it is about
                 problems += result.problems
@@ -215,11 +210,53 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
             if not keys:
                 break
             recipe = _without(recipe, keys)
-    model.to("meta")  # whoever holds it still, its memory is given back
-    torch.cuda.empty_cache()
     if problems:
         raise RecipeError(problems=problems)
     return result
+
+
+def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tuple[float, float | None]:
+    """What a run would take in this process, by a measured step. Call it after `try_out`, which refuses what fails.
+
+    Returns:
+        `tuple[float, float | None]`: seconds of an epoch without its validation; megabytes as of `peak_memory`.
+
+    Raises:
+        Refusal: when the memory does not suffice for a batch.
+    """
+    with _trial(recipe, spec, counts) as made_up:
+        trainer = build_trainer(Run(recipe, made_up["folder"]), made_up["data"], made_up["model"])
+        batches, device, seconds = len(trainer.get_train_dataloader()), trainer.args.device, []
+        trainer.create_optimizer()
+        reset_peak_memory(device)
+        while len(seconds) < 2 and sum(seconds) < LONG_STEP:  # the first one has more to do
+            start = time.perf_counter()
+            trainer.try_step(trainer.args.per_device_train_batch_size)
+            trainer.optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) * batches, peak_memory(device)
+
+
+@contextmanager
+def _trial(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """Black `data` that takes no memory, a `model` with drawn weights, a `folder`; and the process as it was."""
+    transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
+    prepared = {}
+    for name in ("train", "validation"):
+        count, size = counts[name], transforms[name].prepared_size
+        images = np.broadcast_to(nothing, (count, 3, *size))
+        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, *size)))
+    data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
+    fresh = replace(recipe.model, init="scratch", encoder_weights=None)
+    model, _ = build_model(fresh, spec, recipe.data.size)
+    try:
+        with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
+            yield {"data": data, "model": model, "folder": Path(folder)}
+    finally:
+        model.to("meta")  # whoever holds it still, its memory is given back
+        torch.cuda.empty_cache()
 
 
 def _attempt(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str] | Exception:

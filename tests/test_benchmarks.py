@@ -13,8 +13,13 @@ from unittest import mock
 import pytest
 import torch
 
+from hf_seg import cli
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROGRAMS = ["data", "gpu", "head", "inference", "metric", "mirrored", "peers", "scale", "step_time", "train_step"]
+PROGRAMS = (
+    *("data", "first_day", "gpu", "head", "inference", "metric", "mirrored", "peers", "scale", "step_time"),
+    "train_step",
+)
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -247,3 +252,13 @@ def test_gpu_share_of_the_peak(gpu, monkeypatch):
     assert gpu.module.peak_of(torch.device("cuda"), "tf32") == 494
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert gpu.module.peak_of(torch.device("cuda"), "tf32") is None
+
+
+def test_the_exports_of_first_day_are_recognised(program, tmp_path, capsys):
+    layouts = {"CVAT": "(Pascal VOC)", "Roboflow": "(Roboflow)", "labelme": "drawn", "COCO": "drawn"}
+    for name, export in program("first_day").EXPORTS.items():
+        export(tmp_path / name, 5)
+        assert cli.main(["init", str(tmp_path / name)]) == 0
+        assert f"{layouts[name]}\n" in capsys.readouterr().out
+        classes = json.loads((tmp_path / name / "classes.json").read_text())["classes"]
+        assert [entry["name"] for entry in classes] == ["background", "leaf", "stone"]

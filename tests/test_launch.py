@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from transformers.utils import logging
 
 from hf_seg import cli, launch, train
 from hf_seg.data.sources.synthetic import PET_SPEC
-from hf_seg.launch import smallest_batch, try_out
+from hf_seg.launch import estimate, smallest_batch, try_out
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.recipe.passthrough import training_arguments
 from hf_seg.runs.folder import Run, hold_runs, open_run
 from hf_seg.training.arguments import build_training_arguments
+from hf_seg.training.trainer import SegTrainer
 
 COUNTS = {"train": 32, "validation": 10, "test": 10}
 ODD = COUNTS | {"train": 33}  # in batches of 8, the last has one image
@@ -204,7 +206,19 @@ def test_a_trial_leaves_nothing_behind(read, tmp_path, monkeypatch):
     recipe = read(training={"full_determinism": True, "log_level": "error", "use_cpu": True})
     before = set_for_the_process(), sorted(tmp_path.rglob("*"))
     try_out(recipe, PET_SPEC, COUNTS)
+    estimate(recipe, PET_SPEC, COUNTS)
     assert (set_for_the_process(), sorted(tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [([1.0, 0.5], 2), ([3.0], 1)])
+def test_an_epoch_is_its_batches_times_the_faster_step(read, monkeypatch, seconds, measured):
+    clock = iter([moment for number, step in enumerate(seconds) for moment in (10 * number, 10 * number + step)])
+    monkeypatch.setattr(launch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    tried = []
+    monkeypatch.setattr(SegTrainer, "try_step", lambda self, images: tried.append(images))
+    took, megabytes = estimate(read(training={"use_cpu": True}), PET_SPEC, ODD)
+    assert tried == [8] * measured and took == 5 * seconds[-1]
+    assert megabytes is None or megabytes > 50
 
 
 @pytest.mark.parametrize("fails", [False, True])

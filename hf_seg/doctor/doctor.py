@@ -41,6 +41,8 @@ class Report:
 
     problems: list[Problem] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)  # of each data set `name`, `place` and `splits`
+    # of each recipe `name`, `seconds` an epoch without its validation, `epochs`, `megabytes`
+    estimates: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def would_start(self) -> bool:
@@ -75,7 +77,7 @@ def diagnose(
         data_set = _examine(same, report, deep, disable_bar)
         for recipe in recipes if data_set else ():
             if (recipe.data, recipe.training) in same:
-                report.problems += _try_out(recipe, *data_set)
+                report.problems += _try_out(recipe, *data_set, report)
     return report
 
 
@@ -182,9 +184,9 @@ def _check_caches(
     return list(dict.fromkeys(problems))
 
 
-def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[Problem]:
-    """What a launch would find by its trial step."""
-    from hf_seg.launch import try_out
+def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int], report: Report) -> list[Problem]:
+    """What a launch would find by its trial step; and how long a run would take."""
+    from hf_seg.launch import estimate, try_out
 
     file = str(recipe.path)
     try:
@@ -192,6 +194,12 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int]) -> list[
     except Refusal as error:
         of_step = {"code": "trial-step", "place": file}
         return [dataclasses.replace(each, what=f"{each.place}: {each.what}", **of_step) for each in error.problems]
+    try:
+        seconds, megabytes = estimate(recipe, spec, counts)
+    except Refusal as error:  # in a full batch; a launch does not try one
+        return [dataclasses.replace(each, level="warning", place=file) for each in error.problems]
+    epochs = recipe.training.num_train_epochs
+    report.estimates.append({"name": recipe.name, "seconds": seconds, "epochs": epochs, "megabytes": megabytes})
     if not unused:
         return []
     what = f"{len(unused)} parameters get no gradient, such as {unused[0]}"
@@ -206,6 +214,7 @@ def as_json(report: Report) -> str:
         "levels": {level: levels[level] for level in LEVELS},
         "codes": dict(Counter(problem.code for problem in report.problems)),
         "data": report.data,
+        "estimates": report.estimates,
     }
     problems = [dataclasses.asdict(problem) for problem in report.problems]
     return json.dumps({"findings": problems, "summary": summary}, indent=2)
@@ -218,6 +227,12 @@ def as_text(report: Report, *, show_all: bool = False) -> str:
         counts = ", ".join(f"{split['pairs']:,} {name}" for name, split in data["splits"].items())
         layout = f"; layout {data['layout']}" if "layout" in data else ""
         lines.append(f"{data['place']}: {counts or 'no pair was examined'}{layout}")
+    for each in report.estimates:
+        times = (each["seconds"], each["seconds"] * each["epochs"] / 60)
+        epoch, total = (f"{time:,.0f}" if time >= 10 else f"{time:.1f}" for time in times)
+        memory = f"; {each['megabytes'] / 1000:.1f} GB of memory" if each["megabytes"] else ""
+        took = f"about {epoch} s an epoch and {total} min in all on this machine, without validation"
+        lines.append(f"{each['name']}: {took}{memory}")
     kinds = Counter((LEVELS.index(problem.level), problem.code) for problem in report.problems)
     for (level, code), count in sorted(kinds.items()):
         problems = [f for f in report.problems if (f.level, f.code) == (LEVELS[level], code)]

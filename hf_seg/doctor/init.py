@@ -9,12 +9,14 @@ import os
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Image
 
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
@@ -22,9 +24,11 @@ from hf_seg.data.columns import as_text
 from hf_seg.data.pairs import ALL, report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder, polygons, table_files
 from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
-from hf_seg.data.sources.split import SPLITS
+from hf_seg.data.sources.split import FILE_NAME as SPLIT_FILE
+from hf_seg.data.sources.split import SPLITS, draw_folders, join_names, save_split
 from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
+from hf_seg.doctor.duplicates import find_duplicates
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
 from hf_seg.doctor.survey import RARE, Survey
@@ -36,7 +40,12 @@ from hf_seg.text import printable, say
 
 OUTPUTS = ("recipe.json", "preview.png")
 WRITTEN = ".hf_seg-init.json"  # hashes of these: --overwrite is for what init itself has written
-MAX_IMAGE_SIZE = 256
+MAX_IMAGE_SIZE = 256  # the root of an input's pixels
+LARGE, WINDOW = 1024, 512  # pictures with a longer side than the first get windows of the second
+SQUARE = 1.05  # longer side ÷ shorter one, at most
+SCARCE = 0.01  # share of the pixels
+ALIKE = 0.1  # share of the pictures
+MAX_ALIKE = 1_000_000  # pairs of pictures that are looked at
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
 
 
@@ -53,6 +62,7 @@ class Source:
     find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
     about: list[str]  # lines for people
     written: list[str] = field(default_factory=list)  # what was drawn of it
+    to_divide: tuple[str, list[str]] = ("", [])  # the split that others are drawn from at random, and its pairs' names
 
 
 def init(
@@ -72,7 +82,8 @@ def init(
         out: the folder to write to, made if need be; by default `source`. Not for a folder of masks. A `classes.json`
             in it is used and kept.
         arch (`str`): `"segformer"` or `"fcn"`.
-        layout (`str`, *optional*): how to read a folder that matches several layouts.
+        layout (`str`, *optional*): how to read a folder that matches several layouts; or patterns of the files in a
+            folder that matches none, `IMAGES + MASKS`.
         overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
             wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
@@ -142,6 +153,7 @@ def _list_folder(root: Path, layout: str | None, drawn: list[str]) -> Source:
     parts = found.layout.find_parts().values()
     places = [root, *(place for part in parts for place in (part.masks, part.masks.parent))]
     about = [f"  layout  {found.layout}", *drawn] + ([] if ALL in found.splits else [_describe_splits(found.splits)])
+    whole = ALL if ALL in found.splits else "train"
     return Source(
         name=str(root),
         keys={"name": "folder", "root": str(root), "layout": layout},
@@ -150,6 +162,7 @@ def _list_folder(root: Path, layout: str | None, drawn: list[str]) -> Source:
         find_names=partial(class_names.find_names, places),
         about=about + [f"  note    {note}" for note in found.notes],
         written=["masks", FILE_NAME] if drawn else [],
+        to_divide=(whole, list(found.splits[whole])) if found.lacking else ("", []),
     )
 
 
@@ -183,10 +196,12 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
     count = len(survey.facts)
+    too_few = count < 3 and len(source.splits) < len(SPLITS)
+    if problems and (too_few or not count):
+        raise report_pairs(name, problems, count + len(problems))
     if not count:
-        empty = DataError(name, "holds no pair", "Is this the right folder?")
-        raise report_pairs(name, problems, len(problems)) if problems else empty
-    if count < 3 and len(source.splits) < len(SPLITS):
+        raise DataError(name, "holds no pair", "Is this the right folder?")
+    if too_few:
         what = f"{count} pairs cannot be split into train, validation and test: at least 3 are needed"
         raise DataError(name, what, "Add pairs.", code="split")
     if classes is None:
@@ -198,37 +213,97 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         where = f"from {where}" if names else where
         for facts in survey.facts:
             facts.counts = {classes.meaning[value]: pixels for value, pixels in facts.counts.items()}
+    hints = [*_hint_at_classes(survey, classes), *_divide_films(root, source, survey, written)]
     recipe = build_recipe(root, arch, [facts.size for facts in survey.facts], source.keys)
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
     rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
     shown = [next(stored_pairs({split: source.splits[split].select([row])})) for split, row in rows]
     plot_preview(shown, classes, root / "preview.png")
     _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
-    say(_describe(source, survey, classes, by_color, where), keep="\n")
+    say("\n".join([_describe(source, survey, classes, by_color, where), *map(printable, hints)]), keep="\n")
     if problems:
         say(f"\n{report_pairs(name, problems, count + len(problems))}", keep="\n")
         say('Training stops at these, unless data.on_bad_pair in recipe.json is "drop".')
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
-    run = f"hf-seg train {shlex.quote(str(root / 'recipe.json'))} --output_dir {shlex.quote(str(root / 'runs'))}"
+    recipe_file, runs, run = (shlex.quote(str(root / name)) for name in ("recipe.json", "runs", "runs/recipe"))
     say("With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.")
-    say(f"Then: {run}")
+    say(f"How long it takes on this machine: hf-seg doctor {recipe_file}")
+    say(f"Then: hf-seg train {recipe_file} --output_dir {runs}")
+    say(f"Then: hf-seg predict {run} PHOTOGRAPHS --out masks")
     return not problems
+
+
+def _hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
+    """Which classes are on few pixels, when most are not."""
+    counts = survey.pixels()
+    labelled = max(1, counts.total() - counts[IGNORE_INDEX])
+    shares = {name: counts[label] / labelled for label, name in enumerate(classes.names)}
+    few = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < SCARCE]
+    if few and len(few) <= len(shares) / 2:
+        yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}. A model may ignore it."
+        yield "          More pictures of it help, or --training.class_weights balanced in the next command."
+
+
+def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]) -> Iterator[str]:
+    """Where many pictures look like another one, as the frames of a film do, a random split would test with pictures
+    that look like those of train: whole folders are held out instead, or that is said."""
+    split, names = source.to_divide
+    held_out = [name for name in SPLITS[1:] if name not in source.splits]
+    if not survey.usable.get(split) or os.path.lexists(root / SPLIT_FILE):
+        return
+    names = [names[row] for row in survey.usable[split]]
+    copies = find_duplicates(np.stack([facts.thumbnail for facts in survey.usable[split].values()]))
+    pairs = ((names[one], names[other]) for one, other, _ in islice(copies, MAX_ALIKE))
+    alike = set().union(*(pair for pair in pairs if len(set(map(_folder_of, pair))) == 1))
+    if len(alike) < ALIKE * len(names):
+        return
+    found = f"{len(alike)} of {len(names)} pictures look like another one beside them, as the frames of a film do"
+    if drawn := draw_folders(names, held_out):
+        save_split(root, drawn if split == ALL else {name: drawn[name] for name in held_out}, "write split.json")
+        written.append(SPLIT_FILE)
+        folders = {name: dict.fromkeys(map(_folder_of, drawn[name])) for name in held_out}
+        parts = [f"{', '.join(each)} ({len(drawn[name])} pictures) for {name}" for name, each in folders.items()]
+        yield f"  split   {found}; so whole folders are held out: {join_names(parts)}."
+        yield "          Delete split.json for a random split."
+    else:
+        yield f"  hint    {found}: a random split tests with pictures that look like those of train."
+        yield "          Sort them into a folder for each film and repeat this, or write split.json (docs/data.md)."
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of a run on your own data, every key with its value: a small data set gets small batches and many
     epochs. `keys` say in the data section what data."""
-    side = statistics.median(min(size) for size in sizes)
-    image_size = min(max(int(side) // 32 * 32, 32), MAX_IMAGE_SIZE)
+    framing, _ = propose_framing(sizes)
     train = max(1, round(0.8 * len(sizes)))
     batch = next((batch for limit, batch in ((200, 8), (1000, 16), (3000, 32)) if train < limit), 64)
+    batch = min(batch, 8) if framing["resize"] == "crop" else batch
     epochs = min(max(math.ceil(MIN_STEPS / math.ceil(train / batch)), 30), 150)
-    data = DataRecipe(image_size=image_size, augment="standard", **keys)
+    data = DataRecipe(**framing, augment="standard", **keys)
     often = max(1, epochs // 15)
     training = TrainingRecipe(num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=often)
     path, model = root / "recipe.json", ModelRecipe(arch=arch)
     return Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
+
+
+def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any], str]:
+    """`image_size` and `resize` for photographs of these widths and heights; and why, in words."""
+    width, height = (statistics.median(each) for each in zip(*sizes, strict=True))
+    if statistics.median(max(size) for size in sizes) > LARGE:
+        why = f"most are above {LARGE} pixels: training sees windows of them, so that small things stay visible"
+        return {"image_size": WINDOW, "resize": "crop"}, why
+    scale = min(1, MAX_IMAGE_SIZE / math.sqrt(width * height))
+    # the nearest multiple of 32, but nothing is enlarged
+    size = [max(32, min(round(side * scale / 32), side // 32) * 32) for side in (height, width)]
+    square = sum(max(each) <= SQUARE * min(each) for each in sizes) > len(sizes) / 2
+    why = "most are square" if square else "most are not square: they keep their shape, and padding fills the rest"
+    sides = [int(min(size))] * 2 if square else [int(side) for side in size]
+    resize = "stretch" if square else "letterbox"
+    return {"image_size": sides[0] if sides[0] == sides[1] else sides, "resize": resize}, why
 
 
 def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, names: str) -> str:
@@ -239,8 +314,11 @@ def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, 
     images = f"  images  {_counted(facts.image_kind for facts in pairs)}; {' to '.join(sizes)} pixels"
     if turned := sum(facts.turned for facts in pairs):
         images += f"; turned upright: {turned}"
+    framing, why = propose_framing([facts.size for facts in pairs])
+    size = framing["image_size"] if isinstance(framing["image_size"], list) else [framing["image_size"]] * 2
     masks = f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}"
     lines = [f"{source.name}: {len(pairs)} pairs", *source.about, images, masks]
+    lines.append(f"  size    {size[1]}×{size[0]} by {framing['resize']}, since {why}")
     if names:
         lines.append(f"  names   {names}")
     shares = [(values, printable(label), *rest) for values, label, *rest in class_shares(survey, classes)]
@@ -258,7 +336,7 @@ def class_shares(survey: Survey, classes: Classes) -> list[tuple[str, str, float
     counts, rows = survey.pixels(), []
     for label, name in [*enumerate(classes.names), (IGNORE_INDEX, "(ignored)")]:
         values = [as_text(value, classes.by_color) for value, means in classes.meaning.items() if means == label]
-        if values:
+        if values and (label < IGNORE_INDEX or counts[label]):
             seen = sum(label in facts.counts for facts in survey.facts)
             rows.append((", ".join(values), name, counts[label] / max(1, counts.total()), seen))
     return rows

@@ -81,8 +81,8 @@ class DataRecipe:
     mask_column: Text | None = None
     """hub only: the column of masks. null: found by name and type."""
     layout: Text | None = None
-    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them.
-    null: the only one."""
+    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them;
+    or patterns of the images' and masks' paths, such as "rgb/*.jpg + truth/*_gt.png". null: the only layout."""
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 64
     """Height and width, in pixels, of the model's input: one number for both, or [height, width]."""
     resize: Literal["stretch", "letterbox", "crop"] = "stretch"

@@ -516,6 +516,27 @@ def test_text_for_people(root, capsys, monkeypatch):
     assert capsys.readouterr().out.count(f"{root}/masks/photo_") == COUNT
 
 
+def test_time_and_memory_are_estimated(root, ask, write_recipe, capsys, monkeypatch):
+    recipe = write_recipe("own", data={"name": "folder", "root": str(root)}, training={"num_train_epochs": 30})
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_seg.launch.estimate", lambda *_: (90.0, 1234.0))
+        cli.main(["doctor", str(recipe)])
+    assert (
+        "own: about 90 s an epoch and 45 min in all on this machine, without validation; 1.2 GB of memory\n"
+    ) in capsys.readouterr().out
+    (estimate,) = ask(recipe)[1]["summary"]["estimates"]
+    assert estimate["name"] == "own" and estimate["epochs"] == 30 and estimate["seconds"] > 0
+
+    def refuse(*_):
+        raise Refusal("", "cpu is out of memory in training", "lower data.image_size", code="out-of-memory")
+
+    monkeypatch.setattr("hf_seg.launch.estimate", refuse)
+    status, report = ask(recipe)
+    (problem,) = report["findings"]
+    assert status == 0 and (problem["level"], problem["code"]) == ("warning", "out-of-memory")
+    assert problem["place"] == str(recipe) and report["summary"]["estimates"] == []
+
+
 def test_generated_data(ask, write_recipe):
     status, report = ask(write_recipe("generated"))
     assert status == 0 and report["findings"] == []

@@ -11,6 +11,7 @@ from own_folders import KINDS, scene, write_folder, write_image
 from PIL import Image
 
 from hf_seg import cli, train
+from hf_seg.data import load_splits
 from hf_seg.inference.predict import predict
 from hf_seg.recipe import load_recipes
 
@@ -72,7 +73,9 @@ def test_what_it_says_and_writes(tmp_path, init):
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
         "With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.",
+        f"How long it takes on this machine: hf-seg doctor '{root}/recipe.json'",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
+        f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out masks",
     ]
     shares = [line.split() for line in out.splitlines()[4:8]]
     assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
@@ -85,6 +88,69 @@ def test_what_it_says_and_writes(tmp_path, init):
         assert preview.width == 1200
     files = {"images", "masks", "classes.json", "recipe.json", "preview.png", ".hf_seg-init.json"}
     assert {path.name for path in root.iterdir()} == files
+
+
+def test_a_class_on_few_pixels_is_named(tmp_path, init):
+    root = write_folder(tmp_path, "palette", 4)
+    for path in (root / "masks").iterdir():
+        ids = np.asarray(Image.open(path)).copy()
+        ids[ids == 2] = 0
+        ids[0, :5] = 2
+        write_image(path, Image.fromarray(ids))
+    status, out, _ = init(root)
+    assert status == 0
+    assert "  hint    below 1% of the labelled pixels: class_2 (0.33%). A model may ignore it.\n" in out
+    assert "class_1 (" not in out
+
+
+def write_films(root, place, lengths=(5, 2, 3, 6)):
+    """Frames of films, each from one place; {} are the numbers of film and frame."""
+    for film, length in enumerate(lengths):
+        image, ids = scene(film)
+        for frame in range(length):
+            noise = np.random.default_rng(frame).integers(0, 5, image.shape, dtype=np.uint8)
+            write_image(root / "images" / f"{place.format(film, frame)}.png", image // 2 + noise)
+            write_image(root / "masks" / f"{place.format(film, frame)}.png", ids)
+
+
+def test_films_are_divided_by_folder(tmp_path, init):
+    write_films(tmp_path, "film {}/{}")
+    status, out, _ = init(tmp_path)
+    assert status == 0
+    assert (
+        "  split   16 of 16 pictures look like another one beside them, as the frames of a film do; so whole folders "
+        "are held out: film 1 (2 pictures) for validation and film 2 (3 pictures) for test.\n"
+        "          Delete split.json for a random split.\n"
+    ) in out
+    assert "Wrote classes.json, recipe.json, preview.png, split.json in " in out
+    splits = read(tmp_path / "split.json")
+    assert splits["validation"] == ["film 1/0", "film 1/1"] and len(splits["train"]) == 11
+    counts = load_splits(load_recipes([tmp_path / "recipe.json"])[0].data).num_rows
+    assert counts == {"train": 11, "validation": 2, "test": 3}
+    (tmp_path / "split.json").write_text(json.dumps(splits | {"test": splits["train"], "train": splits["test"]}))
+    changed = (tmp_path / "split.json").read_text()
+    status, out, _ = init(tmp_path, "--overwrite")
+    assert status == 0 and "frames of a film" not in out and (tmp_path / "split.json").read_text() == changed
+
+
+def test_films_in_the_folder_of_a_split(tmp_path, init):
+    for split, lengths in {"train": (5, 2, 6), "val": (3,)}.items():
+        write_films(tmp_path / split, "{}/{}", lengths)
+    status, out, _ = init(tmp_path)
+    assert status == 0 and "whole folders are held out: 1 (2 pictures) for test." in out
+    assert read(tmp_path / "split.json") == {"seed": 0, "test": ["1/0", "1/1"]}
+    data = load_recipes([tmp_path / "recipe.json"])[0].data
+    assert load_splits(data).num_rows == {"train": 11, "validation": 3, "test": 2}
+
+
+@pytest.mark.parametrize(("place", "lengths"), [("{}-{}", (5, 2, 3, 6)), ("{}/{}", (2, 20, 20))])
+def test_films_that_no_folder_divides_are_mentioned(tmp_path, init, place, lengths):
+    write_films(tmp_path, place, lengths)
+    status, out, _ = init(tmp_path)
+    assert status == 0 and not (tmp_path / "split.json").exists()
+    assert (
+        f"  hint    {sum(lengths)} of {sum(lengths)} pictures look like another one beside them, as the frames" in out
+    )
 
 
 def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
@@ -101,15 +167,22 @@ def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
 
 @pytest.mark.parametrize(
     ("size", "count", "expected"),
-    [((48, 32), 3, (32, 8, 150)), ((200, 130), 500, (128, 16, 60)), ((900, 800), 10_000, (256, 64, 30))],
+    [
+        ((48, 32), 3, (32, "letterbox", 8, 150)),
+        ((200, 130), 500, ([128, 192], "letterbox", 16, 60)),
+        ((480, 360), 500, ([224, 288], "letterbox", 16, 60)),
+        ((900, 880), 10_000, (256, "stretch", 64, 30)),
+        ((20, 20), 10_000, (32, "stretch", 64, 30)),
+        ((1920, 1080), 10_000, (512, "crop", 8, 30)),
+    ],
 )
 def test_size_batch_and_epochs_follow_from_the_folder(tmp_path, size, count, expected):
     from hf_seg.doctor.init import build_recipe
 
     recipe = build_recipe(tmp_path, "segformer", [size] * count, {"name": "folder"})
     training = recipe["training"]
-    found = recipe["data"]["image_size"], training["global_train_batch_size"], training["num_train_epochs"]
-    assert found == expected
+    data, batch = recipe["data"], training["global_train_batch_size"]
+    assert (data["image_size"], data["resize"], batch, training["num_train_epochs"]) == expected
 
 
 def test_the_preview_shows_masks_over_photographs(tmp_path, init):
@@ -291,6 +364,20 @@ def test_what_is_refused(tmp_path, init, prepare, message):
     assert not (root / "recipe.json").exists()
 
 
+def test_why_too_few_pairs_are_left_is_said(tmp_path, init):
+    root = write_folder(tmp_path / "own", "palette", 4)
+    frames = [Image.fromarray(scene(number)[0]) for number in range(3)]
+    for number, suffix in enumerate(("tif", "webp")):
+        (root / "images" / f"photo_{number:02}.jpg").unlink()
+        write_image(
+            root / "images" / f"photo_{number:02}.{suffix}", frames[0], save_all=True, append_images=frames[1:]
+        )
+    status, _, err = init(root)
+    assert status == 2 and not (root / "classes.json").exists()
+    assert "2 of 4 image and mask pairs cannot be used:" in err and err.count("the image has 3 pages or frames") == 2
+    assert err.count("Save each page or frame as a picture of its own: only the first would be read.") == 1
+
+
 def test_no_such_folder(tmp_path, init):
     status, _, err = init(tmp_path / "nowhere")
     assert status == 2 and err.endswith("nowhere. Correct the path.\n")
@@ -312,7 +399,7 @@ def test_from_a_folder_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, 
     assert status == 0
     if kind == "rgb":
         name_void(root / "classes.json")
-    command = shlex.split(out.splitlines()[-1].removeprefix("Then: hf-seg train"))
+    command = shlex.split(out.splitlines()[-2].removeprefix("Then: hf-seg train"))
     assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
 
     run = root / "runs" / "recipe"
@@ -380,7 +467,7 @@ class TestTables:
             "  names   from the column parts",
         ]
         assert [line.split()[:2] for line in lines[6:9]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
-        assert lines[-1] == (f"Then: hf-seg train {root}/recipe.json --output_dir {root}/runs")
+        assert lines[-2] == (f"Then: hf-seg train {root}/recipe.json --output_dir {root}/runs")
         assert not (root / "split.json").exists()
         [recipe] = load_recipes([root / "recipe.json"])
         assert recipe.to_dict() == read(root / "recipe.json")
@@ -474,7 +561,7 @@ def test_from_parquet_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, c
     root = write_parquet(tmp_path / "own", train=make_table(range(24)))
     status, out, _ = init(root)
     assert status == 0
-    command = shlex.split(out.splitlines()[-1].removeprefix("Then: hf-seg train"))
+    command = shlex.split(out.splitlines()[-2].removeprefix("Then: hf-seg train"))
     assert train.main([*command, *as_arguments(TINY)]) == 0, capsys.readouterr().err
     run = root / "runs" / "recipe"
     results = read(run / "results.json")

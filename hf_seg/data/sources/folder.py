@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -214,8 +215,14 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
     """
     if part.pairs is not None:
         return _match_listed(part)
-    images, problems, bad = _files(part.images, IMAGE_SUFFIXES, part.image_ending, part.deep)
-    masks, more, bad_masks = _files(part.masks, MASK_SUFFIXES, part.mask_ending, part.deep)
+    images, problems, bad = _files(part.images, IMAGE_SUFFIXES, part.image_path, part.deep)
+    masks, more, bad_masks = _files(part.masks, MASK_SUFFIXES, part.mask_path, part.deep)
+    of_masks = {path: name for name, path in masks.items()}
+    for name, path in [(name, path) for name, path in images.items() if path in of_masks]:
+        if len(of_masks[path]) > len(name):  # the longer pattern, which leaves less of the name, says more
+            del masks[of_masks[path]]
+        else:
+            del images[name]
     if part.images == part.masks:
         images = {name: path for name, path in images.items() if not ending_beside(name, images)}
     endings = count_endings(images, masks)
@@ -266,25 +273,25 @@ def _unpaired(path: Path, what: str) -> Problem:
 
 
 def _files(
-    folder: Path, suffixes: set[str], ending: str, deep: bool
+    folder: Path, suffixes: set[str], pattern: re.Pattern[str], deep: bool
 ) -> tuple[dict[str, Path], list[Problem], set[str]]:
-    """Files by their path below `folder` without ending and suffix; what is twice there or cannot be used; the names
-    of that. `deep`: with the folders below."""
+    """Files by what `pattern` finds in their path below `folder`; what is twice there or cannot be used; the names of
+    that. `deep`: with the folders below."""
     if not folder.is_dir():  # of a validation or test split without masks
         return {}, [], set()
 
-    def name_of(path: str | Path) -> str:
-        below = Path(path).relative_to(folder)
-        return unicodedata.normalize("NFC", (below.parent / below.stem).as_posix()).removesuffix(ending)
+    def name_of(path: str | Path) -> str | None:
+        found = pattern.fullmatch(unicodedata.normalize("NFC", Path(path).relative_to(folder).as_posix()))
+        return found and found[1]
 
     files, obstacles = find_files(folder)
     obstacles = [problem for problem in obstacles if deep or Path(problem.place).parent == folder]
-    found, bad = {}, {name_of(problem.place) for problem in obstacles}
+    found, bad = {}, {name_of(problem.place) for problem in obstacles} - {None}
     problems = [replace(problem, place=printable(problem.place)) for problem in obstacles]
     for path in files:
-        if not path.stem.endswith(ending) or not (deep or (path.parent == folder and path.name != PREVIEW)):
-            continue
         name, suffix = name_of(path), path.suffix.lower()
+        if name is None or not (deep or (path.parent == folder and path.name != PREVIEW)):
+            continue
         if suffix in suffixes:
             if name in found:
                 problems.append(_unpaired(path, f"there is {found[name].name} beside it"))

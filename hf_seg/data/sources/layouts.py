@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE, find_files
 from hf_seg.data.pairs import ALL
@@ -33,7 +34,11 @@ TOOLS = {("img_dir", "ann_dir"): "MMSegmentation", ("jpegimages", "segmentationc
 LAYOUTS = (
     "A folder of pictures holds images/ and masks/, in which there may be train/, val/ and test/; or it holds train/, "
     "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it. "
-    "docs/data.md has the other layouts."
+    "docs/data.md has other layouts. Or name the files: `hf-seg init DIR --images 'rgb/*.jpg' --masks 'truth/*.png'`."
+)
+PATTERNS = (
+    "A pattern is a path below the folder, with one * for what an image and its mask share (** for folders, too), and "
+    "SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
 )
 # how JSON with shapes is known
 ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
@@ -41,7 +46,13 @@ PREVIEW = "preview.png"  # which `init` writes beside the pictures
 _SPLIT_AND_REST = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})[-_. ]*(\w*)")
 _KIND = re.compile(r"[-_. ](masks?|labels?|gt|seg|label(train)?ids)$|\.(jpe?g|png)$", re.IGNORECASE)
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
+_PATTERN = re.compile(r"([^*]*?)(\*\*(?:/\*)?|\*)([^*]*)")
 _PAIR = re.compile(rf"(.+?{_SUFFIX})(?:\t|[ ,]+(?!.*\t))(.+{_SUFFIX})", re.IGNORECASE)
+
+
+def _named(ending: str = "") -> re.Pattern[str]:
+    """What files are called whose names end so before the suffix; the group is what an image and its mask share."""
+    return re.compile(rf"(?s)(.*){re.escape(unicodedata.normalize('NFC', ending))}\.[^./]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +61,9 @@ class Part:
 
     images: Path
     masks: Path  # may be absent in validation and test
-    image_ending: str = ""  # how the names of their files end before the suffix; others are none of this layout's
-    mask_ending: str = ""
+    # the paths of their files below them, in the form NFC; other files are none of this layout's
+    image_path: re.Pattern[str] = _named()
+    mask_path: re.Pattern[str] = _named()
     deep: bool = True  # with the folders below
     source: Path | None = None  # a list, and what it says:
     listed: tuple[str, ...] | None = None  # the names of the pairs
@@ -83,11 +95,14 @@ def find_layout(root: Path, chosen: str | None = None) -> Layout:
     """How a folder is laid out.
 
     Args:
-        chosen (`str`, *optional*): the name of one of the layouts that it matches.
+        chosen (`str`, *optional*): the name of one of the layouts that it matches; or patterns, `IMAGES + MASKS`.
 
     Raises:
         DataError: when it has no layout of docs/data.md, not the chosen one, or several.
     """
+    if chosen and "*" in chosen:
+        layout = _read_patterns(root, chosen)
+        return next((each for each in _find_lists(root, [layout]) if each.name.startswith(chosen)), layout)
     found = {layout.name: layout for sign in SIGNS for layout in sign(root)}
     found |= {layout.name: layout for layout in _find_lists(root, list(found.values()))}
     if chosen in found:
@@ -129,7 +144,7 @@ def _two_folders(root: Path) -> Iterator[Layout]:
             yield Layout(name=f"{images}/SPLIT+{masks}/SPLIT", tool=tool, refines=[name], find_parts=find_parts)
 
 
-def _find_inner(images: Path, masks: Path, **endings: str) -> dict[str, Part]:
+def _find_inner(images: Path, masks: Path, **paths: Any) -> dict[str, Part]:
     """The folders of the splits in two folders, which must hold no picture beside these."""
     found = []
     for place in (images, masks):
@@ -141,16 +156,16 @@ def _find_inner(images: Path, masks: Path, **endings: str) -> dict[str, Part]:
             remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
             raise DataError(place, f"{what}: which split is that?", remedy)
         found.append({name: place / name for name in folders})
-    return _in_splits(images.parent, *found, **endings)
+    return _in_splits(images.parent, *found, **paths)
 
 
-def _in_splits(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path], **endings: str) -> dict[str, Part]:
+def _in_splits(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path], **paths: Any) -> dict[str, Part]:
     """The parts of splits that have folders, by the names of these; the masks of validation and test may be absent."""
     own, of_masks = find_splits(str(root), images), find_splits(str(root), masks)
     if alone := [masks[of_masks[split]] for split in SPLITS if split in of_masks.keys() - own.keys()]:
         raise DataError(alone[0], "holds masks, and there is no folder for their images", LAYOUTS)
     parts = {
-        split: Part(images=images[name], masks=masks.get(of_masks.get(split, ""), images[name] / PARTS[1]), **endings)
+        split: Part(images=images[name], masks=masks.get(of_masks.get(split, ""), images[name] / PARTS[1]), **paths)
         for split, name in own.items()
     }
     wanted = [*(part.images for part in parts.values()), parts["train"].masks]
@@ -204,9 +219,9 @@ def _one_folder(root: Path) -> Iterator[Layout]:
             endings.update(filter(None, (ending_beside(name, stems) for name in stems)))
         tool = "Roboflow" if any((place / "_classes.csv").is_file() for place in places) else ""
         for ending in sorted(ending for ending, count in endings.items() if count == max(endings.values())):
-            parts = partial(dict, {ALL: Part(images=root, masks=root, mask_ending=ending, deep=False)})
+            parts = partial(dict, {ALL: Part(images=root, masks=root, mask_path=_named(ending), deep=False)})
             if prefix:
-                parts = partial(_in_splits, root, named, named, mask_ending=ending)
+                parts = partial(_in_splits, root, named, named, mask_path=_named(ending))
             name = f"{prefix}NAME+{prefix}NAME{ending}"
             yield Layout(name=name, tool=tool, whole=not prefix, find_parts=parts)
 
@@ -227,10 +242,10 @@ def _named_as_folders(root: Path) -> Iterator[Layout]:
         found = {match.groups() for path in find_files(root / masks)[0] if (match := of_folder.fullmatch(path.stem))}
         ids = [kind for kind, rest in found if not rest or re.fullmatch(r"_label\w*ids", rest.lower())]
         for kind in sorted(ids or (kind for kind, _ in found)):
-            places, endings = (root / images, root / masks), {"image_ending": f"_{images}", "mask_ending": kind}
-            parts = partial(dict, {ALL: Part(images=places[0], masks=places[1], **endings)})
+            paths = {"image_path": _named(f"_{images}"), "mask_path": _named(kind)}
+            parts = partial(dict, {ALL: Part(images=root / images, masks=root / masks, **paths)})
             if any(plain(folder) in SPLIT_WORDS for folder in _folders(root / images)):
-                parts = partial(_find_inner, *places, **endings)
+                parts = partial(_find_inner, root / images, root / masks, **paths)
             tool = "like Cityscapes" if (images, masks) == ("leftImg8bit", "gtFine") else ""
             yield Layout(name=f"{images}+{kind[1:]}", tool=tool, find_parts=parts)
 
@@ -290,9 +305,8 @@ def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
             for layout in whole:
                 (part,) = layout.find_parts().values()
                 parts = {split: replace(part, source=file, listed=tuple(lines[file])) for split, file in lists.items()}
-                tool = layout.tool if place == root else "Pascal VOC"
-                find_parts = partial(dict, parts)
-                yield Layout(name=f"{layout.name}+{name}", tool=tool, refines=[layout.name], find_parts=find_parts)
+                of = {"tool": layout.tool if place == root else "Pascal VOC", "refines": [layout.name]}
+                yield Layout(name=f"{layout.name}+{name}", find_parts=partial(dict, parts), **of)
 
 
 def _read_list(file: Path) -> list[str]:
@@ -322,6 +336,40 @@ def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, lis
 def _listed_path(root: Path, name: str) -> Path:
     """A path of a list, which may begin with a slash also below the folder."""
     return Path(name) if os.path.isabs(name) and os.path.isfile(name) else root / os.path.normpath(name.lstrip("/"))
+
+
+def _read_patterns(root: Path, chosen: str) -> Layout:
+    """`rgb/SPLIT/*.jpg + truth/SPLIT/*_gt.png`."""
+    patterns = [os.path.normpath(unicodedata.normalize("NFC", pattern)) for pattern in chosen.split(" + ")]
+    good = [bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("/", "..")) for pattern in patterns]
+    if good != [True, True] or {pattern.count("SPLIT") for pattern in patterns} not in ({0}, {1}):
+        raise DataError(root, f'"{chosen}" is no pattern of its images and one of their masks', PATTERNS)
+    return Layout(name=chosen, whole="SPLIT" not in chosen, find_parts=partial(_find_by_patterns, root, *patterns))
+
+
+def _find_by_patterns(root: Path, *patterns: str) -> dict[str, Part]:
+    places, paths, words, deep = [], [], [], False
+    for pattern in patterns:
+        base = re.split(r"\*|SPLIT", pattern)[0].rpartition("/")[0]
+        before, stars, after = _PATTERN.fullmatch(pattern.removeprefix(f"{base}/")).groups()
+        deep = deep or stars != "*" or "/" in before + after
+        after = re.escape(after) + ("" if Path(pattern).suffix.lower() in IMAGE_SUFFIXES else r"\.[^./]+")
+        path = f"(?si){re.escape(before)}({'[^/]+' if stars == '*' else '.+'}){after}"
+        names = (plain(file.relative_to(root / base).as_posix()) for file in find_files(root / base)[0])
+        any_split = re.compile(path.replace("SPLIT", f"(?P<split>{'|'.join(SPLIT_WORDS)})"))
+        found = list(filter(None, map(any_split.fullmatch, names)))
+        if not found:
+            raise DataError(root, f"has no file {pattern}", PATTERNS)
+        words.append({match["split"] for match in found} if "SPLIT" in pattern else {""})
+        places, paths = [*places, root / base], [*paths, path]
+    if alone := sorted(words[1] - words[0]):
+        raise DataError(root, f"has {patterns[1]} for {alone[0]}, and no {patterns[0]}", PATTERNS)
+    splits = find_splits(str(root), words[0]) if words[0] != {""} else {ALL: ""}
+    found = {split: [re.compile(path.replace("SPLIT", word)) for path in paths] for split, word in splits.items()}
+    return {
+        split: Part(images=places[0], masks=places[1], image_path=image, mask_path=mask, deep=deep)
+        for split, (image, mask) in found.items()
+    }
 
 
 SIGNS = (_two_folders, _split_folders, _sibling_folders, _one_folder, _named_as_folders, _annotations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,21 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
     size = max(1, round(len(names) / 10))
     drawn = {split: sorted(shuffled[n * size : (n + 1) * size]) for n, split in enumerate(held_out)}
     return {"train": sorted(shuffled[len(held_out) * size :])} | drawn
+
+
+def draw_folders(names: Collection[str], held_out: Sequence[str]) -> dict[str, list[str]] | None:
+    """The same with whole folders: the smallest ones are held out, until they hold 10 % of the pairs for each split.
+    None where this would leave less than half of the pairs to train."""
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    smallest = sorted(folders.values(), key=len, reverse=True)
+    drawn: dict[str, list[str]] = {split: [] for split in held_out}
+    for split in held_out:
+        while smallest and len(drawn[split]) < len(names) / 10:
+            drawn[split] += smallest.pop()
+    train = sorted(name for folder in smallest for name in folder)
+    return {"train": train} | drawn if 2 * len(train) >= len(names) else None
 
 
 def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str]] | None:

@@ -186,7 +186,7 @@ def scenes_of(root, order=(0, 1, 2)):
         stored = pairs.cast_column("image", type(pairs.features["image"])(decode=False))
         found[split] = set()
         for row, image in enumerate(stored["image"]):
-            number = int(re.findall(r"\d+", image["path"].rpartition("/")[2].replace("8bit", ""))[-1])
+            number = int(re.findall(r"\d+", image["path"].removeprefix(str(root)).replace("8bit", ""))[-1])
             assert (np.asarray(pairs[row]["mask"]) == np.array(order)[scene(number)[1]]).all()
             found[split].add(number)
     return found
@@ -264,6 +264,108 @@ def test_the_doctor_says_the_same_words(tmp_path, init, capsys):
     assert init(tmp_path)[0] == 0
     cli.main(["doctor", str(tmp_path)])
     assert "; layout img_dir/SPLIT+ann_dir/SPLIT (MMSegmentation)\n" in capsys.readouterr().out
+
+
+# one for each row of the table in docs/data.md; images/ and masks/ are trained on in tests/doctor/test_init.py
+ROWS = ("split folders", "ADE20K", "CamVid", "Roboflow", "lists", "CVAT", "like Cityscapes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_from_an_export_to_a_mask(tmp_path, first_day, name):
+    write, layout, splits = FOLDERS[name]
+    write(tmp_path / "export")
+    said, results, mask = first_day(tmp_path / "export")
+    assert f"  layout  {layout}\n" in said
+    assert sum(results["data"]["counts"].values()) == (3 * len(splits) or 5)
+    assert mask.shape == (32, 48) and mask.max() < len(results["data"]["class_names"]) == 3
+
+
+@pytest.mark.slow
+def test_from_patterns_to_a_mask(tmp_path, first_day):
+    write, (images, masks), _ = PATTERNS["splits"]
+    write(tmp_path)
+    said, results, mask = first_day(tmp_path, "--images", images, "--masks", masks)
+    assert "  splits  3 train, 3 validation; test will be drawn from train\n" in said
+    assert sum(results["data"]["counts"].values()) == 6 and mask.shape == (32, 48)
+
+
+PATTERNS = {
+    "folders": (all_at_once("rgb/{}.png", "sem/{}.png"), ("rgb/*", "sem/*.png"), {}),
+    "endings": (all_at_once("{}_rgb.jpg", "{}_truth.png"), ("*_rgb.jpg", "*_truth.png"), {}),
+    "beginnings, masks of one kind": (
+        lambda root: [all_at_once("d/IMG_{}.PNG", f"d/{kind}_{{}}.png")(root) for kind in ("SEG", "INST")],
+        ("./d/IMG_*.png", "d/SEG_*.png"),
+        {},
+    ),
+    "what fits both is a mask": (all_at_once("{}.png", "{}_truth.png"), ("*", "*_truth.png"), {}),
+    "what fits both is an image": (all_at_once("{}_rgb.png", "{}.png"), ("*_rgb.png", "*.png"), {}),
+    "a folder for each picture": (all_at_once("{}/rgb.png", "{}/mask.png"), ("*/rgb.png", "*/mask.png"), {}),
+    "folders below": (
+        all_at_once("rgb/a/b/{}.jpg", "sem/a/b/{}_s.png"),
+        ("rgb/**/*.jpg", "sem/**_s.png"),
+        {},
+    ),
+    "splits": (in_splits("rgb/SPLIT/{}.jpg", "SPLIT_truth/{}.png"), ("rgb/SPLIT/*.jpg", "SPLIT_truth/*.png"), TWO),
+    "lists": (
+        with_files(
+            lambda root: [put(root, "rgb/{}.jpg", "sem/{}.png", numbers) for numbers in (range(3), range(10, 13))],
+            train="0\n1\n2\n",
+            val="10\n11\n12\n",
+        ),
+        ("rgb/*.jpg", "sem/*.png"),
+        TWO,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns(tmp_path, init, name):
+    write, (images, masks), splits = PATTERNS[name]
+    root = tmp_path / "own"
+    write(root)
+    status, out = init(root, "--images", images, "--masks", masks)
+    assert status == 0 and f"  layout  {images} + {masks}" in out
+    assert json.loads((root / "recipe.json").read_text())["data"]["layout"] == f"{images} + {masks}"
+    write_image(root / "runs" / "recipe" / "curves_rgb.png", scene(7)[0])  # of no pair
+    found = scenes_of(root)
+    expected = {*range(3), *range(10, 13)} if splits else {*range(5)}
+    assert set().union(*found.values()) == expected and (not splits or found["validation"] == {10, 11, 12})
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        ("rgb/*.jpg", "sem/*.tif", "has no file sem/*.tif. A pattern is a path below the folder, with one * for"),
+        ("rgb/0.jpg", "sem/*.png", '"rgb/0.jpg + sem/*.png" is no pattern of its images and one of their masks'),
+        ("../rgb/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
+        ("rgb/*_*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
+        ("SPLIT/SPLIT*.jpg", "SPLIT/SPLIT*.png", "is no pattern of its images and one of their masks"),
+        ("SPLIT/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
+        ("SPLIT/*.jpg", "SPLIT/*.png", "has SPLIT/*.png for val, and no SPLIT/*.jpg"),
+    ],
+)
+def test_patterns_that_are_wrong(tmp_path, init, images, masks, message):
+    all_at_once("rgb/{}.jpg", "sem/{}.png")(tmp_path)
+    put(tmp_path, "train/{}.jpg", "val/{}.png", range(3))
+    status, err = init(tmp_path, "--images", images, "--masks", masks)
+    assert status == 2 and message in err
+
+
+def test_patterns_choose_between_layouts_and_go_together(tmp_path, init):
+    for kind in ("labelIds", "labelTrainIds"):
+        all_at_once("{}.png", "{}_" + kind + ".png")(tmp_path)
+    status, err = init(tmp_path, "--images", "*.png")
+    assert status == 2 and "--images and --masks go together, and without --layout" in err
+    assert init(tmp_path, "--images", "*.png", "--masks", "*_labelIds.png")[0] == 0
+    assert sum(map(len, scenes_of(tmp_path).values())) == 5
+
+
+def test_an_image_without_its_mask_is_named_with_patterns(tmp_path, init):
+    all_at_once("rgb/{}.jpg", "sem/{}.png")(tmp_path)
+    (tmp_path / "sem" / "3.png").unlink()
+    status = cli.main(["init", str(tmp_path), "--images", "rgb/*", "--masks", "sem/*"])
+    assert status == 1
 
 
 def test_layout_is_for_folders_of_files(init):

@@ -217,6 +217,20 @@ def test_labelme(tmp_path, init):
     assert status == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["coco", "labelme"])
+def test_from_polygons_to_a_mask(tmp_path, first_day, kind):
+    root = one_coco(tmp_path / "export")
+    if kind == "labelme":
+        (root / "result.json").unlink()
+        box = {"label": "disc", "shape_type": "rectangle", "points": corners(BOX)}
+        for number in range(3):
+            (root / "images" / f"{number}.json").write_text(labelme([box], f"{number}.jpg"))
+    said, results, mask = first_day(root)
+    assert f"in 3 pictures of {kind}\n" in said and sum(results["data"]["counts"].values()) == 3
+    assert mask.shape == (32, 48) and mask.max() < len(results["data"]["class_names"])
+
+
 def one_coco(root, **change):
     photographs(root, "images/{}.jpg", range(3))
     write_coco(root / "result.json", [f"{n}.jpg" for n in range(3)], [BOTH] * 3)
