@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_seg.data.geometry import fitted_size
 from hf_seg.data.sources.synthetic import generate
+from hf_seg.data.sources.synthetic.street import draw_street
 from hf_seg.inference.export import export_onnx
 from hf_seg.inference.predict import predict
 from hf_seg.inference.segmenter import load_segmenter
@@ -107,3 +108,32 @@ def test_one_picture_at_a_time(write_recipe, run):
     status, _, err = run(recipe)
     assert status == 2
     assert 'training.per_device_eval_batch_size: is 4, and with data.resize "crop" pictures keep their sizes' in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "window"), [("cityscapes-segformer-b0-1024", 1024), ("cityscapes-fcn-1024", 512)])
+def test_the_full_size_recipes_run(name, window, tmp_path, run, tiny_models):
+    # a tree of full-size streets; the model is a tiny one, and everything else is as shipped
+    for number, (split, city) in enumerate([*(("train", city) for city in "abcd"), ("val", "e")]):
+        image, mask = draw_street(np.random.default_rng(number))
+        for kind, picture, ending in (("leftImg8bit", image, ""), ("gtFine", mask, "_labelIds")):
+            folder = tmp_path / "cityscapes" / kind / split / city
+            folder.mkdir(parents=True)
+            enlarged = picture.resize((2048, 1024), Image.Resampling.NEAREST)
+            enlarged.save(folder / f"{city}_000000_000000_{kind}{ending}.png", compress_level=1)
+    arch = "fcn" if "fcn" in name else "segformer"
+    model = {"init": "scratch", "encoder_weights": "null"} | tiny_models[arch]
+    overrides = [
+        f"--model.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in model.items()
+    ]
+    status, _, err = run(
+        *(name, *overrides, "--data.root", tmp_path / "cityscapes", "--data.cache", tmp_path / "cache"),
+        *("--training.num_train_epochs", 2, "--training.global_train_batch_size", 1, "--training.bf16", "false"),
+        *("--training.eval_every_epochs", 2, "--training.report_to", "none", "--training.disable_tqdm", "true"),
+    )
+    assert status == 0, err
+    results = json.loads((Path("runs") / name / "results.json").read_text())
+    test = results["test"]
+    assert np.array(test["confusion_matrix"]).sum() > 0.8 * 2048 * 1024  # the whole picture, less what is void
+    assert test["native"]["mean_iou"] == test["mean_iou"] and test["native"]["ceilings"] == {}
+    assert results["data"]["stored_size"]["test"] == [2048, 1024] and results["recipe"]["data"]["resize"] == "crop"
