@@ -52,6 +52,10 @@ class PreparedPairs(torch.utils.data.Dataset):
         """
         raise NotImplementedError
 
+    def count_labels(self) -> np.ndarray:
+        """Pixels of each label, 255 included, in all masks as they are prepared: int64 of shape `(256,)`."""
+        raise NotImplementedError
+
 
 class UncachedPairs(PreparedPairs):
     """Decodes pairs each time that they are read."""
@@ -64,6 +68,15 @@ class UncachedPairs(PreparedPairs):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return self.transform.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
+
+    def count_labels(self) -> np.ndarray:
+        decode = self.dataset.features["mask"].decode_example
+
+        def count(pair: StoredPair) -> np.ndarray:
+            return np.bincount(self.transform.prepare_mask(decode(pair.mask)).ravel(), minlength=256)
+
+        counted = map_pairs(count, {"train": self.dataset}, desc="Counting the pixels of each class")
+        return sum(counts for _, counts in counted)
 
 
 class CachedPairs(PreparedPairs):
@@ -87,6 +100,10 @@ class CachedPairs(PreparedPairs):
             "labels": torch.from_numpy(self.labels[rows]),
             "index": torch.from_numpy(rows),
         }
+
+    def count_labels(self) -> np.ndarray:
+        parts = (self.labels[start : start + 64] for start in range(0, len(self), 64))  # bincount makes 8 bytes of 1
+        return sum(np.bincount(part.ravel(), minlength=256) for part in parts)
 
     def __reduce__(self):
         # pickled as it is, a memory-mapped array would travel to each worker in full

@@ -126,10 +126,10 @@ class SegTransform:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         pixels = F.resize(pixels, [self.prepared_size] * 2, InterpolationMode.BILINEAR, antialias=True)
-        return pixels, torch.from_numpy(self._labels(mask))
+        return pixels, torch.from_numpy(self.prepare_mask(mask))
 
-    def _labels(self, mask: Image.Image) -> np.ndarray:
-        """Class ids of a mask at the prepared size, uint8."""
+    def prepare_mask(self, mask: Image.Image) -> np.ndarray:
+        """The `labels` of [`~SegTransform.prepare`] for one mask: uint8 of shape `(prepared_size, prepared_size)`."""
         if len(mask.getbands()) > 1:
             what = f"a mask of mode {mask.mode} has several channels"
             raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")

@@ -23,11 +23,11 @@ from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Refusal
 from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
-from hf_seg.scoring.loss import LossWatch, segmentation_loss
+from hf_seg.scoring.loss import LossWatch
 from hf_seg.scoring.metrics import SecondOpinion
 from hf_seg.scoring.native import score_native
 from hf_seg.scoring.upsampling import upsampled_argmax
-from hf_seg.training.arguments import build_training_arguments, use_channels_last, use_sync_batch_norm
+from hf_seg.training.arguments import build_loss, build_training_arguments, use_channels_last, use_sync_batch_norm
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.memory import Step, explained, peak_memory
@@ -38,7 +38,7 @@ FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
 class SegTrainer(Trainer):
     """Trains and evaluates one recipe; [`~hf_seg.training.setup.build_trainer`] describes the arguments.
 
-    What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
+    What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, a [`SegLoss`] normalised
     over the global batch, validation every `eval_every_epochs`, channels_last, augmentation and conversion to float of
     whole batches on the device, and evaluation batch by batch into an [`Evaluation`], so that memory does not grow
     with the set.
@@ -50,6 +50,7 @@ class SegTrainer(Trainer):
         self.train_transform, self.eval_transform = data.transforms["train"], data.transforms["validation"]
         self.classes = data.spec.class_names, data.spec.ignore_index
         args = build_training_arguments(run, data.spec.num_labels)
+        self.loss = build_loss(training, data, args.device)
         # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
         self.losses = LossWatch(tolerated=FP16_OVERFLOWS if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
@@ -62,7 +63,7 @@ class SegTrainer(Trainer):
             eval_dataset=data.prepared["validation"],
             data_collator=collate,
             processing_class=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
-            compute_loss_func=self._loss,
+            compute_loss_func=self.loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=lambda logits, labels: self.evaluation.reduce_logits(logits, labels),
             callbacks=[EvaluateEvery(training.eval_every_epochs), SealCheckpoints(), *callbacks, self.stop],
@@ -96,9 +97,6 @@ class SegTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def _loss(self, outputs, labels, num_items_in_batch=None):
-        return segmentation_loss(outputs, labels, num_items_in_batch, self.data.spec.ignore_index)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # finished before its labels are counted, since a crop changes how many of them there are
@@ -180,9 +178,8 @@ class SegTrainer(Trainer):
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
         if not batch_samples:
             return None
-        ignore_index = self.data.spec.ignore_index
-        count = sum((batch["labels"] != ignore_index).sum() for batch in batch_samples).to(device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        counts = sum(self.loss.count(batch["labels"]) for batch in batch_samples).to(device)
+        return self.accelerator.reduce(counts, "sum")
 
     # Trainer reads model.safetensors by tensor name, not strictly. transformers 5 saves SegFormer under the names of
     # its Hub checkpoints, which its modules no longer have, so nothing at all would be loaded: a resumed run would go
@@ -262,7 +259,7 @@ class SegTrainer(Trainer):
 
     def summary(self) -> dict[str, Any]:
         """What `results.json` says of a training that has ended."""
-        history = self.state.log_history
+        history, weights = self.state.log_history, self.loss.class_weights
         end = next(entry for entry in reversed(history) if "train_runtime" in entry)
         return {
             "epochs": self.state.epoch,
@@ -276,6 +273,7 @@ class SegTrainer(Trainer):
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "seed": self.args.seed,
+            "class_weights": None if weights is None else dict(zip(self.classes[0], weights.tolist(), strict=True)),
             "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
             "peak_memory_mb": peak_memory(self.args.device),
         }
