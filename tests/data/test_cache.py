@@ -54,6 +54,12 @@ def test_cached_and_uncached_pixels_are_equal(name, augment, recipe, request, tm
     data = recipe(name, request.getfixturevalue(folder) if folder else None, augment=augment, **limits)
     transforms = build_transforms(data, load_spec(data))
     cached, uncached = prepare(data, str(tmp_path / "cache")), prepare(data, False)
+    counts = cached["train"].count_labels()
+    assert counts.tolist() == uncached["train"].count_labels().tolist()
+    labels = rows(cached["train"], list(range(len(cached["train"]))))["labels"]
+    assert {label: count for label, count in enumerate(counts.tolist()) if count} == dict(
+        zip(*(part.tolist() for part in labels.unique(return_counts=True)), strict=True)
+    )
     for split, transform in transforms.items():
         assert len(cached[split]) == len(uncached[split])
         order = list(range(len(cached[split])))[::-1]
