@@ -32,6 +32,7 @@ from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.memory import Step, explained, peak_memory
 
+LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
 FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
 
 
@@ -234,7 +235,7 @@ class SegTrainer(Trainer):
         if not compute_result:
             return {}
         self.scores = self.evaluation.compute()
-        return {key: self.scores[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
+        return {key: self.scores[key] for key in LOGGED}
 
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:
