@@ -75,7 +75,7 @@ class UncachedPairs(PreparedPairs):
         def count(pair: StoredPair) -> np.ndarray:
             return np.bincount(self.transform.prepare_mask(decode(pair.mask)).ravel(), minlength=256)
 
-        counted = map_pairs(count, {"train": self.dataset}, desc="Counting the pixels of each class")
+        counted = map_pairs(count, {"train": self.dataset}, desc="Counting the pixels of each class", disable_bar=None)
         return sum(counts for _, counts in counted)
 
 
