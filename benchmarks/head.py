@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, SegformerConfig, SegformerForSemanticS
 
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.recipe.keys import TrainingRecipe
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import SegLoss
 from hf_seg.training.arguments import precision_of
 
 SIZES = {
@@ -35,7 +35,7 @@ def build_step(model: PreTrainedModel, pixel_values: torch.Tensor, bf16: bool) -
     def step() -> None:
         with torch.autocast(pixel_values.device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = model(pixel_values=pixel_values)
-        segmentation_loss(outputs, labels).backward()
+        SegLoss()(outputs, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,7 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.fast_segformer import make_fast
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import SegLoss
 
 MODELS = {
     "FCN ResNet-50": lambda: FCNForSemanticSegmentation(FCNConfig(num_labels=3)),
@@ -45,7 +45,7 @@ def build_step(build, device: torch.device, bf16: bool, channels_last: bool) -> 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = model(pixel_values=pixel_values)
-        segmentation_loss(outputs, labels).backward()
+        SegLoss()(outputs, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":

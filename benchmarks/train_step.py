@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import SegLoss
 from hf_seg.training.arguments import precision_of, use_channels_last
 
 # of an epoch of the trainer → the method that does it
@@ -101,7 +101,7 @@ def bare_loop(
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 outputs = forward(pixel_values=batch["pixel_values"])
-            segmentation_loss(outputs, batch["labels"]).backward()
+            SegLoss()(outputs, batch["labels"]).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

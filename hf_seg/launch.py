@@ -271,7 +271,9 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     images = smallest_batch(training, pairs, ranks)
     if use_sync_batch_norm(training, ranks, PartialState().device):
         images = max(images, 2)  # its statistics are those of all ranks
-    alone = replace(recipe, training=replace(training, sync_batch_norm=False))
+    # made-up masks have no pixels to count
+    weights = None if training.class_weights == "balanced" else training.class_weights
+    alone = replace(recipe, training=replace(training, sync_batch_norm=False, class_weights=weights))
     trainer = build_trainer(Run(alone, folder), data, model)
     batches = trainer.get_train_dataloader()
     trainer.get_eval_dataloader()

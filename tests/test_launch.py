@@ -123,6 +123,18 @@ def test_a_model_that_cannot_be_captured(problems, monkeypatch):
     assert problem.startswith("training.cuda_graphs: operation not permitted when stream is capturing; ")
 
 
+def test_class_weights_that_are_not_as_many_as_the_classes(problems):
+    assert problems(training={"class_weights": [1, 2]}) == [
+        "training.class_weights: has 2 weights, and the data has 3 classes: foreground, background, boundary; give "
+        "one weight for each class, in this order"
+    ]
+
+
+def test_a_trial_counts_no_pixels(read, monkeypatch):
+    monkeypatch.setattr("hf_seg.data.prepared.CachedPairs.count_labels", lambda _: pytest.fail("of made-up masks"))
+    assert try_out(read(training={"class_weights": "balanced"}), PET_SPEC, COUNTS) == []
+
+
 def test_a_model_that_does_not_checkpoint_its_activations(problems):
     (key,) = training_arguments().keys() & {"activation_checkpointing", "gradient_checkpointing"}
     (problem,) = problems(arch="fcn", training={key: True})

@@ -102,6 +102,11 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
         assert scores["mean_iou"] == pytest.approx(np.mean(list(iou.values())))
         assert scores["overall_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
         assert {"loss", "mean_accuracy", "per_category_accuracy"} <= scores.keys()
+        dice = {name: 2 * value / (1 + value) for name, value in iou.items()}
+        assert scores["per_category_dice"] == pytest.approx(dice)
+        assert scores["mean_dice"] == pytest.approx(np.mean(list(dice.values())))
+        assert scores["per_category_precision"].keys() == iou.keys() and 0 < scores["mean_precision"] < 1
+        assert 0 < scores["frequency_weighted_iou"] < scores["overall_accuracy"]
     native = results["test"]["native"]
     assert native["mean_iou"] == pytest.approx(results["test"]["mean_iou"], abs=0.02)
     ceilings = [native["ceilings"][size] for size in ("64", "32", "16", "8")]

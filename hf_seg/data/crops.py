@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg.data.geometry import Box, Size, pad
-from hf_seg.data.prepared import PreparedPairs
+from hf_seg.data.prepared import PreparedPairs, count_pixels, decode_and_count
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +49,9 @@ class StoredPictures:
         pixels, labels = self.pixels[3 * start : 3 * end], self.labels[start:end]
         return {"pixel_values": pixels.reshape(*size, 3), "labels": labels.reshape(size)}
 
+    def count_labels(self) -> np.ndarray:
+        return sum(count_pixels(self[index]["labels"]) for index in range(len(self)))
+
     def __reduce__(self):
         # pickled as it is, a memory-mapped array would travel to each worker in full
         return (StoredPictures.open, (self.folder,)) if self.folder else super().__reduce__()
@@ -67,6 +70,9 @@ class DecodedPictures:
         """As [`StoredPictures`] has it."""
         pair = {key: values[0].numpy() for key, values in self.transform.prepare(self.dataset[[index]]).items()}
         return pair | {"pixel_values": pair["pixel_values"].transpose(1, 2, 0)}
+
+    def count_labels(self) -> np.ndarray:
+        return decode_and_count(self.dataset, self.transform)
 
 
 Pictures = StoredPictures | DecodedPictures
@@ -110,6 +116,9 @@ class RandomCrops(PreparedPairs):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         images, masks = zip(*map(self._crop, indices), strict=True)
         return {"pixel_values": torch.stack(images), "labels": torch.stack(masks), "index": torch.as_tensor(indices)}
+
+    def count_labels(self) -> np.ndarray:
+        return self.pictures.count_labels()
 
     def _crop(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([self.seed, self.epoch, int(index)])

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_seg.data.pairs import StoredPair, map_pairs
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -33,6 +35,11 @@ class PreparedPairs(torch.utils.data.Dataset):
         """
         raise NotImplementedError
 
+    def count_labels(self) -> np.ndarray:
+        """Pixels of each label, 255 included, in all masks as they are prepared: int64 of shape `(256,)`. The padding
+        of a letterbox may be left out, and pictures that are cropped count as a whole."""
+        raise NotImplementedError
+
 
 class UncachedPairs(PreparedPairs):
     """Decodes pairs each time that they are read."""
@@ -47,6 +54,9 @@ class UncachedPairs(PreparedPairs):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return self.transform.prepare(self.dataset[list(indices)]) | {"index": torch.as_tensor(indices)}
+
+    def count_labels(self) -> np.ndarray:
+        return decode_and_count(self.dataset, self.transform)
 
 
 class CachedPairs(PreparedPairs):
@@ -71,6 +81,24 @@ class CachedPairs(PreparedPairs):
             "index": torch.from_numpy(rows),
         }
 
+    def count_labels(self) -> np.ndarray:
+        return sum(count_pixels(self.labels[start : start + 64]) for start in range(0, len(self), 64))
+
     def __reduce__(self):
         # pickled as it is, a memory-mapped array would travel to each worker in full
         return (CachedPairs.open, (self.folder,)) if self.folder else super().__reduce__()
+
+
+def count_pixels(labels: np.ndarray) -> np.ndarray:
+    return np.bincount(labels.ravel(), minlength=256)  # which makes 8 bytes of 1, so not of too many at a time
+
+
+def decode_and_count(dataset: Dataset, transform: SegTransform) -> np.ndarray:
+    """What `count_labels` gives of pairs that are not kept: their masks are decoded, on all cores."""
+    decode = dataset.features["mask"].decode_example
+
+    def count(pair: StoredPair) -> np.ndarray:
+        return count_pixels(transform.prepare_mask(decode(pair.mask)))
+
+    counted = map_pairs(count, {"train": dataset}, desc="Counting the pixels of each class", disable_bar=None)
+    return sum(counts for _, counts in counted)

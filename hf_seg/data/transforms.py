@@ -144,20 +144,20 @@ class SegTransform:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         if self.resize == "crop":
-            return pixels, torch.from_numpy(self._labels(mask, None))
+            return pixels, torch.from_numpy(self.prepare_mask(mask))
         size = self.prepared_size
         inner = self.fitted((image.height, image.width), size)
         if not all(inner):
             what = f"an image of {image.width}×{image.height} pixels is too long and thin to keep its shape"
             raise DataError(self.spec.name, what, 'set data.resize to "stretch", or crop it', code="image-size")
         pixels = F.resize(pixels, list(inner), InterpolationMode.BILINEAR, antialias=True)
-        labels = torch.from_numpy(self._labels(mask, inner))
+        labels = torch.from_numpy(self.prepare_mask(mask))
         if self.resize == "letterbox":
             pixels, labels = pad(pixels, size, 0), pad(labels, size, self.spec.ignore_index)
         return pixels, labels
 
-    def _labels(self, mask: Image.Image, size: Size | None) -> np.ndarray:
-        """Class ids of a mask at a size, or its own, uint8."""
+    def prepare_mask(self, mask: Image.Image) -> np.ndarray:
+        """The `labels` of [`~SegTransform.prepare`] for one mask, without the padding of a letterbox: uint8."""
         if len(mask.getbands()) > 1:
             what = f"a mask of mode {mask.mode} has several channels"
             raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")
@@ -168,8 +168,10 @@ class SegTransform:
             what = f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
             raise DataError(self.spec.name, what, code="mask-values")
         # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
-        small = mask if size is None else mask.resize(size[::-1], Image.Resampling.NEAREST)
-        return self.class_ids(small)
+        if self.resize != "crop":
+            height, width = self.fitted((mask.height, mask.width), self.prepared_size)
+            mask = mask.resize((width, height), Image.Resampling.NEAREST)
+        return self.class_ids(mask)
 
     def class_ids(self, mask: Image.Image) -> np.ndarray:
         """A mask at its own size: uint8 of shape `(height, width)`, class ids or `spec.ignore_index`."""

@@ -21,6 +21,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attrib
 Text = Annotated[InstanceOf[str], Field(min_length=1)]
 Auto = bool | Literal["auto"]
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
+Loss = Literal["cross_entropy", "dice", "lovasz", "focal"]
 # what data.normalize stands for: mean and standard deviation of each channel of RGB in [0, 1]; the names are timm's
 NORMALIZATIONS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -127,6 +128,14 @@ class TrainingRecipe:
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Number of parts into which each rank's share of a batch is split, to save memory. Batch norm sees the single
     parts."""
+    loss: Loss | Annotated[dict[Loss, Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)] = "cross_entropy"
+    """What training minimises, or a sum of losses with their weights, e.g. {"cross_entropy": 1, "dice": 0.5}. The loss
+    of validation and test is always cross_entropy."""
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0, le=1000)]] | None = None
+    """How much a pixel of each class counts in cross_entropy and focal. balanced: the average number of pixels of a
+    class in the training split, by that of this class, at most 10; or a list in the order of the ids. null: 1."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of each pixel's target that cross_entropy spreads evenly over all classes."""
     learning_rate: float = Field(1e-3, gt=0, le=10)
     """Learning rate of the first epoch."""
     weight_decay: float = Field(0.01, ge=0, le=10)
@@ -187,6 +196,11 @@ class Recipe:
         return sections
 
 
+def loss_parts(loss: str | Mapping[str, float]) -> Mapping[str, float]:
+    """`training.loss` as a sum: names of losses → their weights."""
+    return {loss: 1.0} if isinstance(loss, str) else loss
+
+
 class _WithoutTitles(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -238,6 +252,7 @@ _LIMITS = {
     "exclusiveMaximum": "below {}",
     "multipleOf": "a multiple of {}",
     "minLength": "not empty",
+    "minProperties": "not empty",
 }
 
 

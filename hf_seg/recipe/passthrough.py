@@ -41,7 +41,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "optim optim_args optim_target_modules adafactor optimizer optimiser": _ADAMW,
     "batch_eval_metrics prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
     "include_for_metrics include_inputs_for_metrics": (_SUMMED, ""),
-    "label_smoothing_factor": ("Trainer's label smoothing fails on 4-dimensional logits", "leave it out"),
+    "label_smoothing_factor": (_RENAMED, "set label_smoothing"),
     "bf16_full_eval fp16_full_eval": ("scores are computed at the precision of training", "set bf16"),
     "save_only_model": ("checkpoints keep the optimiser's state, or an interrupted run could not resume", ""),
     "enable_jit_checkpoint": (

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_seg.problem import did_you_mean
-from hf_seg.recipe.keys import SECTIONS, TrainingRecipe, expectation, key_types, mismatch
+from hf_seg.recipe.keys import SECTIONS, TrainingRecipe, expectation, key_types, loss_parts, mismatch
 from hf_seg.recipe.passthrough import (
     REFUSED,
     annotated_fields,
@@ -258,6 +258,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
             yield "training.lr_decay_per_epoch", f'has no effect on the "{schedule}" schedule', "leave it out"
     if training.get("bf16") is True and training.get("fp16") is True:
         yield "training.fp16", "a run computes in one precision, and bf16 is true, too", "set one of them to false"
+    yield from _check_loss(training)
     yield from _check_trackers(training.get("report_to"))
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
     compiled, graphs = training.get("compile") is True, training.get("cuda_graphs") is True
@@ -283,6 +284,20 @@ def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
     if data.get("resize") == "crop" and images not in (None, 1):
         what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
         yield "training.per_device_eval_batch_size", what, "leave it out"
+
+
+def _check_loss(training: Mapping[str, Any]) -> Iterator[Found]:
+    if "loss" not in training:
+        return
+    parts, weights = loss_parts(training["loss"]), training.get("class_weights")
+    if weights is not None and not parts.keys() & {"cross_entropy", "focal"}:
+        what = f"has no effect on {' and '.join(parts)}, in which the classes of an image count the same"
+        yield "training.class_weights", what, "leave it out, or add cross_entropy to training.loss"
+    elif isinstance(weights, list) and not any(weights):
+        yield "training.class_weights", "has no weight above 0, so no pixel counts", "correct it"
+    if training.get("label_smoothing") and "cross_entropy" not in parts:
+        what = f"has no effect on {' and '.join(parts)}"
+        yield "training.label_smoothing", what, "leave it out, or add cross_entropy to training.loss"
 
 
 def _check_trackers(report_to: str | list[str] | None) -> Iterator[Found]:

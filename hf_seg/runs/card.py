@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_seg.recipe.keys import loss_parts
 from hf_seg.runs.page import PAGES, describe_size
 from hf_seg.text import Markdown, code, markdown, printable, redact
 
 TASK = "image-segmentation"
-METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+METRICS = {
+    "mean_iou": "mean IoU",
+    "mean_dice": "mean Dice (F1)",
+    "mean_accuracy": "mean accuracy",
+    "overall_accuracy": "pixel accuracy",
+}
+LOSSES = {
+    "cross_entropy": "cross-entropy",
+    "dice": "Dice loss",
+    "lovasz": "Lovász-Softmax loss",
+    "focal": "focal loss",
+}
 SCALED = {
     "none": "scaled to [0, 1]",
     "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
@@ -92,6 +104,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
         "at": _at(recipe["data"]),
         "input": INPUT[resize] % describe_size(recipe["data"]),
+        "loss": Markdown(describe_loss(recipe["training"])),
         "origins": [*_origins(init)],
         "terms": terms,
         "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
@@ -102,6 +115,15 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
 
 def _at(data: dict) -> str:
     return AT[data.get("resize", "stretch")] % describe_size(data)
+
+
+def describe_loss(training: Mapping[str, Any]) -> str:
+    """What the `training` section of a recipe minimises: "cross-entropy + 0.5 × Dice loss (label smoothing 0.1)"."""
+    parts = loss_parts(training.get("loss", "cross_entropy"))
+    terms = [LOSSES[name] if weight == 1 else f"{weight:g} × {LOSSES[name]}" for name, weight in parts.items()]
+    options = ["pixels weighted by class"] if training.get("class_weights") else []
+    options += [f"label smoothing {smoothing:g}"] if (smoothing := training.get("label_smoothing")) else []
+    return " + ".join(terms) + (f" ({', '.join(options)})" if options else "")
 
 
 def _origins(init: dict) -> Iterator[dict]:

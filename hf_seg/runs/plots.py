@@ -5,6 +5,7 @@ Every function takes plain numbers, names of classes in the order of their ids, 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -32,21 +33,23 @@ from hf_seg.scoring.confusion import confusion_per_image, mean_iou
 TRAIN, VALIDATION = COLOURS[:2]
 
 
-def plot_curves(history: Sequence[Mapping], path: Path) -> None:
+def plot_curves(history: Sequence[Mapping], path: Path, loss: str = "cross-entropy") -> None:
     """Draw the losses, and the validation mIoU with its best epoch marked, over the epochs.
 
     Args:
         history (`list[dict]`): `Trainer.state.log_history`. Entries with `epoch` and `loss` are training; those with
             `eval_loss` and `eval_mean_iou` are validation. All others (`test_*`, the closing summary) are left out.
+        loss (`str`): what was trained on; the loss of validation is cross-entropy.
     """
     train, validation, scores = (_series(history, key) for key in ("loss", "eval_loss", "eval_mean_iou"))
+    alike = loss == "cross-entropy"
     measured = scores[np.isfinite(scores[:, 1])]
     losses = np.concatenate([train[:, 1], validation[:, 1]])
     with open_figure(path, height=3.6, layout="constrained") as figure:
         left, right = figure.subplots(1, 2)
         for axes, series, name, colour in (
-            (left, train, "train", TRAIN),
-            (left, validation, "validation", VALIDATION),
+            (left, train, "train" if alike else f"train: {fill(loss, 24)}", TRAIN),
+            (left, validation, "validation" if alike else "validation: cross-entropy", VALIDATION),
             (right, scores, None, VALIDATION),
         ):
             if len(series):
@@ -66,7 +69,7 @@ def plot_curves(history: Sequence[Mapping], path: Path) -> None:
         else:
             right.set_ylim(0, 1.01)
         left.set_ylim(0, 1.08 * losses[np.isfinite(losses)].max(initial=0) or 1)
-        left.set(title="Loss", ylabel="cross-entropy")
+        left.set(title="Loss", ylabel="cross-entropy" if alike else None)
         right.set(title="Mean IoU on validation", ylabel="mIoU")
         last_epoch = np.concatenate([train, validation, scores])[:, 0].max()
         for axes, corner in ((left, "best"), (right, "lower right")):

@@ -21,7 +21,7 @@ from hf_seg.files import parse_json, write_json, write_whole
 from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
-from hf_seg.runs.card import build_card
+from hf_seg.runs.card import build_card, describe_loss
 from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
@@ -150,7 +150,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
     results = record | {"status": "finished", "test": test}
     if PartialState().is_main_process:
         plots = {name: folder / path for name, path in PLOTS.items()}
-        plot_curves(results["train"]["history"], plots["curves"])
+        plot_curves(results["train"]["history"], plots["curves"], describe_loss(results["recipe"]["training"]))
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])

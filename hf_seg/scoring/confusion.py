@@ -89,6 +89,31 @@ def _mean_of_present(values: np.ndarray) -> np.ndarray:
         return np.where(present, values, 0).sum(axis=-1) / present.sum(axis=-1)
 
 
+def region_scores(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
+    """What `evaluate`'s `mean_iou` lacks, from a matrix `(C, C)` with a row a true class.
+
+    Means are floats in [0, 1], over the classes that occur; by category, float64 arrays `(C,)`. A class that occurs in
+    neither truth nor prediction is NaN. One that is never predicted has a precision of 0. (Recall, the share of a
+    class's pixels that are found, is what `mean_iou` calls accuracy.)
+
+    - Dice, or F1: 2·TP / (2·TP + FP + FN), which is the harmonic mean of precision and recall.
+    - Frequency-weighted IoU: the mean of the IoU, each class by its share of the true pixels. Source: Long, Shelhamer
+      and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
+    """
+    right, true, predicted = np.diag(confusion).astype(np.float64), confusion.sum(axis=1), confusion.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        dice = 2 * right / (true + predicted)
+        weighted = np.nansum(true * class_iou(confusion)) / true.sum()
+        precision = np.where(np.isnan(dice), np.nan, right / np.maximum(predicted, 1))
+    return {
+        "mean_dice": float(_mean_of_present(dice)),
+        "mean_precision": float(_mean_of_present(precision)),
+        "frequency_weighted_iou": float(weighted),
+        "per_category_dice": dice,
+        "per_category_precision": precision,
+    }
+
+
 def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
     """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
-from hf_seg.scoring.confusion import confusion_per_image
+from hf_seg.scoring.confusion import confusion_per_image, region_scores
 from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 from hf_seg.scoring.roc import roc_from_histograms, score_histograms
 from hf_seg.scoring.upsampling import upsample
@@ -69,10 +69,11 @@ class Evaluation:
         """The scores of all batches.
 
         Returns:
-            `dict`: `loss` (mean over labelled pixels), the keys of [`SegMetric`] (by class name, absent classes left
-            out) and `confusion_matrix`. If thorough, also `boundary_iou` (`distance` in pixels, `mean` and
-            `per_category`), `roc` (see [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix for
-            each image, in their order); with a second opinion `cross_check`.
+            `dict`: `loss` (cross-entropy, whatever the model was trained on; mean over labelled pixels), the keys of
+            [`SegMetric`] and [`region_scores`] (by class name, absent classes left out) and `confusion_matrix`. If
+            thorough, also `boundary_iou` (`distance` in pixels, `mean` and `per_category`), `roc` (see
+            [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix for each image, in their order);
+            with a second opinion `cross_check`.
         """
         confusion = self.metric.confusion.cpu().numpy()
         scores = self.metric.compute()
@@ -80,9 +81,10 @@ class Evaluation:
         loss, pixels = (sum(map(float, values)) for values in zip(*self.losses, strict=True))
         record = {
             "loss": loss / pixels if pixels else float("nan"),
-            **{key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")},
-            "per_category_iou": by_class(self.class_names, scores["per_category_iou"]),
-            "per_category_accuracy": by_class(self.class_names, scores["per_category_accuracy"]),
+            **{
+                key: by_class(self.class_names, value) if key.startswith("per_category") else value
+                for key, value in (scores | region_scores(confusion)).items()
+            },
             "confusion_matrix": confusion.tolist(),
         }
         if self.thorough:

@@ -1,42 +1,166 @@
-"""The loss that both models are trained on, and an eye on it that does not wait for the device."""
+"""The losses that models are trained on, and an eye on them that does not wait for the device."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_seg.scoring.upsampling import upsample
 
+FOCAL_GAMMA = 2  # the best of those that Lin et al. tried
+MAX_CLASS_WEIGHT = 10.0
 
-def segmentation_loss(
-    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None, ignore_index: int = 255
-) -> Tensor:
-    """Cross-entropy of the upsampled logits, averaged over the labelled pixels of the *global* batch.
+
+class SegLoss:
+    """A weighted sum of losses, each of them a mean over the *global* batch.
 
     A mean of the means of micro-batches or ranks would weight a pixel by how many ignored pixels happen to lie in its
-    micro-batch. This one does not, so loss and gradient do not depend on accumulation steps or the number of ranks.
+    micro-batch. Here each micro-batch adds up its own pixels or images, and divides by what the global batch counts.
+    So loss and gradient do not depend on accumulation steps or the number of ranks. That takes losses which are sums:
+
+    - `cross_entropy` and `focal` (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, with softmax) are
+      means over labelled pixels.
+    - `dice` (Milletari et al., "V-Net", 3DV 2016) and `lovasz` (Lovász-Softmax: Berman et al., "The Lovász-Softmax
+      Loss", CVPR 2018) need all pixels of a region, so they are computed for each image and class by itself. They are
+      means over images that have a labelled pixel, of the mean over the classes in the mask of each.
 
     Args:
-        outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`.
-        labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
-        num_items_in_batch (`torch.Tensor`, *optional*): labelled pixels of the global batch; by default of `labels`.
+        parts (`Mapping[str, float]`): the name of each loss → its weight in the sum.
+        class_weights (float32 `torch.Tensor` of shape `(C,)`, *optional*): how much a pixel of each class counts in
+            `cross_entropy` and `focal`, in the sum and in what it is divided by, as `torch.nn.CrossEntropyLoss` does.
+        label_smoothing (`float`): of `cross_entropy`, as torch defines it.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, float] | None = None,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = 255,
+    ):
+        self.parts = parts or {"cross_entropy": 1.0}
+        self.class_weights, self.label_smoothing, self.ignore_index = class_weights, label_smoothing, ignore_index
+
+    def count(self, labels: Tensor) -> Tensor:
+        """What labels `(batch, height, width)` count: float32 of shape `(2,)`. First the labelled pixels, each by the
+        weight of its class, then the images that have one. Parts of a batch add up to its counts."""
+        images = (labels != self.ignore_index).flatten(1).any(dim=1)
+        return torch.stack([self._pixel_weights(labels).sum(), images.float().sum()])
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """The share of a micro-batch in the loss of the global batch.
+
+        Args:
+            outputs (`SemanticSegmenterOutput`): with `logits` of shape `(batch, C, h, w)`, which are upsampled.
+            labels (`torch.LongTensor` of shape `(batch, height, width)`): class ids, or `ignore_index`.
+            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): [`~SegLoss.count`] of the global batch; by
+                default that of `labels`. (The name is that of `Trainer`.)
+
+        Returns:
+            A float32 scalar. Cross-entropy is in nats; `dice` and `lovasz` are in [0, 1].
+        """
+        counts = self.count(labels) if num_items_in_batch is None else num_items_in_batch
+        pixels, images = torch.where(counts > 0, counts, 1)
+        logits = upsample(outputs.logits, labels.shape[-2:])
+        total = logits.new_zeros(())
+        for name, weight in self.parts.items():
+            if name in REGION_LOSSES:
+                share = self._sum_over_images(REGION_LOSSES[name], logits, labels) / images
+            else:
+                share = self._sum_over_pixels(name, logits, labels) / pixels
+            total = total + weight * share
+        return total
+
+    def _sum_over_pixels(self, name: str, logits: Tensor, labels: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            # CUDA sums over images in an order of its own and refuses here; over rows it does not. Slower on the CPU.
+            logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+        if name == "cross_entropy":
+            return F.cross_entropy(
+                logits,
+                labels,
+                self.class_weights,
+                ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+                reduction="sum",
+            )
+        nats = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
+        return (self._pixel_weights(labels) * (1 - (-nats).exp()) ** FOCAL_GAMMA * nats).sum()
+
+    def _sum_over_images(self, loss: Callable, logits: Tensor, labels: Tensor) -> Tensor:
+        classes = torch.arange(logits.shape[1], device=labels.device)
+        true = labels.flatten(1)[:, None] == classes[:, None]  # (batch, C, pixels); an ignored pixel is of no class
+        labelled = (labels != self.ignore_index).flatten(1)[:, None]
+        probabilities = logits.softmax(dim=1).flatten(2) * labelled
+        present = true.any(dim=2)
+        # class by class: what a loss needs on the way, it needs for one class at a time
+        pairs = zip(probabilities.unbind(1), true.unbind(1), strict=True)
+        by_class = torch.stack([loss(*pair) for pair in pairs], dim=1)
+        return ((by_class * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)).sum()
+
+    def _pixel_weights(self, labels: Tensor) -> Tensor:
+        """How much each pixel counts, float32 of the shape of `labels`."""
+        labelled = (labels != self.ignore_index).float()
+        if self.class_weights is None:
+            return labelled
+        return labelled * self.class_weights[labels.clamp(max=len(self.class_weights) - 1)]
+
+
+def dice_loss(probabilities: Tensor, true: Tensor) -> Tensor:
+    """1 less the Dice score 2·|A∩B| / (|A| + |B|) of a class, with sums of probabilities in the place of areas.
+
+    Args:
+        probabilities (of shape `(batch, pixels)`): of the class, 0 where a pixel is ignored.
+        true (`torch.BoolTensor` of the same shape): the pixels of the class, at least one.
 
     Returns:
-        A float32 scalar: this micro-batch's share of the mean, in nats.
+        `torch.Tensor` of shape `(batch,)`, in [0, 1].
+
+    Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, who square what is summed up in the denominator; without
+    squares, as here and in most libraries: Sudre et al., "Generalised Dice overlap", DLMIA 2017.
     """
-    if num_items_in_batch is None:
-        num_items_in_batch = (labels != ignore_index).sum()
-    logits = upsample(outputs.logits, labels.shape[-2:])
-    if torch.are_deterministic_algorithms_enabled():
-        # CUDA sums over images in an order of its own and refuses here; over rows it does not. Slower on the CPU.
-        logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+    shared = (probabilities * true).sum(dim=1)
+    return 1 - 2 * shared / (probabilities.sum(dim=1) + true.sum(dim=1)).clamp(min=1)
+
+
+def lovasz_loss(probabilities: Tensor, true: Tensor) -> Tensor:
+    """The Lovász extension of 1 less the IoU of a class: what that is for hard predictions, and convex in between.
+
+    Takes and returns what [`dice_loss`] does.
+
+    Source: Berman, Rannen Triki and Blaschko, "The Lovász-Softmax Loss", CVPR 2018, algorithm 1. Ignored pixels have
+    an error of 0 here, come last, and add nothing.
+    """
+    errors = (true.float() - probabilities).abs()
+    with torch.no_grad():  # between two orders of the errors, the loss is linear in them
+        order = errors.argsort(dim=1, descending=True, stable=True)
+        # 1 less the IoU if the 1, 2, 3 ... pixels of the largest errors were wrong, and all others right
+        wrong = torch.arange(1, errors.shape[1] + 1, device=errors.device)
+        area, missed = true.sum(dim=1, keepdim=True), true.gather(1, order).cumsum(dim=1)
+        jaccard = 1 - (area - missed) / (area + wrong - missed)
+        slopes = jaccard.diff(dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
+        slopes = torch.zeros_like(errors).scatter_(1, order, slopes)
+    return (errors * slopes).sum(dim=1)
+
+
+REGION_LOSSES = {"dice": dice_loss, "lovasz": lovasz_loss}
+
+
+def balanced_weights(pixels: np.ndarray) -> list[float]:
+    """Class weights from numbers of pixels: the mean number over the classes that occur, by that of the class.
+
+    With these every class counts as much as every other, but for the cap: a class of few pixels weighs at most
+    `MAX_CLASS_WEIGHT`, since its loss would be that of a few images and noisy. One that does not occur weighs 0.
+    """
+    mean = pixels.sum() / max((pixels > 0).sum(), 1)
+    return [min(float(mean / count), MAX_CLASS_WEIGHT) if count else 0.0 for count in pixels]
 
 
 class LossWatch:

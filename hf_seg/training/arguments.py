@@ -1,4 +1,4 @@
-"""From a recipe's training section to `TrainingArguments`, for the device and the ranks of this launch."""
+"""From a recipe's training section to `TrainingArguments` and a loss, for this launch's device and ranks."""
 
 import importlib.util
 import math
@@ -9,10 +9,12 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from hf_seg.data import SegData
 from hf_seg.problem import RecipeError, Refusal
-from hf_seg.recipe.keys import TrainingRecipe
+from hf_seg.recipe.keys import TrainingRecipe, loss_parts
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import PUSH
+from hf_seg.scoring.loss import SegLoss, balanced_weights
 
 # keys of a recipe that mean in TrainingArguments what they mean there
 SAME = "num_train_epochs gradient_accumulation_steps learning_rate weight_decay max_grad_norm seed".split()
@@ -108,6 +110,26 @@ def checkpoints_kept(training: TrainingRecipe) -> int:
     """How many checkpoints of a run are kept: `save_total_limit`, of which null means all."""
     limit = training.arguments.get("save_total_limit", 2)
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
+
+
+def build_loss(training: TrainingRecipe, data: SegData, device: torch.device) -> SegLoss:
+    """The loss of a recipe. `"balanced"` class weights are counted from the prepared masks of the training split.
+
+    Raises:
+        RecipeError: when there are more or fewer weights than classes.
+    """
+    weights, classes = training.class_weights, data.spec.num_labels
+    if weights == "balanced":
+        weights = balanced_weights(data.prepared["train"].count_labels()[:classes])
+    elif weights is not None and len(weights) != classes:
+        what = f"has {len(weights)} weights, and the data has {classes} classes: {', '.join(data.spec.class_names)}"
+        raise RecipeError("training.class_weights", what, "give one weight for each class, in this order")
+    return SegLoss(
+        loss_parts(training.loss),
+        class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device),
+        label_smoothing=training.label_smoothing,
+        ignore_index=data.spec.ignore_index,
+    )
 
 
 def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) -> TrainingArguments:

@@ -25,11 +25,12 @@ from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Refusal
 from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
-from hf_seg.scoring.loss import LossWatch, segmentation_loss
+from hf_seg.scoring.loss import LossWatch
 from hf_seg.scoring.metrics import SecondOpinion
 from hf_seg.scoring.native import compare_pipeline, score_native
 from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 from hf_seg.training.arguments import (
+    build_loss,
     build_training_arguments,
     use_channels_last,
     use_cuda_graphs,
@@ -40,13 +41,14 @@ from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage,
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
 
+LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
 FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
 
 
 class SegTrainer(Trainer):
     """Trains and evaluates one recipe; [`~hf_seg.training.setup.build_trainer`] describes the arguments.
 
-    What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, [`segmentation_loss`] normalised
+    What it adds to `Trainer`: AdamW with amsgrad, the exponential schedule by epoch, a [`SegLoss`] normalised
     over the global batch, validation every `eval_every_epochs`, channels_last, augmentation and conversion to float of
     whole batches on the device, and evaluation batch by batch into an [`Evaluation`], so that memory does not grow
     with the set.
@@ -61,6 +63,7 @@ class SegTrainer(Trainer):
         self.crops = recipe.data.resize == "crop"
         if self.crops:
             data.prepared["train"].seed = training.seed
+        self.loss = build_loss(training, data, args.device)
         # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
         self.losses = LossWatch(tolerated=FP16_OVERFLOWS if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
@@ -75,7 +78,7 @@ class SegTrainer(Trainer):
             processing_class=build_image_processor(
                 size=recipe.data.size, normalize=recipe.data.normalize, resize=recipe.data.resize
             ),
-            compute_loss_func=self._loss,
+            compute_loss_func=self.loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=self._reduce,
             callbacks=[EvaluateEvery(training.eval_every_epochs), SealCheckpoints(), *callbacks, self.stop],
@@ -117,9 +120,6 @@ class SegTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         graphed = self.graphs is not None and model.training
         return super().compute_loss(self.graphs if graphed else model, inputs, *args, **kwargs)
-
-    def _loss(self, outputs, labels, num_items_in_batch=None):
-        return segmentation_loss(outputs, labels, num_items_in_batch, self.data.spec.ignore_index)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # finished before its labels are counted, since a crop changes how many of them there are
@@ -201,9 +201,8 @@ class SegTrainer(Trainer):
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
         if not batch_samples:
             return None
-        ignore_index = self.data.spec.ignore_index
-        count = sum((batch["labels"] != ignore_index).sum() for batch in batch_samples).to(device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        counts = sum(self.loss.count(batch["labels"]) for batch in batch_samples).to(device)
+        return self.accelerator.reduce(counts, "sum")
 
     # Trainer reads model.safetensors by tensor name, not strictly. transformers 5 saves SegFormer under the names of
     # its Hub checkpoints, which its modules no longer have, so nothing at all would be loaded: a resumed run would go
@@ -298,7 +297,7 @@ class SegTrainer(Trainer):
         if not compute_result:
             return {}
         self.scores = self.evaluation.compute()
-        return {key: self.scores[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
+        return {key: self.scores[key] for key in LOGGED}
 
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:
@@ -328,7 +327,7 @@ class SegTrainer(Trainer):
 
     def summary(self) -> dict[str, Any]:
         """What `results.json` says of a training that has ended."""
-        history = self.state.log_history
+        history, weights = self.state.log_history, self.loss.class_weights
         end = next(entry for entry in reversed(history) if "train_runtime" in entry)
         return {
             "epochs": self.state.epoch,
@@ -344,6 +343,7 @@ class SegTrainer(Trainer):
             "compile": self.args.torch_compile,
             "cuda_graphs": self.graphs is not None,
             "seed": self.args.seed,
+            "class_weights": None if weights is None else dict(zip(self.classes[0], weights.tolist(), strict=True)),
             "history": [entry for entry in history if "loss" in entry or "eval_loss" in entry],
             "peak_memory_mb": peak_memory(self.args.device),
         }

@@ -27,7 +27,7 @@ from hf_seg.files import write_json
 from hf_seg.problem import Refusal
 from hf_seg.runs.figure import IGNORED_STRIPES, line_look
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays, save_arrays
-from hf_seg.scoring.confusion import mean_iou, scores_from_confusion
+from hf_seg.scoring.confusion import mean_iou, region_scores, scores_from_confusion
 from hf_seg.scoring.roc import ROC_BINS, roc_from_histograms, stack_curves
 from hf_seg.text import printable
 
@@ -47,13 +47,14 @@ def matrices(seed, images=200, right=0.7):
 @pytest.fixture
 def write_run(tmp_path):
     def write(name, per_image, *, seed=0, change=None, keep=True):
-        results, scores = made_up(name), scores_from_confusion(per_image.sum(axis=0))
+        confusion = per_image.sum(axis=0)
+        results, scores = made_up(name), scores_from_confusion(confusion) | region_scores(confusion)
         results["recipe"]["training"]["seed"] = seed
         for split in ("validation", "test"):
             results[split] |= {
-                **{key: scores[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")},
+                **{key: scores[key] for key in ("mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")},
                 "per_category_iou": dict(zip(CLASSES, scores["per_category_iou"].tolist(), strict=True)),
-                "confusion_matrix": per_image.sum(axis=0).tolist(),
+                "confusion_matrix": confusion.tolist(),
             }
         results["test"]["native"]["mean_iou"] = scores["mean_iou"] / 4
         results["test"]["boundary_iou"]["mean"] = scores["mean_iou"] / 2
@@ -296,7 +297,9 @@ def test_the_report_in_a_browser(write_run, browser, tmp_path, capsys):
     arm = report.arms[0]
     scores = [run.results["test"]["mean_iou"] for run in arm.runs]
     assert shown[:3] == ["strong", "0, 1", f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"]
-    assert shown[3] == f"{np.mean(scores) / 2:.4f} ± {np.std(scores, ddof=1) / 2:.4f}"
+    dice = [run.results["test"]["mean_dice"] for run in arm.runs]
+    assert shown[3] == f"{np.mean(dice):.4f} ± {np.std(dice, ddof=1):.4f}"
+    assert shown[4] == f"{np.mean(scores) / 2:.4f} ± {np.std(scores, ddof=1) / 2:.4f}"
     assert page.locator("li").all_inner_texts() == [verdict(difference) for difference in report.differences]
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert "![Test mIoU over multiply-adds" in (tmp_path / "report" / "comparison.md").read_text()

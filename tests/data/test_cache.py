@@ -54,6 +54,12 @@ def test_cached_and_uncached_pixels_are_equal(name, augment, recipe, request, tm
     data = recipe(name, request.getfixturevalue(folder) if folder else None, augment=augment, **limits)
     transforms = build_transforms(data, load_spec(data))
     cached, uncached = prepare(data, str(tmp_path / "cache")), prepare(data, False)
+    counts = cached["train"].count_labels()
+    assert counts.tolist() == uncached["train"].count_labels().tolist()
+    labels = rows(cached["train"], list(range(len(cached["train"]))))["labels"]
+    assert {label: count for label, count in enumerate(counts.tolist()) if count} == dict(
+        zip(*(part.tolist() for part in labels.unique(return_counts=True)), strict=True)
+    )
     for split, transform in transforms.items():
         assert len(cached[split]) == len(uncached[split])
         order = list(range(len(cached[split])))[::-1]
@@ -151,7 +157,7 @@ def test_only_the_rows_asked_for_are_read(tmp_path):
     for name, shape in (("pixel_values", (250_000, 3, 64, 64)), ("labels", (250_000, 64, 64))):
         np.lib.format.open_memmap(tmp_path / "big" / f"{name}.npy", "w+", np.uint8, shape)
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom hf_seg.data.cache import CachedPairs\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom hf_seg.data.prepared import CachedPairs\n"
         "pairs = CachedPairs.open(Path(sys.argv[1]))\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for start in range(0, 250_000, 25_000): pairs.__getitems__(range(start, start + 64))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

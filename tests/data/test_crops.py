@@ -54,6 +54,10 @@ def test_the_cache_holds_what_is_decoded(splits, tmp_path):
         pairs = [each["test"].__getitems__([index]) for each in (kept, decoded, again)]
         assert pairs[0]["labels"].shape == (1, *size) and pairs[0]["pixel_values"].shape == (1, 3, *size)
         assert all(torch.equal(pairs[0][key], pair[key]) for pair in pairs for key in pair)
+    for each in (kept, decoded):  # whole pictures, as classes are weighted by them
+        counts = each["train"].count_labels()
+        assert counts.shape == (256,) and counts.sum() == sum(height * width for height, width in SIZES)
+        assert np.array_equal(counts, kept["train"].count_labels())
     rows = [[3, 0, 2], [1]]
     crops = [[each["train"].__getitems__(part) for part in rows] for each in (kept, decoded)]
     for ours, theirs in zip(*crops, strict=True):

@@ -19,7 +19,7 @@ from hf_seg.models.build import (
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe.keys import ModelRecipe
 from hf_seg.runs.record import load_results
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import SegLoss
 
 SPEC = DatasetSpec(
     name="three",
@@ -95,7 +95,7 @@ def test_from_scratch_under_the_loss_of_all(path):
     assert provenance["encoder"]["tensors_fresh"] == len(encoder_of(model).state_dict())
     assert provenance["head"]["tensors_fresh"] > 0
     labels = torch.randint(0, 3, (2, 64, 64))
-    segmentation_loss(model(pixel_values=torch.rand(2, 3, 64, 64)), labels).backward()
+    SegLoss()(model(pixel_values=torch.rand(2, 3, 64, 64)), labels).backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not [name for name in unused if "auxiliary" in name]  # a head that this loss does not train
     assert len(unused) <= (6 if path == "dpt" else 0)  # DPT's own: a norm and half a layer that it leaves out

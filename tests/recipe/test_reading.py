@@ -91,6 +91,9 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "num_train_epochs": 30,
             "global_train_batch_size": 64,
             "gradient_accumulation_steps": 1,
+            "loss": "cross_entropy",
+            "class_weights": None,
+            "label_smoothing": 0.0,
             "learning_rate": 1e-3,
             "weight_decay": 0.01,
             "amsgrad": True,
@@ -354,6 +357,33 @@ training {"lr_scheduler_type": "cosin"}
     lr_scheduler_type: there is no schedule "cosin"; did you mean "cosine"?
 training {"gradient_accumulation_steps": 3}
     gradient_accumulation_steps: a batch of 64 cannot be divided by 3; choose of 1, 2, 4, 8, 16, 32, 64
+training {"loss": "dise"}
+    loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
+    above 0, at most 1000, not empty, but is "dise"
+training {"loss": {"cross_entropy": 1, "dise": 0.5}}
+    loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
+    above 0, at most 1000, not empty, but is {"cross_entropy": 1, "dise": 0.5}
+training {"loss": {"dice": -1}}
+    loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
+    above 0, at most 1000, not empty, but is {"dice": -1}
+training {"loss": {}}
+    loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
+    above 0, at most 1000, not empty, but is {}
+training {"class_weights": "balance"}
+    class_weights: must be "balanced", a list [...] of which each is a number, from 0 to 1000, or null, but is
+    "balance"
+training {"class_weights": [1, -0.5, 1]}
+    class_weights: must be "balanced", a list [...] of which each is a number, from 0 to 1000, or null, but is
+    [1, -0.5, 1]
+training {"class_weights": [0, 0, 0]}
+    class_weights: has no weight above 0, so no pixel counts; correct it
+training {"class_weights": "balanced", "loss": {"dice": 1, "lovasz": 1}}
+    class_weights: has no effect on dice and lovasz, in which the classes of an image count the same; leave it out, or
+    add cross_entropy to training.loss
+training {"label_smoothing": 0.1, "loss": "focal"}
+    label_smoothing: has no effect on focal; leave it out, or add cross_entropy to training.loss
+training {"label_smoothing": 1}
+    label_smoothing: must be a number, at least 0, below 1, but is 1
 training {"report_to": "wanbd"}
     report_to: there is no tracker "wanbd"; did you mean "wandb"?
 """
@@ -425,6 +455,8 @@ def test_accepted_combinations(tmp_path):
     [recipe] = load_recipes([save(tmp_path, training=training | {"gradient_accumulation_steps": 4})])
     assert recipe.training.arguments == {"warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
     load_recipes([save(tmp_path, training={"warmup_steps": 0})])
+    weighted = {"loss": {"focal": 1, "dice": 0.5}, "class_weights": [0, 1, 2.5]}
+    load_recipes([save(tmp_path, training=weighted)])
     load_recipes([save(tmp_path, model={"init": "imagenet", "freeze_encoder": True})])
     load_recipes([save(tmp_path, model={"init": "imagenet", "encoder_weights": "timm/resnet50.tv2_in1k"})])
     load_recipes([save(tmp_path, data={"name": "oxford_pet", "root": "somewhere"})])

@@ -53,6 +53,7 @@ def scores_of(names, absent=()):
     return {
         "loss": 0.71239,
         "mean_iou": 0.612345,
+        "mean_dice": 0.654321,
         "mean_accuracy": 0.723456,
         "overall_accuracy": 0.834567,
         "per_category_iou": {name: 0.5 + 0.011111 * i for i, name in enumerate(present)},
@@ -170,6 +171,7 @@ def test_card_of_a_finished_run(record, arch, data):
     assert name == "streets" and {result.dataset_split for result in results} == {"test"}
     assert {result.metric_type: result.metric_value for result in results} == {
         "mean_iou": 0.6123,
+        "mean_dice": 0.6543,
         "mean_accuracy": 0.7235,
         "overall_accuracy": 0.8346,
     }
@@ -260,6 +262,25 @@ def test_the_terms_of_the_run_that_gave_the_encoder_are_inherited(record):
     old = run | {"data": {"name": "cityscapes", "fingerprint": "0"}, "init": record()["model"]["init"]}
     text = str(build_card(record("synthetic_pet", encoder=loaded_from("old", run=old))))
     assert "license: unknown" in text and "hf_seg does not know its terms" in text
+
+
+@pytest.mark.parametrize(
+    ("training", "text"),
+    [
+        ({}, "cross-entropy of the logits enlarged to the mask, mean over the pixels of the global batch"),
+        (
+            {"loss": {"cross_entropy": 1, "dice": 0.5}, "class_weights": "balanced", "label_smoothing": 0.1},
+            "cross-entropy + 0.5 × Dice loss (pixels weighted by class, label smoothing 0.1) of the logits enlarged "
+            "to the mask, mean over the pixels of the global batch (of Dice and Lovász: over its images)",
+        ),
+    ],
+)
+def test_the_loss_of_a_card(record, training, text):
+    whole = record()
+    whole["recipe"]["training"] |= training
+    card = build_card(whole)
+    check_form(card)
+    assert tables(card)["loss"] == [[text]]
 
 
 def test_card_of_a_checkpoint_in_training(record):
@@ -409,10 +430,11 @@ def test_the_numbers_of_the_example_are_those_of_its_results():
     test, validation, rows = results["test"], results["validation"], tables(card)
     four = "{:.4f}".format
     assert {each.metric_type: four(each.metric_value) for each in card.data.eval_results} == {
-        key: four(test[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")
+        key: four(test[key]) for key in ("mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")
     }
     for label, key in {
         "mean IoU": "mean_iou",
+        "mean Dice (F1)": "mean_dice",
         "mean accuracy": "mean_accuracy",
         "pixel accuracy": "overall_accuracy",
         "loss (cross-entropy)": "loss",

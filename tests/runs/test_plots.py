@@ -213,6 +213,17 @@ def test_a_single_epoch_is_a_visible_point(score, tmp_path, figures):
     assert_nothing_cut_off(figures[0])
 
 
+def test_curves_of_two_losses_are_told_apart(tmp_path, figures):
+    for loss in ("cross-entropy", "cross-entropy + 0.5 × Dice loss (pixels weighted by class)"):
+        plots.plot_curves(history(), tmp_path / "curves.png", loss)
+        assert_nothing_cut_off(figures[-1])
+    alike, different = (figure.axes[0] for figure in figures)
+    assert alike.get_ylabel() == "cross-entropy" and texts(alike.get_legend())[:2] == ["train", "validation"]
+    train, validation, _ = texts(different.get_legend())
+    assert different.get_ylabel() == "" and " ".join(train.split()) == f"train: {loss}"
+    assert validation == "validation: cross-entropy"
+
+
 def test_a_run_too_short_for_a_validation_says_so(tmp_path, figures):
     plots.plot_curves(
         [{"loss": float("nan"), "epoch": 1.0}, {"train_loss": 1.0, "epoch": 1.0}], tmp_path / "curves.png"

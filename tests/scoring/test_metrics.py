@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_seg.scoring.confusion import confusion_matrix, confusion_per_image, scores_from_confusion
+from hf_seg.scoring.confusion import confusion_matrix, confusion_per_image, region_scores, scores_from_confusion
 from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 
 
@@ -161,9 +161,30 @@ def test_each_image_of_a_batch_is_counted_apart():
         assert torch.equal(matrix.long(), confusion_matrix(predictions[image], references[image], 6))
 
 
+def test_dice_precision_and_frequency_weighted_iou_by_hand():
+    # "cat" is never predicted, "cow" occurs in the prediction alone, and "yak" nowhere
+    confusion = np.array([[6, 0, 2, 0], [3, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # of dog, cat, cow, yak
+    scores = region_scores(confusion)
+    np.testing.assert_allclose(scores["per_category_dice"], [12 / 17, 0, 0, np.nan])
+    np.testing.assert_allclose(scores["per_category_precision"], [6 / 9, 0, 0, np.nan])
+    assert scores["mean_dice"] == pytest.approx(12 / 17 / 3) and scores["mean_precision"] == pytest.approx(2 / 9)
+    assert scores["frequency_weighted_iou"] == pytest.approx(8 / 12 * 6 / 11)
+
+
+def test_dice_is_the_harmonic_mean_of_precision_and_recall():
+    predictions, references = (torch.from_numpy(maps) for maps in random_maps())
+    confusion = confusion_matrix(predictions, references, 6).numpy()
+    ours, theirs = region_scores(confusion), scores_from_confusion(confusion)
+    precision, recall = ours["per_category_precision"], theirs["per_category_accuracy"]
+    np.testing.assert_allclose(ours["per_category_dice"], 2 * precision * recall / (precision + recall))
+    iou = theirs["per_category_iou"]
+    np.testing.assert_allclose(ours["per_category_dice"], 2 * iou / (1 + iou))
+
+
 def test_scores_of_nothing_are_nan():
     scores = scores_from_confusion(np.zeros((2, 2), dtype=np.int64))
     assert all(np.isnan(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert all(np.all(np.isnan(value)) for value in region_scores(np.zeros((2, 2), dtype=np.int64)).values())
 
 
 def second_opinion(script):

@@ -35,12 +35,26 @@ def trace(result, key):
     return np.array([entry[key] for entry in result["train"]["history"] if key in entry])
 
 
+# each of them once, in a sum: one that is not the same would show in it
+ALL_LOSSES = {
+    "loss": {"cross_entropy": 1, "dice": 1, "lovasz": 1, "focal": 1},
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "max_steps": 5,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["fcn", "segformer"])
-def test_same_trace_of_loss_and_gradient_norm(write_recipe, launch, tmp_path, arch):
-    results = train_each_way(write_recipe, launch, tmp_path, arch, TWENTY_STEPS, script=IN_EVAL_MODE)
+@pytest.mark.parametrize(
+    ("arch", "loss", "ways"),
+    [("fcn", {}, WAYS), ("segformer", {}, WAYS), ("segformer", ALL_LOSSES, [*WAYS][:3])],
+    ids=["fcn", "segformer", "all losses"],
+)
+def test_same_trace_of_loss_and_gradient_norm(write_recipe, launch, tmp_path, arch, loss, ways):
+    training = TWENTY_STEPS | loss
+    results = train_each_way(write_recipe, launch, tmp_path, arch, training, tuple(ways), script=IN_EVAL_MODE)
     reference = results.pop("one process")
-    assert len(trace(reference, "loss")) == 20
+    assert len(trace(reference, "loss")) == training.get("max_steps", 20)
     for way, result in results.items():
         for key, rtol in (("loss", 1e-4), ("grad_norm", 1e-3)):
             np.testing.assert_allclose(trace(result, key), trace(reference, key), rtol=rtol, err_msg=f"{way}: {key}")

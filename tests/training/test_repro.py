@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_seg import cli, train
-from hf_seg.scoring.loss import segmentation_loss
+from hf_seg.scoring.loss import SegLoss
 from hf_seg.training import repro, setup
 
 TINY = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
@@ -174,6 +174,6 @@ def test_the_loss_over_rows_is_the_loss(monkeypatch):
     results = []
     for deterministic in (False, True):
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda value=deterministic: value)
-        loss = segmentation_loss(SimpleNamespace(logits=logits), labels)
+        loss = SegLoss({"cross_entropy": 1, "focal": 1})(SimpleNamespace(logits=logits), labels)
         results.append((loss, *torch.autograd.grad(loss, logits)))
     torch.testing.assert_close(*results)

@@ -172,6 +172,19 @@ def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
     assert small["loss"] == pytest.approx(large["loss"], rel=1e-6)
 
 
+def test_balanced_class_weights_are_counted_from_the_training_masks_and_recorded(write_recipe, tmp_path):
+    training = {"class_weights": "balanced", "num_train_epochs": 1, "max_steps": 1}
+    (recipe,) = load_recipes([write_recipe("a", training=training)])
+    data = load_data(recipe.data)
+    run = Run(recipe, tmp_path / "run")
+    trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0])
+    labels = data.prepared["train"].labels
+    counts = [(labels == index).sum() for index in range(3)]
+    weights = {name: sum(counts) / 3 / count for name, count in zip(data.spec.class_names, counts, strict=True)}
+    trainer.train()
+    assert trainer.summary()["class_weights"] == pytest.approx(weights)
+
+
 @pytest.mark.parametrize("where", ["prediction_step", "_add_batch"])  # in the model, and in the scores
 def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
     def take(*_, **__):
