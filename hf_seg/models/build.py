@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -94,14 +95,19 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, image_size: int = 64) -> 
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
 
 
-def build_image_processor(*, image_size: int, normalize: str) -> SegformerImageProcessor:
+def build_image_processor(
+    *, image_size: int, normalize: str, value_range: Sequence[float] | None = None
+) -> SegformerImageProcessor:
     """The image processor of all models: it resizes (bilinear, antialiased) to a square of `image_size` pixels.
 
-    With `normalize` "none" RGB stays in [0, 1]; a key of `NORMALIZATIONS` names the mean and the deviation to use.
+    With `normalize` "none" RGB stays in [0, 1]; a key of `NORMALIZATIONS` names the mean and the deviation to use. A
+    `value_range` is saved with it for hf_seg's own inference, and unknown to the image processor itself.
     """
     # what an image processor that does not normalise holds is never used
     mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
+    own = {} if value_range is None else {"value_range": value_range}
     return SegformerImageProcessor(
+        **own,
         do_resize=True,
         size={"height": image_size, "width": image_size},
         resample=PILImageResampling.BILINEAR,

@@ -82,6 +82,9 @@ class DataRecipe:
     layout: Text | None = None
     """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them.
     null: the only one."""
+    value_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """folder and hub only, for images of one channel with more than 8 bits: the values that become black and white, as
+    `hf-seg init` measures them. Images of 8 bits stay as they are. null: deeper images are refused."""
     image_size: int = Field(64, ge=32, le=2048, multiple_of=32)
     """Side, in pixels, of the square that image and mask are resized to."""
     normalize: Literal["none", "imagenet", "inception"] = "none"
@@ -232,7 +235,9 @@ def expectation(schema: Mapping[str, Any]) -> str:
     else:
         words = _WORDS.get(schema.get("type", ""), "any value")
         if schema.get("items"):
-            words += f" of which each is {expectation(schema['items'])}"
+            each = expectation(schema["items"])
+            count = schema.get("minItems")  # of a list whose length is set
+            words = f"a list of {count} values, each {each}" if count else f"{words} of which each is {each}"
         elif isinstance(schema.get("additionalProperties"), dict):
             words += f" in which each value is {expectation(schema['additionalProperties'])}"
         # 64 bits are what there is, and need not be said

@@ -61,7 +61,11 @@ class SegTrainer(Trainer):
             train_dataset=data.prepared["train"],
             eval_dataset=data.prepared["validation"],
             data_collator=collate,
-            processing_class=build_image_processor(image_size=recipe.data.image_size, normalize=recipe.data.normalize),
+            processing_class=build_image_processor(
+                image_size=recipe.data.image_size,
+                normalize=recipe.data.normalize,
+                value_range=recipe.data.value_range,
+            ),
             compute_loss_func=self._loss,
             compute_metrics=self._add_batch,
             preprocess_logits_for_metrics=lambda logits, labels: self.evaluation.reduce_logits(logits, labels),

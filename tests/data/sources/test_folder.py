@@ -191,7 +191,7 @@ class TestRefused:
         write_image(root / "images" / "photo_00.png", Image.fromarray(np.zeros((32, 48), np.uint16)))
         message = refused(root)
         assert "photo_00.png: the image has more than 8 bits a channel (16)" in message
-        assert "Save it with 8 bits a channel" in message
+        assert "most of its values are from 0 to 1" in message and "as data.value_range, [low, high]" in message
 
     def test_truncated_files_and_sizes(self, own, refused):
         root = own()
