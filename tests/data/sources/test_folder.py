@@ -680,7 +680,8 @@ class TestDrop:
         assert describe_dropped(data) == {"dropped": []}
 
     def test_without_it_nothing_is_recorded(self, own, recipe):
-        assert describe_dropped(recipe("folder", own())) == {} == describe_dropped(recipe("synthetic_pet"))
+        one = {f"max_{split}_samples": 1 for split in ("train", "validation", "test")}
+        assert describe_dropped(recipe("folder", own())) == {} == describe_dropped(recipe("synthetic_pet", **one))
 
     def test_a_split_of_bad_pairs_only(self, bad, refused):
         (bad / "split.json").write_text(
