@@ -140,8 +140,8 @@ class Forks:
         return json.loads(self.server.stdout.readline())
 
     def close(self):
-        self.server.stdin.close()
-        self.server.wait()
+        self.server.kill()  # it is idle, and would take seconds to end by itself
+        self.server.communicate()
 
 
 @pytest.fixture(scope="session")
