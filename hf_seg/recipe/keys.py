@@ -235,9 +235,8 @@ def expectation(schema: Mapping[str, Any]) -> str:
     else:
         words = _WORDS.get(schema.get("type", ""), "any value")
         if schema.get("items"):
-            each = expectation(schema["items"])
-            count = schema.get("minItems")  # of a list whose length is set
-            words = f"a list of {count} values, each {each}" if count else f"{words} of which each is {each}"
+            words = f"a list of {schema['maxItems']}, each" if "maxItems" in schema else f"{words} of which each is"
+            words += f" {expectation(schema['items'])}"
         elif isinstance(schema.get("additionalProperties"), dict):
             words += f" in which each value is {expectation(schema['additionalProperties'])}"
         # 64 bits are what there is, and need not be said

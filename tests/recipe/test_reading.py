@@ -314,7 +314,7 @@ data {"value_range": [0, 1]}
 data {"name": "folder", "root": "/data", "value_range": [9, 0.5]}
     value_range: goes from 9 to 0.5; put the lower value first
 data {"name": "folder", "root": "/data", "value_range": [9]}
-    value_range: must be a list of 2 values, each a number, or null, but is [9]
+    value_range: must be a list of 2, each a number, or null, but is [9]
 data {"layout": "images+masks"}
     layout: is for "folder" only; leave it out
 data {"mask_column": "label"}
