@@ -1,6 +1,7 @@
 """Shared by the tests that train: tiny recipes, and launches of the real program."""
 
 import functools
+import itertools
 import json
 import os
 import socket
@@ -14,9 +15,15 @@ from hub_server import WRITER, Hub
 from input_tree import InputTree
 
 ROOT = Path(__file__).parent.parent
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    HUB_PORT = free.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+HUB_PORT = free_port()
 # Read when huggingface_hub is imported. No test goes beyond this machine: the Hub is one on loopback, and only there
 # while a test asks for the fixture `hub`.
 os.environ |= {
@@ -99,22 +106,83 @@ def _watched(tree, function):
     return call
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """Start the real program as a user does; returns the finished process, its output captured as text."""
+class Forks:
+    """The program `fork_server.py`. A program starts in it at once, and would import torch and transformers for ten
+    seconds as a process of its own. What libraries read from the environment on import is the session's, except for
+    the place of the Hub's cache."""
 
-    def start(*arguments, script: Path = ROOT / "hf_seg" / "train.py", processes: int = 1, check: bool = True):
-        if processes == 1:
-            launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-        else:
-            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        process = subprocess.run(
-            [sys.executable, "-m", *launcher, str(script), *map(str, arguments)],
-            cwd=tmp_path,
-            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-            text=True,
-            capture_output=True,
-        )
+    def __init__(self):
+        command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
+        self.server = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def start(self, log: Path, program: Path, *arguments, processes: int = 1) -> list[int]:
+        """Start a program, as as many ranks as there are processes; returns their ids. Its output goes to `log` and
+        `log`.err, and it runs in their folder."""
+        ranks = [{}]
+        if processes > 1:
+            meet = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+            meet |= {"LOCAL_WORLD_SIZE": processes, "OMP_NUM_THREADS": 1}
+            ranks = [meet | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+        given = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        job = {
+            "program": str(program),
+            "arguments": [*map(str, arguments)],
+            "folder": str(log.parent),
+            "output": str(log),
+            "errors": f"{log}.err",
+            "environments": [given | {key: str(value) for key, value in rank.items()} for rank in ranks],
+        }
+        print(json.dumps(job), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def wait(self) -> tuple[list[int], float]:
+        """The exit status of each process, and the processor time in seconds that they took together."""
+        return json.loads(self.server.stdout.readline())
+
+    def close(self):
+        self.server.kill()  # it is idle, and would take seconds to end by itself
+        self.server.communicate()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def launch(tmp_path, request, input_tree):
+    """Run `hf_seg/train.py`, or a script that changes it; returns the finished process, its output captured as text.
+
+    It is a fork of a process that has imported everything; with `real`, `accelerate launch` starts it as for a user.
+    """
+    numbers = itertools.count()
+
+    def fork(*command, processes):
+        forks, log = request.getfixturevalue("forks"), tmp_path / f"{next(numbers)}.log"
+        with input_tree.command():
+            forks.start(log, *command, processes=processes)
+            statuses, _ = forks.wait()
+        outputs = (Path(f"{log}{suffix}").read_text() for suffix in ("", ".err"))
+        status = next(filter(None, sorted(statuses)), 0)  # a rank that had to be killed before any other
+        return subprocess.CompletedProcess(command, status, *outputs)
+
+    def start_real(*command, processes):
+        assert processes == 1
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        command = [*launcher, *map(str, command)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+
+    def start(
+        *arguments,
+        script: Path = ROOT / "hf_seg" / "train.py",
+        processes: int = 1,
+        check: bool = True,
+        real: bool = False,
+    ):
+        process = (start_real if real else fork)(script, *arguments, processes=processes)
         if check and process.returncode:
             raise AssertionError(f"{process.args} ended with {process.returncode}\n{process.stdout}\n{process.stderr}")
         return process

@@ -48,14 +48,19 @@ class StoredImage(Image):
 
 @dataclass
 class UprightImage(Image):
-    """A photograph as people see it, and as they draw masks over it: RGB, turned as its EXIF note says."""
+    """A photograph as people see it, and as they draw masks over it: RGB, turned as its EXIF note says.
 
+    Args:
+        value_range (`list[float]`, *optional*): as of `open_image`.
+    """
+
+    value_range: list[float] | None = None
     _type: str = field(default="UprightImage", init=False, repr=False)
 
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        return open_image(value, upright=True)
+        return open_image(value, upright=True, value_range=self.value_range)
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL.ExifTags import Base
@@ -25,8 +27,11 @@ DAMAGED = "Get the undecodable files again, or remove them together with their i
 TEXT = "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile above 1 MB."
 HUGE = "Make a smaller copy: Pillow opens no larger pictures."
 DEEP = (
-    "Save it with 8 bits a channel: a file does not say which of a deeper picture's values are its darkest and "
-    "brightest. (Masks of one channel may have 16 bits.)"
+    "Give the values that are to be black and white as data.value_range, [low, high], as `hf-seg init` does; or save "
+    "the picture with 8 bits a channel. The file itself does not say which of its values are dark and bright."
+)
+DEEP_COLORS = (
+    "Save it with 8 bits a channel. (Pictures of one channel may have 16 bits: photographs with data.value_range.)"
 )
 BANDS = "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out."
 PAGES = "Save each page or frame as a picture of its own: only the first would be read."
@@ -35,24 +40,53 @@ IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not r
 # what the tags of a TIFF mean
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands by photometric interpretation; of any other, one
 BAND_NAMES = {1: "one of grey or ids", 3: "red, green, blue", 4: "cyan, magenta, yellow, black"}
+SAMPLED = 2**16  # values of a picture, of which a range is measured
 UNKNOWN, ALPHA = 0, 2  # of an extra band
 NO_PAGE = 1 | 4  # a smaller copy of another page, or its transparency
 
 
-def open_image(stored: Stored, *, upright: bool) -> PIL.Image.Image:
-    """Decode a photograph, as RGB.
+def open_image(stored: Stored, *, upright: bool, value_range: Sequence[float] | None = None) -> PIL.Image.Image:
+    """Decode a photograph, as RGB; one channel becomes three equal ones.
 
     Args:
         stored (`dict`): `path`, by which messages name it, and `bytes`, or None where they stand in the file `path`.
         upright (`bool`): turn it as its EXIF note says.
+        value_range (`Sequence[float]`, *optional*): of a picture with one channel of more than 8 bits, the value that
+            becomes 0 and the one that becomes 255. Those between are spread evenly and rounded, those beyond are cut
+            off, and NaN becomes 0. `inference.demo_app.decode` does the same where there is no hf_seg.
 
     Raises:
         PairError: when it cannot be decoded, or is of a kind of which a part would be lost in silence.
     """
-    with _decoded(stored, "image") as image:
+    with _decoded(stored, "image", deep=value_range is not None) as image:
         if upright:
             PIL.ImageOps.exif_transpose(image, in_place=True)
+        if is_deep(image):
+            shades = np.nan_to_num(np.interp(np.asarray(image), value_range, (0, 255)))
+            image = PIL.Image.fromarray(shades.round().astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_deep(image: PIL.Image.Image) -> bool:
+    """Whether a picture has one channel of more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def sample_values(stored: Stored) -> np.ndarray | None:
+    """Some values of a photograph if it is deep; None if not, or if it cannot be decoded."""
+    with suppress(Exception), open_header(stored) as image:
+        if is_deep(image):
+            values = np.asarray(image).ravel()
+            return values[:: 1 + values.size // SAMPLED]
+    return None
+
+
+def measure_range(values: np.ndarray) -> list[float]:
+    """The 1st and the 99th percentile of the finite values of deep pictures; the first is below the second."""
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (1, 99)) if values.size else (0, 0)
+    low, high = (float(f"{low:g}"), float(f"{high:g}")) if values.dtype.kind == "f" else (int(low), math.ceil(high))
+    return [low, high if low < high else low + 1]
 
 
 @contextmanager
@@ -78,7 +112,9 @@ def open_header(stored: Stored) -> PIL.Image.Image:
         return PIL.Image.open(BytesIO(stored["bytes"]))
     if os.path.exists(stored["path"]) and not os.path.isfile(stored["path"]):
         raise OSError("neither a file nor a link to one")  # opening a pipe would wait for ever
-    return PIL.Image.open(stored["path"])
+    image = PIL.Image.open(stored["path"])
+    image.filename = ""  # else Pillow maps the file, and scrambles an uncompressed TIFF that is stored lying
+    return image
 
 
 def orientation(image: PIL.Image.Image) -> int:
@@ -93,11 +129,12 @@ def name_of(stored: Stored) -> str:
 
 
 @contextmanager
-def _decoded(stored: Stored, kind: Kind) -> Iterator[PIL.Image.Image]:
+def _decoded(stored: Stored, kind: Kind, deep: bool = False) -> Iterator[PIL.Image.Image]:
+    """`deep`: an image may have more than 8 bits, too, when it has one channel."""
     name = name_of(stored)
     try:
         with open_header(stored) as image:
-            _refuse(image, name, kind)
+            _refuse(image, name, kind, deep)
             image.load()
             yield image
     except PairError:
@@ -106,14 +143,18 @@ def _decoded(stored: Stored, kind: Kind) -> Iterator[PIL.Image.Image]:
         raise _explain(error, stored, kind) from error
 
 
-def _refuse(header: PIL.Image.Image, name: str, kind: Kind) -> None:
-    """Raise for a picture of which Pillow would give a part only; nothing is decoded for it."""
+def _refuse(header: PIL.Image.Image, name: str, kind: Kind, deep: bool) -> None:
+    """Raise for a picture of which Pillow would give a part only; only a deep one is decoded for it."""
     if header.format == "TIFF":
-        _refuse_tags(header.tag_v2, name, kind)
-    elif header.mode.startswith(("I", "F")):
-        _refuse_depth(16, 1, name, kind)
-    elif any(";16" in str(tile.args) for tile in header.tile):  # what Pillow calls RGB has lost its lower 8 bits
-        _refuse_depth(16, 3, name, kind)
+        bits = _refuse_bands(header.tag_v2, name, kind)
+    else:  # what Pillow calls RGB may have lost its lower 8 bits
+        bits = 16 if is_deep(header) or any(";16" in str(tile.args) for tile in header.tile) else 8
+    if bits > 8 and not is_deep(header):
+        raise _too_deep(bits, name, kind)
+    if is_deep(header) and kind == "image" and not deep:
+        low, high = measure_range(np.asarray(header))
+        reason = f"the image has more than 8 bits a channel ({bits}); most of its values are from {low:g} to {high:g}"
+        raise PairError(name, reason, DEEP, code="deep-image")
     if getattr(header, "is_animated", False) and header.format != "MPO":  # phones put a preview behind a photograph
         if header.format == "TIFF":  # which may hold smaller copies of its pages
             kinds = [tags.get(Base.NewSubfileType, 0) for tags in _directories(header.fp)]
@@ -124,21 +165,21 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind) -> None:
             raise PairError(name, f"the {kind} has {pages:,} pages or frames", PAGES, code="many-pages")
 
 
-def _refuse_tags(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> None:
-    """The same by the tags of a TIFF, which say more than Pillow's mode, and also where Pillow knows no mode."""
+def _refuse_bands(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> int:
+    """Raise by the tags of a TIFF, which say more than Pillow's mode, and also where Pillow knows no mode; else give
+    its bits a channel."""
     depths = tags.get(Base.BitsPerSample, (1,))
     bands = tags.get(Base.SamplesPerPixel, len(depths))
-    _refuse_depth(max(depths), bands, name, kind)
     colors = COLORS.get(tags.get(Base.PhotometricInterpretation), 1)
     extra = tags.get(Base.ExtraSamples, (ALPHA if colors == 3 else UNKNOWN,))
     if bands > colors + (extra[0] != UNKNOWN):
         reason = f"the {kind} has {bands} bands: {BAND_NAMES[colors]} and {bands - colors} more"
         raise PairError(name, reason, BANDS, code="many-bands")
+    return max(depths)
 
 
-def _refuse_depth(bits: int, bands: int, name: str, kind: Kind) -> None:
-    if bits > 8 and (kind == "image" or bands > 1):  # a mask of one band may hold ids above 255
-        raise PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", DEEP, code="deep-image")
+def _too_deep(bits: int, name: str, kind: Kind) -> PairError:
+    return PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", DEEP_COLORS, code="deep-image")
 
 
 def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:
@@ -162,7 +203,8 @@ def _explain(error: Exception, stored: Stored, kind: Kind) -> PairError:
     if isinstance(error, PIL.UnidentifiedImageError):
         with suppress(Exception), BytesIO(stored["bytes"]) if stored["bytes"] else open(stored["path"], "rb") as file:
             try:
-                _refuse_tags(next(_directories(file)), name, kind)
+                if (bits := _refuse_bands(next(_directories(file)), name, kind)) > 8:
+                    return _too_deep(bits, name, kind)
             except PairError as known:
                 return known
     return PairError(name, what, TEXT if "MAX_TEXT" in str(error) else DAMAGED, code="undecodable")

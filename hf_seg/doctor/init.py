@@ -10,7 +10,7 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,14 +20,15 @@ import numpy as np
 from datasets import Dataset, Image
 
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
-from hf_seg.data.columns import as_text
-from hf_seg.data.pairs import ALL, report_pairs, stored_pairs
+from hf_seg.data.columns import UprightImage, as_text
+from hf_seg.data.pairs import ALL, map_pairs, report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder, polygons, table_files
 from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
 from hf_seg.data.sources.split import FILE_NAME as SPLIT_FILE
 from hf_seg.data.sources.split import SPLITS, draw_folders, join_names, save_split
 from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
+from hf_seg.data.stored_image import measure_range, sample_values
 from hf_seg.doctor.duplicates import find_duplicates
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
@@ -46,6 +47,7 @@ SQUARE = 1.05  # longer side ÷ shorter one, at most
 SCARCE = 0.01  # share of the pixels
 ALIKE = 0.1  # share of the pictures
 MAX_ALIKE = 1_000_000  # pairs of pictures that are looked at
+MEASURED = 100  # pictures of each split, for the value range
 MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
 
 
@@ -191,6 +193,7 @@ def _describe_splits(splits: Mapping[str, Collection]) -> str:
 
 def _write_all(root: Path, source: Source, arch: str) -> bool:
     """Look at all pairs, write the files, and say so."""
+    source = _with_value_range(source)
     name, written, where = source.name, [*source.written, *OUTPUTS], ""
     classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
     survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
@@ -218,7 +221,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
     rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
     shown = [next(stored_pairs({split: source.splits[split].select([row])})) for split, row in rows]
-    plot_preview(shown, classes, root / "preview.png")
+    plot_preview(shown, source.splits[rows[0][0]].features["image"], classes, root / "preview.png")
     _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
     say("\n".join([_describe(source, survey, classes, by_color, where), *map(printable, hints)]), keep="\n")
     if problems:
@@ -275,6 +278,28 @@ def _folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
+def _with_value_range(source: Source) -> Source:
+    """The same, with photographs as training reads them: deep ones by the range that most of their values are in."""
+    parts = {
+        split: dataset.select(range(0, len(dataset), 1 + len(dataset) // MEASURED))
+        for split, dataset in source.splits.items()
+    }
+    measured = map_pairs(lambda pair: sample_values(pair.image), parts, desc="Measuring", disable_bar=True)
+    deep = [values for _, values in measured if values is not None]
+    value_range, about = None, []
+    if deep:
+        value_range = low, high = measure_range(np.concatenate(deep))
+        what = f"become black and white (1st and 99th percentile of {len(deep)} images with more than 8 bits)"
+        about = [f"  values  {low:g} and {high:g} {what}: data.value_range"]
+    column = UprightImage(value_range=value_range)
+    return replace(
+        source,
+        keys=source.keys | {"value_range": value_range},
+        splits={split: dataset.cast_column("image", column) for split, dataset in source.splits.items()},
+        about=source.about + about,
+    )
+
+
 def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of a run on your own data, every key with its value: a small data set gets small batches and many
     epochs. `keys` say in the data section what data."""
@@ -316,6 +341,8 @@ def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, 
         images += f"; turned upright: {turned}"
     framing, why = propose_framing([facts.size for facts in pairs])
     size = framing["image_size"] if isinstance(framing["image_size"], list) else [framing["image_size"]] * 2
+    if gray := sum(facts.gray for facts in pairs):
+        images += f"; one channel, read as red, green and blue alike: {gray}"
     masks = f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}"
     lines = [f"{source.name}: {len(pairs)} pairs", *source.about, images, masks]
     lines.append(f"  size    {size[1]}×{size[0]} by {framing['resize']}, since {why}")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from datasets import Image
 from matplotlib.patches import Patch
 
 from hf_seg.data.classes import Classes
-from hf_seg.data.columns import UprightImage
 from hf_seg.data.pairs import StoredPair
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.runs.figure import WIDTH, class_legend, open_figure, shorten
@@ -20,13 +20,13 @@ COLUMNS = 4
 SIDE = 400  # pixels of the longer side of a picture
 
 
-def plot_preview(pairs: Sequence[StoredPair], classes: Classes, path: str | os.PathLike) -> None:
+def plot_preview(pairs: Sequence[StoredPair], image_column: Image, classes: Classes, path: str | os.PathLike) -> None:
     """Draw the masks of 1 to 8 pairs over their photographs, half transparent, to a PNG; what is ignored is black."""
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(classes.palette)] = classes.palette
     pictures, areas, column = [], np.zeros(256, dtype=np.int64), classes.build_column()
     for pair in pairs:
-        image, mask = UprightImage().decode_example(pair.image), column.decode_example(pair.mask)
+        image, mask = image_column.decode_example(pair.image), column.decode_example(pair.mask)
         areas += mask.histogram()
         image.thumbnail((SIDE, SIDE))
         labels = np.asarray(mask.resize(image.size, PIL.Image.Resampling.NEAREST))

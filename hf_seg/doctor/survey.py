@@ -19,7 +19,7 @@ from hf_seg.data.check import find_other_palette, reads_ids
 from hf_seg.data.columns import UprightImage, raw_values
 from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
 from hf_seg.data.spec import DatasetSpec
-from hf_seg.data.stored_image import Stored, open_header, open_mask, orientation
+from hf_seg.data.stored_image import Stored, is_deep, open_header, open_mask, orientation
 from hf_seg.doctor.duplicates import find_duplicates, is_flat, thumbnail
 from hf_seg.problem import Level, PairError, Problem
 
@@ -40,6 +40,7 @@ class PairFacts:
     image_kind: str = ""  # format and mode, such as `JPEG RGB`
     mask_kind: str = ""
     turned: bool = False  # the image is stored lying on its side or on its head
+    gray: bool = False  # the image has one channel
     # class id (255: ignored), or, where the classes are not known, an id or a colour as 0xRRGGBB → pixels
     counts: dict[int, int] = field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] = ()  # the colours of a palette mask, by id
@@ -105,6 +106,7 @@ def examine_pair(
     with ExitStack() as stack:
         if header := _open(pair.image, stack):
             facts.image_kind, facts.turned = f"{header.format} {header.mode}", _orientation(header) > 1
+            facts.gray = header.mode in ("1", "L", "LA") or is_deep(header)
             facts.problems += _image_problems(header, pair.image_name, upright=upright)
         if header := _open(pair.mask, stack):
             facts.mask_kind = f"{header.format} {header.mode}"
@@ -239,6 +241,9 @@ def find_problems(
         width, height = min(small, key=min)
         remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
         yield _problem("note", "small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
+    if gray := sum(facts.gray for facts in survey.facts):
+        what = f"{gray:,} of {len(survey.facts):,} images have one channel, which is read as red, green and blue alike"
+        yield _problem("note", "one-channel", place, what, "Use the originals if these have colours.")
     if spec:
         yield from _class_problems(survey, spec, place, split_known)
     yield from _photograph_problems(survey, place, split_known)

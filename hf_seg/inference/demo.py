@@ -94,11 +94,11 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
             signal.signal(signal.SIGTERM, before)
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _decode(path: str | Path, value_range: Sequence[float] | None = None) -> Image.Image:
     """The picture in an uploaded file, as training reads it."""
     from hf_seg.inference.demo_app import PhotographError
 
-    image = read_image(Path(path))
+    image = read_image(Path(path), value_range)
     if isinstance(image, Problem):
         raise PhotographError(f"{Path(path).name}: {image.what}. {image.remedy}")
     return image
@@ -193,7 +193,12 @@ def _load(models: Sequence[str | Path]) -> tuple[list[str], list[Segmenter]]:
         raise Refusal("", "gradio is not installed, and the page is made with it", "run `pip install 'hf_seg[demo]'`")
     names = [Path(model).resolve().name if Path(model).is_dir() else str(model) for model in models]
     names = names if len(set(names)) == len(names) else [str(model) for model in models]
-    return [printable(name) for name in names], [load_segmenter(model) for model in models]
+    segmenters = [load_segmenter(model) for model in models]
+    ranges = [each.value_range for each in segmenters]
+    if ranges[0] != ranges[-1]:
+        what = f"they were trained with data.value_range {ranges[0]} and {ranges[1]}, and the page reads a file once"
+        raise Refusal(" and ".join(names), what, "show them one by one")
+    return [printable(name) for name in names], segmenters
 
 
 def _write_examples(folder: Path) -> list[Path]:

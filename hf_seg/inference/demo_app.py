@@ -4,6 +4,7 @@ that go there with it."""
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 import json
@@ -108,12 +109,17 @@ class Segmented:
     seconds: float  # from the photograph to the mask
 
 
-def decode(path: str | Path) -> Image.Image:
+def decode(path: str | Path, value_range: Sequence[float] | None = None) -> Image.Image:
     """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses."""
     with Image.open(path) as file:
-        if file.mode.startswith(("I", "F")):  # Pillow would make all black or white of more than 8 bits
+        file.filename = ""  # else Pillow maps the file, and scrambles an uncompressed TIFF that is stored lying
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith(("I", "F")):  # Pillow would make all black or white of more than 8 bits
+        if value_range is None:
             raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
-        return ImageOps.exif_transpose(file).convert("RGB")
+        shades = np.nan_to_num(np.interp(np.asarray(image), value_range, (0, 255)))
+        image = Image.fromarray(shades.round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
@@ -241,15 +247,18 @@ def data_url(image: Image.Image, file_format: str, **options: int) -> str:
 def build_page(
     models: Sequence[ShownModel],
     examples: Sequence[str | Path] = (),
-    decode: Callable[[str | Path], Image.Image] = decode,
+    decode: Callable[..., Image.Image] = decode,
 ) -> gr.Blocks:
     """The page; `launch(**LAUNCH)` serves it.
 
     Args:
         models: one, or two to be compared.
         examples: image files to try, shown as thumbnails.
-        decode: from an image file to the picture, RGB and upright.
+        decode: from an image file and the `value_range` that the models were trained with to the picture, RGB and
+            upright.
     """
+    for shown in models[:1]:
+        decode = functools.partial(decode, value_range=getattr(shown.image_processor, "value_range", None))
 
     def show_example(index: int) -> str:
         if index not in range(len(examples)):  # the page does not ask for it, but a program may

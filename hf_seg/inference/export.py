@@ -149,6 +149,8 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
         "rescale_factor": processor.rescale_factor if processor.do_rescale else 1,
         "image_processor": json.loads(processor.to_json_string()),
     }
+    if segmenter.value_range:
+        values["value_range"] = segmenter.value_range
     if processor.do_normalize:
         values |= {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
     return {name: json.dumps(value) for name, value in values.items()}
@@ -212,7 +214,7 @@ def _batches(
 
     def prepare() -> Iterator[Tensor]:
         for item in images:
-            image = read_image(item) if isinstance(item, Path) else item
+            image = read_image(item, segmenter.value_range) if isinstance(item, Path) else item
             if isinstance(image, Problem):
                 unreadable.append(image)
             else:

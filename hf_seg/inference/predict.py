@@ -125,10 +125,10 @@ def _images_in(root: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def read_image(path: Path) -> Image.Image | Problem:
+def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image | Problem:
     """Read an image file as training does: RGB, turned upright; or say why training would refuse it."""
     try:
-        return open_image({"path": str(path), "bytes": None}, upright=True)
+        return open_image({"path": str(path), "bytes": None}, upright=True, value_range=value_range)
     except PairError as error:
         return error.problem
 
@@ -143,7 +143,7 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options)
 
 def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
     def read(path: Path) -> tuple[Path, Image.Image, Tensor | None] | Problem:
-        image = read_image(path)
+        image = read_image(path, segmenter.value_range)
         if isinstance(image, Problem):
             return image
         if options.tile:

@@ -63,6 +63,11 @@ class Segmenter:
         return self.model.config.model_type in QUERY_MODELS
 
     @property
+    def value_range(self) -> list[float] | None:
+        """What a run was trained with as `data.value_range`, for the opener of pictures."""
+        return getattr(self.image_processor, "value_range", None)
+
+    @property
     def palette(self) -> list[tuple[int, int, int]]:
         """One RGB colour a class: those that a run of hf_seg saved in config.json, else 256 distinct ones in turn."""
         classes, saved = len(self.class_names), getattr(self.model.config, "palette", None)
@@ -181,6 +186,13 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
         if not all(0 < side <= LARGEST_SIDE for side in sides.values() if side is not None):
             what = f"{key} in preprocessor_config.json is {sides}, and a side has 1 to {LARGEST_SIDE:,} pixels"
             raise ValueError(what)
+    match getattr(image_processor, "value_range", None):
+        case None:
+            pass
+        case [int() | float() as low, int() | float() as high] if low < high:
+            pass
+        case other:
+            raise ValueError(f"value_range in preprocessor_config.json is {other}, and not two numbers, lower first")
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type in QUERY_MODELS:
         auto = AutoModelForUniversalSegmentation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -95,12 +96,15 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
 
 
-def build_image_processor(*, size: Size, normalize: str, resize: str = "stretch") -> SegformerImageProcessor:
+def build_image_processor(
+    *, size: Size, normalize: str, resize: str = "stretch", value_range: Sequence[float] | None = None
+) -> SegformerImageProcessor:
     """The image processor of all models: it resizes (bilinear, antialiased) as far as transformers' own can.
 
     It has the settings that [`hf_seg.data.geometry.Framing`] reads what is left to do from: with `resize`
     `"letterbox"` the padding, with `"crop"` the windows. With `normalize` "none" RGB stays in [0, 1]; a key of
-    `NORMALIZATIONS` names the mean and the deviation to use.
+    `NORMALIZATIONS` names the mean and the deviation to use. A `value_range` is saved with it for hf_seg's own
+    inference, and unknown to the image processor itself.
     """
     height, width = size
     sides = {"height": height, "width": width}
@@ -116,8 +120,10 @@ def build_image_processor(*, size: Size, normalize: str, resize: str = "stretch"
     }[resize]
     # what an image processor that does not normalise holds is never used
     mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
+    own = {} if value_range is None else {"value_range": value_range}
     return SegformerImageProcessor(
         **how,
+        **own,
         resample=PILImageResampling.BILINEAR,
         do_rescale=True,
         rescale_factor=1 / 255,

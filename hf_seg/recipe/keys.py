@@ -84,6 +84,9 @@ class DataRecipe:
     layout: Text | None = None
     """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them;
     or patterns of the images' and masks' paths, such as "rgb/*.jpg + truth/*_gt.png". null: the only layout."""
+    value_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """folder and hub only, for images of one channel with more than 8 bits: the values that become black and white, as
+    `hf-seg init` measures them. Images of 8 bits stay as they are. null: deeper images are refused."""
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 64
     """Height and width, in pixels, of the model's input: one number for both, or [height, width]."""
     resize: Literal["stretch", "letterbox", "crop"] = "stretch"

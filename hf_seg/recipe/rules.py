@@ -210,6 +210,11 @@ def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.root", 'is missing, and "folder" needs it', remedy
     if name not in ("folder", "hub", None) and data.get("on_bad_pair") == "drop":
         yield "data.on_bad_pair", 'is for "folder" and "hub" only', "leave it out"
+    if low_high := data.get("value_range"):
+        if name not in ("folder", "hub", None):
+            yield "data.value_range", 'is for "folder" and "hub" only', "leave it out"
+        if low_high[0] >= low_high[1]:
+            yield "data.value_range", f"goes from {low_high[0]:g} to {low_high[1]:g}", "put the lower value first"
     if name not in ("folder", None) and data.get("layout") is not None:
         yield "data.layout", 'is for "folder" only', "leave it out"
     if name == "hub":

@@ -76,7 +76,10 @@ class SegTrainer(Trainer):
             eval_dataset=data.prepared["validation"],
             data_collator=collate,
             processing_class=build_image_processor(
-                size=recipe.data.size, normalize=recipe.data.normalize, resize=recipe.data.resize
+                size=recipe.data.size,
+                normalize=recipe.data.normalize,
+                resize=recipe.data.resize,
+                value_range=recipe.data.value_range,
             ),
             compute_loss_func=self.loss,
             compute_metrics=self._add_batch,

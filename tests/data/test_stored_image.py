@@ -88,6 +88,7 @@ REFUSED = {
     "32-bit TIFF": (saved(DEEP[..., 0].astype(np.int32), "TIFF"), "deep-image", "8 bits a channel (32)", None),
     "float TIFF": (saved(GRADIENT / np.float32(255), "TIFF"), "deep-image", "8 bits a channel (32)", "mode F"),
     "float colour TIFF": (tiff(COLORS / np.float32(255), 2), "deep-image", "8 bits a channel (32)", ...),
+    "deep near infrared": (tiff(FOUR.astype(np.uint16), 2, extra=(0,)), "many-bands", "green, blue and 1 more", ...),
     "near infrared": (tiff(FOUR, 2, extra=(0,)), "many-bands", "has 4 bands: red, green, blue and 1 more", ...),
     "five bands": (tiff(np.repeat(COLORS[..., :1], 5, 2), 1), "many-bands", "one of grey or ids and 4 more", ...),
     "grey ×4": (tiff(FOUR, 1, extra=(0, 0)), "many-bands", "has 4 bands: one of grey or ids and 3 more", ...),
@@ -141,6 +142,51 @@ def test_what_looks_like_it_and_is_not(name):
     for column in (UprightImage(), StoredImage(mode="RGB")):
         image = column.decode_example({"path": None, "bytes": ACCEPTED[name]})
         assert image.mode == "RGB" and image.size == SIZE
+
+
+COLUMNS = UprightImage(), UprightImage(value_range=[0, 10])
+DEEP_KINDS = {
+    "PNG": saved(DEEP[..., 0], "PNG"),
+    "big-endian TIFF": saved(Image.frombytes("I;16B", SIZE, DEEP[..., 0].astype(">u2").tobytes()), "TIFF"),
+    "32-bit TIFF": saved(DEEP[..., 0].astype(np.int32), "TIFF"),
+    "float TIFF": saved(np.where(DEEP[..., 0] == 3, np.nan, DEEP[..., 0]).astype(np.float32), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_KINDS)
+def test_a_value_range_makes_8_bits_of_deep_pictures(kind):
+    image = UprightImage(value_range=[503, 3001.5]).decode_example({"path": None, "bytes": DEEP_KINDS[kind]})
+    shades = np.clip((DEEP[..., 0].astype(float) - 503) / (3001.5 - 503), 0, 1) * 255
+    assert image.mode == "RGB" and np.array_equal(image, np.repeat(np.rint(shades)[..., None], 3, axis=-1))
+    assert 0 < (shades == 0).mean() < 0.5 and 0 < (shades == 255).mean() < 0.5
+
+
+@pytest.mark.parametrize("name", ["GIF of one frame", "RGBA TIFF", "CMYK JPEG"])
+def test_a_value_range_is_for_deep_pictures_only(name):
+    plain, ranged = (column.decode_example({"path": None, "bytes": ACCEPTED[name]}) for column in COLUMNS)
+    assert np.array_equal(plain, ranged)
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, of_mask) in REFUSED.items() if of_mask is ...])
+def test_a_value_range_makes_nothing_else_readable(name):
+    content, code, reason, _ = REFUSED[name]
+    error = refused(COLUMNS[1], content)
+    assert reason in error.problem.what and error.problem.code == code
+    assert "value_range, [low" not in error.problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.arange(48, dtype=np.uint16) * 50, "(16); most of its values are from 23 to 2327"),
+        (np.arange(48, dtype=np.float32) / 47, "(32); most of its values are from 0.01 to 0.99"),
+        (np.full(48, 7, np.uint16), "(16); most of its values are from 7 to 8"),
+        (np.full(48, np.nan, np.float32), "(32); most of its values are from 0 to 1"),
+    ],
+)
+def test_a_deep_picture_is_measured(values, said):
+    error = refused(UprightImage(), saved(values.reshape(6, 8), "TIFF"))
+    assert said in error.problem.what and "data.value_range, [low, high]" in error.problem.remedy
 
 
 def test_ids_may_have_16_bits():

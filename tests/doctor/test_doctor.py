@@ -321,6 +321,12 @@ FAULTS = {
     "one class only": (lambda root: all_masks(root, 1), "warning", "constant-masks", "own"),
     "a class that test lacks": (without_disc, "warning", "absent-class", "own"),
     "a rare class": (rare, "note", "rare-class", "own"),
+    "grey": (
+        lambda root: write_image(photo(root), Image.fromarray(scene(3, SIZE)[0]).convert("L")),
+        "note",
+        "one-channel",
+        "own",
+    ),
     "a small picture": (
         lambda root: (write_image(photo(root), scene(3)[0]), write_image(mask(root), scene(3)[1])),
         "note",

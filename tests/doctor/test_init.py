@@ -12,7 +12,9 @@ from PIL import Image
 
 from hf_seg import cli, train
 from hf_seg.data import load_splits
+from hf_seg.inference.export import metadata_of
 from hf_seg.inference.predict import predict
+from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.recipe import load_recipes
 
 TINY = {
@@ -417,6 +419,42 @@ def test_from_a_folder_to_a_model_and_a_prediction(tmp_path, init, monkeypatch, 
     assert (prediction.mask == np.array(order)[ids]).mean() > 0.85
 
 
+def make_deep(image):
+    """A photograph as a microscope gives it: one channel, 12 bits above 500."""
+    return (image @ np.array([10, 0, 5])).astype(np.uint16) + 500
+
+
+@pytest.mark.slow
+def test_deep_photographs_are_trained_and_predicted_by_one_range(tmp_path, init, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(tmp_path / "own", "ids", 8)
+    for number in range(8):
+        (root / "images" / f"photo_{number:02}.jpg").unlink()
+        write_image(root / "images" / f"photo_{number:02}.png", make_deep(scene(number)[0]))
+    status, out, _ = init(root)
+    values = np.stack([make_deep(scene(number)[0]) for number in range(8)])
+    low, high = np.percentile(values, (1, 99))
+    value_range = [np.floor(low), np.ceil(high)]
+    said = "black and white (1st and 99th percentile of 8 images with more than 8 bits): data.value_range\n"
+    assert status == 0 and "  values  {:g} and {:g} become {}".format(*value_range, said) in out
+    assert "  images  8 PNG I;16; 48×32 pixels; one channel, read as red, green and blue alike: 8\n" in out
+    assert read(root / "recipe.json")["data"]["value_range"] == value_range
+    with Image.open(root / "preview.png") as preview:  # neither black nor white
+        assert len(preview.convert("L").getcolors()) > 100
+
+    once = TINY | {"training.num_train_epochs": "1", "training.eval_every_epochs": "1"}
+    assert train.main([str(root / "recipe.json"), *as_arguments(once)]) == 0, capsys.readouterr().err
+    run = tmp_path / "runs" / "recipe"
+    assert read(run / "results.json")["recipe"]["data"]["value_range"] == value_range
+    assert "values from {:.1f} to {:.1f} become 0 to 255".format(*value_range) in (run / "README.md").read_text()
+    segmenter = load_segmenter(run, device="cpu")
+    assert json.loads(metadata_of(segmenter)["value_range"]) == value_range
+    test = load_splits(load_recipes([root / "recipe.json"])[0].data)["test"]
+    [stored] = test.with_format(None).cast_column("image", ImageColumn(decode=False))["image"]
+    [prediction] = predict(segmenter, [stored["path"]])
+    assert np.array_equal(prediction.image, test[0]["image"]) and len(np.unique(prediction.image)) > 100
+
+
 @pytest.mark.slow
 def test_bad_pairs_stop_a_run_or_are_dropped(tmp_path, init, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -478,6 +516,14 @@ class TestTables:
             assert preview.width == 1200
         status, out, _ = init(root, "--overwrite")  # the files that init has written are no data
         assert status == 0 and out.splitlines()[1:5] == lines[1:5]
+
+    def test_deep_photographs(self, tmp_path, init):
+        deep = [Image.fromarray(make_deep(scene(number)[0])) for number in range(4)]
+        columns = {"image": deep, "label": make_table(range(4))["label"]}
+        table = Dataset.from_dict(columns, features=Features({"image": ImageColumn(), "label": ImageColumn()}))
+        status, out, _ = init(write_parquet(tmp_path / "own", train=table))
+        low, high = read(tmp_path / "own" / "recipe.json")["data"]["value_range"]
+        assert status == 0 and 500 < low < 1500 < 3000 < high and "  images  4 TIFF I;16; " in out
 
     def test_names_of_the_data_set(self, tmp_path, init):
         root = write_parquet(tmp_path / "own", train=make_table(range(4)))

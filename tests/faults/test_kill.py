@@ -2,49 +2,32 @@
 
 import contextlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-IN_FORKS = Path(__file__).parent / "train_in_forks.py"
+TRAIN = Path(__file__).parents[2] / "hf_seg" / "train.py"
 CHECKPOINTS = [f"checkpoint-{step}" for step in (4, 8, 12, 16)]  # after each epoch of four steps
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def forks():
-    process = subprocess.Popen(
-        [sys.executable, str(IN_FORKS)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    yield process
-    process.stdin.close()
-    process.wait()
-
-
 def run(forks, log, *arguments, kill_when=None):
     """Exit status, processor time and output of a launch; `kill_when(process)` is asked all the time."""
-    print(json.dumps([str(log), *map(str, arguments)]), file=forks.stdin, flush=True)
-    process = psutil.Process(int(forks.stdout.readline()))
+    log.unlink(missing_ok=True)
+    process = psutil.Process(*forks.start(log, TRAIN, *arguments))
     with contextlib.suppress(psutil.NoSuchProcess):
         while kill_when is not None and process.status() != psutil.STATUS_ZOMBIE:
             if kill_when(process):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
-    status, seconds = forks.stdout.readline().split()
-    return int(status), float(seconds), log.read_text()
+    [status], seconds = forks.wait()
+    return status, seconds, log.read_text()
 
 
 def after(seconds):

@@ -86,17 +86,28 @@ def test_a_signal_to_the_launcher_ends_both_ranks(write_recipe, tmp_path):
     assert last_checkpoint(tmp_path / "runs" / "a") is not None
 
 
-def test_a_loss_that_is_no_number_on_one_rank(write_recipe, two_ranks, tmp_path):
-    status, output = two_ranks(write_recipe("a", training=FOUR_EPOCHS), "nan")
-    assert status != 0
+@pytest.fixture
+def two_forks(launch):
+    """The same without a launcher: what the ranks do by themselves."""
+
+    def run(recipe, trouble):
+        ended = launch(recipe, trouble, script=TROUBLE, processes=2, check=False)
+        return ended.returncode, ended.stdout + ended.stderr
+
+    return run
+
+
+def test_a_loss_that_is_no_number_on_one_rank(write_recipe, two_forks, tmp_path):
+    status, output = two_forks(write_recipe("a", training=FOUR_EPOCHS), "nan")
+    assert status > 0
     [line] = [line for line in output.splitlines() if "error: process 1: " in line]
     assert "runs/a: the training loss is nan at step 6; its batch on this process is train[" in line
     assert "The last checkpoint before it is runs/a/checkpoint-4." in line
 
 
-def test_a_trial_that_one_rank_fails(write_recipe, two_ranks, tmp_path):
-    status, output = two_ranks(write_recipe("a"), "trial")
-    assert status != 0 and "error: a: training.debug: is refused here only; leave it out" in output
+def test_a_trial_that_one_rank_fails(write_recipe, two_forks, tmp_path):
+    status, output = two_forks(write_recipe("a"), "trial")
+    assert status > 0 and "error: a: training.debug: is refused here only; leave it out" in output
     assert "lost contact" not in output and not (tmp_path / "runs").exists()
 
 
@@ -110,9 +121,9 @@ def test_a_rank_that_keeps_the_other_waiting(write_recipe, two_ranks):
     assert "error: process 1 has lost contact with the others (" in output
 
 
-def test_ranks_that_do_not_share_the_output_folder(write_recipe, two_ranks, tmp_path):
-    status, output = two_ranks(write_recipe("a"), "apart")
-    assert status != 0
+def test_ranks_that_do_not_share_the_output_folder(write_recipe, two_forks, tmp_path):
+    status, output = two_forks(write_recipe("a"), "apart")
+    assert status > 0
     assert "error: runs: is not the same folder for all processes: what rank 0 writes there, rank 1 does not" in output
     assert not [*tmp_path.rglob(".launch-*"), *tmp_path.rglob("recipe.json")]
 

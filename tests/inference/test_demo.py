@@ -25,7 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -38,10 +38,11 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_seg import cli
 from hf_seg.data import geometry
+from hf_seg.data.columns import UprightImage
 from hf_seg.inference import demo as demo_module
 from hf_seg.inference import demo_app
 from hf_seg.inference.demo import push_space, serve, stage_space
-from hf_seg.inference.predict import predict
+from hf_seg.inference.predict import predict, read_image
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
@@ -229,6 +230,34 @@ def test_deep_photographs_are_refused_as_in_training(tmp_path, kind):
     for decode in (demo_module._decode, demo_app.decode):  # here, and in a Space
         page = demo_app.show([], tmp_path / "deep.tif", decode)
         assert page.startswith('<p class="problem" role="alert">deep.tif') and "8 bits" in page
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32])
+def test_training_predict_and_demo_make_the_same_of_turned_and_deep_photographs(tmp_path, kind):
+    values = np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(kind)
+    values[0, 0] = np.nan if kind is np.float32 else 0
+    path, value_range = tmp_path / "deep.tif", [100, 4000.5]
+    Image.fromarray(values).save(path, tiffinfo={ExifTags.Base.Orientation: 6})
+    trained = UprightImage(value_range=value_range).decode_example({"path": str(path), "bytes": None})
+    assert trained.size == (40, 30) and len(np.unique(trained)) > 250
+    shades = values if kind is np.uint8 else np.rint(np.clip((values.astype(float) - 100) / 3900.5, 0, 1) * 255)
+    assert np.array_equal(np.asarray(trained)[..., 0], np.rot90(np.nan_to_num(shades), -1))
+    for read in (read_image, demo_module._decode, demo_app.decode):
+        assert np.array_equal(read(path, value_range), trained)
+
+
+def test_a_page_reads_deep_photographs_as_its_model(folders, tmp_path):
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30)).save(tmp_path / "deep.png")
+    model = shutil.copytree(folders[0], tmp_path / "deep")
+    build_image_processor(size=(64, 64), normalize="none", value_range=[0, 1200]).save_pretrained(model)
+    (shown,) = shown_models([model])
+    for decode in (demo_module._decode, demo_app.decode):  # here, and in a Space
+        page = demo_app.build_page([shown], [tmp_path / "deep.png"], decode)
+        (click,) = [fn.fn for fn in page.fns.values() if fn.fn and fn.fn.__name__ == "show_example"]
+        seen = np.asarray(pictures(click(0), "photograph")[0]).astype(int)
+        assert np.abs(seen[..., 0] - np.arange(1200).reshape(40, 30) * 255 / 1200).max() < 8  # it is a JPEG
+    with pytest.raises(Refusal, match=r"with data.value_range \[0, 1200\] and None, and the page reads a file once"):
+        stage_space([model, folders[1]], tmp_path / "space")
 
 
 @pytest.mark.parametrize("index", [999, -1, None, "a", 0.5, [0]])

@@ -443,7 +443,7 @@ def test_large_photographs_are_not_piled_up(segmenter, tmp_path, monkeypatch):
         Image.new("1", (100, 100)).save(tmp_path / f"{number:02}.png")
     read = []
     monkeypatch.setattr(predict_module, "BATCH_PIXELS", 25_000)
-    monkeypatch.setattr(predict_module, "read_image", lambda path: read.append(path) or photograph((100, 100)))
+    monkeypatch.setattr(predict_module, "read_image", lambda path, _: read.append(path) or photograph((100, 100)))
     results = predict(segmenter, [tmp_path])
     next(results)
     assert len(read) <= 4  # two batches of two, though a batch may have 32

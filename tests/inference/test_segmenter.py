@@ -341,6 +341,14 @@ FAULTS = {
     "size 0": (processor(size={"height": 0, "width": 0}), "size in preprocessor_config.json is"),
     "size -1": (processor(size={"height": 64, "width": -1}), "size in preprocessor_config.json is"),
     "huge size": (processor(size={"height": 10**6, "width": 10**6}), "a side has 1 to 16,384 pixels"),
+    "a range": (
+        processor(value_range="[0, 1]"),
+        "value_range in preprocessor_config.json is .0, 1., and",
+    ),
+    "a range from above": (
+        processor(value_range=[1, 0]),
+        "value_range in preprocessor_config.json is .1, 0., and",
+    ),
     "black": (processor(rescale_factor=0), "makes of a picture no numbers, or all the same"),
     "gaps": (config(id2label={"0": "a", "2": "b", "3": "c"}), "id2label in config.json must name each id from 0 to 2"),
     "no text": (config(id2label={"0": "a", "1": None, "2": "c"}), "id2label in config.json must name each id"),

@@ -614,6 +614,11 @@ def test_image_processor(normalize, tmp_path):
     assert labels.unique().tolist() == [0]  # nothing is "reduced" to 255
 
 
+def test_image_processor_keeps_a_value_range(tmp_path):
+    build_image_processor(size=(96, 96), normalize="none", value_range=[-5, 0.5]).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).value_range == [-5, 0.5]
+
+
 def test_image_processor_refuses_an_unknown_normalisation():
     with pytest.raises(KeyError, match="ImageNet"):
         build_image_processor(size=(64, 64), normalize="ImageNet")

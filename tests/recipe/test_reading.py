@@ -77,6 +77,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "image_column": None,
             "mask_column": None,
             "layout": None,
+            "value_range": None,
             "image_size": 64,
             "resize": "stretch",
             "normalize": "none",
@@ -213,8 +214,8 @@ training {"image_size": 64}
     image_size: unknown key; it belongs to "data"
 data {"qqq": 1}
     qqq: unknown key; accepted: name, root, path, revision, config_name, image_column, mask_column, layout,
-    image_size, resize, normalize, augment, max_train_samples, max_validation_samples, max_test_samples, cache,
-    on_bad_pair
+    value_range, image_size, resize, normalize, augment, max_train_samples, max_validation_samples, max_test_samples,
+    cache, on_bad_pair
 training {"learning_rate": "1e-4"}
     learning_rate: must be a number, above 0, at most 10, but is "1e-4"; write it without quotes
 training {"learning_rate": true}
@@ -322,6 +323,12 @@ data {"name": "folder"}
     root: is missing, and "folder" needs it; name the folder that holds images and masks
 data {"on_bad_pair": "drop"}
     on_bad_pair: is for "folder" and "hub" only; leave it out
+data {"value_range": [0, 1]}
+    value_range: is for "folder" and "hub" only; leave it out
+data {"name": "folder", "root": "/data", "value_range": [9, 0.5]}
+    value_range: goes from 9 to 0.5; put the lower value first
+data {"name": "folder", "root": "/data", "value_range": [9]}
+    value_range: must be a list of 2, each a number, or null, but is [9]
 data {"layout": "images+masks"}
     layout: is for "folder" only; leave it out
 data {"mask_column": "label"}

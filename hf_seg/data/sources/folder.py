@@ -113,13 +113,16 @@ def list_folder(data: DataRecipe) -> Listing:
             splits, drawn = divide(root, found)
             otherwise = "sort the pairs into train/, validation/ and test/"
             listing.save_split = partial(save_split, root, drawn, otherwise) if drawn else None
-        listing.splits = DatasetDict({split: build_table(pairs, mask) for split, pairs in splits.items()})
+        listing.splits = DatasetDict(
+            {split: build_table(pairs, mask, data.value_range) for split, pairs in splits.items()}
+        )
     return listing
 
 
-def build_table(pairs: Sequence[Pair], mask: Image) -> Dataset:
+def build_table(pairs: Sequence[Pair], mask: Image, value_range: list[float] | None = None) -> Dataset:
     """A table of files with the columns `image`, upright, and `mask`, which the given column type decodes."""
-    return Dataset.from_dict(as_columns(pairs), features=Features({"image": UprightImage(), "mask": mask}))
+    features = Features({"image": UprightImage(value_range=value_range), "mask": mask})
+    return Dataset.from_dict(as_columns(pairs), features=features)
 
 
 def as_columns(pairs: Sequence[Pair]) -> dict[str, list[str]]:

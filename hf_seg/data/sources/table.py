@@ -81,7 +81,8 @@ def list_table(data: DataRecipe) -> Listing:
         listing.splits = DatasetDict()
         for split in SPLITS:
             dataset = rows[split if split in usable else "train"].select(chosen[split])
-            listing.splits[split] = dataset.cast_column("image", UprightImage()).cast_column("mask", mask)
+            dataset = dataset.cast_column("image", UprightImage(value_range=data.value_range))
+            listing.splits[split] = dataset.cast_column("mask", mask)
     return listing
 
 

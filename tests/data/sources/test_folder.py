@@ -191,7 +191,7 @@ class TestRefused:
         write_image(root / "images" / "photo_00.png", Image.fromarray(np.zeros((32, 48), np.uint16)))
         message = refused(root)
         assert "photo_00.png: the image has more than 8 bits a channel (16)" in message
-        assert "Save it with 8 bits a channel" in message
+        assert "most of its values are from 0 to 1" in message and "as data.value_range, [low, high]" in message
 
     def test_truncated_files_and_sizes(self, own, refused):
         root = own()
@@ -680,7 +680,8 @@ class TestDrop:
         assert describe_dropped(data) == {"dropped": []}
 
     def test_without_it_nothing_is_recorded(self, own, recipe):
-        assert describe_dropped(recipe("folder", own())) == {} == describe_dropped(recipe("synthetic_pet"))
+        one = {f"max_{split}_samples": 1 for split in ("train", "validation", "test")}
+        assert describe_dropped(recipe("folder", own())) == {} == describe_dropped(recipe("synthetic_pet", **one))
 
     def test_a_split_of_bad_pairs_only(self, bad, refused):
         (bad / "split.json").write_text(
