@@ -244,8 +244,9 @@ def _hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
     shares = {name: counts[label] / labelled for label, name in enumerate(classes.names)}
     few = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < SCARCE]
     if few and len(few) <= len(shares) / 2:
-        yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}. A model may ignore a class that is so rare."
-        yield "          More pictures of it help, or --training.class_weights balanced in the next command."
+        yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}"
+        yield "          A model may ignore what is so rare. More pictures of it help, or --training.class_weights"
+        yield "          balanced in the next command."
 
 
 def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]) -> Iterator[str]:
