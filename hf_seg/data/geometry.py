@@ -6,12 +6,14 @@ Shared by training and by all that uses a trained model; Spaces get this file wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers.image_utils import get_image_size_for_max_height_width
@@ -125,29 +127,43 @@ def _starts(length: int, side: int) -> tuple[list[int], int]:
     return np.linspace(0, length - side, count).round().astype(int).tolist(), side
 
 
-def blend(size: Size, window: Size, batch_size: int, probabilities: Callable[[list[Box]], Iterable[Tensor]]) -> Tensor:
+def blend(
+    size: Size, window: Size, batch_size: int, probabilities: Callable[[list[Box]], Iterable[Tensor]]
+) -> Iterator[Tensor]:
     """Probabilities of a picture from those of its windows, which weigh less towards their borders.
 
     Args:
         probabilities: from at most `batch_size` boxes to those of each one's pixels,
             `(C, bottom - top, right - left)`.
 
-    Returns:
-        `torch.FloatTensor` of shape `(C, height, width)`; they sum to 1 a pixel.
+    Yields:
+        `torch.FloatTensor` of shape `(C, rows, width)`, from the top down, as soon as no other window reaches them:
+        all at once would take a gigabyte for 20 classes and 12 megapixels. They sum to 1 a pixel.
     """
-    boxes, blended, total = windows(size, window), None, None
-    for start in range(0, len(boxes), batch_size):
-        part = boxes[start : start + batch_size]
-        for box, own in zip(part, probabilities(part), strict=True):
-            if blended is None:
-                blended, total = own.new_zeros(len(own), *size), own.new_zeros(size)
-            weight = (_ramp(own.shape[1])[:, None] * _ramp(own.shape[2])).to(own.device)
-            cut(blended, box).addcmul_(own, weight)
-            cut(total, box).add_(weight)
-    return blended.div_(total)
+    rows = [list(group) for _, group in groupby(windows(size, window), key=lambda box: box[0])]
+    tops = [row[0][0] for row in rows[1:]]
+    blended = total = None
+    for row, next_top in zip(rows, [*tops, size[0]], strict=True):
+        top, _, bottom, _ = row[0]
+        for start in range(0, len(row), batch_size):
+            part = row[start : start + batch_size]
+            for (_, left, _, right), own in zip(part, probabilities(part), strict=True):
+                if blended is None:
+                    blended, total = (
+                        own.new_zeros(len(own), bottom - top, size[1]),
+                        own.new_zeros(bottom - top, size[1]),
+                    )
+                weight = (_ramp(own.shape[1])[:, None] * _ramp(own.shape[2])).to(own.device)
+                blended[:, :, left:right].addcmul_(own, weight)
+                total[:, left:right].add_(weight)
+        finished = next_top - top
+        yield blended[:, :finished] / total[:finished]
+        blended, total = (F.pad(part[..., finished:, :], (0, 0, 0, finished)) for part in (blended, total))
 
 
-def slide(pixel_values: Tensor, window: Size, batch_size: int, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+def slide(
+    pixel_values: Tensor, window: Size, batch_size: int, probabilities: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
     """[`blend`] the probabilities of windows, `(batch, 3, *window)` to `(batch, C, *window)`, that are cut out of
     `pixel_values` `(3, height, width)`."""
 
@@ -155,6 +171,12 @@ def slide(pixel_values: Tensor, window: Size, batch_size: int, probabilities: Ca
         return probabilities(torch.stack([cut(pixel_values, box) for box in boxes]))
 
     return blend(tuple(pixel_values.shape[-2:]), window, batch_size, of_windows)
+
+
+def strongest(strips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Class ids and their probabilities, each of shape `(height, width)`, from what [`blend`] gives."""
+    confidence, ids = zip(*(strip.max(dim=0) for strip in strips), strict=True)
+    return torch.cat(ids), torch.cat(confidence)
 
 
 def _ramp(length: int) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import (
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 # of these two, which import libraries only, a Space gets copies beside its app.py
-from hf_seg.data.geometry import Framing, cut, slide
+from hf_seg.data.geometry import Framing, cut, slide, strongest
 from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 
 MAX_MEGAPIXELS = 50  # decoded, such a photograph takes 150 MB
@@ -160,14 +161,13 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
 
     if framing.resize == "crop":
         window = framing.size
-        blended = slide(
-            pixel_values, window, WINDOWS, lambda part: upsample(scores_of(part)[0], window).softmax(dim=1)
-        )
-        ids, confidence = upsampled_argmax(cut(blended, framing.box(picture))[None], size, positive=True)
+        strips = slide(pixel_values, window, WINDOWS, lambda part: upsample(scores_of(part)[0], window).softmax(dim=1))
+        ids, confidence = (cut(each, framing.box(picture)) for each in strongest(strips))
+        mask = F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long()
     else:
         scores, positive = scores_of(pixel_values[None])
         ids, confidence = upsampled_argmax(scores, size, positive, framing.size, framing.box(picture))
-    mask = ids[0]
+        mask = ids[0]
     counts = sorted(enumerate(torch.bincount(mask.flatten()).tolist()), key=lambda item: -item[1])
     return Segmented(
         mask=mask.cpu().numpy(),

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
-from hf_seg.data.geometry import Box, blend, cut, slide
+from hf_seg.data.geometry import Box, blend, cut, slide, strongest
 from hf_seg.data.stored_image import open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
@@ -202,37 +203,31 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
 
 def _predict_windows(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
     """Each image through windows: of the model's own size, or tiles that are each resized to it."""
-    probabilities = _tiled_probabilities if options.tile else _window_probabilities
-    for item in batch:
-        if not isinstance(item, Problem):
-            path, image, pixel_values = item
-            confidence, ids = probabilities(segmenter, image, pixel_values, options).max(dim=0)
-            item = _prediction(segmenter, path, image, ids, confidence)
-        yield item
-
-
-def _window_probabilities(segmenter: Segmenter, image: Image.Image, pixel_values: Tensor, options: Options) -> Tensor:
     framing = segmenter.framing
 
-    def probabilities(windows: Tensor) -> Tensor:
+    def of_windows(windows: Tensor) -> Tensor:
         scores = upsample(segmenter.scores(windows, options.flip), framing.size)
         return torch.stack([segmenter.probabilities(own) for own in scores])
 
-    blended = slide(pixel_values, framing.size, options.batch_size, probabilities)
-    return cut(blended, framing.box((image.height, image.width)))
-
-
-def _tiled_probabilities(segmenter: Segmenter, image: Image.Image, _: None, options: Options) -> Tensor:
-    framing = segmenter.framing
-
-    def probabilities(boxes: list[Box]) -> Iterator[Tensor]:
+    def of_tiles(image: Image.Image, boxes: list[Box]) -> Iterator[Tensor]:
         tiles = [image.crop((left, top, right, bottom)) for top, left, bottom, right in boxes]
         scores = segmenter.scores(torch.stack([segmenter.prepare(tile) for tile in tiles]), options.flip)
         size = tiles[0].height, tiles[0].width
         for own in scores:
             yield segmenter.probabilities(upsample_picture(own[None], size, framing.size, framing.box(size))[0])
 
-    return blend((image.height, image.width), (options.tile, options.tile), options.batch_size, probabilities)
+    for item in batch:
+        if not isinstance(item, Problem):
+            path, image, pixel_values = item
+            picture = image.height, image.width
+            if options.tile:
+                tile = (options.tile, options.tile)
+                ids, confidence = strongest(blend(picture, tile, options.batch_size, partial(of_tiles, image)))
+            else:
+                found = strongest(slide(pixel_values, framing.size, options.batch_size, of_windows))
+                ids, confidence = (cut(each, framing.box(picture)) for each in found)
+            item = _prediction(segmenter, path, image, ids, confidence)
+        yield item
 
 
 def _prediction(

@@ -281,7 +281,8 @@ class SegTrainer(Trainer):
         def probabilities(windows: Tensor) -> Tensor:
             return upsample(self.predict_logits(windows), window).softmax(dim=1)
 
-        blended = cut(slide(framed, window, batch, probabilities), centered(picture, frame))[None]
+        blended = torch.cat(list(slide(framed, window, batch, probabilities)), dim=1)
+        blended = cut(blended, centered(picture, frame))[None]
         return blended.clamp(min=torch.finfo(blended.dtype).tiny).log()
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_seg.data.geometry import Framing, blend, centered, cut, fitted_size, pad, slide, windows
+from hf_seg.data.geometry import Framing, blend, centered, cut, fitted_size, pad, slide, strongest, windows
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.data.transforms import SegTransform
 from hf_seg.models.build import build_image_processor
@@ -103,10 +103,28 @@ def test_windows_see_every_pixel_where_it_is(size):
     processor = build_image_processor(size=(64, 96), normalize="none", resize="crop")
     framing, mask = Framing.of(processor), lines(size)
     pixel_values = framing.prepare(processor, picture_of(mask))
-    blended = slide(pixel_values, framing.size, 3, lambda part: brightness(part).softmax(dim=1))
-    probabilities = cut(blended, framing.box(size))
+    strips = list(slide(pixel_values, framing.size, 3, lambda part: brightness(part).softmax(dim=1)))
+    assert all(strip.shape[1] <= 64 for strip in strips)  # no more is in memory at a time
+    probabilities = cut(torch.cat(strips, dim=1), framing.box(size))
     torch.testing.assert_close(probabilities.sum(dim=0), torch.ones(size))
     assert np.array_equal(probabilities.argmax(dim=0).numpy(), mask)  # one pixel wide, and nothing beside it
+    ids, confidence = (cut(each, framing.box(size)) for each in strongest(strips))
+    assert np.array_equal(ids.numpy(), mask)
+    torch.testing.assert_close(confidence, probabilities.amax(dim=0))
+
+
+def test_windows_are_blended_as_by_weights():
+    size, window = (150, 130), (64, 96)
+    made = {
+        box: torch.rand(2, *window, generator=torch.Generator().manual_seed(sum(box))) for box in windows(size, window)
+    }
+    ours = torch.cat(list(blend(size, window, 4, lambda part: [made[box] for box in part])), dim=1)
+    rows, columns = (torch.minimum(torch.arange(side), side - 1 - torch.arange(side)) + 1.0 for side in window)
+    weight, top, bottom = rows[:, None] * columns, torch.zeros(2, *size), torch.zeros(size)
+    for box, own in made.items():
+        cut(top, box).add_(own * weight)
+        cut(bottom, box).add_(weight)
+    torch.testing.assert_close(ours, top / bottom)
 
 
 def test_windows_cover_evenly_and_overlap():
@@ -117,7 +135,7 @@ def test_windows_cover_evenly_and_overlap():
     ]
     assert windows((20, 20), (64, 96)) == [(0, 0, 20, 20)]
     seen = []
-    blend((64, 150), (64, 96), 2, lambda part: seen.append(part) or [torch.ones(1, 64, 96) for _ in part])
+    list(blend((64, 150), (64, 96), 2, lambda part: seen.append(part) or [torch.ones(1, 64, 96) for _ in part]))
     assert seen == [[(0, 0, 64, 96), (0, 54, 64, 150)]]
 
 
