@@ -371,11 +371,12 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
 
 @contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Undo what `TrainingArguments` and `Trainer` set for the process: device, precision, determinism, log level."""
+    """Undo what `TrainingArguments` and `Trainer` set for the process: device, precision, log level; show no bars."""
     environment, state = dict(os.environ), dict(PartialState._shared_state)
     verbosity, precision, cudnn = logging.get_verbosity(), torch.backends.fp32_precision, torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    flags = cudnn.deterministic, cudnn.benchmark
+    flags, bars = (cudnn.deterministic, cudnn.benchmark), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # one for each file of weights that is written
     try:
         yield
     finally:
@@ -383,6 +384,8 @@ def _unchanged_process() -> Iterator[None]:
         _restore(PartialState._shared_state, state)
         _restore(os.environ, environment)
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
         torch.backends.fp32_precision = precision
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         cudnn.deterministic, cudnn.benchmark = flags
