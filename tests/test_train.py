@@ -165,6 +165,8 @@ def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arc
     )
     status, out, _ = run(pet)
     assert status == 0 and out.index("city: encoder") < out.index("pet: encoder")
+    plan = ["2 runs, in this order:", "city: new, 4 steps", "  for the encoder of pet; it is trained whole, and ov"]
+    assert out.startswith("\n".join(plan)) and out.splitlines()[3] == "pet: new, 4 steps"
     init = results_of("pet")["model"]["init"]
     assert init["init"] == "checkpoint" and init["frozen"] is True
     assert init["encoder"]["source"] == "city" and init["encoder"]["tensors_fresh"] == 0
