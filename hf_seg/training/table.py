@@ -35,13 +35,13 @@ class TrainingTable(TrainerCallback):
         self.row: dict[str, str] = {}  # of the table, as far as it is known
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        recipe, device = self.trainer.run.recipe, args.device
+        trainer, device, spec = self.trainer, args.device, self.trainer.data.spec
+        kind, size = type(model).__name__.removesuffix("ForSemanticSegmentation"), model.num_parameters() / 1e6
         hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         ranks = f"{args.world_size} × " if args.world_size > 1 else ""
         say_once(
-            f"{recipe.model.arch}, {model.num_parameters() / 1e6:.1f} M parameters; {recipe.data.name}, "
-            f"{len(self.trainer.train_dataset):,} pairs; {ranks}{hardware}, {self.trainer.precision}; "
-            f"batches of {recipe.training.global_train_batch_size}"
+            f"{kind}, {size:.1f} M parameters; {spec.title or spec.name}, {len(trainer.train_dataset):,} pairs; "
+            f"{ranks}{hardware}, {trainer.precision}; batches of {trainer.run.recipe.training.global_train_batch_size}"
         )
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step

@@ -43,7 +43,7 @@ def test_a_row_an_epoch(train, capsys):
     out, err = capsys.readouterr()
     assert "0/6" not in err  # no terminal: no bar
     begin, header, *rows = out.splitlines()
-    assert re.fullmatch(r"segformer, 0\.\d M parameters; synthetic_pet, 16 pairs; cpu, fp32; batches of 8", begin)
+    assert re.fullmatch(r"Segformer, 0\.\d M parameters; Generated pets, 16 pairs; cpu, fp32; batches of 8", begin)
     assert len(header) == 79 and all(len(row) <= 79 for row in rows)
 
     def cells(row):
@@ -61,6 +61,13 @@ def test_a_row_an_epoch(train, capsys):
     assert [cells(row)["left"] != "" for row in rows] == [True, True, True, False, False]
     assert cells(rows[2])["left"] == "0:00:00"
     assert all(float(cells(row)["img/s"]) > 0 for row in rows[:3])
+
+
+def test_rows_of_steps_and_of_an_evaluation_before_the_training(train, capsys):
+    capsys.readouterr()
+    train(num_train_epochs=1, eval_on_start=True, logging_strategy="steps", logging_steps=1)
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["0", "0.5", "1", "1"]
 
 
 @pytest.mark.parametrize("off", [False, True])
