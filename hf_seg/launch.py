@@ -39,7 +39,7 @@ from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
 from hf_seg.runs.folder import Run, open_run
 from hf_seg.text import say
-from hf_seg.training.arguments import per_device_batch_size, use_sync_batch_norm
+from hf_seg.training.arguments import count_steps, per_device_batch_size, use_sync_batch_norm
 from hf_seg.training.callbacks import Interrupted
 from hf_seg.training.memory import peak_memory, reset_peak_memory
 from hf_seg.training.setup import build_trainer
@@ -96,19 +96,18 @@ def plan(options: argparse.Namespace) -> list[Run]:
     if options.seeds:
         recipes = over_seeds(recipes, named, options.seeds)
         named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
-    replaced = named if options.overwrite else set()
-    return [
-        Run(recipe, options.output_dir / recipe.name, recipe.name in replaced, options.mean_iou_script)
-        for recipe in recipes
-    ]
+    runs = [Run(recipe, options.output_dir / recipe.name, named=recipe.name in named) for recipe in recipes]
+    for run in runs:
+        run.overwrite, run.mean_iou_script = options.overwrite and run.named, options.mean_iou_script
+    return runs
 
 
 # -- before the first step -------------------------------------------------------------------------------------------
 
 
 def check(runs: list[Run]) -> dict[str, Destination]:
-    """Refuse, before the first step of the first run, what any run of the launch would stumble over; and set `state`
-    and `without_gradient` of the runs.
+    """Refuse, before the first step of the first run, what any run of the launch would stumble over; and set `state`,
+    `without_gradient` and `steps` of the runs.
 
     Returns:
         `dict[str, Destination]`: where on the Hub runs go, by name; empty but in the main process.
@@ -137,6 +136,7 @@ def check(runs: list[Run]) -> dict[str, Destination]:
             if same not in tried:  # over seeds, for one
                 tried[same] = try_out(recipe, data.spec, data.counts)
             run.without_gradient = tried[same]
+            run.steps = count_steps(recipe.training, data.counts["train"], PartialState().num_processes)
     if found := gather_object(found):  # from all ranks: none is to wait for another that has stopped
         raise LaunchRefusal(found)
     return where
@@ -371,11 +371,12 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
 
 @contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Undo what `TrainingArguments` and `Trainer` set for the process: device, precision, determinism, log level."""
+    """Undo what `TrainingArguments` and `Trainer` set for the process: device, precision, log level; show no bars."""
     environment, state = dict(os.environ), dict(PartialState._shared_state)
     verbosity, precision, cudnn = logging.get_verbosity(), torch.backends.fp32_precision, torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    flags = cudnn.deterministic, cudnn.benchmark
+    flags, bars = (cudnn.deterministic, cudnn.benchmark), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # one for each file of weights that is written
     try:
         yield
     finally:
@@ -383,6 +384,8 @@ def _unchanged_process() -> Iterator[None]:
         _restore(PartialState._shared_state, state)
         _restore(os.environ, environment)
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
         torch.backends.fp32_precision = precision
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         cudnn.deterministic, cudnn.benchmark = flags

@@ -17,7 +17,7 @@ from hf_seg.hub.push import Uploads, is_unpushed
 from hf_seg.launch import check, parse_arguments, plan, run_all
 from hf_seg.problem import Refusal
 from hf_seg.processes import explain_lost_process, on_main_process, say_once, start_processes
-from hf_seg.runs.folder import Run, hold_runs, start_run
+from hf_seg.runs.folder import Run, format_plan, hold_runs, start_run
 from hf_seg.runs.record import begin_record, describe_provenance, finish_run, format_table, load_results
 from hf_seg.text import prepare_output, say
 from hf_seg.training.arguments import checkpoints_kept
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         start_processes()
         runs = plan(options)
         with hold_runs(runs), Uploads(check(runs), say_once) as uploads:
+            say_once(format_plan(runs), keep="\n")
             results, failed = run_all(runs, lambda each: run(each, uploads))
             say_once("\n" + format_table(results), keep="\n")
     except Refusal as error:

@@ -62,8 +62,9 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
             "eval_every_epochs": 2,
         },
     )
-    status, out, _ = run(recipe, "--mean_iou_script", write_mean_iou(tmp_path / "mean_iou.py"))
+    status, out, err = run(recipe, "--mean_iou_script", write_mean_iou(tmp_path / "mean_iou.py"))
     assert status == 0
+    assert "it/s" not in err and "{" not in out  # no bars, which transformers draws for each file; no raw numbers
     assert "whole: encoder: " in out and "fresh tensors (random initialisation)" in out and "| whole " in out
 
     results = results_of("whole")
@@ -164,6 +165,8 @@ def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arc
     )
     status, out, _ = run(pet)
     assert status == 0 and out.index("city: encoder") < out.index("pet: encoder")
+    plan = ["2 runs, in this order:", "city: new, 4 steps", "  for the encoder of pet; it is trained whole, and ov"]
+    assert out.startswith("\n".join(plan)) and out.splitlines()[3] == "pet: new, 4 steps"
     init = results_of("pet")["model"]["init"]
     assert init["init"] == "checkpoint" and init["frozen"] is True
     assert init["encoder"]["source"] == "city" and init["encoder"]["tensors_fresh"] == 0

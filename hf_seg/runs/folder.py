@@ -69,11 +69,26 @@ class Run:
     folder: Path  # `<output_dir>/<recipe name>`, which may not exist yet
     overwrite: bool = False  # the user wants the run trained again
     mean_iou_script: str | None = None  # path of a local copy of `mean_iou`, to check the test score with
+    named: bool = True  # on the command line; if not, another run needs its encoder
     # what the folder holds: nothing, or only what may be removed; a run of the same recipe and data without results;
     # or one with results
     state: Literal["new", "interrupted", "finished"] | None = None
     compared: bool = True  # whether the data of the run that is there was compared with the data that is here
     without_gradient: list[str] | None = None  # the model's parameters that no step changes; None: not known
+    steps: int | None = None  # of the whole training; None: not known
+
+
+def format_plan(runs: list[Run]) -> str:
+    """What a launch is going to do: its runs in their order, and what those are for that nobody has named."""
+    lines = [f"{len(runs)} runs, in this order:"] if len(runs) > 1 else []
+    for run in runs:
+        name, state = run.recipe.name, "to resume" if run.state == "interrupted" else run.state
+        lines.append(f"{name}: {state}" + (f", {run.steps:,} step{'s' * (run.steps > 1)}" if run.steps else ""))
+        if users := [other.recipe.name for other in runs if other.recipe.encoder_recipe == name]:
+            known = run.named or run.state == "finished"
+            how = "" if known else "; it is trained whole, and overrides do not apply to it"
+            lines.append(f"  for the encoder of {', '.join(users)}{how}")
+    return "\n".join(lines)
 
 
 def open_run(run: Run) -> str:

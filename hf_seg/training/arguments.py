@@ -40,6 +40,15 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
     return batch // (num_processes * steps)
 
 
+def count_steps(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
+    """The steps of a whole training on so many pairs, as `Trainer` counts them."""
+    if (steps := training.arguments.get("max_steps", -1)) > 0:
+        return steps
+    batches = pairs / (per_device_batch_size(training, num_processes) * num_processes)
+    batches = math.floor(batches) if training.arguments.get("dataloader_drop_last") else math.ceil(batches)
+    return math.ceil(training.num_train_epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
+
+
 def _divisors(batch: int, parts: int) -> list[int]:
     return [count for count in range(1, batch + 1) if batch % (count * parts) == 0]
 

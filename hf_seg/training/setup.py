@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hf_seg.data import DatasetSpec, SegData
 from hf_seg.models.build import build_model, measure_forward
@@ -53,13 +53,13 @@ def build_trainer(
     Args:
         run ([`Run`]): its recipe says how to train; checkpoints and logs go to its folder.
         callbacks (`Sequence[TrainerCallback]`): besides those of every run.
-        quiet (`bool`): print no log.
+        quiet (`bool`): print no table and show no bar.
 
     Raises:
         RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
     """
     trainer = SegTrainer(run=run, data=data, model=model, callbacks=callbacks)
     if quiet:
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(trainer.table)
     reset_peak_memory(trainer.args.device)
     return trainer

@@ -14,7 +14,8 @@ from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import SegData, image_name
@@ -40,6 +41,7 @@ from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
+from hf_seg.training.table import TrainingTable
 
 LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
 FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
@@ -96,6 +98,11 @@ class SegTrainer(Trainer):
                 },
             ),
         )
+        self.precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+        for printer in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):  # Trainer has added one of the two
+            self.remove_callback(printer)
+        self.table = TrainingTable(self)
+        self.add_callback(self.table)
         self.black = Framing.of(self.processing_class).black
         if use_channels_last(training, args.device):
             # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
@@ -105,6 +112,12 @@ class SegTrainer(Trainer):
             self.graphs = GraphedModel(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
 
     # -- training ------------------------------------------------------------------------------------------------
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.table.close()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
@@ -341,7 +354,7 @@ class SegTrainer(Trainer):
             "images_per_second": end["train_samples_per_second"],
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "precision": "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32",
+            "precision": self.precision,
             "channels_last": use_channels_last(self.run.recipe.training, self.args.device),
             "sync_batch_norm": self.sync_batch_norm,
             "compile": self.args.torch_compile,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hf_seg.problem import Refusal
 from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.runs import folder as run_folder
-from hf_seg.runs.folder import Run, describe_data, hold_runs, load_run, open_run, start_run
+from hf_seg.runs.folder import Run, describe_data, format_plan, hold_runs, load_run, open_run, start_run
 
 CLASSES = {"classes": [{"name": name, "id": number} for number, name in enumerate("abc")]}
 # of a finished run, as `find` would print them
@@ -369,3 +370,32 @@ def test_two_launches_in_one_folder(recipe, run_dir):
     write(run_dir / "results.json")
     with hold_runs([Run(recipe, run_dir)]), hold_runs([Run(recipe, run_dir)]):
         pass
+
+
+def test_the_plan_of_a_launch(recipe, tmp_path):
+    def run(name, encoder=None, **known):
+        return Run(replace(recipe, name=name, encoder_recipe=encoder), tmp_path / name, **known)
+
+    assert format_plan([run("a", state="new", steps=1280)]) == "a: new, 1,280 steps"
+    runs = [
+        run("city", state="new", steps=12, named=False),
+        run("old", state="finished", named=False),
+        run("own", state="new", steps=1),
+        run("a", "city", state="interrupted", steps=4),
+        run("b", "city", state="new", steps=5),
+        run("c", "old", state="finished"),
+        run("d", "own", state="new", steps=5),
+    ]
+    assert format_plan(runs).splitlines() == [
+        "7 runs, in this order:",
+        "city: new, 12 steps",
+        "  for the encoder of a, b; it is trained whole, and overrides do not apply to it",
+        "old: finished",
+        "  for the encoder of c",
+        "own: new, 1 step",
+        "  for the encoder of d",
+        "a: to resume, 4 steps",
+        "b: new, 5 steps",
+        "c: finished",
+        "d: new, 5 steps",
+    ]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from hf_seg.training import arguments
 from hf_seg.training.arguments import (
     build_training_arguments,
     checkpoints_kept,
+    count_steps,
     eval_batch_size,
+    per_device_batch_size,
     precision_of,
     use_channels_last,
     use_cuda_graphs,
@@ -170,6 +173,28 @@ def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
     large = trainer.validate()
     assert small["confusion_matrix"] == large["confusion_matrix"] and small["mean_iou"] == large["mean_iou"]
     assert small["loss"] == pytest.approx(large["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments"),
+    [
+        ({}, {}),
+        ({"gradient_accumulation_steps": 4}, {}),
+        ({"gradient_accumulation_steps": 4}, {"dataloader_drop_last": True}),
+        ({"global_train_batch_size": 64}, {"dataloader_drop_last": False}),
+        ({}, {"max_steps": 3}),
+    ],
+)
+def test_steps_are_counted_as_trainer_does(trainer, keys, arguments):
+    training = replace(TrainingRecipe(num_train_epochs=3, global_train_batch_size=12, arguments=arguments), **keys)
+    args = trainer.args
+    args.num_train_epochs, args.max_steps = training.num_train_epochs, arguments.get("max_steps", -1)
+    args.per_device_train_batch_size = per_device_batch_size(training, 1)
+    args.gradient_accumulation_steps = training.gradient_accumulation_steps
+    args.dataloader_drop_last = arguments.get("dataloader_drop_last", False)
+    trainer._train_batch_size = args.train_batch_size
+    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    assert count_steps(training, 32, 1) == steps
 
 
 def test_balanced_class_weights_are_counted_from_the_training_masks_and_recorded(write_recipe, tmp_path):

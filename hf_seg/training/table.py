@@ -1,0 +1,124 @@
+"""What a training prints: a line at its start, a table with a row an epoch and, on a terminal, a bar below it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from hf_seg.processes import say_once
+from hf_seg.training.memory import peak_memory
+
+if TYPE_CHECKING:
+    from hf_seg.training.trainer import SegTrainer
+
+WORST = "worst two, IoU in %"
+# name → characters; with the spaces between them, 79
+COLUMNS = {"epoch": 5, "train": 6, "valid": 6, "mIoU": 6, WORST: 26, "lr": 6, "img/s": 5, "GB": 4, "left": 7}
+EVALUATIONS = {"eval": None, "validation": "best", "test": "test"}  # prefix of what is logged → name of the row
+
+
+class TrainingTable(TrainerCallback):
+    """Prints instead of transformers' own callbacks; what trackers get stays as it is.
+
+    `train` and `valid` are losses. `img/s` is without evaluation, `GB` the most memory so far, and `left` the time to
+    the end of training at the pace of this launch. The last rows are the scores of the best checkpoint.
+    """
+
+    def __init__(self, trainer: SegTrainer):
+        self.trainer = trainer
+        self.bar, self.training = None, False
+        self.row: dict[str, str] = {}  # of the table, as far as it is known
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        trainer, device, spec = self.trainer, args.device, self.trainer.data.spec
+        kind, size = type(model).__name__.removesuffix("ForSemanticSegmentation"), model.num_parameters() / 1e6
+        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        ranks = f"{args.world_size} × " if args.world_size > 1 else ""
+        say_once(
+            f"{kind}, {size:.1f} M parameters; {spec.title or spec.name}, {len(trainer.train_dataset):,} pairs; "
+            f"{ranks}{hardware}, {trainer.precision}; batches of {trainer.run.recipe.training.global_train_batch_size}"
+        )
+        self._print({name: name for name in COLUMNS})
+        self.begin = time.perf_counter(), state.global_step
+        self._open_bar(args, state.max_steps, state.global_step)
+        self.training = True
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.pace = time.perf_counter(), state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        found = [prefix for prefix in EVALUATIONS if f"{prefix}_loss" in logs]
+        if "loss" in logs:
+            images = (state.global_step - self.pace[1]) * self.trainer.run.recipe.training.global_train_batch_size
+            images = min(images, len(self.trainer.train_dataset))  # the last batch of an epoch may be smaller
+            pace = images / (time.perf_counter() - self.pace[0])
+            self.pace = time.perf_counter(), state.global_step
+            self.row = {"train": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.1e}".replace("e-0", "e-")}
+            self.row["img/s"] = f"{pace:.{pace < 100:d}f}"
+            if control.should_evaluate:  # whose scores go into the same row
+                return
+        for prefix in found:
+            loss, mean_iou = logs[f"{prefix}_loss"], logs[f"{prefix}_mean_iou"]
+            worst = _worst(self.trainer.scores["per_category_iou"])
+            self.row |= {"valid": f"{loss:.4f}", "mIoU": f"{mean_iou:.4f}", WORST: worst}
+        if not found and not self.row:  # Trainer's summary
+            return
+        name = EVALUATIONS[found[0]] if found else None
+        if name is None and (done := state.global_step - self.begin[1]):
+            left = int((time.perf_counter() - self.begin[0]) / done * (state.max_steps - state.global_step))
+            self.row["left"] = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        if memory := peak_memory(args.device):
+            self.row["GB"] = f"{memory / 1000:.1f}"
+        self._print(self.row | {"epoch": name or f"{state.epoch:.4g}"})
+        self.row = {}
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.bar is None:  # after the training
+            self._open_bar(args, len(eval_dataloader))
+            self.training = False
+        if self.training:
+            self.bar.set_postfix_str("evaluation")
+        else:
+            self.bar.update()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.training:
+            self.bar.set_postfix_str("")
+        else:
+            self.close()
+
+    def _open_bar(self, args, total: int, initial: int = 0) -> None:
+        off = True if args.disable_tqdm or not PartialState().is_local_main_process else None  # None: on terminals
+        self.bar = tqdm(total=total, initial=initial, disable=off, leave=False, dynamic_ncols=True)
+
+    def close(self) -> None:
+        """Remove the bar, so that the next line does not begin behind it."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def _print(self, row: dict[str, Any]) -> None:
+        with tqdm.external_write_mode():
+            say_once(" ".join(_cell(row.get(name, ""), name, width) for name, width in COLUMNS.items()).rstrip())
+
+
+def _cell(text: str, name: str, width: int) -> str:
+    return text.ljust(width) if name == WORST else text.rjust(width)
+
+
+def _worst(iou: dict[str, float]) -> str:
+    """The two classes of the lowest IoU, "boundary 12, foreground 34"; what does not fit is cut."""
+    scores = {name: f"{100 * iou[name]:.0f}" for name in sorted(iou, key=iou.get)[:2]}
+    room = COLUMNS[WORST] - 4 - sum(map(len, scores.values()))
+    room = max(room - min(map(len, scores), default=0), room // 2)
+    return ", ".join(
+        f"{name if len(name) <= room else name[: room - 1] + '…'} {score}" for name, score in scores.items()
+    )
