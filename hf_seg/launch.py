@@ -33,6 +33,7 @@ from hf_seg.data.prepared import CachedPairs
 from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
+from hf_seg.models.normalization import resolve_normalize
 from hf_seg.problem import Problem, RecipeError, Refusal
 from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
@@ -99,7 +100,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     replaced = named if options.overwrite else set()
     return [
         Run(recipe, options.output_dir / recipe.name, recipe.name in replaced, options.mean_iou_script)
-        for recipe in recipes
+        for recipe in resolve_normalize(recipes)
     ]
 
 
@@ -225,7 +226,7 @@ def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tu
         Refusal: when the memory does not suffice for a batch.
     """
     with _trial(recipe, spec, counts) as made_up:
-        trainer = build_trainer(Run(recipe, made_up["folder"]), made_up["data"], made_up["model"])
+        trainer = build_trainer(Run(_drawn(recipe), made_up["folder"]), made_up["data"], made_up["model"])
         batches, device, seconds = len(trainer.get_train_dataloader()), trainer.args.device, []
         trainer.create_optimizer()
         reset_peak_memory(device)
@@ -249,14 +250,17 @@ def _trial(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> Iter
         images = np.broadcast_to(nothing, (count, 3, *size))
         prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, *size)))
     data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
-    fresh = replace(recipe.model, init="scratch", encoder_weights=None)
-    model, _ = build_model(fresh, spec, recipe.data.size)
+    model, _ = build_model(_drawn(recipe).model, spec, recipe.data.size)
     try:
         with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
             yield {"data": data, "model": model, "folder": Path(folder)}
     finally:
         model.to("meta")  # whoever holds it still, its memory is given back
         torch.cuda.empty_cache()
+
+
+def _drawn(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, init="scratch", encoder_weights=None))
 
 
 def _attempt(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str] | Exception:
@@ -273,7 +277,7 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
         images = max(images, 2)  # its statistics are those of all ranks
     # made-up masks have no pixels to count
     weights = None if training.class_weights == "balanced" else training.class_weights
-    alone = replace(recipe, training=replace(training, sync_batch_norm=False, class_weights=weights))
+    alone = replace(_drawn(recipe), training=replace(training, sync_batch_norm=False, class_weights=weights))
     trainer = build_trainer(Run(alone, folder), data, model)
     batches = trainer.get_train_dataloader()
     trainer.get_eval_dataloader()

@@ -93,9 +93,11 @@ class DataRecipe:
     """How a picture gets that size. stretch: resized, which changes its shape. letterbox: resized with its shape kept,
     and padded with black, which neither loss nor metric counts. crop: training sees random crops, at a random scale
     from 0.5 to 2; evaluation and prediction see the picture at its own scale, through overlapping windows."""
-    normalize: Literal["none", "imagenet", "inception"] = "none"
-    """After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), as
-    Inception and timm's tf_ models."""
+    normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"
+    """After scaling to [0, 1]: nothing more (none); ImageNet's mean and standard deviation; or 0.5 for both (to
+    [-1, 1]), as Inception and timm's tf_ models. auto: as the initial weights were trained, by their image processor,
+    by timm, or by the recipe that gives the encoder; from scratch none. The run records the name that it stands
+    for."""
     augment: Literal["none", "flip", "standard", "strong"] = "none"
     """Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same with
     smaller crops, and turned."""
@@ -191,6 +193,10 @@ class Recipe:
     data: DataRecipe
     training: TrainingRecipe
     encoder_recipe: str | None = None  # name of the recipe whose run gives the encoder
+
+    def __post_init__(self):
+        if self.data.normalize == "auto" and self.model.init == "scratch":
+            self.data = dataclasses.replace(self.data, normalize="none")
 
     def to_dict(self) -> dict[str, Any]:
         """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""

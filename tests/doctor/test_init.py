@@ -74,7 +74,7 @@ def test_what_it_says_and_writes(tmp_path, init):
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
-        "With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.",
+        "With few pictures and a connection, add --model.init imagenet to the next command.",
         f"How long it takes on this machine: hf-seg doctor '{root}/recipe.json'",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
         f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out masks",
