@@ -42,14 +42,14 @@ class ModelRecipe:
     encoder: Text | None = None
     """FCN only: name of any timm CNN that can give feature maps. null: resnet50. SegFormer's sizes are set in config
     instead."""
-    init: Literal["scratch", "imagenet", "checkpoint"] = "scratch"
-    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run. The head always
-    starts from random weights."""
+    init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
+    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
+    encoder and head of another run, each class by its name. Other weights of the head are random."""
     encoder_weights: str | None = None
     """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer; for FCN
-    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint: a run's
-    folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only: path). With scratch:
-    none."""
+    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
+    model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only:
+    path). With scratch: none."""
     freeze_encoder: bool = False
     """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
     fast_head: bool = True

@@ -217,7 +217,7 @@ def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
     for draft in waiting:
         model = draft.sections["model"]
         weights = model.get("encoder_weights")
-        if model.get("init") != "checkpoint" or not isinstance(weights, str):
+        if model.get("init") not in ("checkpoint", "model") or not isinstance(weights, str):
             continue
         neighbour = draft.path.parent / f"{weights}.json"
         if weights not in named and Path(weights).name == weights and os.path.isfile(neighbour):

@@ -99,7 +99,7 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
             remedy = 'set "checkpoint", which takes the encoder\'s weights from path'
             yield "model.init", '"imagenet" is for "fcn" and "segformer"', remedy
         no_weights = path is not None and not is_path_or_hub_id(path)
-        if init == "checkpoint" and model.get("encoder_weights", path) is None and no_weights:
+        if init in ("checkpoint", "model") and model.get("encoder_weights", path) is None and no_weights:
             remedy = "name them in model.encoder_weights, or a Hub id as path"
             yield "model.path", f'"{path}" has no weights', remedy
     elif arch is not None and path is not None:
@@ -110,9 +110,9 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     if init == "scratch" and model.get("freeze_encoder"):
         remedy = 'set it to false, or init to "imagenet"'
         yield "model.freeze_encoder", "a frozen random encoder learns nothing", remedy
-    if init == "checkpoint" and "encoder_weights" in model and weights is None and arch != "auto":
+    if init in ("checkpoint", "model") and "encoder_weights" in model and weights is None and arch != "auto":
         remedy = "name a run's folder, a Hub id or another recipe"
-        yield "model.encoder_weights", 'is missing, and init "checkpoint" needs it', remedy
+        yield "model.encoder_weights", f'is missing, and init "{init}" needs it', remedy
     if init == "imagenet" and weights is not None and not is_path_or_hub_id(weights):
         what = f'"{weights}" is no existing path and no Hub id of the form org/name'
         yield "model.encoder_weights", what, "correct it"
