@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, PreTrainedConf
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.problem import RecipeError
-from hf_seg.recipe.rules import encoder_differences
+from hf_seg.recipe.rules import MIT, encoder_differences
 
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import build_encoder
@@ -45,7 +45,7 @@ def source_of(model: ModelRecipe) -> str:
     if model.arch == "auto":
         return model.path
     if model.arch == "segformer":
-        return "nvidia/mit-b0"
+        return MIT + (model.path or "b0").removeprefix(MIT)
     encoder = model.encoder or "resnet50"
     if encoder == "resnet50":
         return "timm/resnet50.tv2_in1k"  # torchvision's second weights, as in the study that this project reproduces

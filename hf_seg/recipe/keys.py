@@ -36,7 +36,8 @@ class ModelRecipe:
     arch: Literal["fcn", "segformer", "auto"]
     """The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."""
     path: Text | None = None
-    """auto only: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
+    """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
+    null: b0. auto: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
     transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the
     encoder's weights."""
     encoder: Text | None = None
@@ -46,7 +47,7 @@ class ModelRecipe:
     """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
     encoder and head of another run, each class by its name. Other weights of the head are random."""
     encoder_weights: str | None = None
-    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer; for FCN
+    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer, or as path; for FCN
     timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
     model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only:
     path). With scratch: none."""
