@@ -65,7 +65,7 @@ def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, rep
     batch = recipe.training.global_train_batch_size
     spec = load_spec(recipe.data)
     set_seed(0)
-    model, _ = build_model(recipe.model, spec, IMAGE_SIZE)
+    model, _ = build_model(recipe.model, spec, (IMAGE_SIZE, IMAGE_SIZE))
     pixel_values = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.randint(0, spec.num_labels, (batch, IMAGE_SIZE, IMAGE_SIZE), device=device)
     start = now()
@@ -94,7 +94,7 @@ def row_of(name: str, batch: int, precision: str, way: str, device: torch.device
     allow_tf32(precision == "tf32")
     recipe = recipe_of(MODELS[name], precision, batch)
     seconds, first = step_seconds(recipe, way, device, options.steps, options.repeats)
-    model, _ = build_model(recipe.model, load_spec(recipe.data), IMAGE_SIZE)
+    model, _ = build_model(recipe.model, load_spec(recipe.data), (IMAGE_SIZE, IMAGE_SIZE))
     operations = 2 * 3 * measure_forward(model, (IMAGE_SIZE, IMAGE_SIZE))["multiply_adds"] * batch
     peak = peak_of(device, precision)
     share = f"{operations / seconds / peak / 1e12:.1%}" if peak else "–"

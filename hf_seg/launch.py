@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -29,10 +28,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_seg.data import DatasetSpec, SegData, load_data
-from hf_seg.data.prepared import CachedPairs
+from hf_seg.data.prepared import black_pairs
 from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
+from hf_seg.models.normalization import resolve_normalize
 from hf_seg.problem import Problem, RecipeError, Refusal
 from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
@@ -96,6 +96,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     if options.seeds:
         recipes = over_seeds(recipes, named, options.seeds)
         named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
+    recipes = resolve_normalize(recipes)
     runs = [Run(recipe, options.output_dir / recipe.name, named=recipe.name in named) for recipe in recipes]
     for run in runs:
         run.overwrite, run.mean_iou_script = options.overwrite and run.named, options.mean_iou_script
@@ -225,7 +226,7 @@ def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tu
         Refusal: when the memory does not suffice for a batch.
     """
     with _trial(recipe, spec, counts) as made_up:
-        trainer = build_trainer(Run(recipe, made_up["folder"]), made_up["data"], made_up["model"])
+        trainer = build_trainer(Run(_drawn(recipe), made_up["folder"]), made_up["data"], made_up["model"])
         batches, device, seconds = len(trainer.get_train_dataloader()), trainer.args.device, []
         trainer.create_optimizer()
         reset_peak_memory(device)
@@ -242,21 +243,20 @@ def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tu
 @contextmanager
 def _trial(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Black `data` that takes no memory, a `model` with drawn weights, a `folder`; and the process as it was."""
-    transforms, nothing = build_transforms(recipe.data, spec), np.zeros((1, 1, 1, 1), np.uint8)
-    prepared = {}
-    for name in ("train", "validation"):
-        count, size = counts[name], transforms[name].prepared_size
-        images = np.broadcast_to(nothing, (count, 3, *size))
-        prepared[name] = CachedPairs(images, np.broadcast_to(nothing[0], (count, *size)))
+    transforms = build_transforms(recipe.data, spec)
+    prepared = {name: black_pairs(counts[name], transforms[name].prepared_size) for name in ("train", "validation")}
     data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
-    fresh = replace(recipe.model, init="scratch", encoder_weights=None)
-    model, _ = build_model(fresh, spec, recipe.data.size)
+    model, _ = build_model(_drawn(recipe).model, spec, recipe.data.size)
     try:
         with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
             yield {"data": data, "model": model, "folder": Path(folder)}
     finally:
         model.to("meta")  # whoever holds it still, its memory is given back
         torch.cuda.empty_cache()
+
+
+def _drawn(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, init="scratch", encoder_weights=None))
 
 
 def _attempt(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str] | Exception:
@@ -273,7 +273,7 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
         images = max(images, 2)  # its statistics are those of all ranks
     # made-up masks have no pixels to count
     weights = None if training.class_weights == "balanced" else training.class_weights
-    alone = replace(recipe, training=replace(training, sync_batch_norm=False, class_weights=weights))
+    alone = replace(_drawn(recipe), training=replace(training, sync_batch_norm=False, class_weights=weights))
     trainer = build_trainer(Run(alone, folder), data, model)
     batches = trainer.get_train_dataloader()
     trainer.get_eval_dataloader()

@@ -15,6 +15,7 @@ from hf_seg.data.pairs import StoredPair, map_pairs
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_seg.data.geometry import Size
     from hf_seg.data.transforms import SegTransform
 
 
@@ -87,6 +88,12 @@ class CachedPairs(PreparedPairs):
     def __reduce__(self):
         # pickled as it is, a memory-mapped array would travel to each worker in full
         return (CachedPairs.open, (self.folder,)) if self.folder else super().__reduce__()
+
+
+def black_pairs(count: int, size: Size) -> CachedPairs:
+    """Black pictures of the first class, as many as there are to be, in no memory."""
+    nothing = np.zeros((1, 1, 1, 1), np.uint8)
+    return CachedPairs(np.broadcast_to(nothing, (count, 3, *size)), np.broadcast_to(nothing[0], (count, *size)))
 
 
 def count_pixels(labels: np.ndarray) -> np.ndarray:

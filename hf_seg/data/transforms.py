@@ -59,7 +59,8 @@ class SegTransform:
             25–100 %, turned by up to 30° either way. Geometry is drawn once for an image and its mask. Crops are taken
             from a copy of 1.5 or 2 times `size`, so that next to none is enlarged. With `resize` `"crop"` there is no
             second crop.
-        normalize (`str`): `"none"`, or a key of `NORMALIZATIONS`.
+        normalize (`str`): a key of `NORMALIZATIONS`, else pixels are not normalised. (`"auto"` of data without a model
+            means nothing; a trainer refuses it.)
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class SegTransform:
             pixel_values, labels = crop_and_resize(pixel_values, labels, boxes, flipped, self.size)
         if self.augment in ("standard", "strong"):
             pixel_values = jitter_colors(pixel_values, generator)
-        if self.normalize != "none":
+        if self.normalize in NORMALIZATIONS:
             pixel_values = F.normalize(pixel_values, *NORMALIZATIONS[self.normalize])
         return {"pixel_values": pixel_values, "labels": labels.to(torch.int64)}
 

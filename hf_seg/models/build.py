@@ -61,7 +61,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
         JSON: `init`, `frozen`, `encoder` (`source` as in the recipe, `from_hub`, `sha256` of the file or None,
-        `tensors_loaded`, `tensors_fresh`) and `head` (`source`, `tensors_fresh`).
+        `tensors_loaded`, `tensors_fresh`) and `head` (`source`, `tensors_fresh`; with init "model" as of
+        [`weights.load_model`]).
 
     Raises:
         RecipeError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
@@ -78,10 +79,14 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
 
     encoder = encoder_of(built)
     count = len(encoder.state_dict())
+    head = {"source": "fresh", "tensors_fresh": len(built.state_dict()) - count}
     if path is None:
         origin = {"source": RANDOM, "from_hub": False, "sha256": None, "tensors_loaded": 0, "tensors_fresh": count}
     else:
-        encoder.load_state_dict(weights.read(model, path, built))
+        if model.init == "model":
+            head = weights.load_model(model, path, built)
+        else:
+            encoder.load_state_dict(weights.read(model, path, built))
         source = weights.source_of(model)
         origin = {
             "source": source,
@@ -92,7 +97,6 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
         }
     if model.freeze_encoder:
         _freeze(encoder)
-    head = {"source": "fresh", "tensors_fresh": len(built.state_dict()) - count}
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
 
 

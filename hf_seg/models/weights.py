@@ -1,14 +1,15 @@
-"""Initial weights of an encoder: locates the file and reads exactly the encoder out of it."""
+"""Initial weights: locates the file, and reads exactly the encoder out of it, or encoder and head."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -18,7 +19,7 @@ from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, PreTrainedConf
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.problem import RecipeError
-from hf_seg.recipe.rules import encoder_differences
+from hf_seg.recipe.rules import MIT, encoder_differences
 
 from .configuration_fcn import FCNConfig
 from .modeling_fcn import build_encoder
@@ -44,7 +45,7 @@ def source_of(model: ModelRecipe) -> str:
     if model.arch == "auto":
         return model.path
     if model.arch == "segformer":
-        return "nvidia/mit-b0"
+        return MIT + (model.path or "b0").removeprefix(MIT)
     encoder = model.encoder or "resnet50"
     if encoder == "resnet50":
         return "timm/resnet50.tv2_in1k"  # torchvision's second weights, as in the study that this project reproduces
@@ -63,7 +64,7 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
     """
     source = source_of(model)
     local = Path(source).expanduser()
-    is_checkpoint = model.init == "checkpoint"
+    is_checkpoint = model.init != "imagenet"
     if local.is_dir():
         weights = find_in_folder(local, source, is_checkpoint)
     elif local.is_file():
@@ -124,33 +125,101 @@ def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, to
     Raises:
         RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
     """
-    source = source_of(model)
-    try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # each kind of damage raises its own type
-        said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
-        raise RecipeError(KEY, f"{source} cannot be read ({path.name}: {said})", "fetch or save it again") from error
+    tensors = _read_tensors(model, path)
     if model.arch == "fcn" and model.init == "imagenet":
         loaded, problems = _from_timm(tensors, built.config)
     else:
-        loaded, problems = _from_transformers(tensors, built, unknown=model.arch != "auto")
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        what = f"{source} holds weights of another architecture or size than the recipe's encoder ({shown})"
-        remedy = "Name weights that fit, or change the encoder"
-        remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."
-        raise RecipeError(KEY, what, remedy)
+        whole, problems, _ = _from_transformers(tensors, built, built.config, unknown=model.arch != "auto")
+        loaded = encoder_of(whole).state_dict()
+    _refuse(model, problems)
     return loaded
 
 
+def load_model(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, Any]:
+    """Give `built` the weights of encoder and head in the file that [`locate`] has found. Where a tensor of the head
+    has a row for each class, each class gets the row of the class of the same name, or keeps its random one.
+
+    Returns:
+        `dict`: of the head `source`; `tensors_loaded`; `tensors_by_class` with such rows, for `classes_loaded` and
+        `classes_fresh`, of which there is no such name in the file; and `tensors_fresh`, which it lacks or has in
+        another shape.
+
+    Raises:
+        RecipeError: as [`read`].
+    """
+    tensors, config = _read_tensors(model, path), copy.deepcopy(built.config)
+    theirs = type(config).from_dict(json.loads((path.parent / "config.json").read_text(encoding="utf-8")))
+    config.id2label, config.label2id = theirs.id2label, theirs.label2id
+    whole, problems, absent = _from_transformers(tensors, built, config, unknown=model.arch != "auto")
+    _refuse(model, problems)
+
+    ids = {name: number for number, name in reversed(theirs.id2label.items())}  # of equal names, the first
+    rows = {ours: ids[name] for ours, name in built.config.id2label.items() if name in ids}
+    by_class = _tensors_by_class(built)
+    if by_class & absent:  # the bias of a class is of no use without its weights
+        absent, by_class = absent | by_class, set()
+    state, loaded = built.state_dict(), whole.state_dict()
+    with torch.no_grad():
+        for name in state.keys() - absent - by_class:
+            state[name].copy_(loaded[name])
+        for name in by_class:
+            for here, there in rows.items():
+                state[name][here] = loaded[name][there]
+    head = len(state) - len(encoder_of(built).state_dict())
+    fresh = len(absent & state.keys())
+    names = built.config.id2label
+    return {
+        "source": "as the encoder, classes by name",
+        "tensors_loaded": head - fresh - len(by_class),
+        "tensors_by_class": len(by_class),
+        "tensors_fresh": fresh,
+        "classes_loaded": [names[number] for number in names if by_class and number in rows],
+        "classes_fresh": [names[number] for number in names if by_class and number not in rows],
+    }
+
+
+def _tensors_by_class(built: PreTrainedModel) -> set[str]:
+    """Names of the tensors whose first dimension is that of the classes: those that grow with a class more."""
+    shapes = []
+    with torch.device("meta"), meta_device_safe_creation_ops():
+        for more in (0, 1):
+            config = copy.deepcopy(built.config)
+            config.num_labels += more
+            shapes.append({name: tensor.shape for name, tensor in type(built)(config).state_dict().items()})
+    return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
+
+
+def _read_tensors(model: ModelRecipe, path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # each kind of damage raises its own type
+        said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
+        what = f"{source_of(model)} cannot be read ({path.name}: {said})"
+        raise RecipeError(KEY, what, "fetch or save it again") from error
+
+
+def _refuse(model: ModelRecipe, problems: list[str]) -> None:
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        what = f"{source_of(model)} holds weights of another architecture or size than the recipe's encoder ({shown})"
+        remedy = "Name weights that fit, or change the encoder"
+        remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."
+        raise RecipeError(KEY, what, remedy)
+
+
 def _from_transformers(
-    tensors: dict, built: PreTrainedModel, *, unknown: bool
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let transformers rename tensors; what does not fit the encoder, tensors it lacks too if `unknown`, is said."""
+    tensors: dict, built: PreTrainedModel, config: PreTrainedConfig, *, unknown: bool
+) -> tuple[PreTrainedModel, list[str], set[str]]:
+    """Let transformers rename tensors. What does not fit the encoder, tensors it lacks too if `unknown`, is said.
+
+    Returns:
+        `tuple`: another model like `built`, by `config`; what is wrong with its encoder; and the names of all its
+        tensors that are still random.
+    """
     with _quiet("transformers"), torch.random.fork_rng(devices=[]):
         loaded, report = type(built).from_pretrained(
             None,
-            config=built.config,
+            config=config,
             state_dict=dict(tensors),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # so that they are in the report, all of them
@@ -161,7 +230,8 @@ def _from_transformers(
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     problems += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if unknown]
     problems += [f"{name} is {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
-    return encoder.state_dict(), [said.removeprefix(prefix) for said in problems if said.startswith(prefix)]
+    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    return loaded, [said.removeprefix(prefix) for said in problems if said.startswith(prefix)], absent
 
 
 def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:

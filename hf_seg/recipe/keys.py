@@ -36,20 +36,21 @@ class ModelRecipe:
     arch: Literal["fcn", "segformer", "auto"]
     """The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."""
     path: Text | None = None
-    """auto only: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
+    """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
+    null: b0. auto: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
     transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the
     encoder's weights."""
     encoder: Text | None = None
     """FCN only: name of any timm CNN that can give feature maps. null: resnet50. SegFormer's sizes are set in config
     instead."""
-    init: Literal["scratch", "imagenet", "checkpoint"] = "scratch"
-    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run. The head always
-    starts from random weights."""
+    init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
+    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
+    encoder and head of another run, each class by its name. Other weights of the head are random."""
     encoder_weights: str | None = None
-    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer; for FCN
-    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint: a run's
-    folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only: path). With scratch:
-    none."""
+    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer, or as path; for FCN
+    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
+    model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only:
+    path). With scratch: none."""
     freeze_encoder: bool = False
     """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
     fast_head: bool = True
@@ -93,9 +94,11 @@ class DataRecipe:
     """How a picture gets that size. stretch: resized, which changes its shape. letterbox: resized with its shape kept,
     and padded with black, which neither loss nor metric counts. crop: training sees random crops, at a random scale
     from 0.5 to 2; evaluation and prediction see the picture at its own scale, through overlapping windows."""
-    normalize: Literal["none", "imagenet", "inception"] = "none"
-    """After scaling to [0, 1]: nothing more; ImageNet's mean and standard deviation; or 0.5 for both (to [-1, 1]), as
-    Inception and timm's tf_ models."""
+    normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"
+    """After scaling to [0, 1]: nothing more (none); ImageNet's mean and standard deviation; or 0.5 for both (to
+    [-1, 1]), as Inception and timm's tf_ models. auto: as the initial weights were trained, by their image processor,
+    by timm, or by the recipe that gives the encoder; from scratch none. The run records the name that it stands
+    for."""
     augment: Literal["none", "flip", "standard", "strong"] = "none"
     """Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same with
     smaller crops, and turned."""
@@ -191,6 +194,10 @@ class Recipe:
     data: DataRecipe
     training: TrainingRecipe
     encoder_recipe: str | None = None  # name of the recipe whose run gives the encoder
+
+    def __post_init__(self):
+        if self.data.normalize == "auto" and self.model.init == "scratch":
+            self.data = dataclasses.replace(self.data, normalize="none")
 
     def to_dict(self) -> dict[str, Any]:
         """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""

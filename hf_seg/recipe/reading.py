@@ -23,6 +23,7 @@ from hf_seg.recipe.rules import (
     check_model,
     check_name,
     check_training,
+    config_of_size,
     encoder_differences,
     is_path_or_hub_id,
 )
@@ -204,7 +205,10 @@ def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
         else:
             draft.sections[section], found = check_keys(section, recipe[section])
             yield from found
-    yield from check_model(draft.sections["model"])
+    model = draft.sections["model"]
+    yield from check_model(model)
+    if model.get("arch") == "segformer" and "config" in model:
+        model["config"] = (config_of_size(model.get("path")) or {}) | model["config"]
     yield from check_data(draft.sections["data"])
     yield from check_training(draft.sections["training"])
     yield from check_batches(draft.sections["data"], draft.sections["training"])
@@ -217,7 +221,7 @@ def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
     for draft in waiting:
         model = draft.sections["model"]
         weights = model.get("encoder_weights")
-        if model.get("init") != "checkpoint" or not isinstance(weights, str):
+        if model.get("init") not in ("checkpoint", "model") or not isinstance(weights, str):
             continue
         neighbour = draft.path.parent / f"{weights}.json"
         if weights not in named and Path(weights).name == weights and os.path.isfile(neighbour):

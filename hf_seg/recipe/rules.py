@@ -84,6 +84,24 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return values, found
 
 
+# The keys of config in the sizes of SegFormer and of its encoder MiT (arXiv 2105.15203, tables 1 and 6).
+_WIDE = {"hidden_sizes": [64, 128, 320, 512]}
+SEGFORMER_SIZES: dict[str, dict[str, Any]] = {
+    "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
+    "b1": _WIDE | {"depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
+    "b2": _WIDE | {"depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
+    "b3": _WIDE | {"depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
+    "b4": _WIDE | {"depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
+    "b5": _WIDE | {"depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
+}
+MIT = "nvidia/mit-"
+
+
+def config_of_size(path: str | None) -> dict[str, Any] | None:
+    """The keys of config that a SegFormer's `model.path` stands for; None: there is no such size."""
+    return {} if path is None else SEGFORMER_SIZES.get(path.removeprefix(MIT))
+
+
 def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `model`. A key that is absent here had a problem of its own already."""
     arch, init, weights, path = (model.get(key) for key in ("arch", "init", "encoder_weights", "path"))
@@ -99,20 +117,23 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
             remedy = 'set "checkpoint", which takes the encoder\'s weights from path'
             yield "model.init", '"imagenet" is for "fcn" and "segformer"', remedy
         no_weights = path is not None and not is_path_or_hub_id(path)
-        if init == "checkpoint" and model.get("encoder_weights", path) is None and no_weights:
+        if init in ("checkpoint", "model") and model.get("encoder_weights", path) is None and no_weights:
             remedy = "name them in model.encoder_weights, or a Hub id as path"
             yield "model.path", f'"{path}" has no weights', remedy
-    elif arch is not None and path is not None:
-        yield "model.path", 'is for "auto" only', 'leave it out, or set arch to "auto"'
+    elif arch == "segformer" and config_of_size(path) is None:
+        remedy = f'it has {", ".join(SEGFORMER_SIZES)}; arch "auto" takes any model'
+        yield "model.path", f'"{path}" is no size of SegFormer', remedy
+    elif arch == "fcn" and path is not None:
+        yield "model.path", 'is for "segformer" and "auto" only', 'leave it out, or set arch to "auto"'
     if init == "scratch" and weights is not None:
         remedy = "leave it out, or set init to say what it is"
         yield "model.encoder_weights", 'contradicts init "scratch"', remedy
     if init == "scratch" and model.get("freeze_encoder"):
         remedy = 'set it to false, or init to "imagenet"'
         yield "model.freeze_encoder", "a frozen random encoder learns nothing", remedy
-    if init == "checkpoint" and "encoder_weights" in model and weights is None and arch != "auto":
+    if init in ("checkpoint", "model") and "encoder_weights" in model and weights is None and arch != "auto":
         remedy = "name a run's folder, a Hub id or another recipe"
-        yield "model.encoder_weights", 'is missing, and init "checkpoint" needs it', remedy
+        yield "model.encoder_weights", f'is missing, and init "{init}" needs it', remedy
     if init == "imagenet" and weights is not None and not is_path_or_hub_id(weights):
         what = f'"{weights}" is no existing path and no Hub id of the form org/name'
         yield "model.encoder_weights", what, "correct it"

@@ -156,7 +156,8 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
     if encoder.get("run"):
         found = terms_of(encoder["run"]["init"], encoder["run"]["data"])
     elif encoder["sha256"]:
-        subject = Markdown(f"Initial weights of the encoder ({code(encoder['source'])})")
+        of = "" if init.get("init") == "model" else " of the encoder"
+        subject = Markdown(f"Initial weights{of} ({code(encoder['source'])})")
         known = [terms for prefix, terms in WEIGHTS.items() if encoder["source"].startswith(prefix)]
         if known:
             found = [Terms(subject=subject, **known[0])]

@@ -309,7 +309,21 @@ def describe_provenance(provenance: dict) -> str:
     if encoder["sha256"] is not None:
         text = f"{encoder['tensors_loaded']} tensors from {encoder['source']} (sha256 {encoder['sha256'][:12]})"
     frozen = ", frozen" if provenance["frozen"] else ""
-    return f"encoder: {text}{frozen}; head: {provenance['head']['tensors_fresh']} fresh tensors"
+    head = provenance["head"]
+    parts = []
+    if "classes_loaded" in head:
+        parts += [f"{head['tensors_loaded']} tensors of the same model"]
+        kept, fresh = head["classes_loaded"], head["classes_fresh"]
+        if head["tensors_by_class"]:
+            parts += [f"{head['tensors_by_class']} tensors by class, {len(kept)} classes kept"]
+        if fresh:
+            shown = ", ".join(fresh[:5]) + (f" and {len(fresh) - 5} more" if fresh[5:] else "")
+            parts[-1] += f", {len(fresh)} fresh because that model has no class of their name ({shown})"
+        if head["tensors_fresh"]:
+            parts += [f"{head['tensors_fresh']} fresh tensors, missing there or of another shape"]
+    else:
+        parts += [f"{head['tensors_fresh']} fresh tensors"]
+    return f"encoder: {text}{frozen}; head: {'; '.join(parts)}"
 
 
 def format_table(results: list[dict[str, Any]]) -> str:

@@ -127,7 +127,8 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
     overrides = ["--training.report_to", "none"]  # the tracker of the run may not be installed here
     overrides += [] if data_root is None else ["--data.root", json.dumps(data_root)]
-    if init == "checkpoint" and Path(weights).name == weights:  # the name of a run, over seeds not that in the recipe
+    # the name of a run, over seeds not that in the recipe
+    if init in ("checkpoint", "model") and Path(weights).name == weights:
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
             what = f"starts from the encoder of the run {weights}, which is not in the same folder"

@@ -70,16 +70,17 @@ def test_what_it_says_and_writes(tmp_path, init):
         "  layout  images+masks",
         "  images  12 JPEG RGB; 48×32 pixels",
         "  masks   12 PNG L; ids",
-        *out.splitlines()[4:8],
+        "  size    32×32 by letterbox, since most are not square: they keep their shape, and padding fills the rest",
+        *out.splitlines()[5:9],
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
-        "With few pictures and a connection, add --model.init imagenet --data.normalize imagenet to the next command.",
+        "With few pictures and a connection, add --model.init imagenet to the next command.",
         f"How long it takes on this machine: hf-seg doctor '{root}/recipe.json'",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
         f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out masks",
     ]
-    shares = [line.split() for line in out.splitlines()[4:8]]
+    shares = [line.split() for line in out.splitlines()[5:9]]
     assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
     assert shares[3][2:] == ["6.25%", "of", "the", "pixels,", "in", "12", "pictures"]  # 2 rows of 32
     assert sum(float(row[2].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
@@ -163,7 +164,7 @@ def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
     assert recipe.to_dict() == read(tmp_path / "own" / "recipe.json")
     assert recipe.model.arch == "fcn" and recipe.model.init == "scratch"
     assert recipe.data.root == str(tmp_path / "own")  # absolute: it holds wherever training is started
-    assert (recipe.data.name, recipe.data.image_size, recipe.data.on_bad_pair) == ("folder", 256, "stop")
+    assert (recipe.data.name, recipe.data.image_size, recipe.data.on_bad_pair) == ("folder", [224, 288], "stop")
     assert (recipe.training.global_train_batch_size, recipe.training.num_train_epochs) == (8, 150)
 
 
@@ -496,15 +497,16 @@ class TestTables:
         status, out, _ = init(root)
         assert status == 0
         lines = out.splitlines()
-        assert lines[:6] == [
+        assert lines[:7] == [
             f"{root}: 13 pairs",
             "  columns pixel_values (images), label (masks)",
             "  splits  12 train, 1 validation; test will be drawn from train",
             "  images  13 PNG RGB; 48×32 pixels",
             "  masks   13 PNG L; ids",
+            "  size    32×32 by letterbox, since most are not square: they keep their shape, and padding fills the rest",
             "  names   from the column parts",
         ]
-        assert [line.split()[:2] for line in lines[6:9]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
+        assert [line.split()[:2] for line in lines[7:10]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
         assert lines[-2] == (f"Then: hf-seg train {root}/recipe.json --output_dir {root}/runs")
         assert not (root / "split.json").exists()
         [recipe] = load_recipes([root / "recipe.json"])

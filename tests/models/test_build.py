@@ -42,8 +42,10 @@ from hf_seg.models.build import (
     locate_encoder_weights,
     measure_forward,
 )
+from hf_seg.models.weights import source_of
 from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import ModelRecipe
+from hf_seg.recipe.rules import SEGFORMER_SIZES
 from hf_seg.runs.record import describe_provenance
 
 SPEC = DatasetSpec(
@@ -146,6 +148,18 @@ def test_scratch_segformer_is_the_native_b0():
     ]
     assert config.decoder_hidden_size == 256
     assert provenance["encoder"]["tensors_fresh"] + provenance["head"]["tensors_fresh"] == len(model.state_dict())
+
+
+def test_sizes_of_segformer_are_the_published_ones():
+    """Millions of parameters for 150 classes, and the weights on the Hub."""
+    counts = {}
+    for size, config in SEGFORMER_SIZES.items():
+        with torch.device("meta"):
+            counts[size] = SegformerForSemanticSegmentation(SegformerConfig(num_labels=150, **config)).num_parameters()
+        section = {"arch": "segformer", "path": size, "config": config, "init": "imagenet"}
+        assert source_of(ModelRecipe(**section)) == f"nvidia/mit-{size}"
+    published = {"b0": 3.8, "b1": 13.7, "b2": 27.5, "b3": 47.3, "b4": 64.1, "b5": 84.7}
+    assert {size: round(count / 1e6, 1) for size, count in counts.items()} == pytest.approx(published, abs=0.1)
 
 
 @TINY

@@ -298,7 +298,9 @@ model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
 model {"arch": "segformer", "encoder": "resnet18"}
     encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
 model {"path": "mobilevit"}
-    path: is for "auto" only; leave it out, or set arch to "auto"
+    path: is for "segformer" and "auto" only; leave it out, or set arch to "auto"
+model {"arch": "segformer", "path": "b9", "encoder": null}
+    path: "b9" is no size of SegFormer; it has b0, b1, b2, b3, b4, b5; arch "auto" takes any model
 model {"arch": "fcn", "fast_head": false}
     fast_head: is for SegFormer only; leave it out
 model {"arch": "auto"}
@@ -444,6 +446,17 @@ def test_names_that_no_folder_may_have(tmp_path, name, words):
     # nor where the file is only the encoder of another recipe
     mine = save(tmp_path, "mine", model={"init": "checkpoint", "encoder_weights": name})
     assert any(words in line for line in problems(mine))
+
+
+@pytest.mark.parametrize("path", ["b2", "nvidia/mit-b2"])
+def test_a_size_of_segformer(tmp_path, path):
+    model = {"arch": "segformer", "path": path, "config": {"decoder_hidden_size": 64}}
+    [recipe] = load_recipes([save(tmp_path, model=model)])
+    sizes = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]}
+    assert recipe.model.config == sizes | {"decoder_hidden_size": 64} and recipe.model.path == path
+    written = tmp_path / "again.json"
+    written.write_text(json.dumps(recipe.to_dict()))
+    assert load_recipes([written])[0].to_dict() == recipe.to_dict()
 
 
 @pytest.mark.parametrize("name", ["a.b", "console", "com", "com10", "lpt", "a.con", "ä" * 122, "two words"])

@@ -303,6 +303,19 @@ def test_card_of_a_checkpoint_in_training(record):
     assert tables(card)["boundary"][0][:2] == ["0.5222", "0.6222"] and "By class, on the validation split" in str(card)
 
 
+def test_a_head_of_another_model(record):
+    one = record(encoder=loaded_from("org/name", from_hub=True))
+    counts = {"tensors_loaded": 14, "tensors_by_class": 2, "tensors_fresh": 0}
+    head = {"source": "as the encoder", "classes_loaded": ["a"], "classes_fresh": ["b", "c"]} | counts
+    one["model"]["init"] |= {"init": "model", "head": head}
+    text = str(build_card(one))
+    assert "- Head: 14 tensors of the same model, and 2 in which 1 classes have their weights from there" in text
+    assert "and 2 others were drawn at random.\n" in text and "missing there" not in text
+    assert "Initial weights (`org/name`)" in text
+    head["tensors_fresh"] = 3
+    assert "were drawn at random; 3 tensors, missing there or of another shape" in str(build_card(one))
+
+
 def test_nothing_of_the_machine_and_no_token_gets_into_a_card(record):
     token = "hf_" + "aB3" * 12
     one = record(encoder=loaded_from("/home/someone/encoders/mine"))

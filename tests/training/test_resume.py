@@ -31,7 +31,7 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, input_tree, 
     (run / "checkpoint-9").mkdir()
     (run / "checkpoint-9" / "trainer_state.json").write_text('{"global_st')
     input_tree.written.add(str(run / "checkpoint-9" / "trainer_state.json"))  # as if the program had
-    again = launch(recipe, "--output_dir", tmp_path / "killed", real=True)
+    again = launch(recipe, "--output_dir", tmp_path / "killed")
     assert "checkpoint-9: trainer_state.json cannot be read: " in again.stdout
     assert "; the checkpoint is ignored" in again.stdout
     assert (run / "model.safetensors").read_bytes() == weights
