@@ -326,7 +326,7 @@ def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any],
     # the nearest multiple of 32, but nothing is enlarged
     size = [max(32, min(round(side * scale / 32), side // 32) * 32) for side in (height, width)]
     square = sum(max(each) <= SQUARE * min(each) for each in sizes) > len(sizes) / 2
-    why = "most are square" if square else "most are not square: they keep their shape, and padding fills the rest"
+    why = "most are square" if square else "most are not square: padding keeps their shape"
     sides = [int(min(size))] * 2 if square else [int(side) for side in size]
     resize = "stretch" if square else "letterbox"
     return {"image_size": sides[0] if sides[0] == sides[1] else sides, "resize": resize}, why

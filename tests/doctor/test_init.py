@@ -70,7 +70,7 @@ def test_what_it_says_and_writes(tmp_path, init):
         "  layout  images+masks",
         "  images  12 JPEG RGB; 48×32 pixels",
         "  masks   12 PNG L; ids",
-        "  size    32×32 by letterbox, since most are not square: they keep their shape, and padding fills the rest",
+        "  size    32×32 by letterbox, since most are not square: padding keeps their shape",
         *out.splitlines()[5:9],
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
@@ -503,7 +503,7 @@ class TestTables:
             "  splits  12 train, 1 validation; test will be drawn from train",
             "  images  13 PNG RGB; 48×32 pixels",
             "  masks   13 PNG L; ids",
-            "  size    32×32 by letterbox, since most are not square: they keep their shape, and padding fills the rest",
+            "  size    32×32 by letterbox, since most are not square: padding keeps their shape",
             "  names   from the column parts",
         ]
         assert [line.split()[:2] for line in lines[7:10]] == [["0", "ground"], ["1", "disc"], ["2", "bar"]]
