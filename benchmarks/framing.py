@@ -50,13 +50,15 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=80)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     args = parser.parse_args()
     data = (args.out / "streets").absolute()
     write_streets(data, {"train": args.train, "validation": 40, "test": args.test})
 
     print(f"machine: {machine()}; {args.train} pictures, {args.epochs} epochs, batches of 16, seeds {args.seeds}")
     print_table(["data.resize", "input", "test mIoU at 480×360, mean ± deviation", "images/s in training"])
-    for way, keys in WAYS.items():
+    for way in args.ways:
+        keys = WAYS[way]
         results = []
         for seed in args.seeds:
             name = f"{way.replace(' 4:3', '-43')}-{seed}"
