@@ -151,3 +151,18 @@ def test_the_full_size_recipes_run(name, tmp_path, run, tiny_models):
     assert np.array(test["confusion_matrix"]).sum() > 0.8 * 1280 * 640  # the whole picture, less what is void
     assert test["native"]["mean_iou"] == test["mean_iou"] and test["native"]["ceilings"] == {}
     assert results["data"]["stored_size"]["test"] == [1280, 640] and results["recipe"]["data"]["resize"] == "crop"
+
+
+@pytest.mark.slow
+def test_two_ranks_score_pictures_of_several_sizes(pictures, write_recipe, launch, tmp_path):
+    data = {"name": "folder", "root": str(pictures), "image_size": 64, "resize": "crop", "max_train_samples": None}
+    recipe = write_recipe("ranks", data=data, training={"num_train_epochs": 1, "global_train_batch_size": 4})
+    launch(recipe, processes=2)
+    test = json.loads((tmp_path / "runs" / "ranks" / "results.json").read_text())["test"]
+    pixels = sum(math.prod(size) for size in SIZES * 2)
+    assert np.array(test["confusion_matrix"]).sum() == pixels  # what is padded on a rank does not count
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    for prediction in predict(tmp_path / "runs" / "ranks", [pictures / "test" / "images"]):
+        labels = np.array(Image.open(pictures / "test" / "masks" / prediction.path.name)) - 1
+        confusion += confusion_matrix(torch.from_numpy(prediction.mask), torch.from_numpy(labels), 3, 255)
+    assert np.nanmean(class_iou(confusion.numpy())) == pytest.approx(test["mean_iou"], abs=2e-3)
