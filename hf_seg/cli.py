@@ -171,6 +171,27 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, Argument(metavar="MODEL", help="a run's folder, a Hub id, or a file of `hf-seg export`")],
+    data: Annotated[
+        str, Argument(metavar="RECIPE|DIR", help="a recipe, whose data is meant; or a folder of a run or of data")
+    ],
+    out: Annotated[Path, Option(metavar="DIR", help="new folder for the results")],
+    label_map: Annotated[
+        list[str] | None,
+        Option("--label_map", "--label-map", metavar="MODEL_CLASS=DATA_CLASS", help="of classes whose names differ"),
+    ] = None,
+) -> int:
+    """Score any model on the test pictures of any data."""
+    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.training.evaluate import describe_scores, evaluate
+
+    results = evaluate(model, load_model, data, out, label_map or ())
+    say(describe_scores(results, out), keep="\n")
+    return 0
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[
         list[Path], Argument(metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm")
