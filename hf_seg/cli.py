@@ -192,6 +192,22 @@ def evaluate(
 
 
 @app.command()
+def errors(
+    run_dir: Annotated[Path, Argument(metavar="RUN", help="a finished run's folder, or one of `hf-seg evaluate`")],
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="folder for errors.html; by default RUN", show_default=False)
+    ] = None,
+    count: Annotated[int, Option(min=1, help="pictures of the worst, and of masks that may be wrong")] = 8,
+) -> int:
+    """Show the test pictures that a model gets wrong, as a page."""
+    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.training.errors import write_errors
+
+    say(write_errors(run_dir, load_model, out, count))
+    return 0
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[
         list[Path], Argument(metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm")

@@ -30,6 +30,7 @@ EVALUATED = "evaluated"  # `status` of an evaluation, which is no run
 FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
 RESULTS = "results.json"
 CARD = "README.md"
+ERRORS = "errors.html"  # of `hf-seg errors`
 PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)

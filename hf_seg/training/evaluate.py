@@ -117,7 +117,7 @@ def evaluate(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(out, "exists, and is not an empty folder", "name another folder by --out", code="evaluate")
     start_processes()
-    recorded = load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
+    recorded = load_training(model)
     section, renamed = find_data(data), parse_label_map(label_map)
     segmenter = load(model)
     examination = examine(str(model), segmenter, section, out, recorded, renamed)
@@ -153,6 +153,11 @@ def evaluate(
     results = finish_run(out, record, trainer.sample(), spec)
     trainer.release()
     return results
+
+
+def load_training(model: str | Path) -> dict[str, Any] | None:
+    """The `results.json` of the run that a model is of; None of a model that is no run here."""
+    return load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
 
 
 def find_data(data: str | Path) -> DataRecipe:
