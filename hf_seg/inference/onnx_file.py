@@ -73,10 +73,12 @@ def load_model(model: str | Path) -> Segmenter | OnnxSegmenter:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
         about = {name: json.loads(text) for name, text in metadata.items()}
+        if missing := [name for name in NEEDED if name not in about]:
+            raise ValueError(f"its metadata has no {', '.join(missing)}")
+        segmenter = OnnxSegmenter(session=session, about=about)
+        # raise when they are of another kind
+        segmenter.framing, segmenter.image_processor.do_normalize, ", ".join(segmenter.class_names)
     except Exception as error:  # onnxruntime's kinds have nothing else in common
         what = f"cannot be read as an ONNX file of hf_seg ({said_by(error)})"
         raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate") from error
-    if missing := [name for name in NEEDED if name not in about]:
-        what = f"is no ONNX file of hf_seg: its metadata has no {', '.join(missing)}"
-        raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate")
-    return OnnxSegmenter(session=session, about=about)
+    return segmenter

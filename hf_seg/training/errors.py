@@ -100,7 +100,7 @@ def write_errors(
             stripes=[_hex(grey) for grey in IGNORED_STRIPES],
             palette={name: _hex(colour) for name, colour in zip(names, trainer.data.spec.palette, strict=True)},
             sections=[
-                part | {"shown": [_show(trainer, index, score, confusion[index]) for index, score in part["chosen"]]}
+                part | {"shown": [_show(trainer, *each, confusion, part["class"]) for each in part["chosen"]]}
                 for part in sections
             ],
         )
@@ -118,26 +118,28 @@ def choose(confusion: np.ndarray, suspicion: np.ndarray, names: Sequence[str], c
         suspicion (of shape `(images,)`): as of [`measure_disagreement`].
 
     Returns:
-        `list[dict]`: `kind` (`"worst"`, `"class"` or `"suspicious"`), `title`, and `chosen`: indices of pictures with
-        their scores in words, the first of them the worst. A class that is nowhere in the truth has no entry.
+        `list[dict]`: `kind` (`"worst"`, `"class"` or `"suspicious"`), `title`, `class` (its id, or None) and
+        `chosen`: indices of pictures with their scores in words, the first of them the worst. A class that is nowhere
+        in the truth has no entry.
     """
     scores, iou, area = mean_iou(confusion), class_iou(confusion), confusion.sum(axis=2)
 
-    def words(indices: Iterable[int], name: str, values: np.ndarray) -> list[tuple[int, str]]:
-        return [(int(index), f"{name} {values[index]:.2f}") for index in indices]
+    def section(
+        kind: str, title: str, number: int | None, indices: Iterable[int], score: str, values: np.ndarray
+    ) -> dict[str, Any]:
+        chosen = [(int(index), f"{score} {values[index]:.2f}") for index in indices]
+        return {"kind": kind, "title": title, "class": number, "chosen": chosen}
 
     worst = [index for index in np.argsort(scores, kind="stable") if not np.isnan(scores[index])][:count]
-    sections = [{"kind": "worst", "title": "Worst pictures", "chosen": words(worst, "mIoU", scores)}]
+    sections = [section("worst", "Worst pictures", None, worst, "mIoU", scores)]
     for number, name in enumerate(names):
         # of those that are missed completely, the largest first
         order = np.lexsort((-area[:, number], iou[:, number]))
-        hardest = [index for index in order if area[index, number]][:OF_A_CLASS]
-        if hardest:
-            chosen = words(hardest, "IoU", iou[:, number])
-            sections.append({"kind": "class", "title": name, "chosen": chosen})
+        if hardest := [index for index in order if area[index, number]][:OF_A_CLASS]:
+            sections.append(section("class", name, number, hardest, "IoU", iou[:, number]))
     doubtful = [index for index in np.argsort(-suspicion, kind="stable") if suspicion[index] > 0][:count]
-    chosen = words(doubtful, "confident disagreement", suspicion)
-    return [*sections, {"kind": "suspicious", "title": "Masks that may be wrong", "chosen": chosen}]
+    score = "confident disagreement"
+    return [*sections, section("suspicious", "Masks that may be wrong", None, doubtful, score, suspicion)]
 
 
 def measure_disagreement(trainer: SegTrainer) -> np.ndarray:
@@ -161,10 +163,14 @@ def disagreement(ids: Tensor, confidence: Tensor, labels: Tensor, ignore_index: 
     return (confidence * wrong).sum(dim=(1, 2)) / labelled.sum(dim=(1, 2)).clamp(min=1)
 
 
-def describe_confusions(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
-    """The two largest confusions of a picture's matrix `(C, C)`: "12 % of the pixels: cat taken for dog"."""
+def describe_confusions(matrix: np.ndarray, names: Sequence[str], number: int | None = None) -> list[str]:
+    """The two largest confusions in a picture's matrix `(C, C)`, or those of the class with this id: "12% of the
+    pixels: cat taken for dog"."""
     shares = matrix / max(1, matrix.sum())
     np.fill_diagonal(shares, 0)
+    if number is not None:
+        others = np.arange(len(names)) != number
+        shares[np.ix_(others, others)] = 0
     largest = [divmod(int(place), len(names)) for place in np.argsort(-shares, axis=None, kind="stable")[:2]]
     return [
         f"{shares[true, predicted]:.0%} of the pixels: {names[true]} taken for {names[predicted]}"
@@ -173,8 +179,8 @@ def describe_confusions(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _show(trainer: SegTrainer, index: int, score: str, matrix: np.ndarray) -> Picture:
-    """One picture in its own shape, with truth, prediction and differences."""
+def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, number: int | None) -> Picture:
+    """One picture in its own shape, with truth, prediction and differences; `number` is that of a class, or None."""
     test, spec, transform = trainer.data.splits["test"], trainer.data.spec, trainer.data.transforms["test"]
     pair, picture = test[index], test[index]["image"]
     scale = min(1, LARGEST_SIDE / max(picture.size))
@@ -196,7 +202,7 @@ def _show(trainer: SegTrainer, index: int, score: str, matrix: np.ndarray) -> Pi
     return Picture(
         name=Path(image_name("test", test, index)).name,
         score=score,
-        confusions=describe_confusions(matrix.astype(np.float64), spec.class_names),
+        confusions=describe_confusions(confusion[index], spec.class_names, number),
         images={title: _address(pixels, photograph=title == "photograph") for title, pixels in images.items()},
     )
 

@@ -145,7 +145,7 @@ def test_the_file_is_evaluated_as_its_model(exported, tmp_path):
 def test_a_file_of_others_is_not_evaluated(quick, tmp_path, capsys):
     export.write_onnx(None, tmp_path / "a.onnx")
     assert cli.main(["evaluate", str(tmp_path / "a.onnx"), "quickstart-fcn", "--out", str(tmp_path / "out")]) == 2
-    assert "its metadata has no image_size, resize; name a file that" in capsys.readouterr().err
+    assert "hf_seg (its metadata has no image_size, resize); name a file that" in capsys.readouterr().err
 
 
 def test_file_says_what_it_takes_and_what_it_gives(exported):

@@ -1,10 +1,8 @@
 """`hf-seg evaluate`: the digits of a run, models of others, classes by name, and what `hf-seg compare` makes of it."""
 
-import io
 import json
 import re
 import shutil
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -47,15 +45,6 @@ def evaluate(capsys):
 def arrays(folder, name="test_confusion"):
     with np.load(folder / f"{name}.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(scope="module")
-def again(finished, tmp_path_factory):
-    """The evaluation of the run on its own recipe, and what was printed."""
-    out, printed = tmp_path_factory.mktemp("evaluations") / "again", io.StringIO()
-    with redirect_stdout(printed):
-        assert cli.main(["evaluate", str(finished), str(finished.parents[1] / "a.json"), "--out", str(out)]) == 0
-    return out, printed.getvalue()
 
 
 def test_a_run_on_its_own_recipe_has_its_digits(finished, again, evaluate):
