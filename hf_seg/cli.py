@@ -183,7 +183,7 @@ def evaluate(
     ] = None,
 ) -> int:
     """Score any model on the test pictures of any data."""
-    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.inference.exported import load_model
     from hf_seg.training.evaluate import describe_scores, evaluate
 
     results = evaluate(model, load_model, data, out, label_map or ())
@@ -200,7 +200,7 @@ def errors(
     count: Annotated[int, Option(min=1, help="pictures of the worst, and of masks that may be wrong")] = 8,
 ) -> int:
     """Show the test pictures that a model gets wrong, as a page."""
-    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.inference.exported import load_model
     from hf_seg.training.errors import write_errors
 
     say(write_errors(run_dir, load_model, out, count))
@@ -268,20 +268,32 @@ def export(
     images: Annotated[
         list[str] | None, Argument(metavar="IMAGE", help="photographs to compare on; generated ones if none")
     ] = None,
+    kind: Annotated[Literal["onnx", "openvino"], Option("--format", help="of the file")] = "onnx",
+    int8: Annotated[
+        bool, Option("--int8", help="8 bits, with ranges from the photographs; a run is tested with the file")
+    ] = False,
     out: Annotated[
-        Path | None, Option(metavar="FILE", help="by default model.onnx in the run's folder", show_default=False)
+        Path | None,
+        Option(metavar="FILE", help="by default model.onnx or model.xml in the run's folder", show_default=False),
     ] = None,
 ) -> int:
-    """Write a model as ONNX, and compare it with PyTorch."""
-    from hf_seg.inference.export import OPSET, export_onnx
+    """Write a model as ONNX or OpenVINO, and compare it with PyTorch."""
+    from hf_seg.inference.export import FILES, export_model
+    from hf_seg.inference.exported import load_model
 
     if out is None and not Path(model).is_dir():
         raise Refusal(model, "is not a folder; name the output file with --out", code="export")
-    out = out or Path(model) / "model.onnx"
-    comparison = export_onnx(model, out, images=images or None)
+    name = Path(FILES[kind])
+    out = out or Path(model) / (f"{name.stem}-int8{name.suffix}" if int8 else name)
+    comparison = export_model(model, out, kind=kind, images=images or None, int8=int8)
     status = _say_left_out(comparison.unreadable)
-    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}")
-    say(f"agrees with PyTorch on {comparison}")
+    files = [file for file in {out, out.with_suffix(".bin")} if kind == "openvino" or file == out]
+    say(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+    say(f"{'compared' if int8 else 'agrees'} with PyTorch on {comparison}")
+    if int8:
+        from hf_seg.training.evaluate import describe_loss
+
+        say(describe_loss(model, out, load_model))
     return status
 
 

@@ -29,7 +29,7 @@ from hf_seg.training.evaluate import examine, load_training
 from hf_seg.training.trainer import SegTrainer
 
 if TYPE_CHECKING:
-    from hf_seg.inference.onnx_file import OnnxSegmenter
+    from hf_seg.inference.exported import ExportedSegmenter
     from hf_seg.inference.segmenter import Segmenter
 
 MARK = '<meta name="generator" content="hf-seg errors">'  # in each page that this command has written
@@ -51,14 +51,14 @@ class Picture:
 
 def write_errors(
     folder: Path,
-    load: Callable[[str | Path], Segmenter | OnnxSegmenter],
+    load: Callable[[str | Path], Segmenter | ExportedSegmenter],
     out: Path | None = None,
     count: int = 8,
 ) -> Path:
     """Write the page of a finished run, or of a folder of `hf-seg evaluate`.
 
     Args:
-        load: [`hf_seg.inference.onnx_file.load_model`], handed over since inference is another package.
+        load: [`hf_seg.inference.exported.load_model`], handed over since inference is another package.
         out: the folder to write to; by default the run's own.
         count: pictures of the worst and of the suspicious ones; of each class at most `OF_A_CLASS`.
 

@@ -5,6 +5,7 @@ Its folder holds what a run keeps of its test, so that `hf-seg compare` takes it
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from hf_seg.training.setup import build_trainer
 from hf_seg.training.trainer import SegTrainer
 
 if TYPE_CHECKING:
-    from hf_seg.inference.onnx_file import OnnxSegmenter
+    from hf_seg.inference.exported import ExportedSegmenter
     from hf_seg.inference.segmenter import Segmenter
 
 NEVER = -1e4  # the logit of a class that the model does not have: infinity times a weight of 0 would be no number
@@ -56,7 +57,7 @@ class DataClasses(nn.Module):
     """
 
     def __init__(
-        self, segmenter: Segmenter | OnnxSegmenter, members: Sequence[Sequence[int]], pixels: tuple | None = None
+        self, segmenter: Segmenter | ExportedSegmenter, members: Sequence[Sequence[int]], pixels: tuple | None = None
     ):
         super().__init__()
         self.model, self.segmenter, self.members, self.pixels = segmenter.model, segmenter, members, pixels
@@ -92,7 +93,7 @@ class Examination:
 
 def evaluate(
     model: str | Path,
-    load: Callable[[str | Path], Segmenter | OnnxSegmenter],
+    load: Callable[[str | Path], Segmenter | ExportedSegmenter],
     data: str | Path,
     out: Path,
     label_map: Sequence[str] = (),
@@ -102,7 +103,7 @@ def evaluate(
 
     Args:
         model: what `load` takes. Of a finished run, the precision is kept too.
-        load: [`hf_seg.inference.onnx_file.load_model`], handed over since inference is another package.
+        load: [`hf_seg.inference.exported.load_model`], handed over since inference is another package.
         data: a recipe's file or name, of which the data section counts; or a folder: that of a run, one with a
             `recipe.json`, or one of data, as [`hf_seg.data.sources.recognise`] takes it.
         out: the folder to write to, new or empty.
@@ -186,7 +187,7 @@ def parse_label_map(given: Sequence[str]) -> dict[str, str]:
 
 def examine(
     model: str,
-    segmenter: Segmenter | OnnxSegmenter,
+    segmenter: Segmenter | ExportedSegmenter,
     section: DataRecipe,
     folder: Path,
     recorded: Mapping[str, Any] | None,
@@ -303,7 +304,7 @@ def _name_of(mean: list[float], std: list[float], blue_first: bool) -> str | Non
     return next((name for name, values in known.items() if values == (mean, std) and not blue_first), None)
 
 
-def describe_model(segmenter: Segmenter | OnnxSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
+def describe_model(segmenter: Segmenter | ExportedSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
     """What `results.json` says of a model that was not trained here; None is what is not known."""
     model = segmenter.model
     logits = trainer.predict_logits(torch.zeros(1, 3, *size))
@@ -311,8 +312,8 @@ def describe_model(segmenter: Segmenter | OnnxSegmenter, trainer: SegTrainer, si
     if model is not None and not segmenter.has_queries:
         counted = measure_forward(model, size)
     return {
-        "arch": "onnx" if model is None else model.config.model_type,
-        "class": "an ONNX file" if model is None else type(model).__name__,
+        "arch": "exported" if model is None else model.config.model_type,
+        "class": "a file of hf-seg export" if model is None else type(model).__name__,
         "parameters": None if model is None else model.num_parameters(),
         **counted,
         "init": None,
@@ -328,3 +329,20 @@ def describe_scores(results: Mapping[str, Any], out: Path) -> str:
         "mIoU at the pictures' own size": test["native"]["mean_iou"],
     }
     return "test " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) + f"; all scores: {out}"
+
+
+def describe_loss(model: str, file: Path, load: Callable[[str | Path], Segmenter | ExportedSegmenter]) -> str:
+    """What an exported file loses on the test pictures of the run that it is from, for people."""
+    recorded = load_training(model)
+    if recorded is None:
+        return f"not tested, since {model} is no run; `hf-seg evaluate {file} RECIPE --out DIR` does"
+    start_processes()
+    try:
+        with tempfile.TemporaryDirectory() as empty:  # a trainer wants a folder
+            trainer = examine(str(file), load(file), find_data(model), Path(empty), None, {}).trainer
+            trainer.evaluate(trainer.data.prepared["test"])
+    except Refusal as error:
+        return f"not tested: {error}"
+    before, after = recorded["test"]["mean_iou"], trainer.scores["mean_iou"]
+    trainer.release()
+    return f"test mIoU {after:.4f}: {before - after:.4f} below the run's {before:.4f} ({recorded['train']['precision']})"

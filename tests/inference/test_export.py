@@ -27,7 +27,7 @@ from hf_seg.inference.export import (
     export_onnx,
     generated_images,
 )
-from hf_seg.inference.onnx_file import load_model
+from hf_seg.inference.exported import load_model
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor

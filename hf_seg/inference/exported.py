@@ -1,0 +1,104 @@
+"""A file of `hf-seg export` in the place of a [`Segmenter`]: `.onnx`, or `.xml` of OpenVINO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_seg.data.geometry import Framing, Size
+from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
+from hf_seg.problem import Refusal
+
+NEEDED = ("class_names", "image_processor", "image_size", "resize")  # of the file's metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedSegmenter:
+    """What evaluation needs of a [`Segmenter`], from a file that onnxruntime or OpenVINO computes on the CPU."""
+
+    run: Callable[[np.ndarray], np.ndarray]  # pixel_values to logits
+    about: dict[str, Any]  # the file's metadata, see [`hf_seg.inference.export.metadata_of`]
+    model = None
+    has_queries = False
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.about["class_names"]
+
+    @property
+    def image_processor(self) -> SimpleNamespace:
+        """The settings of the image processor that the model had."""
+        return SimpleNamespace(**self.about["image_processor"])
+
+    @property
+    def value_range(self) -> list[float] | None:
+        return self.about.get("value_range")
+
+    @property
+    def framing(self) -> Framing:
+        height, width = self.about["image_size"]
+        return Framing(resize=self.about["resize"], size=(height, width), black=torch.zeros(3, 1, 1))
+
+    @property
+    def input_size(self) -> Size:
+        return self.framing.size
+
+    def scores(self, pixel_values: Tensor) -> Tensor:
+        """Logits, float32 `(batch, num_labels, h, w)`, for `pixel_values` `(batch, 3, height, width)`."""
+        return torch.from_numpy(self.run(pixel_values.float().cpu().numpy())).to(pixel_values.device)
+
+
+def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
+    """What [`load_segmenter`] loads, or a file that `hf-seg export` has written.
+
+    Raises:
+        Refusal: as [`load_segmenter`]; when the file's runtime is missing, or the file is not such a one.
+    """
+    path = Path(model)
+    if path.suffix not in RUNTIMES:
+        return load_segmenter(model)
+    name, open_file = RUNTIMES[path.suffix]
+    try:
+        run, metadata = open_file(path)
+        about = {name: json.loads(text) for name, text in metadata.items()}
+        if missing := [name for name in NEEDED if name not in about]:
+            raise ValueError(f"its metadata has no {', '.join(missing)}")
+        segmenter = ExportedSegmenter(run=run, about=about)
+        # raise when they are of another kind
+        segmenter.framing, segmenter.image_processor.do_normalize, ", ".join(segmenter.class_names)
+    except ImportError as error:
+        remedy = "run `pip install 'hf_seg[export]'`"
+        raise Refusal(path, f"{name} is not installed", remedy, code="evaluate") from error
+    except Exception as error:  # the runtimes' kinds have nothing else in common
+        what = f"cannot be read as a file of hf_seg ({said_by(error)})"
+        raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate") from error
+    return segmenter
+
+
+def _open_onnx(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    return lambda pixel_values: session.run(["logits"], {"pixel_values": pixel_values})[0], metadata
+
+
+def _open_openvino(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    # bf16, the default of processors that have it, would round what training has not
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    metadata = {name: value.astype(str) for name, value in model.get_rt_info(["hf_seg"]).astype(dict).items()}
+    return lambda pixel_values: compiled({"pixel_values": pixel_values})["logits"], metadata
+
+
+RUNTIMES = {".onnx": ("onnxruntime", _open_onnx), ".xml": ("openvino", _open_openvino)}
