@@ -90,12 +90,9 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
 
 def _skip(run: Run) -> dict[str, Any]:
     """The results of a run that was finished before."""
-    name, folder = run.recipe.name, run.folder
-    compared = "" if run.compared else "; its data was not compared, since it is in no folder here"
-    say_once(f"{name}: is finished, in {folder} (--overwrite trains it again){compared}")
-    if is_unpushed(folder, wanted=run.recipe.training.push_to_hub):
-        say_once(f"{name}: is not on the Hub yet; `hf-seg push {folder}` pushes it")
-    return load_results(folder)
+    if is_unpushed(run.folder, wanted=run.recipe.training.push_to_hub):
+        say_once(f"{run.recipe.name}: is not on the Hub yet; `hf-seg push {run.folder}` pushes it")
+    return load_results(run.folder)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ def format_plan(runs: list[Run]) -> str:
     lines = [f"{len(runs)} runs, in this order:"] if len(runs) > 1 else []
     for run in runs:
         name, state = run.recipe.name, "to resume" if run.state == "interrupted" else run.state
+        if state == "finished":
+            state += f", in {run.folder} (--overwrite trains it again)"
+            state += "" if run.compared else "; its data was not compared, since it is in no folder here"
         lines.append(f"{name}: {state}" + (f", {run.steps:,} step{'s' * (run.steps > 1)}" if run.steps else ""))
         if users := [other.recipe.name for other in runs if other.recipe.encoder_recipe == name]:
             known = run.named or run.state == "finished"

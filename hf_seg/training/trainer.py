@@ -269,10 +269,10 @@ class SegTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
-        if not self.crops:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        labels = inputs["labels"]
-        reduced = self.evaluation.reduce_logits(self.picture_scores(inputs["pixel_values"]), labels)
+        labels, scores = inputs["labels"], self.picture_scores(inputs["pixel_values"])
+        if not self.crops:  # no loss: `Evaluation` has its own, whatever the training's is
+            return None, scores, labels
+        reduced = self.evaluation.reduce_logits(scores, labels)
         ids, labels = (self._pad_across_processes(values) for values in (reduced[0], labels))
         return None, (ids, *reduced[1:]), labels
 

@@ -117,4 +117,4 @@ def test_a_run_records_and_applies_it(write_recipe, run, tmp_path):
     processor = json.loads((tmp_path / "runs/a/preprocessor_config.json").read_text())
     assert processor["do_normalize"] and processor["image_mean"] == [0.5] * 3
     assert "scaled to [-1, 1]" in (tmp_path / "runs/a/README.md").read_text()
-    assert "is finished" in run(recipe)[1]  # and not the run of another recipe
+    assert ": finished, in" in run(recipe)[1]  # and not the run of another recipe
