@@ -171,6 +171,43 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, Argument(metavar="MODEL", help="a run's folder, a Hub id, or a file of `hf-seg export`")],
+    data: Annotated[
+        str, Argument(metavar="RECIPE|DIR", help="a recipe, whose data is meant; or a folder of a run or of data")
+    ],
+    out: Annotated[Path, Option(metavar="DIR", help="new folder for the results")],
+    label_map: Annotated[
+        list[str] | None,
+        Option("--label_map", "--label-map", metavar="MODEL_CLASS=DATA_CLASS", help="of classes whose names differ"),
+    ] = None,
+) -> int:
+    """Score any model on the test pictures of any data."""
+    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.training.evaluate import describe_scores, evaluate
+
+    results = evaluate(model, load_model, data, out, label_map or ())
+    say(describe_scores(results, out), keep="\n")
+    return 0
+
+
+@app.command()
+def errors(
+    run_dir: Annotated[Path, Argument(metavar="RUN", help="a finished run's folder, or one of `hf-seg evaluate`")],
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="folder for errors.html; by default RUN", show_default=False)
+    ] = None,
+    count: Annotated[int, Option(min=1, help="pictures of the worst, and of masks that may be wrong")] = 8,
+) -> int:
+    """Show the test pictures that a model gets wrong, as a page."""
+    from hf_seg.inference.onnx_file import load_model
+    from hf_seg.training.errors import write_errors
+
+    say(write_errors(run_dir, load_model, out, count))
+    return 0
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[
         list[Path], Argument(metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm")

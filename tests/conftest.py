@@ -205,6 +205,35 @@ def run(tmp_path, monkeypatch, capsys, input_tree):
     return start
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of three steps, trained once, beside its recipe `a.json`; is not to be changed."""
+    from hf_seg import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = {
+        "model": TINY_MODELS["segformer"],
+        "data": {
+            "name": "synthetic_pet",
+            "augment": "standard",
+            "max_train_samples": 12,
+            "max_validation_samples": 2,
+            "max_test_samples": 6,
+        },
+        "training": {
+            "num_train_epochs": 1,
+            "global_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "bf16": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+        },
+    }
+    (folder / "a.json").write_text(json.dumps(recipe))
+    assert train.main([str(folder / "a.json"), "--output_dir", str(folder / "runs")]) == 0
+    return folder / "runs" / "a"
+
+
 MEAN_IOU = """
 import datasets
 import evaluate

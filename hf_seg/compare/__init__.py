@@ -32,13 +32,14 @@ CHUNK = 50  # resamples at a time: a matrix for each of them is held
 
 
 def look_up(results: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under `keys`, one inside the other; None where the last one is missing."""
-    return reduce(lambda part, key: part.get(key), keys, results)
+    """What stands under `keys`, one inside the other; None where the last one is missing, or one above it is null."""
+    return reduce(lambda part, key: part and part.get(key), keys, results)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its `results.json`, and the arrays beside it, None where a file is gone.
+    """A finished run or an evaluation: its folder, its `results.json`, and the arrays beside it, None where a file is
+    gone.
 
     Args:
         per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images.
@@ -60,22 +61,30 @@ class Run:
         return {section: keys for section, keys in self.results["recipe"].items() if section != "name"}
 
     @property
-    def seed(self) -> int:
-        return self.recipe["training"]["seed"]
+    def seed(self) -> int | None:
+        """None of an evaluation of a model whose training is not known."""
+        return look_up(self.recipe, ("training", "seed"))
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the runs of a recipe, which differ in their seeds only."""
+    """What is compared: the runs of a recipe, which differ in their seeds only; or evaluations."""
 
     name: str
     runs: tuple[Run, ...]
 
     @property
     def hardware(self) -> list[str]:
-        """What the runs were trained on, and in which precision; more than one where seeds differ in it."""
+        """What the runs were trained or evaluated on, and in which precision; more than one where seeds differ."""
         results = [run.results for run in self.runs]
-        return sorted({f"{each['environment']['hardware']}, {each['train']['precision']}" for each in results})
+        precisions = [(each["train"] or each["evaluation"])["precision"] for each in results]
+        pairs = zip(results, precisions, strict=True)
+        return sorted({f"{each['environment']['hardware']}, {precision}" for each, precision in pairs})
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the scores of a run come from `hf-seg evaluate`, which knows nothing of times and validation."""
+        return None in self.values("train")
 
     def values(self, *keys: str) -> list[Any]:
         """What each run's `results.json` has there, see [`look_up`]."""
@@ -110,7 +119,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare finished runs, at least two. Runs whose recipes differ in the seed only are one arm.
+    """Compare finished runs and evaluations, at least two. Runs whose recipes differ in the seed only are one arm.
 
     Raises:
         Refusal: when a folder holds no finished run, or the runs were not tested on the same images and classes.
@@ -122,20 +131,37 @@ def compare(folders: Sequence[Path]) -> Comparison:
     known = {name: matrices for name, matrices in known.items() if all(each is not None for each in matrices)}
     resampled = dict(zip(known, bootstrap([*known.values()]), strict=True))
     differences = [difference(first, second, resampled) for first, second in combinations(arms, 2)]
-    protocol = differing_keys([arm.runs[0].recipe | {"model": {}} for arm in arms])
+    return Comparison(tuple(arms), tuple(differences), differing_protocol(arms))
+
+
+def differing_protocol(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """The keys of data and training in which the arms differ, with the value of each; None where it is not known."""
+    recipes = [arm.runs[0].recipe | {"model": {}} for arm in arms]
+    known = next((recipe for recipe in recipes if recipe["training"]), None)
+    if known is None:
+        recipes = [recipe | {"training": {}} for recipe in recipes]
+    unknown = [number for number, recipe in enumerate(recipes) if recipe["training"] is None]
+    for number in unknown:  # does not differ by what nobody knows
+        augment = {"augment": known["data"]["augment"]}
+        recipes[number] |= {"training": known["training"], "data": recipes[number]["data"] | augment}
+    protocol = differing_keys(recipes)
     protocol.pop("training.seed", None)
-    return Comparison(tuple(arms), tuple(differences), protocol)
+    for key, values in protocol.items():
+        if key.startswith("training.") or key == "data.augment":
+            protocol[key] = [None if number in unknown else value for number, value in enumerate(values)]
+    return protocol
 
 
 def load_run(folder: Path) -> Run:
-    """Read a finished run.
+    """Read a finished run or an evaluation.
 
     Raises:
         Refusal: when there is none, a score is missing, or a file is damaged.
     """
-    results = load_results(folder)
+    results = load_results(folder, or_evaluation=True)
     scores = ["mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou.mean", "native.mean_iou"]
-    for key in [*(f"test.{score}" for score in scores), "validation.mean_iou"]:
+    validated = ["validation.mean_iou"] if results["validation"] else []
+    for key in [*(f"test.{score}" for score in scores), *validated]:
         if look_up(results, key.split(".")) is None:
             what, remedy = f"{key} is null, so there is nothing to compare", "leave this run out"
             raise Refusal(folder / RESULTS, what, remedy, code="run-score")
@@ -162,6 +188,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         }.items():
             # an older record has no `resize`
             ours, theirs = (look_up(each.results, keys) or "stretch" for each in (runs[0], run))
+            if keys[-1] == "image_size":  # [64, 64] is what 64 is
+                ours, theirs = (size if isinstance(size, list) else [size, size] for size in (ours, theirs))
             if ours != theirs:
                 what = f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours})"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
@@ -177,7 +205,8 @@ def group(runs: Sequence[Run]) -> list[Arm]:
             continue
         changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
         if changed or run.seed in {other.seed for other in arms[name]}:
-            why = "; ".join(changed) or f"both have the seed {run.seed}"
+            both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
+            why = "; ".join(changed) or f"both {both}"
             what = f"are two runs named {name}, but not two seeds ({why})"
             raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
         arms[name].append(run)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from hf_seg.compare import Arm
+from hf_seg.compare import Arm, look_up
 from hf_seg.runs.figure import COLOURS, FAINT, WIDTH, colour_masks, draw_columns, line_look, open_figure, shorten
 from hf_seg.runs.plots import draw_confusion
 
@@ -49,7 +49,7 @@ def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, fl
     """Of each epoch that has the value: epoch, mean over seeds, least and greatest."""
     values: dict[float, list[float]] = {}
     for run in arm.runs:
-        for entry in run.results["train"]["history"]:
+        for entry in look_up(run.results, ("train", "history")) or ():
             if entry.get(key) is not None:
                 values.setdefault(entry["epoch"], []).append(entry[key])
     return ((epoch, float(np.mean(own)), min(own), max(own)) for epoch, own in sorted(values.items()))
@@ -84,7 +84,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     A point an arm; bars are standard deviations over seeds.
     """
     costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
-    if len({hardware for arm in arms for hardware in arm.hardware}) == 1:
+    if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
         costs["images a second in training"] = (1, "train", "images_per_second")
     with open_figure_of_arms(arms, path, height=3.4, look=point_look) as figure:
         panels = figure.subplots(1, len(costs), sharey=True, squeeze=False).ravel()

@@ -23,6 +23,8 @@ def build_report(
         differences=comparison.differences,
         to_the_best=[difference for difference in comparison.differences if difference.first is best],
         protocol=comparison.protocol,
+        evaluated=[arm.name for arm in comparison.arms if arm.evaluated],
+        unknown=[arm.name for arm in comparison.arms if arm.runs[0].recipe["training"] is None],
         data=results["data"],
         size=describe_size(results["recipe"]["data"]),
         ceilings=results["test"]["native"]["ceilings"],
@@ -37,7 +39,7 @@ def build_report(
 def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
     """The mean over seeds of what `results.json` has under `keys`, and the deviation where there are several."""
     if None in arm.values(*keys):
-        return "–"  # as of a class that does not occur
+        return "–"  # as of a class that does not occur, or of an evaluation
     mean, deviation = arm.mean(*keys) / unit, arm.deviation(*keys)
     return format(mean, form) if deviation is None else f"{mean:{form}} ± {deviation / unit:{form}}"
 
@@ -47,10 +49,14 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arms = comparison.arms
     class_names = arms[0].runs[0].results["data"]["class_names"]
-    plot_learning(arms, folder / "learning.png")
-    plot_cost(arms, folder / "cost.png")
     plot_confusions(arms, class_names, folder / "confusions.png")
-    pictures = ["learning.png", "cost.png", "confusions.png"]
+    pictures = ["confusions.png"]
+    if not all(arm.evaluated for arm in arms):
+        plot_learning(arms, folder / "learning.png")
+        pictures.append("learning.png")
+    if not any(None in arm.values("model", "multiply_adds") for arm in arms):
+        plot_cost(arms, folder / "cost.png")
+        pictures.append("cost.png")
     if have_roc(arms):
         plot_roc_side_by_side(arms, class_names, folder / "roc.png")
         pictures.append("roc.png")

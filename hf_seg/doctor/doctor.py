@@ -65,11 +65,13 @@ def diagnose(
     if not report.would_start:
         return report
     report.problems += check_gpu()
+    from hf_seg.data.sources import recognise  # where torch is broken, check_packages has said so
+
     folders = [Path(path) for path in paths if Path(path).is_dir() and not (Path(path) / "recipe.json").is_file()]
     files = [Path(path) for path in paths if Path(path) not in folders]
     recipes = _load([path / "recipe.json" if path.is_dir() else path for path in files], overrides, report)
     sections = [(recipe.data, recipe.training) for recipe in recipes]
-    sections += [(data, TrainingRecipe()) for folder in folders for data in _recognise(folder)]
+    sections += [(data, TrainingRecipe()) for folder in folders for data in recognise(folder)]
     groups: dict[str, Sections] = {}  # runs on the same pairs: these are examined once, however they are prepared
     for data, training in sections:
         groups.setdefault(repr(dataclasses.replace(data, **PREPARATION)), []).append((data, training))
@@ -94,26 +96,6 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
         with suppress(RecipeError):  # is among the problems above
             recipes |= {recipe.path: recipe for recipe in load_recipes([file], overrides)}
     return list(recipes.values())
-
-
-def _recognise(folder: Path) -> list[DataRecipe]:
-    """The data sets that a folder holds."""
-    from hf_seg.data.sources import OFFICIAL
-    from hf_seg.data.sources.download import find_folder
-    from hf_seg.data.sources.table_files import is_table_folder
-
-    if not any((folder / name).exists() for name in ("masks", "classes.json")):
-        found = []
-        for name, source in OFFICIAL.items():
-            place = find_folder(source, str(folder))
-            archives = [place / archive.file_name for archive in source.ARCHIVES]
-            if (place / source.SIGN).is_dir() or any(archive.is_file() for archive in archives):
-                found.append(DataRecipe(name=name, root=str(folder)))
-        if found:
-            return found
-        if is_table_folder(folder):
-            return [DataRecipe(name="hub", path=str(folder))]
-    return [DataRecipe(name="folder", root=str(folder))]
 
 
 def _examine(

@@ -158,13 +158,10 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
     """Height and width of the model's input; refuse an image processor where they depend on the image."""
-    if segmenter.framing.size:
-        return segmenter.framing.size
-    wide, tall = (tuple(segmenter.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
-    if wide != tall:
+    if segmenter.input_size is None:
         what = "the image processor does not set one input size, and an ONNX file needs one"
         raise Refusal("", what, "set its size")
-    return wide
+    return segmenter.input_size
 
 
 def generated_images() -> list[Image.Image]:

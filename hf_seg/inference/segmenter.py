@@ -29,7 +29,7 @@ from transformers import (
 
 import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.data.classes import distinct_colors
-from hf_seg.data.geometry import Framing
+from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
 from hf_seg.problem import Refusal
@@ -52,6 +52,14 @@ class Segmenter:
     def framing(self) -> Framing:
         """How pictures meet the model's input."""
         return Framing.of(self.image_processor)
+
+    @cached_property
+    def input_size(self) -> Size | None:
+        """Height and width of the model's input; None where they follow from the picture."""
+        if self.framing.size:
+            return self.framing.size
+        wide, tall = (tuple(self.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
+        return wide if wide == tall else None
 
     @property
     def class_names(self) -> list[str]:

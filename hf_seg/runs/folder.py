@@ -24,6 +24,7 @@ from hf_seg.recipe.keys import DataRecipe
 from hf_seg.recipe.reading import RUN_FORMAT
 from hf_seg.runs.record import (
     CARD,
+    ERRORS,
     FORMAT,
     PER_IMAGE,
     PLOTS,
@@ -44,7 +45,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = "preprocessor_config.json"
 _NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *FCN_CODE, *WEIGHTS, PROCESSOR)
 _PATTERNS = [
-    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", "model.onnx")),  # the last is of `hf-seg export`
+    # the last two are of `hf-seg export` and `hf-seg errors`
+    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", "model.onnx", ERRORS)),
     r"model-\d+-of-\d+\.safetensors",
     r"runs/([^/]+/){1,2}events\.out\.tfevents\.[^/]+",  # TensorBoard's
     rf"(plots/)?{PARTIAL.pattern}",

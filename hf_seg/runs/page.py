@@ -1,4 +1,5 @@
-"""Pages in Markdown from templates that show the page: a value is text in it, unless it is [`Markdown`] already."""
+"""Pages from templates that show the page, in Markdown and in HTML: a value is text in it, unless it is [`Markdown`]
+already."""
 
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from hf_seg.text import Markdown, address, code, link, markdown, markdown_table
+from hf_seg.text import Markdown, address, code, link, markdown, markdown_table, printable
 
 
 def _align(table: str) -> str:
@@ -27,13 +28,16 @@ def describe_size(data: Mapping[str, Any]) -> str:
 
 
 # Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.
-PAGES = Environment(
-    loader=PackageLoader("hf_seg", "."),
-    finalize=markdown,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
+_OPTIONS = {
+    "loader": PackageLoader("hf_seg", "."),
+    "undefined": StrictUndefined,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "keep_trailing_newline": True,
+}
+PAGES = Environment(finalize=markdown, **_OPTIONS)
+HTML_PAGES = Environment(
+    autoescape=True, finalize=lambda value: printable(value) if type(value) is str else value, **_OPTIONS
 )
 PAGES.filters |= {
     "table": _align,

@@ -26,9 +26,11 @@ from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_sample
 from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
 
+EVALUATED = "evaluated"  # `status` of an evaluation, which is no run
 FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
 RESULTS = "results.json"
 CARD = "README.md"
+ERRORS = "errors.html"  # of `hf-seg errors`
 PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
 PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
@@ -55,39 +57,57 @@ _SCORES = {
     **dict.fromkeys(["per_category_iou", "per_category_accuracy"], dict[Text, float | None]),
     "confusion_matrix": list[list[int]],
 }
-# What every reader of `results.json` may rely on.
-NEEDED = object_of(
-    recipe=object_of(name=Text, **{name: object_of(**dict.fromkeys(keys, Any)) for name, keys in all_keys().items()}),
-    model=object_of(
-        arch=Text,
-        parameters=int,
-        multiply_adds=int,
-        logits_size=list[int],
-        init=object_of(frozen=bool, encoder=object_of(source=Text, sha256=Text | None), head=object_of(source=Text)),
-    ),
-    data=object_of(
-        **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], Text),
-        **dict.fromkeys(["homepage", "terms"], Text | None),
-        publish_images=bool,
-        class_names=list[Text],
-        counts=object_of(train=int, validation=int, test=int),
-        stored_size=object_of(test=list[int]),
-    ),
-    train=object_of(
-        **dict.fromkeys(["epochs", "seconds", "images_per_second"], float),
-        **dict.fromkeys(["steps", "world_size"], int),
-        precision=Text,
-        history=list[object_of(epoch=float, step=int)],
-    ),
-    validation=object_of(**_SCORES),
-    test=object_of(
-        **_SCORES,
-        boundary_iou=object_of(mean=float | None, per_category=dict[Text, float | None]),
-        native=object_of(mean_iou=float | None, ceilings=dict[Text, float | None]),
-        roc_auc=dict[Text, float | None],
-    ),
-    environment=object_of(hardware=Text),
-)
+
+
+def _needed(evaluation: bool) -> type:
+    """What every reader of `results.json` may rely on. In that of an evaluation, which has one key more, what is of a
+    training is null where there was none here."""
+
+    def trained(kind: Any) -> Any:
+        return kind | None if evaluation else kind
+
+    sections = {name: object_of(**dict.fromkeys(keys, Any)) for name, keys in all_keys().items()}
+    own = {"evaluation": object_of(model=Text, precision=Text, label_map=dict[Text, Text])} if evaluation else {}
+    return object_of(
+        **own,
+        recipe=object_of(name=Text, **sections | {"training": trained(sections["training"])}),
+        model=object_of(
+            arch=Text,
+            parameters=trained(int),
+            multiply_adds=trained(int),
+            logits_size=list[int],
+            init=trained(
+                object_of(frozen=bool, encoder=object_of(source=Text, sha256=Text | None), head=object_of(source=Text))
+            ),
+        ),
+        data=object_of(
+            **dict.fromkeys(["name", "title", "split_rule", "fingerprint"], Text),
+            **dict.fromkeys(["homepage", "terms"], Text | None),
+            publish_images=bool,
+            class_names=list[Text],
+            counts=object_of(train=int, validation=int, test=int),
+            stored_size=object_of(test=list[int]),
+        ),
+        train=trained(
+            object_of(
+                **dict.fromkeys(["epochs", "seconds", "images_per_second"], float),
+                **dict.fromkeys(["steps", "world_size"], int),
+                precision=Text,
+                history=list[object_of(epoch=float, step=int)],
+            )
+        ),
+        validation=trained(object_of(**_SCORES)),
+        test=object_of(
+            **_SCORES,
+            boundary_iou=object_of(mean=float | None, per_category=dict[Text, float | None]),
+            native=object_of(mean_iou=float | None, ceilings=dict[Text, float | None]),
+            roc_auc=dict[Text, float | None],
+        ),
+        environment=object_of(hardware=Text),
+    )
+
+
+NEEDED = {"finished": _needed(False), EVALUATED: _needed(True)}  # by `status`
 # Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
@@ -112,7 +132,7 @@ def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     own = recipes[0]["data"]["name"] in ("folder", "hub")  # whose root says what the data is
     machine = MACHINE_KEYS | ({"data": {"cache"}} if own else {})
     for section in recipes[0]:
-        sections = [recipe.get(section, {}) for recipe in recipes]
+        sections = [recipe.get(section) or {} for recipe in recipes]
         for key in sorted({key for given in sections for key in given} - machine.get(section, set())):
             default = keys.get(section, {}).get(key, {}).get("default")
             values = [given.get(key, default) for given in sections]
@@ -135,10 +155,11 @@ def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], de
 
 def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
     """Write, in the main process, what a finished run leaves beside its model: pictures, card, arrays and, last,
-    `results.json`.
+    `results.json`; of an evaluation, without curves and card.
 
     Args:
-        record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`.
+        record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`; the
+            first two are None in an evaluation.
         samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
 
     Returns:
@@ -147,14 +168,17 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
     test = dict(record["test"])
     roc, per_image = test.pop("roc"), test.pop("per_image")
     test["roc_auc"] = {name: curve["auc"] for name, curve in roc.items()}
-    results = record | {"status": "finished", "test": test}
+    trained = record["train"] is not None
+    results = record | {"status": "finished" if trained else EVALUATED, "test": test}
     if PartialState().is_main_process:
         plots = {name: folder / path for name, path in PLOTS.items()}
-        plot_curves(results["train"]["history"], plots["curves"], describe_loss(results["recipe"]["training"]))
+        if trained:
+            loss = describe_loss(results["recipe"]["training"])
+            plot_curves(results["train"]["history"], plots["curves"], loss)
+            (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
-        (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
         save_arrays(folder / PER_IMAGE, confusion=per_image)
         save_arrays(folder / ROC, **stack_curves(roc))
         pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
@@ -177,17 +201,25 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def load_results(run_dir: Path) -> dict[str, Any]:
-    """A finished run's `results.json`, with all that [`NEEDED`] names.
+def load_results(run_dir: Path, or_evaluation: bool = False) -> dict[str, Any]:
+    """A finished run's `results.json`, or also that of an evaluation, with all that [`NEEDED`] names.
 
     Raises:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
     path, kind, remedy = run_dir / RESULTS, "a finished run", "pass --overwrite to train the run again"
     missing = "it is no finished run", "name another folder"
-    results = load_record(path, "format", NEEDED, kind, remedy, missing, remedy)
+    results = load_record(path, "format", dict, kind, remedy, missing, remedy)
+    evaluated = results.get("status") == EVALUATED
+    if evaluated and not or_evaluation:
+        what = "is of an evaluation, and the folder has no model"
+        raise Refusal(path, what, "name the run's own folder", code="record")
+    if evaluated:
+        kind, remedy = "an evaluation", "evaluate the model again, into another folder"
+    if fault := find_fault(results, NEEDED[EVALUATED if evaluated else "finished"]):
+        raise _fault(path, kind, fault, remedy)
     count = len(results["data"]["class_names"])
-    for matrix in (results["validation"]["confusion_matrix"], results["test"]["confusion_matrix"]):
+    for matrix in (results[split]["confusion_matrix"] for split in ("validation", "test") if results[split]):
         if any(len(part) != count for part in (matrix, *matrix)):
             raise _fault(path, kind, f"a confusion_matrix is not of {count} classes", remedy)
     return results

@@ -27,10 +27,13 @@ from hf_seg.inference.export import (
     export_onnx,
     generated_images,
 )
+from hf_seg.inference.onnx_file import load_model
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Problem, Refusal
+from hf_seg.runs.record import PER_IMAGE, load_arrays, load_results
+from hf_seg.training.evaluate import examine, find_data
 
 NAMES = {0: "cat", 1: "dog", 2: "ground"}
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -118,6 +121,31 @@ def test_file_agrees_with_pytorch(exported):
         expected = segmenter.model(pixel_values=pixel_values).logits.numpy()
     assert logits.shape == expected.shape and np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
     assert len(np.unique(expected.argmax(axis=1))) > 1
+
+
+def test_the_file_is_evaluated_as_its_model(exported, tmp_path):
+    folder, file, _ = exported
+    counts = {f"max_{split}_samples": count for split, count in (("train", 1), ("validation", 1), ("test", 5))}
+    recipe = {"model": {"arch": "fcn"}, "data": {"name": "synthetic_pet", **counts}, "training": {}}
+    (tmp_path / "pets.json").write_text(json.dumps(recipe))
+    same = {"cat": "foreground", "dog": "background", "ground": "boundary"}
+    options = [f"--label_map={ours}={theirs}" for ours, theirs in same.items()]
+    out = tmp_path / "out"
+    assert cli.main(["evaluate", str(file), str(tmp_path / "pets.json"), "--out", str(out), *options]) == 0
+    results, found = load_results(out, or_evaluation=True), load_arrays(out / PER_IMAGE)["confusion"]
+    examination = examine("it", load_model(folder), find_data(tmp_path / "pets.json"), tmp_path, None, same)
+    expected = examination.trainer.test()["per_image"]
+    assert np.abs(found - expected).sum() <= 0.001 * expected.sum() and (found.sum(axis=(0, 1)) > 0).sum() > 1
+    assert results["model"]["class"] == "an ONNX file" and results["model"]["parameters"] is None
+    assert results["recipe"]["data"]["normalize"] == examination.normalized
+    height, width = results["model"]["logits_size"]
+    assert load_model(file).scores(torch.zeros(2, 3, 64, 64)).shape == (2, 3, height, width)
+
+
+def test_a_file_of_others_is_not_evaluated(quick, tmp_path, capsys):
+    export.write_onnx(None, tmp_path / "a.onnx")
+    assert cli.main(["evaluate", str(tmp_path / "a.onnx"), "quickstart-fcn", "--out", str(tmp_path / "out")]) == 2
+    assert "hf_seg (its metadata has no image_size, resize); name a file that" in capsys.readouterr().err
 
 
 def test_file_says_what_it_takes_and_what_it_gives(exported):

@@ -11,20 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from query_models import save_query_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     DetrConfig,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
-    MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
-    MaskFormerImageProcessor,
     SegformerConfig,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
-    SwinConfig,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -51,67 +45,11 @@ TINY_SEGFORMER = {
 }
 
 
-def tiny_query_model(kind):
-    backbone = SwinConfig(
-        image_size=32,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    if kind == "mask2former":
-        return Mask2FormerForUniversalSegmentation(
-            Mask2FormerConfig(
-                backbone_config=backbone,
-                id2label=NAMES,
-                feature_size=32,
-                mask_feature_size=32,
-                hidden_dim=32,
-                encoder_feedforward_dim=16,
-                dim_feedforward=16,
-                encoder_layers=1,
-                decoder_layers=2,
-                num_attention_heads=2,
-                num_queries=7,
-            )
-        )
-    decoder = DetrConfig(
-        encoder_layers=1,
-        decoder_layers=1,
-        d_model=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=7,
-    )
-    return MaskFormerForInstanceSegmentation(
-        MaskFormerConfig(
-            backbone_config=backbone,
-            id2label=NAMES,
-            fpn_feature_size=32,
-            mask_feature_size=32,
-            decoder_config=decoder,
-        )
-    )
-
-
 @pytest.fixture(scope="module", params=["mask2former", "maskformer"])
 def folder(request, tmp_path_factory):
     """A query model with random weights, whose image processor keeps the sides' ratio."""
-    torch.manual_seed(0)
-    model = tiny_query_model(request.param)
-    # random queries are all alike: spread their classes and masks, so that several classes win
-    torch.nn.init.normal_(model.class_predictor.weight, std=0.3)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and ("queries" in name or "mask_embedder" in name):
-            torch.nn.init.normal_(parameter, std=0.05 if "mask_embedder.2." in name else 1.0)
     path = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(path)
-    kind = Mask2FormerImageProcessor if request.param == "mask2former" else MaskFormerImageProcessor
-    kind(size={"shortest_edge": 64, "longest_edge": 128}, size_divisor=32).save_pretrained(path)
-    return path
+    return save_query_model(path, request.param, NAMES, shortest_edge=64, longest_edge=128)
 
 
 @pytest.fixture(scope="module")

@@ -8,34 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_seg import cli, train
+from hf_seg import cli
 from hf_seg.scoring.loss import SegLoss
 from hf_seg.training import repro, setup
-
-TINY = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32}
-DATA = {"max_train_samples": 12, "max_validation_samples": 2, "max_test_samples": 2}
-TRAINING = {
-    "num_train_epochs": 1,
-    "global_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of three steps, trained once; its two parts of a batch are summed up."""
-    folder = tmp_path_factory.mktemp("finished")
-    recipe = {
-        "model": {"arch": "segformer", "config": TINY},
-        "data": {"name": "synthetic_pet", "augment": "standard", "image_size": 32, **DATA},
-        "training": TRAINING,
-    }
-    (folder / "a.json").write_text(json.dumps(recipe))
-    assert train.main([str(folder / "a.json"), "--output_dir", str(folder / "runs")]) == 0
-    return folder / "runs" / "a"
 
 
 @pytest.fixture

@@ -5,20 +5,17 @@ name in recipe/keys.py; CONTRIBUTING.md has the steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict, Features
 
 from hf_seg.data.columns import StoredImage
 from hf_seg.data.pairs import ALL, Listing
-from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table
+from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table, table_files
 from hf_seg.data.sources.download import fetch_parts, find_folder
 from hf_seg.data.sources.layouts import find_layout
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
-
-if TYPE_CHECKING:
-    from hf_seg.recipe.keys import DataRecipe
+from hf_seg.recipe.keys import DataRecipe
 
 OFFICIAL = {"oxford_pet": oxford_pet, "cityscapes": cityscapes}
 SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, synthetic.PET_SPEC, synthetic.CITYSCAPES_SPEC)}
@@ -30,6 +27,22 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
         root = folder.find_root(data.root)
         return folder.build_spec(root, find_layout(root, data.layout))
     return table.build_hub_spec(data) if data.name == "hub" else SPECS[data.name]
+
+
+def recognise(root: Path) -> list[DataRecipe]:
+    """The data sets that a folder holds, one of them your own if there is no other."""
+    if not any((root / name).exists() for name in ("masks", "classes.json")):
+        found = []
+        for name, source in OFFICIAL.items():
+            place = find_folder(source, str(root))
+            files = [place / archive.file_name for archive in source.ARCHIVES]
+            if (place / source.SIGN).is_dir() or any(file.is_file() for file in files):
+                found.append(DataRecipe(name=name, root=str(root)))
+        if found:
+            return found
+        if table_files.is_table_folder(root):
+            return [DataRecipe(name="hub", path=str(root))]
+    return [DataRecipe(name="folder", root=str(root))]
 
 
 def fetch(data: DataRecipe) -> None:

@@ -1,0 +1,330 @@
+"""`hf-seg evaluate`: any model, scored on any data by the pass that a training's test takes.
+
+Its folder holds what a run keeps of its test, so that `hf-seg compare` takes it beside runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from hf_seg.data import SegData, load_pairs
+from hf_seg.data.cache import prepare_splits
+from hf_seg.data.geometry import Size
+from hf_seg.data.sources import recognise
+from hf_seg.data.transforms import build_transforms
+from hf_seg.models.build import measure_forward
+from hf_seg.problem import Refusal, did_you_mean
+from hf_seg.processes import say_once, start_processes
+from hf_seg.recipe import ModelRecipe, Recipe, TrainingRecipe, load_recipes
+from hf_seg.recipe.keys import NORMALIZATIONS, DataRecipe
+from hf_seg.runs.folder import RECORD, Run
+from hf_seg.runs.record import RESULTS, begin_record, finish_run, load_results
+from hf_seg.scoring.upsampling import upsample
+from hf_seg.training.setup import build_trainer
+from hf_seg.training.trainer import SegTrainer
+
+if TYPE_CHECKING:
+    from hf_seg.inference.onnx_file import OnnxSegmenter
+    from hf_seg.inference.segmenter import Segmenter
+
+NEVER = -1e4  # the logit of a class that the model does not have: infinity times a weight of 0 would be no number
+SQUARE = 32  # what the side of an input is a multiple of
+# of a run's training section: what its test depends on, down to the rounding
+OF_THE_TEST = ("global_train_batch_size", "gradient_accumulation_steps", "channels_last")
+# which needs neither the weights that the recipe begins with nor its trackers
+DATA_ONLY = "--model.init scratch --model.encoder_weights null --model.freeze_encoder false --training.report_to none"
+
+
+class DataClasses(nn.Module):
+    """A segmenter as a model of the data's classes: `pixel_values` as a trainer gives them to `logits`.
+
+    Args:
+        members (`Sequence[Sequence[int]]`): of each class of the data, the ids of the model's classes that it has.
+            Several are added up as probabilities; a class that has none is never predicted.
+        pixels (`tuple`, *optional*): mean and standard deviation to normalise by, and whether the model wants blue
+            first; where a trainer's transform does not do it.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter | OnnxSegmenter, members: Sequence[Sequence[int]], pixels: tuple | None = None
+    ):
+        super().__init__()
+        self.model, self.segmenter, self.members, self.pixels = segmenter.model, segmenter, members, pixels
+
+    def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
+        if self.pixels is not None:
+            mean, std, blue_first = self.pixels
+            pixel_values = F.normalize(pixel_values.flip(1) if blue_first else pixel_values, mean, std)
+        scores, queries = self.segmenter.scores(pixel_values), self.segmenter.has_queries
+        add = torch.sum if queries else torch.logsumexp
+        empty = torch.full_like(scores[:, 0], 0 if queries else NEVER)
+        maps = [
+            scores[:, ids[0]] if len(ids) == 1 else add(scores[:, ids], dim=1) if ids else empty
+            for ids in self.members
+        ]
+        scores = torch.stack(maps, dim=1)
+        if queries:  # are no logits, and are enlarged as they are, as prediction does
+            scores = upsample(scores, tuple(pixel_values.shape[-2:]))
+            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+        return SemanticSegmenterOutput(logits=scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """A model before the test pictures of some data."""
+
+    trainer: SegTrainer
+    members: list[list[int]]  # as of [`DataClasses`]
+    resize: str  # how pictures get the size of the model's input, see `data.resize`
+    size: Size
+    normalized: str | None  # as of `data.normalize`; None where there is no name for it
+
+
+def evaluate(
+    model: str | Path,
+    load: Callable[[str | Path], Segmenter | OnnxSegmenter],
+    data: str | Path,
+    out: Path,
+    label_map: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Score a model on the test split of some data, and write what a run keeps of its test: `results.json`, the
+    matrices of the images, ROC curves, samples and plots.
+
+    Args:
+        model: what `load` takes. Of a finished run, the precision is kept too.
+        load: [`hf_seg.inference.onnx_file.load_model`], handed over since inference is another package.
+        data: a recipe's file or name, of which the data section counts; or a folder: that of a run, one with a
+            `recipe.json`, or one of data, as [`hf_seg.data.sources.recognise`] takes it.
+        out: the folder to write to, new or empty.
+        label_map: `MODEL_CLASS=DATA_CLASS` for classes whose names differ.
+
+    Returns:
+        `dict`: the content of `results.json`.
+
+    Raises:
+        Refusal: when the folder is not empty, the data or the names cannot be used, or no class is in both.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refusal(out, "exists, and is not an empty folder", "name another folder by --out", code="evaluate")
+    start_processes()
+    recorded = load_training(model)
+    section, renamed = find_data(data), parse_label_map(label_map)
+    segmenter = load(model)
+    examination = examine(str(model), segmenter, section, out, recorded, renamed)
+    trainer = examination.trainer
+    spec, names = trainer.data.spec, segmenter.class_names
+    say_once(describe_classes(spec.class_names, names, examination.members), keep="\n")
+    height, width = examination.size
+    how = f"{width}×{height} pixels by {examination.resize}, {trainer.precision}"
+    if recorded and recorded["train"]["precision"] != trainer.precision:
+        how += f" (the run was trained and tested in {recorded['train']['precision']}, which this device lacks)"
+    say_once(f"{len(trainer.data.splits['test']):,} test pictures of {spec.title or spec.name}; {how}")
+
+    described = recorded["model"] if recorded else describe_model(segmenter, trainer, examination.size)
+    device = PartialState().device
+    record = begin_record(trainer.run.recipe, described, trainer.data.describe(), device)
+    record["recipe"]["training"] = recorded and recorded["recipe"]["training"]
+    record["recipe"]["data"]["normalize"] = examination.normalized
+    used = {number for ids in examination.members for number in ids}
+    record["evaluation"] = {
+        "model": str(Path(model).resolve()) if Path(model).exists() else str(model),
+        "precision": trainer.precision,
+        "label_map": renamed,
+        "classes": {
+            name: [names[number] for number in ids]
+            for name, ids in zip(spec.class_names, examination.members, strict=True)
+        },
+        "left_out": [name for number, name in enumerate(names) if number not in used],
+    }
+    test = trainer.test()
+    if not all(examination.members):
+        test["loss"] = None  # infinite, where a class occurs that is never predicted
+    record |= {"train": None, "validation": None, "test": test}
+    results = finish_run(out, record, trainer.sample(), spec)
+    trainer.release()
+    return results
+
+
+def load_training(model: str | Path) -> dict[str, Any] | None:
+    """The `results.json` of the run that a model is of; None of a model that is no run here."""
+    return load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
+
+
+def find_data(data: str | Path) -> DataRecipe:
+    """The data section of a recipe, or that of a folder."""
+    place = Path(data).expanduser()
+    if place.is_dir():
+        files = [place / name for name in (RECORD, "recipe.json") if (place / name).is_file()]
+        if not files:
+            found = recognise(place)
+            if len(found) > 1:
+                what = f"holds several data sets: {', '.join(each.name for each in found)}"
+                raise Refusal(place, what, "name a recipe whose data section says which one", code="evaluate")
+            return found[0]
+        place = files[0]
+    return load_recipes([place if place.exists() else data], DATA_ONLY.split())[-1].data
+
+
+def parse_label_map(given: Sequence[str]) -> dict[str, str]:
+    """`MODEL_CLASS=DATA_CLASS`, each, as a mapping."""
+    for text in given:
+        if not all(text.partition("=")):
+            what, remedy = f"{text!r} is not MODEL_CLASS=DATA_CLASS", "write both names with = between them"
+            raise Refusal("--label_map", what, remedy, code="evaluate")
+    return dict(text.split("=", 1) for text in given)
+
+
+def examine(
+    model: str,
+    segmenter: Segmenter | OnnxSegmenter,
+    section: DataRecipe,
+    folder: Path,
+    recorded: Mapping[str, Any] | None,
+    label_map: Mapping[str, str],
+) -> Examination:
+    """Make what tests a model: of its own size and normalisation, and of a run's own precision.
+
+    Args:
+        model: what the segmenter was loaded from.
+        section ([`DataRecipe`]): which pairs.
+        folder (`Path`): for the trainer; it writes nothing there.
+        recorded (`dict`, *optional*): `results.json` of the run that the model is of.
+    """
+    spec, splits, dropped = load_pairs(section)
+    members = match_classes(segmenter.class_names, spec.class_names, label_map)
+    size, resize = segmenter.input_size, segmenter.framing.resize
+    if size is None:  # it follows from the picture; then the largest square of it
+        longest = max(segmenter.prepare(splits["test"][0]["image"]).shape[-2:])
+        size, resize = (-(-longest // SQUARE) * SQUARE,) * 2, "letterbox"
+    pixels = pixels_of(segmenter.image_processor)
+    normalized = _name_of(*pixels)
+    augment = recorded["recipe"]["data"]["augment"] if recorded else "none"
+    section = replace(section, resize=resize, normalize=normalized or "none", augment=augment)
+    # no recipe could have every size that a model has, so that this one is not checked
+    section.image_size = size[0] if size[0] == size[1] else [*size]
+    if segmenter.value_range:
+        section.value_range = segmenter.value_range
+    recipe = Recipe(
+        name=folder.resolve().name,
+        path=folder,
+        model=ModelRecipe(**recorded["recipe"]["model"])
+        if recorded
+        else ModelRecipe(arch="auto", path=model, init="model"),
+        data=section,
+        training=_training_of(recorded),
+    )
+    transforms = build_transforms(section, spec)
+    prepared = prepare_splits(DatasetDict(test=splits["test"]), spec, transforms, section.cache)["test"]
+    # a trainer asks for three splits; nothing is trained
+    data = SegData(
+        spec=spec, splits=splits, transforms=transforms, prepared=dict.fromkeys(splits, prepared), dropped=dropped
+    )
+    judged = DataClasses(segmenter, members, None if normalized else pixels)
+    trainer = build_trainer(Run(recipe, folder), data, judged, quiet=True)
+    return Examination(trainer=trainer, members=members, resize=resize, size=size, normalized=normalized)
+
+
+def _training_of(recorded: Mapping[str, Any] | None) -> TrainingRecipe:
+    """What a test needs of a training section: a run's own, or one image at a time at least, in fp32."""
+    if recorded is None:
+        return TrainingRecipe(global_train_batch_size=1, bf16=False, fp16=False, report_to="none")
+    training, precision = recorded["recipe"]["training"], recorded["train"]["precision"]
+    return TrainingRecipe(
+        **{key: training[key] for key in OF_THE_TEST},
+        bf16=precision == "bf16" and (training["bf16"] is True or "auto"),
+        fp16=precision == "fp16" and PartialState().device.type == "cuda",
+        report_to="none",
+    )
+
+
+def match_classes(
+    model_names: Sequence[str], data_names: Sequence[str], label_map: Mapping[str, str]
+) -> list[list[int]]:
+    """Of each class of the data, the ids of the model's classes that are the same by `label_map`, else by their names
+    in any case.
+
+    Raises:
+        Refusal: when `label_map` names a class that is not there, or no class is in both.
+    """
+    place = "--label_map"
+    for kind, known, names in (("model", model_names, label_map), ("data", data_names, label_map.values())):
+        for name in names:
+            if name not in known:
+                what = f"the {kind} has no class {name!r}"
+                remedy = did_you_mean(name, known, f"it has {', '.join(known)}")
+                raise Refusal(place, what, remedy, code="evaluate")
+    same = {name.casefold(): name for name in reversed(data_names)} | {name: name for name in data_names}
+    wanted = [label_map.get(name, same.get(name, same.get(name.casefold()))) for name in model_names]
+    members = [[number for number, name in enumerate(wanted) if name == each] for each in data_names]
+    if not any(members):
+        what = f"no class of the model ({', '.join(model_names)}) has the name of one of the data "
+        remedy = "say which are the same: --label_map MODEL_CLASS=DATA_CLASS, once for each"
+        raise Refusal("classes", f"{what}({', '.join(data_names)})", remedy, code="evaluate")
+    return members
+
+
+def describe_classes(data_names: Sequence[str], model_names: Sequence[str], members: Sequence[Sequence[int]]) -> str:
+    """Which class of the model is which of the data, for people."""
+    width = max(map(len, ("data", *data_names)))
+    lines = [f"{'data':{width}}  model"]
+    for name, ids in zip(data_names, members, strict=True):
+        own = ", ".join(model_names[number] for number in ids) or "– (the model has none: it is never predicted)"
+        lines.append(f"{name:{width}}  {own}")
+    used = {number for ids in members for number in ids}
+    if rest := [name for number, name in enumerate(model_names) if number not in used]:
+        lines.append(f"not among the data's, so left out of the prediction: {', '.join(rest)}")
+    return "\n".join(lines)
+
+
+def pixels_of(image_processor: Any) -> tuple[list[float], list[float], bool]:
+    """Mean and standard deviation of each channel of pixels in [0, 1] that an image processor normalises by, and
+    whether it puts blue first."""
+    mean, std = [0.0] * 3, [1.0] * 3
+    if image_processor.do_normalize:
+        mean, std = [*image_processor.image_mean], [*image_processor.image_std]
+    scale = 255 * (image_processor.rescale_factor if image_processor.do_rescale else 1)
+    blue_first = bool(getattr(image_processor, "do_flip_channel_order", False))
+    return [value / scale for value in mean], [value / scale for value in std], blue_first
+
+
+def _name_of(mean: list[float], std: list[float], blue_first: bool) -> str | None:
+    """The `data.normalize` of a recipe that does the same."""
+    known = NORMALIZATIONS | {"none": ([0.0] * 3, [1.0] * 3)}
+    return next((name for name, values in known.items() if values == (mean, std) and not blue_first), None)
+
+
+def describe_model(segmenter: Segmenter | OnnxSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
+    """What `results.json` says of a model that was not trained here; None is what is not known."""
+    model = segmenter.model
+    logits = trainer.predict_logits(torch.zeros(1, 3, *size))
+    counted = {"multiply_adds": None, "logits_size": list(logits.shape[-2:])}
+    if model is not None and not segmenter.has_queries:
+        counted = measure_forward(model, size)
+    return {
+        "arch": "onnx" if model is None else model.config.model_type,
+        "class": "an ONNX file" if model is None else type(model).__name__,
+        "parameters": None if model is None else model.num_parameters(),
+        **counted,
+        "init": None,
+    }
+
+
+def describe_scores(results: Mapping[str, Any], out: Path) -> str:
+    """The main scores, for people, and where the others are."""
+    test = results["test"]
+    scores = {
+        "mIoU": test["mean_iou"],
+        "pixel accuracy": test["overall_accuracy"],
+        "mIoU at the pictures' own size": test["native"]["mean_iou"],
+    }
+    return "test " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) + f"; all scores: {out}"
