@@ -83,14 +83,14 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         # ones that leave alone what it has loaded.
         from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 
-        if module is self.decoder:
-            initialize_decoder(module)
-        elif module is self.segmentation_head:
-            initialize_head(module)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            module.reset_parameters()
-        else:
+        if not isinstance(module, nn.Conv2d | nn.Linear):
             super()._init_weights(module)
+        elif module in {*self.decoder.modules()}:
+            initialize_decoder(module)
+        elif module in {*self.segmentation_head.modules()}:
+            initialize_head(module)
+        else:  # as torch draws them; each encoder of timm has a way of its own
+            module.reset_parameters()
         # What timm does not save (blur kernels, rotary positions) is not in a checkpoint either.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -36,7 +37,7 @@ TINY = {
     "unet": (CNN, UNET),
     "unetplusplus": (CNN, UNET),
     "deeplabv3plus": (CNN, {"decoder_channels": 16, "decoder_atrous_rates": [1, 2, 3]}),
-    "fpn": (CNN, {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 8}),
+    "fpn": (CNN, {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}),
     "upernet": (CNN, {"decoder_channels": 16}),
     "dpt": (
         VIT,
@@ -110,7 +111,7 @@ def test_missing_tensors_are_drawn_as_in_a_new_model(tmp_path):
     assert (loaded["segmentation_head.0.bias"] == 0).all()  # as smp begins
     for name in missing:
         assert not torch.equal(loaded[name], state[name])
-        assert 0.5 < loaded[name].std() / state[name].std() < 2
+        assert (0.2 if "encoder" in name else 0.8) < loaded[name].std() / state[name].std() < 1.25
     head = {"segmentation_head.0.weight", "segmentation_head.0.bias"}
     assert all(torch.equal(loaded[name], state[name]) for name in state.keys() - missing - head)
 
@@ -160,12 +161,12 @@ def test_weights_of_timm(tmp_path, architecture):
     model, provenance = build_model(recipe(architecture, init="imagenet", encoder_weights=str(file)), SPEC)
     ours = model.encoder.state_dict()
     assert provenance["encoder"]["tensors_loaded"] == len(ours)
-    conv = {CNN: "conv1.weight", VIT: "patch_embed.proj.weight"}[encoder]
-    (name,) = (name for name in ours if name.endswith(conv) and "layer" not in name)
-    assert torch.equal(ours[name], theirs.state_dict()[conv])
+    # a ViT keeps its classifier, which nothing uses; a CNN does not
+    assert all(torch.equal(tensor, theirs.state_dict()[name.removeprefix("model.")]) for name, tensor in ours.items())
 
-    save_file({n: t for n, t in theirs.state_dict().items() if n != conv}, file)
-    with pytest.raises(RecipeError, match=f"{conv} is missing"):
+    first = next(iter(theirs.state_dict()))
+    save_file({n: t for n, t in theirs.state_dict().items() if n != first}, file)
+    with pytest.raises(RecipeError, match=f"another architecture or size than the recipe's encoder.*{first}"):
         build_model(recipe(architecture, init="imagenet", encoder_weights=str(file)), SPEC)
 
 
@@ -173,7 +174,7 @@ def test_the_encoder_of_another_run(tmp_path):
     source = tiny("unet", seed=3)
     source.save_pretrained(tmp_path)
     start = {"init": "checkpoint", "encoder_weights": str(tmp_path), "freeze_encoder": True}
-    config = {"encoder_depth": 3, "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 8}
+    config = {"encoder_depth": 3, "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
     model, _ = build_model(recipe("fpn", config=config, **start), SPEC)
     ours, theirs = model.encoder.state_dict(), source.encoder.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -193,6 +194,11 @@ def test_the_names_of_architectures_are_smps():
         assert found.__name__ == class_name and inspect.getfile(found).endswith(file)
 
 
+def not_installed(name):
+    if name == "segmentation_models_pytorch":
+        raise ImportError(f"No module named '{name}'")
+
+
 def test_a_saved_model_carries_its_code_which_names_what_is_missing(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path)
     build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path)
@@ -203,10 +209,11 @@ def test_a_saved_model_carries_its_code_which_names_what_is_missing(tmp_path, mo
     for module in (configuration_smp, modeling_smp):
         name = module.__name__.rpartition(".")[2] + ".py"
         assert (tmp_path / name).read_text() == inspect.getsource(module)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(ImportError, match="pip install segmentation_models_pytorch"):  # as stock transformers loads it
-        get_class_from_dynamic_module("modeling_smp.SmpForSemanticSegmentation", str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match="pip install segmentation_models_pytorch"):
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        patch.setattr("transformers.dynamic_module_utils.importlib", SimpleNamespace(import_module=not_installed))
+        get_class_from_dynamic_module("modeling_smp.SmpForSemanticSegmentation", str(tmp_path))  # as without hf_seg
     with pytest.raises(Refusal, match="not installed: run `pip install segmentation-models-pytorch`"):
         load_segmenter(tmp_path)
 
