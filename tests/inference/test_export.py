@@ -66,7 +66,7 @@ def save_model(path, arch):
         head = model.classifier[-1] if arch == "fcn" else model.decode_head.classifier
     torch.nn.init.normal_(head.weight, std=1.0)
     model.save_pretrained(path)
-    build_image_processor(size=(64, 64), normalize="none" if arch == "fcn" else "imagenet").save_pretrained(path)
+    build_image_processor(size=(64, 64), normalize="imagenet" if arch == "segformer" else "none").save_pretrained(path)
 
 
 @pytest.fixture(scope="module", params=["fcn", "segformer", "unet"])
