@@ -225,7 +225,8 @@ def _build_config(
     except Exception as error:  # whatever the libraries raise, it is about these few values
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
-        raise RecipeError(where, f"no {model.path or model.arch} can be built: {said}") from error
+        on = f" on {config.encoder}" if model.arch == "smp" else ""
+        raise RecipeError(where, f"no {model.path or model.arch}{on} can be built: {said}") from error
     if spec is not None:
         config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
     return config, model_class

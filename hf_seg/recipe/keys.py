@@ -39,13 +39,13 @@ class ModelRecipe:
     segmentation_models_pytorch (smp), or any other of transformers. path names which of smp or transformers."""
     path: Text | None = None
     """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
-    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt.
-    auto: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
-    transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the
-    encoder's weights."""
+    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt. auto: a
+    Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers, such as
+    mobilevit, in its default sizes. It gives the architecture; init says whether also the encoder's weights."""
     encoder: Text | None = None
     """fcn: name of any timm CNN that can give feature maps. smp: name of any timm model that smp's architecture takes
-    (dpt: a ViT), or of an encoder of smp's own. null: resnet50. SegFormer's sizes are set in config instead."""
+    (dpt: a ViT, which has to be named), or of an encoder of smp's own. null: resnet50. SegFormer's sizes are set in
+    config instead."""
     init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
     """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
     encoder and head of another run, each class by its name. Other weights of the head are random."""

@@ -156,6 +156,8 @@ def _check_smp(model: Mapping[str, Any]) -> Iterator[Found]:
     elif "path" in model and (path := model["path"]) not in known:
         what = f'"{path}" is no architecture of smp' if path else 'is missing, and arch "smp" needs it'
         yield "model.path", what, did_you_mean(str(path), known, f"it has {', '.join(known)}")
+    elif model.get("path") == "dpt" and model.get("encoder", "") is None:
+        yield "model.encoder", 'is missing, and "dpt" needs a ViT', "name one, such as vit_small_patch16_dinov3"
 
 
 _OF_THE_DATA = ("it follows from the data set", "leave it out")

@@ -315,6 +315,8 @@ model {"arch": "smp"}
     deeplabv3plus, pan, upernet, segformer, dpt
 model {"arch": "smp", "path": "u-net"}
     path: "u-net" is no architecture of smp; did you mean "unet"?
+model {"arch": "smp", "path": "dpt"}
+    encoder: is missing, and "dpt" needs a ViT; name one, such as vit_small_patch16_dinov3
 model {"arch": "smp", "path": "unet", "fast_head": false}
     fast_head: is for SegFormer only; leave it out
 model {"arch": "smp", "path": "unet", "config": {"decoder_chanels": [8]}}
