@@ -39,8 +39,8 @@ class ModelRecipe:
     segmentation_models_pytorch (smp), or any other of transformers. path names which of smp or transformers."""
     path: Text | None = None
     """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
-    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt. auto: a
-    Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers, such as
+    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt. auto:
+    a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers, such as
     mobilevit, in its default sizes. It gives the architecture; init says whether also the encoder's weights."""
     encoder: Text | None = None
     """fcn: name of any timm CNN that can give feature maps. smp: name of any timm model that smp's architecture takes
