@@ -3,6 +3,7 @@ only."""
 
 import difflib
 import importlib.util
+import inspect
 
 import timm
 import torch
@@ -23,8 +24,8 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
 
     Raises:
         ImportError: where segmentation_models_pytorch is not installed.
-        ValueError: when neither timm nor smp knows the encoder.
-        Exception: of any kind, smp's or timm's, when the two do not fit or an argument does not.
+        ValueError: when neither timm nor smp knows the encoder, or smp does not know the architecture or an argument.
+        Exception: of any kind, smp's or timm's, when the two do not fit or an argument's value does not.
     """
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         what = "it is a model of segmentation_models_pytorch, which is not installed"
@@ -36,13 +37,21 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
         close = difflib.get_close_matches(config.encoder.removeprefix("tu-"), [*known, *own], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`timm.list_models()` lists timm's names."
         raise ValueError(f"encoder {config.encoder!r} is neither a timm model nor an encoder of smp: {hint}")
+    if config.architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
+        names = ", ".join(smp.MODEL_ARCHITECTURES_MAPPING)
+        raise ValueError(f"SmpConfig.architecture must be one of {names}, not {config.architecture!r}.")
+    # smp hands what it does not know on to timm, which would open files that it names
+    arguments, build = config.arguments or {}, smp.MODEL_ARCHITECTURES_MAPPING[config.architecture].__init__
+    accepted = inspect.signature(build).parameters.keys() - {"encoder_name", "encoder_weights"}
+    if unknown := sorted(arguments.keys() - accepted):
+        raise ValueError(f"SmpConfig.arguments has {unknown[0]!r}, which no {config.architecture} takes.")
     if config.architecture == "dpt":  # a ViT, whose positions are interpolated for images of another size
         timm_arguments["dynamic_img_size"] = True
     return smp.create_model(
         config.architecture,
         f"tu-{config.encoder}" if config.encoder in known else config.encoder,
         classes=config.num_labels,
-        **{"encoder_weights": None} | (config.arguments or {}) | timm_arguments,
+        **{"encoder_weights": None} | arguments | timm_arguments,
     )
 
 

@@ -107,7 +107,9 @@ def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
         differences = encoder_differences(there, here) or _different_shapes(config, theirs)
     else:
         if model_type == SmpConfig.model_type:
-            there = {"arch": "smp", "path": theirs.get("architecture"), "config": theirs.get("arguments") or {}}
+            arguments = theirs.get("arguments")
+            there = {"arch": "smp", "path": str(theirs.get("architecture"))}
+            there["config"] = arguments if isinstance(arguments, dict) else {}
         else:
             there = {"arch": "fcn" if model_type == FCNConfig.model_type else model_type, "config": theirs}
         there["encoder"] = theirs.get("encoder")

@@ -186,6 +186,23 @@ def test_the_encoder_of_another_run(tmp_path):
         build_model(ModelRecipe(arch="fcn", encoder=CNN, **start), SPEC)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "u-net"}, "SmpConfig.architecture must be one of unet, .*, not 'u-net'"),
+        (
+            {"arguments": {"checkpoint_path": "a.pth"}},
+            "SmpConfig.arguments has 'checkpoint_path', which no unet takes",
+        ),
+        ({"arguments": {"encoder_weights": True}}, "SmpConfig.arguments has 'encoder_weights'"),
+        ({"encoder": "hf-hub:some/one"}, "encoder 'hf-hub:some/one' is neither a timm model"),
+    ],
+)
+def test_what_a_config_file_may_not_name(config, message):
+    with pytest.raises(ValueError, match=message):
+        SmpForSemanticSegmentation(SmpConfig(**config))
+
+
 def test_the_names_of_architectures_are_smps():
     assert smp_architectures().keys() == smp.MODEL_ARCHITECTURES_MAPPING.keys()
     for name, (file, class_name) in smp_architectures().items():
