@@ -41,8 +41,11 @@ def source_of(model: ModelRecipe) -> str:
     """The path or Hub id that a recipe names, or else the default for its encoder.
 
     Raises:
-        RecipeError: when there is neither.
+        RecipeError: when there is neither, or ImageNet's weights are asked for and the encoder is not timm's.
     """
+    if model.arch == "smp" and model.init == "imagenet" and not timm.is_model(model.encoder or "resnet50"):
+        what = f"{model.encoder} is an encoder of smp's own, and weights are read in timm's format only"
+        raise RecipeError("model.encoder", what, 'name an encoder of timm, or use init "scratch"')
     if model.encoder_weights is not None:
         return model.encoder_weights
     if model.arch == "auto":

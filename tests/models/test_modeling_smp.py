@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import SmpConfig, SmpForSemanticSegmentation, configuration_smp, modeling_smp
-from hf_seg.models.build import build_image_processor, build_model, check_model, encoder_of
+from hf_seg.models.build import build_image_processor, build_model, check_model, encoder_of, locate_encoder_weights
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe.keys import ModelRecipe
 from hf_seg.recipe.passthrough import smp_architectures
@@ -167,6 +167,13 @@ def test_weights_of_timm(tmp_path, architecture):
     save_file({n: t for n, t in theirs.state_dict().items() if n != first}, file)
     with pytest.raises(RecipeError, match=f"another architecture or size than the recipe's encoder.*{first}"):
         build_model(recipe(architecture, init="imagenet", encoder_weights=str(file)), SPEC)
+
+
+def test_weights_of_timm_are_for_encoders_of_timm(tmp_path):
+    save_file({}, tmp_path / "model.safetensors")
+    for source in (None, str(tmp_path / "model.safetensors")):
+        with pytest.raises(RecipeError, match="model.encoder: mit_b0 is an encoder of smp's own"):
+            locate_encoder_weights(recipe(encoder="mit_b0", config={}, init="imagenet", encoder_weights=source))
 
 
 def test_the_encoder_of_another_run(tmp_path):

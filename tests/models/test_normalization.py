@@ -79,6 +79,7 @@ def test_a_mean_without_a_name(checkpoint):
     [
         ({"arch": "fcn", "encoder": "resnet5", "init": "imagenet"}, "model.encoder: .* did you mean"),
         ({"arch": "segformer", "init": "checkpoint", "encoder_weights": "no/where"}, "could not be fetched"),
+        ({"arch": "fcn", "init": "imagenet", "encoder_weights": "timm/resnet50.nonsense"}, "could not be fetched"),
     ],
 )
 def test_what_is_wrong_with_the_weights_comes_first(section, said):
