@@ -52,14 +52,7 @@ def find_normalization(model: ModelRecipe) -> str:
     try:
         is_timm = model.arch in ON_TIMM and model.init == "imagenet"
         found = _of_timm(model) if is_timm else _of_image_processor(model)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        RecipeError,
-    ) as error:  # RuntimeError: a tag unknown to timm
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecipeError) as error:
         if (model.arch, model.init) == ("segformer", "imagenet") and isinstance(error, OSError):
             return "imagenet"
         locate_encoder_weights(model)  # what is wrong with the model or its weights comes first
