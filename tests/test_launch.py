@@ -202,6 +202,14 @@ def test_parameters_that_get_no_gradient(read, model, count):
     assert build_training_arguments(run, 3).ddp_find_unused_parameters is True
 
 
+@pytest.mark.slow
+def test_two_ranks_train_a_model_of_which_parameters_get_no_gradient(write_recipe, launch):
+    # without DDP's search for them, step 2 would fail; the trial before the first step finds them
+    few = {"max_train_samples": 16, "max_validation_samples": 2, "max_test_samples": 2}
+    path = write_recipe("a", model=DPT, data=few, training={"num_train_epochs": 1})
+    assert "a: 6 parameters are not trained, such as " in launch(path, processes=2).stdout
+
+
 def set_for_the_process():
     return (
         dict(os.environ),

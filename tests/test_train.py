@@ -154,7 +154,7 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["fcn", "segformer"])
+@pytest.mark.parametrize("arch", ["fcn", "segformer", "smp"])
 def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arch):
     write_recipe("city", arch=arch, data={"name": "synthetic_cityscapes"}, training={"num_train_epochs": 1})
     pet = write_recipe(
@@ -173,7 +173,7 @@ def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arc
     assert init["head"] == {"source": "fresh", "tensors_fresh": init["head"]["tensors_fresh"]}
     # the encoder is frozen, so the trained run still has that of the other one, batch-norm statistics included
     city, pet = (load_file(f"runs/{name}/model.safetensors") for name in ("city", "pet"))
-    prefix = "encoder." if arch == "fcn" else "segformer."
+    prefix = "segformer." if arch == "segformer" else "encoder."
     encoder = [name for name in city if name.startswith(prefix)]
     assert len(encoder) == init["encoder"]["tensors_loaded"] > 0
     assert all(torch.equal(city[name], pet[name]) for name in encoder)

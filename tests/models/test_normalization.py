@@ -42,10 +42,11 @@ def checkpoint(tmp_path):
         ({"encoder": "tf_efficientnet_b0", "encoder_weights": "timm/tf_efficientnet_b0.ap_in1k"}, "inception"),
         ({"encoder": "tf_efficientnet_b0", "encoder_weights": "timm/tf_efficientnet_b0.aa_in1k"}, "imagenet"),
         ({"encoder": "tf_efficientnet_lite0", "encoder_weights": "some/one"}, "inception"),
+        ({"arch": "smp", "path": "unet", "encoder": "tf_efficientnet_lite0"}, "inception"),
     ],
 )
 def test_timm_knows(section, expected):
-    assert find_normalization(ModelRecipe(arch="fcn", init="imagenet", **section)) == expected
+    assert find_normalization(ModelRecipe(**{"arch": "fcn", "init": "imagenet"} | section)) == expected
 
 
 @pytest.mark.parametrize("normalize", ["none", "imagenet", "inception"])
@@ -78,6 +79,7 @@ def test_a_mean_without_a_name(checkpoint):
     [
         ({"arch": "fcn", "encoder": "resnet5", "init": "imagenet"}, "model.encoder: .* did you mean"),
         ({"arch": "segformer", "init": "checkpoint", "encoder_weights": "no/where"}, "could not be fetched"),
+        ({"arch": "fcn", "init": "imagenet", "encoder_weights": "timm/resnet50.nonsense"}, "could not be fetched"),
     ],
 )
 def test_what_is_wrong_with_the_weights_comes_first(section, said):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -296,9 +297,9 @@ model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
     config.strides: must be a list [...] of which each is a whole number, but is [2, 2, 2, true]
 # keys that contradict each other
 model {"arch": "segformer", "encoder": "resnet18"}
-    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
 model {"path": "mobilevit"}
-    path: is for "segformer" and "auto" only; leave it out, or set arch to "auto"
+    path: is not for "fcn"; leave it out, or set another arch
 model {"arch": "segformer", "path": "b9", "encoder": null}
     path: "b9" is no size of SegFormer; it has b0, b1, b2, b3, b4, b5; arch "auto" takes any model
 model {"arch": "fcn", "fast_head": false}
@@ -306,9 +307,24 @@ model {"arch": "fcn", "fast_head": false}
 model {"arch": "auto"}
     path: is missing, and arch "auto" needs it; name a Hub id, a folder, a config.json or a model type of transformers
 model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
-    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
 model {"arch": "auto", "path": "org/name", "init": "imagenet"}
-    init: "imagenet" is for "fcn" and "segformer"; set "checkpoint", which takes the encoder's weights from path
+    init: "imagenet" is for "fcn", "smp" and "segformer"; set "checkpoint", which takes the encoder's weights from path
+model {"arch": "smp"}
+    path: is missing, and arch "smp" needs it; it has unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
+    deeplabv3plus, pan, upernet, segformer, dpt
+model {"arch": "smp", "path": "u-net"}
+    path: "u-net" is no architecture of smp; did you mean "unet"?
+model {"arch": "smp", "path": "dpt"}
+    encoder: is missing, and "dpt" needs a ViT; name one, such as vit_small_patch16_dinov3
+model {"arch": "smp", "path": "unet", "fast_head": false}
+    fast_head: is for SegFormer only; leave it out
+model {"arch": "smp", "path": "unet", "config": {"decoder_chanels": [8]}}
+    config.decoder_chanels: unknown key of "unet"; did you mean "decoder_channels"?
+model {"arch": "smp", "path": "unet", "config": {"decoder_channels": [8, "4"]}}
+    config.decoder_channels: must be a list [...] of which each is a whole number, but is [8, "4"]
+model {"arch": "smp", "path": "fpn", "config": {"classes": 3}}
+    config.classes: cannot be set: it follows from the data set; leave it out
 model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
     path: "mobilevit" has no weights; name them in model.encoder_weights, or a Hub id as path
 model {"freeze_encoder": true}
@@ -511,7 +527,7 @@ def test_number_beyond_all_bounds(tmp_path):
 
 def test_missing_keys(tmp_path):
     assert problems(save(tmp_path, text='{"model": {}, "data": {}, "training": {}}')) == [
-        'run.json: model.arch: is missing; it must be "fcn", "segformer" or "auto"',
+        'run.json: model.arch: is missing; it must be "fcn", "segformer", "smp" or "auto"',
         'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet", '
         '"synthetic_cityscapes", "folder" or "hub"',
     ]
@@ -781,6 +797,29 @@ class TestAgainstTransformers:
             assert (tuple(value) if isinstance(value, list) else value) == default
         assert not set(config_fields(arch)) & set(REFUSED_CONFIG)
 
+    def test_arguments_of_smp(self):
+        from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
+
+        for path, model_class in MODEL_ARCHITECTURES_MAPPING.items():
+            theirs = inspect.signature(model_class).parameters
+            fields = config_fields("smp", path)
+            assert {*fields} == {*theirs} - {*REFUSED_CONFIG, "kwargs"}
+            assert {name: default for name, (_, default) in fields.items()} == {n: theirs[n].default for n in fields}
+            assert all(fits(default, kind) for kind, default in fields.values() if not isinstance(default, tuple))
+
+    def test_smp_is_not_installed(self, tmp_path, monkeypatch):
+        path = save(tmp_path, model={"arch": "smp", "path": "unet", "config": {"decoder_channels": [8]}})
+        start = {"init": "checkpoint", "encoder_weights": "run"}
+        other = save(tmp_path, "other", model={"arch": "smp", "path": "fpn"} | start)
+        assert len(load_recipes([path, other])) == 2
+        monkeypatch.setattr(passthrough, "SMP", "segmentation_models_that_are_not_here")
+        line = 'model.arch: "smp" needs segmentation_models_pytorch, which is not installed; '
+        line += "run `pip install 'hf_seg[smp]'`"
+        assert problems(path) == [f"run.json: {line}"]
+        config_fields.cache_clear()
+        assert problems(path, other) == [f"run.json: {line}", f"other.json: {line}"]
+        config_fields.cache_clear()
+
     def test_annotation_that_is_not_understood(self):
         with pytest.raises(TypeError, match=r"cannot read the type annotation 'int \| Callable\[\[\], int\]'"):
             key_type("int | Callable[[], int]")
@@ -874,7 +913,7 @@ def test_any_text_is_loaded_or_refused(tmp_path_factory, text):
 
 @settings(max_examples=500, deadline=None)
 @given(
-    arch=st.sampled_from(["fcn", "segformer", "auto"]),
+    arch=st.sampled_from(["fcn", "segformer", "smp", "auto"]),
     changes=st.lists(st.tuples(st.sampled_from(KNOWN), VALUES | st.just("delete")), max_size=4),
     config=st.dictionaries(
         st.sampled_from([*config_fields("fcn"), *config_fields("segformer"), *REFUSED_CONFIG]), VALUES, max_size=2
