@@ -85,7 +85,7 @@ FULL_SIZE = {
     "cityscapes-segformer-b0-1024": ("segformer", (1024, 1024), 160_000),
 }
 FILES = sorted(
-    path for folder in (".", "quickstart", "full-size") for path in (ROOT / "recipes" / folder).glob("*.json")
+    path for folder in (".", "quickstart", "full-size", "smp") for path in (ROOT / "recipes" / folder).glob("*.json")
 )
 
 
@@ -93,11 +93,13 @@ def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART, *FULL_SIZE}
     assert len(FILES) == 37
     assert len(load_recipes(FILES)) == 37
+    # recipes/*.json needs no extra
+    assert {path.parent.name for path in FILES if '"smp"' in path.read_text(encoding="utf-8")} == {"smp"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
-    path = ROOT / "recipes" / f"{name}.json"
+    (path,) = (path for path in FILES if path.stem == name)
     recipe = load_recipes([path])[-1]
     model, data, training = recipe.model, recipe.data, recipe.training
     said = (data.name, model.arch, model.init, model.encoder_weights, model.freeze_encoder, model.config)
