@@ -71,7 +71,7 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
 
     record = begin_record(recipe, described, data.describe(), PartialState().device)
     start_run(run)
-    check_disk(folder, model, checkpoints_kept(recipe.training))
+    check_disk(folder, model, checkpoints_kept(recipe.training), averaged=recipe.training.ema_decay is not None)
     pushes = on_main_process(lambda: uploads.begin(recipe, folder, record)) or []
     trainer = build_trainer(run, data, model, pushes)
     with trainer.stop.listening():
