@@ -265,13 +265,20 @@ def _check_hub(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.mask_column", f'is "{image}", as image_column is', "name two columns"
 
 
+# Schedules of transformers that pass over its warm-up without a word: the remedy.
+_NO_WARMUP = {"constant": "choose constant_with_warmup, or leave it out"}
+_NO_WARMUP |= dict.fromkeys(["greedy", "reduce_lr_on_plateau"], "leave it out, or choose another")
+
+
 def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `training`."""
     schedule, decay = training.get("lr_scheduler_type"), TrainingRecipe().lr_decay_per_epoch
+    warmup = training.get("warmup_steps", 0)
+    if warmup and schedule in _NO_WARMUP:
+        yield "training.warmup_steps", f'has no effect on the "{schedule}" schedule', _NO_WARMUP[schedule]
+    elif warmup > 1 and warmup % 1:
+        yield "training.warmup_steps", f"is {warmup:g}", "set a whole number of steps, or a share of all, below 1"
     if schedule == "exponential":
-        if training.get("warmup_steps"):
-            remedy = "leave it out or choose another"
-            yield "training.warmup_steps", "the exponential schedule has no warm-up", remedy
         if training.get("lr_scheduler_kwargs") is not None:
             remedy = "set lr_decay_per_epoch instead"
             yield "training.lr_scheduler_kwargs", "the exponential schedule takes none", remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.models.weights import encoder_of
@@ -17,9 +18,28 @@ from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import TrainingRecipe
 
 
-def exponential(decay: float, steps_per_epoch: int) -> Callable[[int], float]:
-    """The factor on the learning rate after so many steps: it is multiplied by `decay` after each epoch."""
-    return lambda step: decay ** (step // steps_per_epoch)
+def warmup_steps(args: TrainingArguments, steps: int) -> int:
+    """The steps of `training.warmup_steps` in a training of `steps`.
+
+    Raises:
+        RecipeError: when they are more than all.
+    """
+    if (warmup := args.get_warmup_steps(steps)) > steps:
+        what = f"is {warmup}, and the whole training has {steps} steps"
+        raise RecipeError("training.warmup_steps", what, "set fewer, or a share of all steps, below 1")
+    return warmup
+
+
+def exponential(training: TrainingRecipe, pairs: int, warmup: int) -> Callable[[int], float]:
+    """The factor on the learning rate after so many steps of a training on so many pairs: `lr_decay_per_epoch` after
+    each epoch, and in the first `warmup` steps also the share of them that is done."""
+    steps_per_epoch = math.ceil(pairs / training.global_train_batch_size)
+
+    def factor(step: int) -> float:
+        begun = min(1, step / warmup) if warmup else 1
+        return begun * training.lr_decay_per_epoch ** (step // steps_per_epoch)
+
+    return factor
 
 
 def split_groups(optimizer: torch.optim.Optimizer, model: PreTrainedModel, training: TrainingRecipe) -> None:

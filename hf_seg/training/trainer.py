@@ -1,7 +1,6 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
 import itertools
-import math
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +42,7 @@ from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
-from hf_seg.training.rates import exponential, split_groups
+from hf_seg.training.rates import exponential, split_groups, warmup_steps
 from hf_seg.training.table import TrainingTable
 
 LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
@@ -134,12 +133,11 @@ class SegTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        training = self.run.recipe.training
+        training, warmup = self.run.recipe.training, warmup_steps(self.args, num_training_steps)
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = math.ceil(len(self.train_dataset) / training.global_train_batch_size)
-            factor = exponential(training.lr_decay_per_epoch, steps_per_epoch)
+            factor = exponential(training, len(self.train_dataset), warmup)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler

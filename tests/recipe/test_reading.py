@@ -349,8 +349,12 @@ data {"name": "hub", "path": "/", "revision": "main"}
     revision: is for a data set on the Hub only, and / is here; leave it out
 data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
     mask_column: is "image", as image_column is; name two columns
-training {"warmup_steps": 10}
-    warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
+training {"lr_scheduler_type": "constant", "warmup_steps": 10}
+    warmup_steps: has no effect on the "constant" schedule; choose constant_with_warmup, or leave it out
+training {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0.1}
+    warmup_steps: has no effect on the "reduce_lr_on_plateau" schedule; leave it out, or choose another
+training {"warmup_steps": 2.5}
+    warmup_steps: is 2.5; set a whole number of steps, or a share of all, below 1
 training {"bf16": true, "fp16": true}
     fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
 training {"encoder_lr_multiplier": 0}
@@ -487,7 +491,8 @@ def test_accepted_combinations(tmp_path):
     training = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
     [recipe] = load_recipes([save(tmp_path, training=training | {"gradient_accumulation_steps": 4})])
     assert recipe.training.arguments == {"warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
-    load_recipes([save(tmp_path, training={"warmup_steps": 0})])
+    for warmup in (0, 0.1, 10):
+        load_recipes([save(tmp_path, training={"warmup_steps": warmup})])
     weighted = {"loss": {"focal": 1, "dice": 0.5}, "class_weights": [0, 1, 2.5]}
     load_recipes([save(tmp_path, training=weighted)])
     load_recipes([save(tmp_path, model={"init": "imagenet", "freeze_encoder": True})])

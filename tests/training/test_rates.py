@@ -12,7 +12,7 @@ from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run
 from hf_seg.training import rates
 from hf_seg.training.arguments import refuse_sharding
-from hf_seg.training.rates import split_groups
+from hf_seg.training.rates import exponential, split_groups
 from hf_seg.training.setup import build_initial_model, build_trainer
 
 
@@ -92,6 +92,25 @@ def test_an_encoder_without_layers(monkeypatch):
     monkeypatch.setattr(rates, "_layer_scales", lambda *_: {})
     with pytest.raises(RecipeError, match="training.layer_lr_decay: timm does not say .* of resnet10t its param"):
         split_groups(torch.optim.AdamW(model.parameters()), model, TrainingRecipe(layer_lr_decay=0.5))
+
+
+def test_a_warm_up_by_hand():
+    training = TrainingRecipe(global_train_batch_size=8, lr_decay_per_epoch=0.5)
+
+    def factors(warmup):
+        factor = exponential(training, pairs=17, warmup=warmup)  # three steps an epoch
+        return [factor(step) for step in range(8)]
+
+    assert factors(0) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert factors(4) == [0, 1 / 4, 2 / 4, 3 / 4 * 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("warmup", [2, 0.5])  # of four steps
+def test_a_training_with_a_warm_up(build, warmup):
+    trainer = build("segformer", warmup_steps=warmup, logging_strategy="steps", logging_steps=1)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.summary()["history"] if "loss" in entry]
+    assert rates == pytest.approx([0, 0.5e-3, 1e-3, 1e-3])
 
 
 def test_a_model_that_is_divided_over_the_ranks():
