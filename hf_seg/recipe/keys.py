@@ -164,6 +164,9 @@ class TrainingRecipe:
     test and saved models have the average. null: no average."""
     eval_every_epochs: int = Field(2, ge=1, le=100_000)
     """Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=100_000)
+    """End the training after so many validations in a row without a better mIoU than the best one. null: train all
+    epochs."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of initial weights, shuffling and augmentation."""
     bf16: Auto = "auto"

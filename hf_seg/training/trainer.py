@@ -32,7 +32,6 @@ from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 from hf_seg.training.arguments import (
     build_loss,
     build_training_arguments,
-    refuse_sharding,
     use_channels_last,
     use_cuda_graphs,
     use_sync_batch_norm,
@@ -112,11 +111,7 @@ class SegTrainer(Trainer):
         self.graphs = None
         if use_cuda_graphs(training, args.world_size, args.device):
             self.graphs = GraphedModel(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
-        refuse_sharding(training, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        self.average = None
-        if training.ema_decay is not None:
-            self.average = WeightAverage(model, training.ema_decay)
-            self.add_callback(self.average)
+        self.average: WeightAverage | None = None
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -125,6 +120,10 @@ class SegTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.table.close()
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if not self.control.should_training_stop:  # as a resumed training that had stopped early
+            super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -371,6 +370,7 @@ class SegTrainer(Trainer):
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,
+            "stopped_early": self.state.global_step < self.state.max_steps,
             "best_step": self.state.best_global_step,
             "seconds": end["train_runtime"],  # of this launch, validation included
             "images_per_second": end["train_samples_per_second"],

@@ -105,6 +105,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "layer_lr_decay": None,
             "ema_decay": None,
             "eval_every_epochs": 2,
+            "early_stopping_patience": None,
             "seed": 0,
             "bf16": "auto",
             "fp16": "auto",
@@ -367,6 +368,8 @@ training {"ema_decay": 0.9, "compile": true}
     ema_decay: is not tested with compile; leave it out, or set compile to false
 training {"ema_decay": 0.9, "cuda_graphs": true}
     ema_decay: is not tested with cuda_graphs; leave it out, or set cuda_graphs to false
+training {"early_stopping_patience": 0}
+    early_stopping_patience: must be a whole number, from 1 to 100000, or null, but is 0
 training {"compile": true, "cuda_graphs": true}
     cuda_graphs: compile makes CUDA graphs, too, and is true; set one of them to false
 training {"cuda_graphs": true, "gradient_accumulation_steps": 2}
