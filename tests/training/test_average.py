@@ -96,8 +96,9 @@ def test_the_average_is_scored_and_saved_and_does_not_change_the_training(build,
     assert not torch.allclose(saved["decode_head.classifier.weight"], kept["decode_head.classifier.weight"], rtol=1e-3)
 
     # the scores of each validation are those of what its checkpoint holds, and the best one is what the run ends with
-    scores = [entry["eval_mean_iou"] for entry in averaged.summary()["history"] if "eval_mean_iou" in entry]
-    assert averaged.validate()["mean_iou"] == max(scores)
+    validated = {entry["step"]: entry for entry in averaged.summary()["history"] if "eval_loss" in entry}
+    then, now = validated[averaged.state.best_global_step], averaged.validate()
+    assert now["loss"] == pytest.approx(then["eval_loss"], rel=1e-6) and now["mean_iou"] == then["eval_mean_iou"]
     best = weights_in(tmp_path / "averaged" / f"checkpoint-{averaged.state.best_global_step}")
     assert all(torch.equal(best[name], value) for name, value in averaged.model.state_dict().items())
 
