@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 import threading
 import uuid
@@ -29,6 +31,43 @@ def say_once(message: object, file: TextIO | None = None, keep: str = "") -> Non
     """[`hf_seg.text.say`], from one process of each machine."""
     if PartialState().is_local_main_process:
         say(message, file, keep)
+
+
+def launch_processes(count: int, arguments: list[str]) -> int:
+    """Run `hf_seg.train` in so many processes of this machine, by accelerate's launcher: each on a GPU of its own, or
+    without GPUs on the CPU.
+
+    Returns:
+        `int`: exit status, that of the process that failed first; 130 or 143 when Ctrl-C or SIGTERM ended them.
+
+    Raises:
+        Refusal: when there are GPUs, but too few.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    on_gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
+    if on_gpus and (gpus := torch.accelerator.device_count()) < count:
+        what = f"each process needs a GPU of its own, and there {'is one' if gpus == 1 else f'are {gpus}'}"
+        raise Refusal(f"--num_processes {count}", what, "start fewer processes", code="processes")
+    if not on_gpus:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    # all that accelerate would warn of when it is not given; the recipe decides on precision and compilation
+    options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
+    command = [*options.split(), "--dynamo_backend", "no", "--module", "hf_seg.train", *arguments]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # processes say themselves why they fail
+    try:
+        launch_command(launch_command_parser().parse_args(command))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            say(f"error: {name} ended process {rank}; launch again to go on", sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
 
 
 def start_processes() -> None:
