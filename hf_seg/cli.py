@@ -72,7 +72,7 @@ def train(
 ) -> int:
     """Train recipes, one after the other."""
     if num_processes > 1:
-        from hf_seg.processes import launch_processes
+        from hf_seg.training.launcher import launch_processes
 
         return launch_processes(num_processes, arguments or [])
     from hf_seg.train import main

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 import threading
 import uuid
@@ -33,43 +31,6 @@ def say_once(message: object, file: TextIO | None = None, keep: str = "") -> Non
         say(message, file, keep)
 
 
-def launch_processes(count: int, arguments: list[str]) -> int:
-    """Run `hf_seg.train` in so many processes of this machine, by accelerate's launcher: each on a GPU of its own, or
-    without GPUs on the CPU.
-
-    Returns:
-        `int`: exit status, that of the process that failed first; 130 or 143 when Ctrl-C or SIGTERM ended them.
-
-    Raises:
-        Refusal: when there are GPUs, but too few.
-    """
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    on_gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
-    if on_gpus and (gpus := torch.accelerator.device_count()) < count:
-        what = f"each process needs a GPU of its own, and there {'is one' if gpus == 1 else f'are {gpus}'}"
-        raise Refusal(f"--num_processes {count}", what, "start fewer processes", code="processes")
-    if not on_gpus:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    # all that accelerate would warn of when it is not given; the recipe decides on precision and compilation
-    options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
-    command = [*options.split(), "--dynamo_backend", "no", "--module", "hf_seg.train", *arguments]
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # processes say themselves why they fail
-    try:
-        launch_command(launch_command_parser().parse_args(command))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            say(f"error: {name} ended process {rank}; launch again to go on", sys.stderr)
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    return 0
-
-
 def start_processes() -> None:
     """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
 
@@ -81,10 +42,7 @@ def start_processes() -> None:
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
-        remedy = (
-            "start them with `accelerate launch --multi_gpu --gpu_ids=-1,-1 --num_processes N …` (no GPU has such a "
-            "number, so that they use the CPU), or run a single process with --num_processes 1"
-        )
+        remedy = "start them with `hf-seg train … --num_processes N`, or run a single process with --num_processes 1"
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))

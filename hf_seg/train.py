@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     except Interrupted as interruption:
         say_once(f"{interruption}; launch again to go on", sys.stderr)
         return interruption.exit_status
+    except KeyboardInterrupt:  # outside of a training, or in one of several processes
+        return 130
     except Exception as error:
         if (message := explain_lost_process(error)) is None:
             raise

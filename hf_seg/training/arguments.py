@@ -207,6 +207,6 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
     )
     if args.n_gpu > 1:
         what = f"{args.n_gpu} GPUs are visible to a single process, which would split each batch over them"
-        remedy = "use `accelerate launch --multi_gpu -m hf_seg.train …`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        remedy = f"use `hf-seg train … --num_processes {args.n_gpu}`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args
