@@ -394,7 +394,7 @@ def test_accelerate_asked_for_ranks_that_it_does_not_start(write_recipe, run, mo
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     status, _, err = run(write_recipe("ranks"))
-    assert status == 2 and "accelerate launch --multi_gpu --gpu_ids=-1,-1 --num_processes N" in err
+    assert status == 2 and "`hf-seg train … --num_processes N`" in err
 
 
 @pytest.mark.slow

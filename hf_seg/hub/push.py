@@ -25,7 +25,7 @@ from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 
 # What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
 # Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "raw_weights.pt")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 RECIPE = "recipe.json"  # what the recipe is called on the Hub

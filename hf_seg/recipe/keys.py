@@ -158,8 +158,19 @@ class TrainingRecipe:
     """exponential (times lr_decay_per_epoch after each epoch) or one of transformers' schedules, e.g. cosine."""
     lr_decay_per_epoch: float = Field(0.98, gt=0, le=1)
     """Factor on the learning rate after each epoch of the exponential schedule."""
+    encoder_lr_multiplier: float = Field(1.0, gt=0, le=1000)
+    """Factor on the learning rate of the encoder. learning_rate is that of the head."""
+    layer_lr_decay: float | None = Field(None, gt=0, le=1)
+    """FCN only: another factor for each layer between a layer of the encoder and the head, so that the first layers
+    learn the slowest. null: 1."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Average the weights: after each step this share of the average is kept, less in the first steps. Validation,
+    test and saved models have the average. null: no average."""
     eval_every_epochs: int = Field(2, ge=1, le=100_000)
     """Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=100_000)
+    """End the training after so many validations in a row without a better mIoU than the best one. null: train all
+    epochs."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of initial weights, shuffling and augmentation."""
     bf16: Auto = "auto"

@@ -306,13 +306,20 @@ def _check_hub(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.mask_column", f'is "{image}", as image_column is', "name two columns"
 
 
+# Schedules of transformers that pass over its warm-up without a word: the remedy.
+_NO_WARMUP = {"constant": "choose constant_with_warmup, or leave it out"}
+_NO_WARMUP |= dict.fromkeys(["greedy", "reduce_lr_on_plateau"], "leave it out, or choose another")
+
+
 def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `training`."""
     schedule, decay = training.get("lr_scheduler_type"), TrainingRecipe().lr_decay_per_epoch
+    warmup = training.get("warmup_steps", 0)
+    if warmup and schedule in _NO_WARMUP:
+        yield "training.warmup_steps", f'has no effect on the "{schedule}" schedule', _NO_WARMUP[schedule]
+    elif warmup > 1 and warmup % 1:
+        yield "training.warmup_steps", f"is {warmup:g}", "set a whole number of steps, or a share of all, below 1"
     if schedule == "exponential":
-        if training.get("warmup_steps"):
-            remedy = "leave it out or choose another"
-            yield "training.warmup_steps", "the exponential schedule has no warm-up", remedy
         if training.get("lr_scheduler_kwargs") is not None:
             remedy = "set lr_decay_per_epoch instead"
             yield "training.lr_scheduler_kwargs", "the exponential schedule takes none", remedy
@@ -336,6 +343,9 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
         what = "CUDA graphs cannot sum the gradients of parts"
         remedy = f"set it to 1, or {'compile' if compiled else 'cuda_graphs'} to false"
         yield "training.gradient_accumulation_steps", what, remedy
+    if (compiled or graphs) and training.get("ema_decay") is not None:
+        key = "compile" if compiled else "cuda_graphs"
+        yield "training.ema_decay", f"is not tested with {key}", f"leave it out, or set {key} to false"
     for key in ("torch_compile_backend", "torch_compile_mode"):
         if not compiled and training.get(key) is not None:
             yield f"training.{key}", "has no effect without compile", "set compile to true, or leave it out"
@@ -351,6 +361,17 @@ def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
     if data.get("resize") == "crop" and images not in (None, 1):
         what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
         yield "training.per_device_eval_batch_size", what, "leave it out"
+
+
+def check_rates(model: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
+    """Rules between `model` and `training`."""
+    by_layer = training.get("layer_lr_decay") is not None
+    if by_layer and model.get("arch") not in ("fcn", None):
+        remedy = "leave it out; encoder_lr_multiplier is for any encoder"
+        yield "training.layer_lr_decay", 'is for "fcn" only, whose layers timm knows', remedy
+    for key in ("encoder_lr_multiplier", "layer_lr_decay"):
+        if model.get("freeze_encoder") is True and training.get(key) not in (None, 1):
+            yield f"training.{key}", "has no effect on a frozen encoder", "leave it out"
 
 
 def _check_loss(training: Mapping[str, Any]) -> Iterator[Found]:

@@ -102,7 +102,11 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "max_grad_norm": 1.0,
             "lr_scheduler_type": "exponential",
             "lr_decay_per_epoch": 0.98,
+            "encoder_lr_multiplier": 1.0,
+            "layer_lr_decay": None,
+            "ema_decay": None,
             "eval_every_epochs": 2,
+            "early_stopping_patience": None,
             "seed": 0,
             "bf16": "auto",
             "fp16": "auto",
@@ -362,10 +366,26 @@ data {"name": "hub", "path": "/", "revision": "main"}
     revision: is for a data set on the Hub only, and / is here; leave it out
 data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
     mask_column: is "image", as image_column is; name two columns
-training {"warmup_steps": 10}
-    warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
+training {"lr_scheduler_type": "constant", "warmup_steps": 10}
+    warmup_steps: has no effect on the "constant" schedule; choose constant_with_warmup, or leave it out
+training {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0.1}
+    warmup_steps: has no effect on the "reduce_lr_on_plateau" schedule; leave it out, or choose another
+training {"warmup_steps": 2.5}
+    warmup_steps: is 2.5; set a whole number of steps, or a share of all, below 1
 training {"bf16": true, "fp16": true}
     fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
+training {"encoder_lr_multiplier": 0}
+    encoder_lr_multiplier: must be a number, above 0, at most 1000, but is 0
+training {"layer_lr_decay": 1.5}
+    layer_lr_decay: must be a number, above 0, at most 1, or null, but is 1.5
+training {"ema_decay": 1}
+    ema_decay: must be a number, above 0, below 1, or null, but is 1
+training {"ema_decay": 0.9, "compile": true}
+    ema_decay: is not tested with compile; leave it out, or set compile to false
+training {"ema_decay": 0.9, "cuda_graphs": true}
+    ema_decay: is not tested with cuda_graphs; leave it out, or set cuda_graphs to false
+training {"early_stopping_patience": 0}
+    early_stopping_patience: must be a whole number, from 1 to 100000, or null, but is 0
 training {"compile": true, "cuda_graphs": true}
     cuda_graphs: compile makes CUDA graphs, too, and is true; set one of them to false
 training {"cuda_graphs": true, "gradient_accumulation_steps": 2}
@@ -490,7 +510,8 @@ def test_accepted_combinations(tmp_path):
     training = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
     [recipe] = load_recipes([save(tmp_path, training=training | {"gradient_accumulation_steps": 4})])
     assert recipe.training.arguments == {"warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
-    load_recipes([save(tmp_path, training={"warmup_steps": 0})])
+    for warmup in (0, 0.1, 10):
+        load_recipes([save(tmp_path, training={"warmup_steps": warmup})])
     weighted = {"loss": {"focal": 1, "dice": 0.5}, "class_weights": [0, 1, 2.5]}
     load_recipes([save(tmp_path, training=weighted)])
     load_recipes([save(tmp_path, model={"init": "imagenet", "freeze_encoder": True})])
@@ -499,6 +520,23 @@ def test_accepted_combinations(tmp_path):
     load_recipes(
         [save(tmp_path, model={"arch": "segformer", "config": {"num_encoder_blocks": 4, "drop_path_rate": 0}})]
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "message"),
+    [
+        ({"arch": "segformer"}, {"layer_lr_decay": 0.9}, 'is for "fcn" only, whose layers timm knows; leave it out; '),
+        ({"init": "imagenet", "freeze_encoder": True}, {"layer_lr_decay": 0.5}, "has no effect on a frozen encoder; "),
+        (
+            {"init": "imagenet", "freeze_encoder": True},
+            {"encoder_lr_multiplier": 0.5},
+            "has no effect on a frozen encoder; ",
+        ),
+    ],
+)
+def test_learning_rates_that_the_model_has_not(tmp_path, model, training, message):
+    [line] = problems(save(tmp_path, model=model, training=training))
+    assert line.startswith(f"run.json: training.{next(iter(training))}: {message}")
 
 
 def test_trackers_that_are_not_installed(tmp_path, monkeypatch):

@@ -305,6 +305,22 @@ def test_the_loss_of_a_card(record, training, text):
     assert tables(card)["loss"] == [[text]]
 
 
+def test_the_learning_rates_of_a_card(record):
+    whole = record()
+    whole["recipe"]["training"] |= {"encoder_lr_multiplier": 0.1, "layer_lr_decay": 0.9, "ema_decay": 0.999}
+    for warmup, words in ((5, "5 steps"), (0.05, "5 % of all steps")):
+        whole["recipe"]["training"]["warmup_steps"] = warmup
+        card = build_card(whole)
+        check_form(card)
+        assert tables(card)["learning rate"] == [
+            [
+                f"0.001, times 0.98 after every epoch, after a warm-up of {words}, in the encoder times 0.1, in each "
+                "of its layers times 0.9 of the layer above"
+            ]
+        ]
+        assert tables(card)["weights"] == [["their moving average: each step keeps at most 0.999 of it"]]
+
+
 def test_card_of_a_checkpoint_in_training(record):
     whole = record("synthetic_pet")
     card = build_card(in_training(whole), repo_id="a/b")
