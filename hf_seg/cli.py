@@ -1,4 +1,4 @@
-"""The `hf-seg` command. Several GPUs need a launcher: `accelerate launch --multi_gpu -m hf_seg.train RECIPE …`."""
+"""The `hf-seg` command."""
 
 import json
 import sys
@@ -65,9 +65,16 @@ def _say_left_out(problems: Sequence[Problem]) -> int:
     return 1 if problems else 0
 
 
-@app.command(context_settings=WITH_OVERRIDES | {"allow_interspersed_args": False}, add_help_option=False)
-def train(arguments: Annotated[list[str] | None, Argument(metavar="RECIPE", help=RECIPES)] = None) -> int:
+@app.command(context_settings=WITH_OVERRIDES, add_help_option=False)
+def train(
+    arguments: Annotated[list[str] | None, Argument(metavar="RECIPE", help=RECIPES)] = None,
+    num_processes: Annotated[int, Option("--num_processes", min=1, help="one on each GPU, or all on the CPU")] = 1,
+) -> int:
     """Train recipes, one after the other."""
+    if num_processes > 1:
+        from hf_seg.training.launcher import launch_processes
+
+        return launch_processes(num_processes, arguments or [])
     from hf_seg.train import main
 
     return main(arguments or [], "hf-seg train")

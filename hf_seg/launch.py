@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str], description: str, prog: str | None) -> argp
         prog=prog,
         description=description,
         allow_abbrev=False,
-        epilog="--section.key VALUE overrides a key of every recipe named.",
+        epilog="--section.key VALUE overrides a key of every recipe named. `hf-seg train` also has --num_processes N.",
     )
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="its file, or the name of a shipped one such as quickstart-fcn")

@@ -42,10 +42,7 @@ def start_processes() -> None:
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
-        remedy = (
-            "start them with `accelerate launch --multi_gpu --gpu_ids=-1,-1 --num_processes N …` (no GPU has such a "
-            "number, so that they use the CPU), or run a single process with --num_processes 1"
-        )
+        remedy = "start them with `hf-seg train … --num_processes N`, or run a single process with --num_processes 1"
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))

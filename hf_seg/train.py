@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     except Interrupted as interruption:
         say_once(f"{interruption}; launch again to go on", sys.stderr)
         return interruption.exit_status
+    except KeyboardInterrupt:  # outside of a training, or in one of several processes
+        return 130
     except Exception as error:
         if (message := explain_lost_process(error)) is None:
             raise
@@ -71,7 +73,7 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
 
     record = begin_record(recipe, described, data.describe(), PartialState().device)
     start_run(run)
-    check_disk(folder, model, checkpoints_kept(recipe.training))
+    check_disk(folder, model, checkpoints_kept(recipe.training), averaged=recipe.training.ema_decay is not None)
     pushes = on_main_process(lambda: uploads.begin(recipe, folder, record)) or []
     trainer = build_trainer(run, data, model, pushes)
     with trainer.stop.listening():
@@ -90,12 +92,9 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
 
 def _skip(run: Run) -> dict[str, Any]:
     """The results of a run that was finished before."""
-    name, folder = run.recipe.name, run.folder
-    compared = "" if run.compared else "; its data was not compared, since it is in no folder here"
-    say_once(f"{name}: is finished, in {folder} (--overwrite trains it again){compared}")
-    if is_unpushed(folder, wanted=run.recipe.training.push_to_hub):
-        say_once(f"{name}: is not on the Hub yet; `hf-seg push {folder}` pushes it")
-    return load_results(folder)
+    if is_unpushed(run.folder, wanted=run.recipe.training.push_to_hub):
+        say_once(f"{run.recipe.name}: is not on the Hub yet; `hf-seg push {run.folder}` pushes it")
+    return load_results(run.folder)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,12 @@
 # Small enough to train in seconds on two cores, whole enough that every part of the real models is there.
 TINY_MODELS = {
     "fcn": {"arch": "fcn", "encoder": "resnet10t"},
+    "smp": {
+        "arch": "smp",
+        "path": "unet",
+        "encoder": "test_resnet",
+        "config": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+    },
     "segformer": {
         "arch": "segformer",
         "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 32},

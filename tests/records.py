@@ -67,3 +67,10 @@ def made_up(name: str) -> dict:
     record = json.loads(json.dumps(_RECORD))  # in which no two parts are the same object
     record["recipe"]["name"] = name
     return record
+
+
+def as_evaluation(record: dict) -> None:
+    """Change a record to that of `hf-seg evaluate`, of a model that was not trained here."""
+    record |= {"status": "evaluated", "train": None, "validation": None}
+    record["evaluation"] = {"model": "org/model", "precision": "fp32", "label_map": {}}
+    record["recipe"]["training"] = record["model"]["init"] = record["model"]["multiply_adds"] = None

@@ -93,6 +93,7 @@ def problems(read):
         ),
         ({"compile": True, "torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
         ({"debug": "underflow"}, "debug", "underflow"),
+        ({"warmup_steps": 9}, "warmup_steps", "is 9, and the whole training has 8 steps"),
         pytest.param(
             {"tf32": True},
             "tf32",
@@ -200,6 +201,14 @@ def test_parameters_that_get_no_gradient(read, model, count):
     chosen = read(model=model, training={"ddp_find_unused_parameters": True})
     run = Run(chosen, Path("run"), without_gradient=[])
     assert build_training_arguments(run, 3).ddp_find_unused_parameters is True
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_model_of_which_parameters_get_no_gradient(write_recipe, launch):
+    # without DDP's search for them, step 2 would fail; the trial before the first step finds them
+    few = {"max_train_samples": 16, "max_validation_samples": 2, "max_test_samples": 2}
+    path = write_recipe("a", model=DPT, data=few, training={"num_train_epochs": 1})
+    assert "a: 6 parameters are not trained, such as " in launch(path, processes=2).stdout
 
 
 def set_for_the_process():

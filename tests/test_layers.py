@@ -42,6 +42,8 @@ LIBRARIES = {
     "doctor/environment.py": {"packaging", "torch", "torchvision"},
     "models/configuration_fcn.py": {"transformers"},
     "models/modeling_fcn.py": {"timm", "torch", "torchvision", "transformers"},
+    "models/configuration_smp.py": {"transformers"},
+    "models/modeling_smp.py": {"segmentation_models_pytorch", "timm", "torch", "transformers"},
     "inference/demo_app.py": {"PIL", "gradio", "numpy", "torch", "transformers"},
     "data": {
         "PIL",

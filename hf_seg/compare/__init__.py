@@ -205,7 +205,8 @@ def group(runs: Sequence[Run]) -> list[Arm]:
             continue
         changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
         if changed or run.seed in {other.seed for other in arms[name]}:
-            why = "; ".join(changed) or f"both have the seed {run.seed}"
+            both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
+            why = "; ".join(changed) or f"both {both}"
             what = f"are two runs named {name}, but not two seeds ({why})"
             raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
         arms[name].append(run)

@@ -20,12 +20,12 @@ from hf_seg.hub.client import HUB_KEYS, Destination, check_free, create, full_na
 from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
 from hf_seg.runs.card import build_card, without_private_parts
-from hf_seg.runs.folder import CARD, FCN_CODE, HUB, PLOTS, PROCESSOR, WEIGHTS, load_run
+from hf_seg.runs.folder import CARD, HUB, MODEL_CODE, PLOTS, PROCESSOR, WEIGHTS, load_run
 from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 
 # What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
 # Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "raw_weights.pt")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 RECIPE = "recipe.json"  # what the recipe is called on the Hub
@@ -65,7 +65,7 @@ def model_files(folder: Path) -> list[str]:
             raise HubError(index, f"cannot be read ({error})", "train the run again") from None
         if strange:
             raise HubError(index, f"names {strange[0]}, which is no part of a model", "train the run again")
-    return ["config.json", PROCESSOR, *WEIGHTS, *FCN_CODE, *sorted(shards)]
+    return ["config.json", PROCESSOR, *WEIGHTS, *MODEL_CODE, *sorted(shards)]
 
 
 def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import json
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData, snapshot_download
 from PIL import Image
+from transformers import PreTrainedModel
 
 from hf_seg.data import geometry
 from hf_seg.data.sources.synthetic import generate
@@ -21,7 +23,7 @@ from hf_seg.hub.client import attempt, full_name, list_files
 from hf_seg.hub.push import model_files, stage
 from hf_seg.inference.predict import read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.models import FCNConfig, configuration_fcn, modeling_fcn
+from hf_seg.models import OWN_MODELS, SmpForSemanticSegmentation
 from hf_seg.problem import HubError, Problem, Refusal
 from hf_seg.scoring import upsampling
 from hf_seg.text import link, markdown, printable, say
@@ -37,12 +39,7 @@ REQUIREMENTS = (
 )
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}
-# of the FCN, the only code of a model's that a Space runs, and how its config.json has to name it
-CODE = {Path(module.__file__).name: Path(module.__file__) for module in (configuration_fcn, modeling_fcn)}
-AUTO_MAP = {
-    "AutoConfig": "configuration_fcn.FCNConfig",
-    "AutoModelForSemanticSegmentation": "modeling_fcn.FCNForSemanticSegmentation",
-}
+SMP = "segmentation-models-pytorch>=0.5"  # where a model is one of smp's
 BESIDE = (geometry, upsampling)  # what the page's app.py imports of hf_seg
 ENLARGED = 4  # the generated pictures are small for a page
 
@@ -141,7 +138,7 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     entries, references, inside = [], [], False
     for model, name, segmenter in zip(models, names, segmenters, strict=True):
         source, revision, files = str(model), None, Path(model)
-        runs_code = segmenter.model.config.model_type == FCNConfig.model_type
+        runs_code = type(segmenter.model.config) in OWN_MODELS
         if files.is_dir():
             source, inside = f"models/{name.replace('/', '--')}", True
             wanted = [file for file in model_files(files) if runs_code or not file.endswith(".py")]
@@ -152,7 +149,7 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
             files = Path(attempt(get, source))
             revision = files.name  # a Space runs the code that was there when pushed
         if runs_code:
-            _check_code(model, files)
+            _check_code(model, files, segmenter.model)
         how = {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries, "colours": segmenter.palette}
         entries.append({"name": name, "model": source, "revision": revision, **how})
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
@@ -161,7 +158,8 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
         for module in BESIDE:  # there is no hf_seg
             text = text.replace(f"from {module.__name__} import", f"from {module.__name__.rpartition('.')[2]} import")
         (folder / source.name.replace("demo_app", "app")).write_text(text, encoding="utf-8")
-    more = ("scipy",) if any(segmenter.has_queries for segmenter in segmenters) else ()  # transformers asks for it
+    more = ["scipy"] if any(segmenter.has_queries for segmenter in segmenters) else []  # transformers asks for it
+    more += [SMP] if any(isinstance(segmenter.model, SmpForSemanticSegmentation) for segmenter in segmenters) else []
     (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
     (folder / "examples").mkdir()
     _write_examples(folder / "examples")
@@ -173,14 +171,17 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n", encoding="utf-8")
 
 
-def _check_code(model: str | Path, files: Path) -> None:
-    """Refuse an FCN that brings other code along than this version of hf_seg ships: the Space would run it."""
+def _check_code(model: str | Path, files: Path, loaded: PreTrainedModel) -> None:
+    """Refuse a model that brings other code along than this version of hf_seg ships: the Space would run it."""
     remedy = "save the model again with this version, or push the run again"
-    for name, ours in CODE.items():
-        if not (path := files / name).is_file() or path.read_bytes() != ours.read_bytes():
-            what = f"its {name} is not the one that this version of hf_seg ships, and the Space would run it"
+    auto_map = {}
+    for auto, each in (("AutoConfig", type(loaded.config)), ("AutoModelForSemanticSegmentation", type(loaded))):
+        ours = Path(inspect.getfile(each))
+        auto_map[auto] = f"{ours.stem}.{each.__name__}"
+        if not (path := files / ours.name).is_file() or path.read_bytes() != ours.read_bytes():
+            what = f"its {ours.name} is not the one that this version of hf_seg ships, and the Space would run it"
             raise Refusal(model, what, remedy)
-    if json.loads((files / "config.json").read_text(encoding="utf-8")).get("auto_map") != AUTO_MAP:
+    if json.loads((files / "config.json").read_text(encoding="utf-8")).get("auto_map") != auto_map:
         what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
         raise Refusal(model, what, remedy)
 

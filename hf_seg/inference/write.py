@@ -73,7 +73,9 @@ def predict_to_folder(
     palette = np.array(segmenter.palette, dtype=np.uint8)
     try:
         with write_whole(out / LINES) as partial, open(partial, "x", encoding="utf-8") as lines:
-            return _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
+            problems = _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
+        say(f"{out}: {len(files) - len(problems):,} masks and overlays, described in {LINES}")
+        return problems
     except torch.OutOfMemoryError as error:
         remedy = "lower batch_size, or compute on another device"
         raise Refusal("", f"out of memory ({error})", remedy, code="memory") from error

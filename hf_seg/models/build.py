@@ -34,8 +34,10 @@ from hf_seg.recipe.rules import REFUSED_CONFIG, check_config, config_fields
 
 from . import weights
 from .configuration_fcn import FCNConfig
+from .configuration_smp import SmpConfig
 from .fast_segformer import make_fast
 from .modeling_fcn import FCNForSemanticSegmentation
+from .modeling_smp import SmpForSemanticSegmentation
 from .weight_files import sha256
 from .weights import encoder_of
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "fcn": (FCNConfig, FCNForSemanticSegmentation),
     "segformer": (SegformerConfig, SegformerForSemanticSegmentation),
+    "smp": (SmpConfig, SmpForSemanticSegmentation),
 }
 RANDOM = "random initialisation"
 COUNTED_IMAGES = 64  # the protocol's batch
@@ -61,8 +64,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
         JSON: `init`, `frozen`, `encoder` (`source` as in the recipe, `from_hub`, `sha256` of the file or None,
-        `tensors_loaded`, `tensors_fresh`) and `head` (`source`, `tensors_fresh`; with init "model" as of
-        [`weights.load_model`]).
+        `tensors_loaded`, `tensors_fresh`, and `license` if timm names one) and `head` (`source`, `tensors_fresh`;
+        with init "model" as of [`weights.load_model`]).
 
     Raises:
         RecipeError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
@@ -95,6 +98,8 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
             "tensors_loaded": count,
             "tensors_fresh": 0,
         }
+        if license := weights.license_of(source):
+            origin["license"] = license
     if model.freeze_encoder:
         _freeze(encoder)
     return built, {"init": model.init, "frozen": model.freeze_encoder, "encoder": origin, "head": head}
@@ -198,11 +203,14 @@ def _build_config(
         names = sorted({key.removeprefix("_") for key in known[0] - known[1]} - REFUSED_CONFIG.keys())
         fields = dict.fromkeys(names, (TypeAdapter(Any), None))
     else:
-        (config_class, model_class), given, fields = MODELS[model.arch], {}, config_fields(model.arch)
-    model_type = config_class.model_type if model.arch == "auto" else model.arch
+        (config_class, model_class), given = MODELS[model.arch], {}
+        fields = config_fields(model.arch, model.path if model.arch == "smp" else None)
+    model_type = {"auto": config_class.model_type, "smp": model.path}.get(model.arch, model.arch)
     if problems := [problem_of(*found) for found in check_config(model_type, model.config, fields)]:
         raise RecipeError(problems=problems)
     arguments = given | model.config
+    if model.arch == "smp":
+        arguments = {"architecture": model.path, "arguments": model.config}
     if model.encoder is not None:
         arguments["encoder"] = model.encoder
     if spec is not None:
@@ -217,7 +225,8 @@ def _build_config(
     except Exception as error:  # whatever the libraries raise, it is about these few values
         said = " ".join(str(error).split()) or type(error).__name__
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
-        raise RecipeError(where, f"no {model.path or model.arch} can be built: {said}") from error
+        on = f" on {config.encoder}" if model.arch == "smp" else ""
+        raise RecipeError(where, f"no {model.path or model.arch}{on} can be built: {said}") from error
     if spec is not None:
         config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
     return config, model_class

@@ -11,7 +11,7 @@ import timm
 from transformers import AutoImageProcessor
 
 from hf_seg.problem import RecipeError
-from hf_seg.recipe.keys import NORMALIZATIONS
+from hf_seg.recipe.keys import NORMALIZATIONS, ON_TIMM
 
 from .build import locate_encoder_weights
 from .weights import source_of
@@ -43,15 +43,16 @@ def resolve_normalize(recipes: list[Recipe]) -> list[Recipe]:
 def find_normalization(model: ModelRecipe) -> str:
     """`"none"` or the key of `NORMALIZATIONS` that the weights which a recipe starts from were trained with.
 
-    timm's configuration says it (FCN with imagenet), or the image processor beside the weights. MiT weights for
-    SegFormer may be without one: all of them were trained with ImageNet's mean and deviation.
+    timm's configuration says it (an encoder of timm, with imagenet), or the image processor beside the weights. MiT
+    weights for SegFormer may be without one: all of them were trained with ImageNet's mean and deviation.
 
     Raises:
         RecipeError: as [`resolve_normalize`], and when there are no such weights.
     """
     try:
-        found = _of_timm(model) if (model.arch, model.init) == ("fcn", "imagenet") else _of_image_processor(model)
-    except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
+        is_timm = model.arch in ON_TIMM and model.init == "imagenet"
+        found = _of_timm(model) if is_timm else _of_image_processor(model)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecipeError) as error:
         if (model.arch, model.init) == ("segformer", "imagenet") and isinstance(error, OSError):
             return "imagenet"
         locate_encoder_weights(model)  # what is wrong with the model or its weights comes first

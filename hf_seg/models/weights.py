@@ -19,10 +19,13 @@ from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, PreTrainedConf
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.problem import RecipeError
+from hf_seg.recipe.keys import ON_TIMM
 from hf_seg.recipe.rules import MIT, encoder_differences
 
 from .configuration_fcn import FCNConfig
+from .configuration_smp import SmpConfig
 from .modeling_fcn import build_encoder
+from .modeling_smp import build_segmenter
 from .weight_files import KEY, WEIGHT_FILES, download, find_in_folder, verify_download
 
 if TYPE_CHECKING:
@@ -38,8 +41,11 @@ def source_of(model: ModelRecipe) -> str:
     """The path or Hub id that a recipe names, or else the default for its encoder.
 
     Raises:
-        RecipeError: when there is neither.
+        RecipeError: when there is neither, or ImageNet's weights are asked for and the encoder is not timm's.
     """
+    if model.arch == "smp" and model.init == "imagenet" and not timm.is_model(model.encoder or "resnet50"):
+        what = f"{model.encoder} is an encoder of smp's own, and weights are read in timm's format only"
+        raise RecipeError("model.encoder", what, 'name an encoder of timm, or use init "scratch"')
     if model.encoder_weights is not None:
         return model.encoder_weights
     if model.arch == "auto":
@@ -54,6 +60,12 @@ def source_of(model: ModelRecipe) -> str:
         remedy = 'name a file in model.encoder_weights, or use init "scratch"'
         raise RecipeError("model.encoder", f"timm has no weights for {encoder!r}", remedy)
     return default.hf_hub_id
+
+
+def license_of(source: str) -> str | None:
+    """What timm says of the licence of its weights on the Hub, such as `"apache-2.0"`."""
+    tag = source.removeprefix("timm/")
+    return timm.get_pretrained_cfg(tag).license if source != tag and timm.is_model_pretrained(tag) else None
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
@@ -97,8 +109,13 @@ def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
         there, here = ({"arch": "auto", "path": each} for each in (model_type, config.model_type))
         differences = encoder_differences(there, here) or _different_shapes(config, theirs)
     else:
-        arch = "fcn" if model_type == FCNConfig.model_type else model_type
-        there = {"arch": arch, "encoder": theirs.get("encoder"), "config": theirs}
+        if model_type == SmpConfig.model_type:
+            arguments = theirs.get("arguments")
+            there = {"arch": "smp", "path": str(theirs.get("architecture"))}
+            there["config"] = arguments if isinstance(arguments, dict) else {}
+        else:
+            there = {"arch": "fcn" if model_type == FCNConfig.model_type else model_type, "config": theirs}
+        there["encoder"] = theirs.get("encoder")
         differences = encoder_differences(there, dataclasses.asdict(model))
     if differences:
         what = f"{source_of(model)} is a checkpoint of another architecture: {', and '.join(differences)}"
@@ -126,7 +143,7 @@ def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, to
         RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
     """
     tensors = _read_tensors(model, path)
-    if model.arch == "fcn" and model.init == "imagenet":
+    if model.arch in ON_TIMM and model.init == "imagenet":
         loaded, problems = _from_timm(tensors, built.config)
     else:
         whole, problems, _ = _from_transformers(tensors, built, built.config, unknown=model.arch != "auto")
@@ -234,15 +251,17 @@ def _from_transformers(
     return loaded, [said.removeprefix(prefix) for said in problems if said.startswith(prefix)], absent
 
 
-def _from_timm(tensors: dict, config: FCNConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _from_timm(tensors: dict, config: FCNConfig | SmpConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Let timm rename the tensors of its format, and prove that each one of the encoder came from them."""
     # timm fills a feature extractor without strictness: from a file of something else, it would stay random without a
     # word. So it is filled once more, with NaN for every value: what is not NaN then did not come from the file.
 
     def fill(values: dict) -> dict[str, torch.Tensor]:
-        overlay = {"state_dict": values}
+        overlay = {"pretrained_cfg_overlay": {"state_dict": values}}
+        if isinstance(config, SmpConfig):
+            return build_segmenter(config, encoder_weights=True, **overlay).encoder.state_dict()
         strides = config.output_stride, config.logits_stride
-        return build_encoder(config.encoder, *strides, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+        return build_encoder(config.encoder, *strides, pretrained=True, **overlay).state_dict()
 
     with _quiet("timm"):
         try:

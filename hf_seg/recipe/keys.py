@@ -22,6 +22,7 @@ Text = Annotated[InstanceOf[str], Field(min_length=1)]
 Auto = bool | Literal["auto"]
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 Loss = Literal["cross_entropy", "dice", "lovasz", "focal"]
+ON_TIMM = ("fcn", "smp")  # architectures whose encoder is a model of timm
 # what data.normalize stands for: mean and standard deviation of each channel of RGB in [0, 1]; the names are timm's
 NORMALIZATIONS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -33,22 +34,24 @@ NORMALIZATIONS = {
 class ModelRecipe:
     """The `model` section: the architecture and where its first weights come from."""
 
-    arch: Literal["fcn", "segformer", "auto"]
-    """The architecture: FCN (a CNN), SegFormer (a transformer), or any other of transformers, named in path."""
+    arch: Literal["fcn", "segformer", "smp", "auto"]
+    """The architecture: FCN (a CNN), SegFormer (a transformer), a U-Net or another model of
+    segmentation_models_pytorch (smp), or any other of transformers. path names which of smp or transformers."""
     path: Text | None = None
     """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
-    null: b0. auto: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of
-    transformers, such as mobilevit, in its default sizes. It gives the architecture; init says whether also the
-    encoder's weights."""
+    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt. auto:
+    a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers, such as
+    mobilevit, in its default sizes. It gives the architecture; init says whether also the encoder's weights."""
     encoder: Text | None = None
-    """FCN only: name of any timm CNN that can give feature maps. null: resnet50. SegFormer's sizes are set in config
-    instead."""
+    """fcn: name of any timm CNN that can give feature maps. smp: name of any timm model that smp's architecture takes
+    (dpt: a ViT, which has to be named), or of an encoder of smp's own. null: resnet50. SegFormer's sizes are set in
+    config instead."""
     init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
     """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
     encoder and head of another run, each class by its name. Other weights of the head are random."""
     encoder_weights: str | None = None
-    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer, or as path; for FCN
-    timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
+    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer, or as path; for fcn
+    and smp timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
     model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only:
     path). With scratch: none."""
     freeze_encoder: bool = False
@@ -58,7 +61,8 @@ class ModelRecipe:
     rounding, and by the random numbers of dropout on a CPU; what is saved is the same. false: transformers' own
     forward pass."""
     config: dict[str, Any] = Field({})
-    """Keys of the model's configuration class that differ from its defaults, e.g. {"strides": [2, 2, 2, 2]}."""
+    """Keys of the model's configuration class (smp: arguments of smp's class) that differ from its defaults, e.g.
+    {"strides": [2, 2, 2, 2]}."""
 
 
 @dataclass(kw_only=True, config=STRICT)
@@ -154,8 +158,19 @@ class TrainingRecipe:
     """exponential (times lr_decay_per_epoch after each epoch) or one of transformers' schedules, e.g. cosine."""
     lr_decay_per_epoch: float = Field(0.98, gt=0, le=1)
     """Factor on the learning rate after each epoch of the exponential schedule."""
+    encoder_lr_multiplier: float = Field(1.0, gt=0, le=1000)
+    """Factor on the learning rate of the encoder. learning_rate is that of the head."""
+    layer_lr_decay: float | None = Field(None, gt=0, le=1)
+    """FCN only: another factor for each layer between a layer of the encoder and the head, so that the first layers
+    learn the slowest. null: 1."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Average the weights: after each step this share of the average is kept, less in the first steps. Validation,
+    test and saved models have the average. null: no average."""
     eval_every_epochs: int = Field(2, ge=1, le=100_000)
     """Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=100_000)
+    """End the training after so many validations in a row without a better mIoU than the best one. null: train all
+    epochs."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of initial weights, shuffling and augmentation."""
     bf16: Auto = "auto"

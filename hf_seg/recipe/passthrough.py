@@ -11,7 +11,7 @@ import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import Field, TypeAdapter
 
@@ -91,6 +91,11 @@ _LIMITS: dict[str, Any] = {
     "torch_empty_cache_steps": Field(ge=1),
 }
 _TYPES: dict[str, Any] = {
+    "Dict": dict,
+    "Iterable": list,
+    "Optional": Optional,
+    "Sequence": list,
+    "Union": Union,
     "__builtins__": {},
     "int": Annotated[int, Field(ge=-(2**63), lt=2**63)],
     **{kind.__name__: kind for kind in (float, bool, str, dict, list, tuple)},
@@ -139,6 +144,30 @@ def annotated_fields(package: str, file: str, name: str) -> Iterator[tuple[str, 
     for item in _classes(package, file)[name].body:
         if isinstance(item, ast.AnnAssign):
             yield item.target.id, ast.unparse(item.annotation), item.value
+
+
+SMP = "segmentation_models_pytorch"
+
+
+def smp_architectures() -> dict[str, tuple[str, str]]:
+    """smp's names of its architectures, such as `"unet"` → the file and the name of the class; none without smp."""
+    if importlib.util.find_spec(SMP) is None:
+        return {}
+    imports = ast.parse((_folder(SMP) / "__init__.py").read_text(encoding="utf-8")).body
+    return {
+        alias.name.lower(): (f"{node.module.replace('.', '/')}/model.py", alias.name)
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("decoders.")
+        for alias in node.names
+    }
+
+
+def smp_arguments(architecture: str) -> Iterator[tuple[str, str, ast.expr | None]]:
+    """The arguments of one of smp's classes: name, annotation, and what gives the default."""
+    file, name = smp_architectures()[architecture]
+    (init,) = (item for item in _classes(SMP, file)[name].body if getattr(item, "name", "") == "__init__")
+    for argument, default in zip(init.args.args[1:], init.args.defaults, strict=True):
+        yield argument.arg, ast.unparse(argument.annotation), default
 
 
 def _enum_values(node: ast.ClassDef) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from hf_seg.recipe.rules import (
     check_keys,
     check_model,
     check_name,
+    check_rates,
     check_training,
     config_of_size,
     encoder_differences,
@@ -212,6 +213,7 @@ def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
     yield from check_data(draft.sections["data"])
     yield from check_training(draft.sections["training"])
     yield from check_batches(draft.sections["data"], draft.sections["training"])
+    yield from check_rates(draft.sections["model"], draft.sections["training"])
 
 
 def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:

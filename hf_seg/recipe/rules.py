@@ -17,12 +17,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_seg.problem import did_you_mean
-from hf_seg.recipe.keys import SECTIONS, TrainingRecipe, expectation, key_types, loss_parts, mismatch
+from hf_seg.recipe.keys import ON_TIMM, SECTIONS, TrainingRecipe, expectation, key_types, loss_parts, mismatch
 from hf_seg.recipe.passthrough import (
     REFUSED,
     annotated_fields,
     key_type,
     scheduler_types,
+    smp_architectures,
+    smp_arguments,
     trackers,
     training_arguments,
 )
@@ -95,6 +97,7 @@ SEGFORMER_SIZES: dict[str, dict[str, Any]] = {
     "b5": _WIDE | {"depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
 }
 MIT = "nvidia/mit-"
+SMP_REMEDY = "run `pip install 'hf_seg[smp]'`"
 
 
 def config_of_size(path: str | None) -> dict[str, Any] | None:
@@ -106,8 +109,9 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `model`. A key that is absent here had a problem of its own already."""
     arch, init, weights, path = (model.get(key) for key in ("arch", "init", "encoder_weights", "path"))
     if arch in ("segformer", "auto") and model.get("encoder") is not None:
-        yield "model.encoder", 'is for "fcn" only', "sizes of other models go into model.config, so leave it out"
-    if arch == "fcn" and model.get("fast_head") is False:
+        remedy = "sizes of other models go into model.config, so leave it out"
+        yield "model.encoder", 'is for "fcn" and "smp" only', remedy
+    if arch in ON_TIMM and model.get("fast_head") is False:
         yield "model.fast_head", "is for SegFormer only", "leave it out"
     if arch == "auto":
         if "path" in model and path is None:
@@ -115,7 +119,7 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
             yield "model.path", 'is missing, and arch "auto" needs it', remedy
         if init == "imagenet":
             remedy = 'set "checkpoint", which takes the encoder\'s weights from path'
-            yield "model.init", '"imagenet" is for "fcn" and "segformer"', remedy
+            yield "model.init", '"imagenet" is for "fcn", "smp" and "segformer"', remedy
         no_weights = path is not None and not is_path_or_hub_id(path)
         if init in ("checkpoint", "model") and model.get("encoder_weights", path) is None and no_weights:
             remedy = "name them in model.encoder_weights, or a Hub id as path"
@@ -123,8 +127,10 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     elif arch == "segformer" and config_of_size(path) is None:
         remedy = f'it has {", ".join(SEGFORMER_SIZES)}; arch "auto" takes any model'
         yield "model.path", f'"{path}" is no size of SegFormer', remedy
+    elif arch == "smp":
+        yield from _check_smp(model)
     elif arch == "fcn" and path is not None:
-        yield "model.path", 'is for "segformer" and "auto" only', 'leave it out, or set arch to "auto"'
+        yield "model.path", 'is not for "fcn"', "leave it out, or set another arch"
     if init == "scratch" and weights is not None:
         remedy = "leave it out, or set init to say what it is"
         yield "model.encoder_weights", 'contradicts init "scratch"', remedy
@@ -139,29 +145,51 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
         yield "model.encoder_weights", what, "correct it"
     if arch in ("fcn", "segformer"):  # whose keys are known; those of others are checked when the model is built
         yield from check_config(arch, model.get("config", {}), config_fields(arch))
+    elif arch == "smp" and (fields := config_fields(arch, path)):
+        yield from check_config(path, model.get("config", {}), fields)
+
+
+def _check_smp(model: Mapping[str, Any]) -> Iterator[Found]:
+    known = smp_architectures()
+    if not known:
+        yield "model.arch", '"smp" needs segmentation_models_pytorch, which is not installed', SMP_REMEDY
+    elif "path" in model and (path := model["path"]) not in known:
+        what = f'"{path}" is no architecture of smp' if path else 'is missing, and arch "smp" needs it'
+        yield "model.path", what, did_you_mean(str(path), known, f"it has {', '.join(known)}")
+    elif model.get("path") == "dpt" and model.get("encoder", "") is None:
+        yield "model.encoder", 'is missing, and "dpt" needs a ViT', "name one, such as vit_small_patch16_dinov3"
 
 
 _OF_THE_DATA = ("it follows from the data set", "leave it out")
 # Keys of model.config that a recipe may not set: why, and what to do.
 REFUSED_CONFIG: dict[str, tuple[str, str]] = {
-    "encoder": ("it has a key of its own", "set model.encoder"),
-    "num_channels": ("images are RGB", "leave it out"),
-    **dict.fromkeys(["num_labels", "id2label", "label2id", "semantic_loss_ignore_index"], _OF_THE_DATA),
-    "use_auxiliary_head": ("there is one loss for all models, of the one head", "leave it out"),
+    **dict.fromkeys(["encoder", "encoder_name"], ("it has a key of its own", "set model.encoder")),
+    "encoder_weights": ("it has keys of its own", "set model.init and model.encoder_weights"),
+    **dict.fromkeys(["num_channels", "in_channels"], ("images are RGB", "leave it out")),
+    **dict.fromkeys(["num_labels", "id2label", "label2id", "semantic_loss_ignore_index", "classes"], _OF_THE_DATA),
+    **dict.fromkeys(
+        ["use_auxiliary_head", "aux_params"], ("there is one loss for all models, of the one head", "leave it out")
+    ),
+    "activation": ("the loss needs logits", "leave it out"),
 }
 Fields = Mapping[str, tuple[TypeAdapter, Any]]  # of a configuration class: what each takes, and its default
 
 
 @functools.cache
-def config_fields(arch: str) -> Fields:
-    """The fields of the configuration class of `"fcn"` or `"segformer"` that a recipe may set."""
+def config_fields(arch: str, path: str | None = None) -> Fields:
+    """What a recipe may set: fields of the configuration class of `"fcn"` or `"segformer"`, or arguments of the class
+    of smp that `path` names; none when there is no such class."""
     place = {
         "fcn": ("hf_seg", "models/configuration_fcn.py", "FCNConfig"),
         "segformer": ("transformers", "models/segformer/configuration_segformer.py", "SegformerConfig"),
-    }[arch]
+    }
+    if arch == "smp":
+        found = smp_arguments(path) if path in smp_architectures() else ()
+    else:
+        found = annotated_fields(*place[arch])
     return {
         name: (key_type(annotation), ast.literal_eval(default))
-        for name, annotation, default in annotated_fields(*place)
+        for name, annotation, default in found
         if default is not None and name not in REFUSED_CONFIG
     }
 
@@ -178,7 +206,9 @@ def check_config(model_type: str, config: Mapping[str, Any], fields: Fields) -> 
         elif wrong := mismatch(value, fields[key][0]):
             yield f"model.config.{key}", *wrong
     # SegFormer: surplus values would be ignored, missing ones end in an IndexError
-    stages = config.get("num_encoder_blocks", fields.get("num_encoder_blocks", (None, None))[1])
+    stages = None
+    if "num_encoder_blocks" in fields:
+        stages = config.get("num_encoder_blocks", fields["num_encoder_blocks"][1])
     for key, (_, default) in fields.items():
         values = config.get(key, default)
         if isinstance(stages, int) and isinstance(default, tuple) and isinstance(values, list | tuple):
@@ -207,8 +237,12 @@ def encoder_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> li
         pairs = {"model.arch": (there["arch"], here["arch"])}
     elif archs == {"auto"}:  # what its config means for the encoder, only the built models show
         pairs = {"model.path": (there.get("path"), here.get("path"))}
-    elif archs == {"fcn"}:
+    elif archs <= set(ON_TIMM):
         pairs = {"model.encoder": tuple(model.get("encoder") or "resnet50" for model in (there, here))}
+        if archs == {"smp"}:
+            arguments = [_encoder_arguments(model) for model in (there, here)]
+            names = dict.fromkeys(name for each in arguments for name in each)
+            pairs |= {f"model.config.{name}": tuple(each.get(name) for each in arguments) for name in names}
     else:
         pairs = {
             f"model.config.{key}": tuple(model.get("config", {}).get(key, default) for model in (there, here))
@@ -217,6 +251,13 @@ def encoder_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> li
         }
     said = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}
     return [f"{key} is {first} there and {second} here" for key, (first, second) in said.items() if first != second]
+
+
+def _encoder_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the `model` section of one of smp's models says of its encoder, defaults included."""
+    config = model.get("config", {})
+    fields = config_fields("smp", model.get("path"))
+    return {key: config.get(key, default) for key, (_, default) in fields.items() if key.startswith("encoder_")}
 
 
 def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
@@ -265,13 +306,20 @@ def _check_hub(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.mask_column", f'is "{image}", as image_column is', "name two columns"
 
 
+# Schedules of transformers that pass over its warm-up without a word: the remedy.
+_NO_WARMUP = {"constant": "choose constant_with_warmup, or leave it out"}
+_NO_WARMUP |= dict.fromkeys(["greedy", "reduce_lr_on_plateau"], "leave it out, or choose another")
+
+
 def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `training`."""
     schedule, decay = training.get("lr_scheduler_type"), TrainingRecipe().lr_decay_per_epoch
+    warmup = training.get("warmup_steps", 0)
+    if warmup and schedule in _NO_WARMUP:
+        yield "training.warmup_steps", f'has no effect on the "{schedule}" schedule', _NO_WARMUP[schedule]
+    elif warmup > 1 and warmup % 1:
+        yield "training.warmup_steps", f"is {warmup:g}", "set a whole number of steps, or a share of all, below 1"
     if schedule == "exponential":
-        if training.get("warmup_steps"):
-            remedy = "leave it out or choose another"
-            yield "training.warmup_steps", "the exponential schedule has no warm-up", remedy
         if training.get("lr_scheduler_kwargs") is not None:
             remedy = "set lr_decay_per_epoch instead"
             yield "training.lr_scheduler_kwargs", "the exponential schedule takes none", remedy
@@ -295,6 +343,9 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
         what = "CUDA graphs cannot sum the gradients of parts"
         remedy = f"set it to 1, or {'compile' if compiled else 'cuda_graphs'} to false"
         yield "training.gradient_accumulation_steps", what, remedy
+    if (compiled or graphs) and training.get("ema_decay") is not None:
+        key = "compile" if compiled else "cuda_graphs"
+        yield "training.ema_decay", f"is not tested with {key}", f"leave it out, or set {key} to false"
     for key in ("torch_compile_backend", "torch_compile_mode"):
         if not compiled and training.get(key) is not None:
             yield f"training.{key}", "has no effect without compile", "set compile to true, or leave it out"
@@ -310,6 +361,17 @@ def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
     if data.get("resize") == "crop" and images not in (None, 1):
         what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
         yield "training.per_device_eval_batch_size", what, "leave it out"
+
+
+def check_rates(model: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
+    """Rules between `model` and `training`."""
+    by_layer = training.get("layer_lr_decay") is not None
+    if by_layer and model.get("arch") not in ("fcn", None):
+        remedy = "leave it out; encoder_lr_multiplier is for any encoder"
+        yield "training.layer_lr_decay", 'is for "fcn" only, whose layers timm knows', remedy
+    for key in ("encoder_lr_multiplier", "layer_lr_decay"):
+        if model.get("freeze_encoder") is True and training.get(key) not in (None, 1):
+            yield f"training.{key}", "has no effect on a frozen encoder", "leave it out"
 
 
 def _check_loss(training: Mapping[str, Any]) -> Iterator[Found]:

@@ -64,6 +64,8 @@ NVIDIA = {
     "text": "NVIDIA Source Code License for SegFormer. They and what derives from them may be used non-commercially "
     "only, by which the licence means for research or evaluation.",
 }
+# licences that timm names and that the Hub has an identifier for
+ON_THE_HUB = {"apache-2.0", "apple-amlr", "apple-ascl", "bsd-3-clause", "cc-by-nc-4.0", "gemma", "mit"}
 WEIGHTS = {
     "nvidia/mit-b": NVIDIA,
     "nvidia/segformer-b": NVIDIA,
@@ -161,6 +163,11 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
         known = [terms for prefix, terms in WEIGHTS.items() if encoder["source"].startswith(prefix)]
         if known:
             found = [Terms(subject=subject, **known[0])]
+        elif (name := encoder.get("license", "unknown")) not in ("other", "unknown"):
+            text = f"{name}, as timm says. It binds the model too: read it on their page on the Hub."
+            special = {"license": name} if name in ON_THE_HUB else {"license": "other", "name": name}
+            link = f"https://huggingface.co/{encoder['source']}"
+            found = [Terms(subject=subject, text=text, link=link, **special)]
         else:
             text = "hf_seg does not know their terms, which bind the model too: look them up where they come from."
             found = [Terms(subject=subject, text=text, license="unknown")]

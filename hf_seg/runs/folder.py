@@ -40,10 +40,10 @@ from hf_seg.runs.record import (
 # What a run writes into its folder. Nothing else is ever removed from it, so a writer takes its name from here.
 RECORD = "run.json"  # written first, removed last: a folder with it is a run
 HUB = "hub.json"
-FCN_CODE = ("configuration_fcn.py", "modeling_fcn.py")
+MODEL_CODE = ("configuration_fcn.py", "modeling_fcn.py", "configuration_smp.py", "modeling_smp.py")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = "preprocessor_config.json"
-_NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *FCN_CODE, *WEIGHTS, PROCESSOR)
+_NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *MODEL_CODE, *WEIGHTS, PROCESSOR)
 _PATTERNS = [
     # the last two are of `hf-seg export` and `hf-seg errors`
     *map(re.escape, (*_NAMES, "config.json", "training_args.bin", "model.onnx", ERRORS)),
@@ -85,6 +85,9 @@ def format_plan(runs: list[Run]) -> str:
     lines = [f"{len(runs)} runs, in this order:"] if len(runs) > 1 else []
     for run in runs:
         name, state = run.recipe.name, "to resume" if run.state == "interrupted" else run.state
+        if state == "finished":
+            state += f", in {run.folder} (--overwrite trains it again)"
+            state += "" if run.compared else "; its data was not compared, since it is in no folder here"
         lines.append(f"{name}: {state}" + (f", {run.steps:,} step{'s' * (run.steps > 1)}" if run.steps else ""))
         if users := [other.recipe.name for other in runs if other.recipe.encoder_recipe == name]:
             known = run.named or run.state == "finished"

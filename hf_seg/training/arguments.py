@@ -96,6 +96,15 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
     return wanted and num_processes > 1
 
 
+def refuse_sharding(training: TrainingRecipe, sharded: bool) -> None:
+    """Refuse keys that nobody has tried with FSDP or DeepSpeed, which divide a model over the ranks."""
+    default = TrainingRecipe()
+    for key in ("ema_decay", "encoder_lr_multiplier", "layer_lr_decay"):
+        if sharded and getattr(training, key) != getattr(default, key):
+            remedy = "leave it out, or launch without them"
+            raise RecipeError(f"training.{key}", "is not tested with FSDP and DeepSpeed", remedy)
+
+
 def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
     """`training.cuda_graphs`; `"auto"` is off as long as nothing is measured.
 
@@ -198,6 +207,6 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
     )
     if args.n_gpu > 1:
         what = f"{args.n_gpu} GPUs are visible to a single process, which would split each batch over them"
-        remedy = "use `accelerate launch --multi_gpu -m hf_seg.train …`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        remedy = f"use `hf-seg train … --num_processes {args.n_gpu}`, or choose one GPU by CUDA_VISIBLE_DEVICES"
         raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args

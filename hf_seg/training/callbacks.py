@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
-from transformers import TrainerCallback
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from hf_seg.processes import say_once
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,6 +36,33 @@ class EvaluateEvery(TrainerCallback):
         if round(state.epoch) % self.epochs and state.global_step < state.max_steps:
             control.should_evaluate = control.should_save = False
         return control
+
+
+class StopEarly(EarlyStoppingCallback):
+    """Ends the training after so many validations in a row without a better mIoU. A resumed training counts on."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # of the checkpoint, or as this callback is; Trainer restores it only together with its control
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
+        control.should_training_stop = self.stopped
+        return control
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if f"eval_{args.metric_for_best_model}" in metrics:  # else it is a score of the best checkpoint
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.stopped and state.global_step < state.max_steps:
+            count = self.early_stopping_patience
+            validations = "one validation" if count == 1 else f"{count} validations"
+            with tqdm.external_write_mode():
+                say_once(f"stopped after epoch {state.epoch:g}: no better validation mIoU in {validations}")
 
 
 class StopWhenAsked(TrainerCallback):

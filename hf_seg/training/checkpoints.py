@@ -27,11 +27,11 @@ class SealCheckpoints(TrainerCallback):
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
-def check_disk(run_dir: Path, model: PreTrainedModel, kept: int) -> None:
-    """Refuse to train where the checkpoints, of which `kept` are kept, will not fit."""
+def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool = False) -> None:
+    """Refuse to train where the checkpoints, of which `kept` are kept, will not fit; `averaged` ones take more."""
     # AdamW with AMSGrad keeps three values for each trainable parameter; one more is written before one is deleted
     trainable = 4 * model.num_parameters(only_trainable=True)
-    needed = (kept + 1) * (model.get_memory_footprint() + 3 * trainable)
+    needed = (kept + 1) * ((1 + averaged) * model.get_memory_footprint() + 3 * trainable)
     # what an interrupted run has left counts as free: it is written over
     left = sum(path.stat().st_size for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file())
     free = shutil.disk_usage(run_dir).free + left

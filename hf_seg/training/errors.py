@@ -200,11 +200,18 @@ def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, nu
         "differences": draw_differences(np.asarray(picture.convert("L")), truth != predicted, confidence, ignored),
     }
     return Picture(
-        name=Path(image_name("test", test, index)).name,
+        name=_short_name(image_name("test", test, index), trainer.run.recipe.data.root),
         score=score,
         confusions=describe_confusions(confusion[index], spec.class_names, number),
         images={title: _address(pixels, photograph=title == "photograph") for title, pixels in images.items()},
     )
+
+
+def _short_name(name: str, root: str | None) -> str:
+    """A file below the folder of the data, else its last part: the page may be shown to others."""
+    path = Path(name)
+    below = root is not None and path.is_relative_to(folder := Path(root).expanduser().absolute())
+    return path.relative_to(folder).as_posix() if below else path.name
 
 
 def draw_differences(grey: np.ndarray, wrong: np.ndarray, confidence: np.ndarray, ignored: np.ndarray) -> np.ndarray:

@@ -13,6 +13,9 @@ from hf_seg.data import DatasetSpec, SegData
 from hf_seg.models.build import build_model, measure_forward
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import describe_encoder_run
+from hf_seg.training.arguments import refuse_sharding
+from hf_seg.training.average import WeightAverage
+from hf_seg.training.callbacks import StopEarly
 from hf_seg.training.memory import reset_peak_memory
 from hf_seg.training.trainer import SegTrainer
 
@@ -56,9 +59,17 @@ def build_trainer(
         quiet (`bool`): print no table and show no bar.
 
     Raises:
-        RecipeError: when the global batch cannot be divided over ranks and accumulation steps.
+        RecipeError: when the global batch cannot be divided over ranks and accumulation steps, or a key is not for a
+            model that is divided over the ranks.
     """
+    training = run.recipe.training
     trainer = SegTrainer(run=run, data=data, model=model, callbacks=callbacks)
+    refuse_sharding(training, trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    if training.ema_decay is not None:
+        trainer.average = WeightAverage(trainer.model, training.ema_decay)
+        trainer.add_callback(trainer.average)
+    if training.early_stopping_patience is not None:
+        trainer.add_callback(StopEarly(training.early_stopping_patience))
     if quiet:
         trainer.remove_callback(trainer.table)
     reset_peak_memory(trainer.args.device)

@@ -1,10 +1,9 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
 import itertools
-import math
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,12 @@ from hf_seg.training.arguments import (
     use_cuda_graphs,
     use_sync_batch_norm,
 )
+from hf_seg.training.average import WeightAverage
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
+from hf_seg.training.rates import exponential, split_groups, warmup_steps
 from hf_seg.training.table import TrainingTable
 
 LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
@@ -110,6 +111,7 @@ class SegTrainer(Trainer):
         self.graphs = None
         if use_cuda_graphs(training, args.world_size, args.device):
             self.graphs = GraphedModel(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+        self.average: WeightAverage | None = None
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -119,17 +121,23 @@ class SegTrainer(Trainer):
         finally:
             self.table.close()
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if not self.control.should_training_stop:  # as a resumed training that had stopped early
+            super()._run_epoch(*args, **kwargs)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            split_groups(super().create_optimizer(model), self.model, self.run.recipe.training)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        training = self.run.recipe.training
+        training, warmup = self.run.recipe.training, warmup_steps(self.args, num_training_steps)
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = math.ceil(len(self.train_dataset) / training.global_train_batch_size)
-            gamma = training.lr_decay_per_epoch
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: gamma ** (step // steps_per_epoch)
-            )
+            factor = exponential(training, len(self.train_dataset), warmup)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -200,7 +208,10 @@ class SegTrainer(Trainer):
         folder = self.run.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
         try:
-            super()._save_checkpoint(model, trial)
+            if self.average is not None and self.args.should_save:
+                self.average.save_raw(self.model, folder)
+            with self._averaged():
+                super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch.save has no error of its own for a file that cannot be written
             own = ("StreamWriter", "inline_container")
@@ -227,6 +238,8 @@ class SegTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            return self.average.load(self.model, Path(resume_from_checkpoint))
         load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
@@ -239,6 +252,14 @@ class SegTrainer(Trainer):
         load_weights(self.model, self.state.best_model_checkpoint)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args, **kwargs):
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """While the block runs, the model has the average, if there is one. After training it has it anyway."""
+        return self.average.placed_in(self.model) if self.average is not None and self.is_in_train else nullcontext()
 
     def validate(self) -> dict[str, Any]:
         """Score the validation set with the model as it is now; returns what [`Evaluation.compute`] does."""
@@ -269,10 +290,10 @@ class SegTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
-        if not self.crops:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        labels = inputs["labels"]
-        reduced = self.evaluation.reduce_logits(self.picture_scores(inputs["pixel_values"]), labels)
+        labels, scores = inputs["labels"], self.picture_scores(inputs["pixel_values"])
+        if not self.crops:  # no loss: `Evaluation` has its own, whatever the training's is
+            return None, scores, labels
+        reduced = self.evaluation.reduce_logits(scores, labels)
         ids, labels = (self._pad_across_processes(values) for values in (reduced[0], labels))
         return None, (ids, *reduced[1:]), labels
 
@@ -349,6 +370,7 @@ class SegTrainer(Trainer):
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,
+            "stopped_early": self.state.global_step < self.state.max_steps,
             "best_step": self.state.best_global_step,
             "seconds": end["train_runtime"],  # of this launch, validation included
             "images_per_second": end["train_samples_per_second"],
@@ -368,6 +390,7 @@ class SegTrainer(Trainer):
     def release(self) -> None:
         """Give the device's memory back, so that the next run of the launch starts as if it were the first."""
         self.accelerator.free_memory()
-        self.model = self.model_wrapped = self.graphs = self.optimizer = self.lr_scheduler = None
+        self.model = self.model_wrapped = self.average = self.graphs = self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.remove_callback(WeightAverage)
         clear_device_cache(garbage_collection=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html import unescape
 
@@ -10,7 +11,7 @@ import pytest
 from hostile_names import NAMES
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
-from records import CLASSES, made_up
+from records import CLASSES, as_evaluation, made_up
 
 from hf_seg import cli
 from hf_seg.compare import bootstrap, compare, percentile_interval, verdict
@@ -22,7 +23,7 @@ from hf_seg.compare.plots import (
     plot_same_images,
     use_log_scale,
 )
-from hf_seg.compare.report import build_report
+from hf_seg.compare.report import build_report, write_report
 from hf_seg.files import write_json
 from hf_seg.problem import Refusal
 from hf_seg.runs.figure import IGNORED_STRIPES, line_look
@@ -173,6 +174,47 @@ def test_runs_that_cannot_be_compared(write_run, change, message):
     folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
     with pytest.raises(Refusal, match=message):
         compare(folders)
+
+
+def test_only_evaluations(write_run, tmp_path):
+    folders = [write_run(name, matrices(seed), change=as_evaluation) for seed, name in enumerate("ab")]
+    comparison = compare(folders)
+    assert comparison.protocol == {} and all(arm.evaluated for arm in comparison.arms)
+    write_report(comparison, tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
+        "confusions.png", "roc.png", "same_images.png"
+    }  # fmt: skip
+    (tmp_path / "more").mkdir()
+    twice = shutil.copytree(folders[0], tmp_path / "more" / "a")
+    with pytest.raises(Refusal, match=r"two runs named a, but not two seeds \(both are evaluations of one model\)"):
+        compare([*folders, twice])
+
+
+def test_an_evaluation_does_not_differ_in_what_is_not_known(write_run):
+    def change(results):
+        as_evaluation(results)
+        results["recipe"]["data"] |= {"normalize": "inception", "augment": "none"}
+
+    def trained(results):
+        results["recipe"]["data"]["augment"] = "flip"
+
+    def trained_otherwise(results):
+        results["recipe"]["training"]["learning_rate"] = 0.5
+
+    folders = [
+        write_run("a", matrices(0, right=0.9), change=trained),
+        write_run("b", matrices(1, right=0.8), change=change),
+        write_run("c", matrices(2, right=0.6), change=trained_otherwise),
+    ]
+    assert compare(folders[:2]).protocol == {"data.normalize": ["none", "inception"]}
+    assert compare(folders).protocol == {
+        "data.augment": ["flip", None, "none"],
+        "data.normalize": ["none", "inception", "none"],
+        "training.learning_rate": [0.001, None, 0.5],
+    }
+    text = squeeze(build_report(compare(folders)))
+    assert "| b | – | inception | – |" in text and "How b was trained is not known." in text
+    assert "Scores of b come from `hf-seg evaluate`" in text
 
 
 def test_other_refusals(write_run, tmp_path, capsys):

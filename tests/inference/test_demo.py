@@ -44,7 +44,7 @@ from hf_seg.inference import demo_app
 from hf_seg.inference.demo import push_space, serve, stage_space
 from hf_seg.inference.predict import predict, read_image
 from hf_seg.inference.segmenter import load_segmenter
-from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation, SmpConfig, SmpForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import HubError, Refusal
 from hf_seg.scoring import upsampling
@@ -505,6 +505,24 @@ def test_what_a_space_is_made_of(folders, tmp_path):
     floors |= set(project["optional-dependencies"]["demo"])
     assert set((tmp_path / "requirements.txt").read_text().splitlines()) <= floors
     assert project["requires-python"] == f">={demo_module.PYTHON}"
+
+
+def test_a_space_with_a_model_of_smp(photograph, tmp_path):
+    torch.manual_seed(0)
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    SmpForSemanticSegmentation(SmpConfig(encoder="resnet10t", arguments=arguments, id2label=NAMES)).save_pretrained(
+        tmp_path / "unet"
+    )
+    build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path / "unet")
+    (tmp_path / "space").mkdir()
+    stage_space([tmp_path / "unet"], tmp_path / "space")
+    files = {path.name for path in (tmp_path / "space" / "models" / "unet").iterdir()}
+    assert files >= {"configuration_smp.py", "modeling_smp.py"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*extras["smp"]} < {*(tmp_path / "space" / "requirements.txt").read_text().splitlines()}
+    (loaded,) = demo_app.load_models(tmp_path / "space")
+    expected, _ = expected_legend(tmp_path / "unet", photograph)
+    assert legends(demo_app.show([loaded], photograph)) == [expected]
 
 
 @pytest.mark.parametrize(

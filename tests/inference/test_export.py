@@ -29,7 +29,7 @@ from hf_seg.inference.export import (
 )
 from hf_seg.inference.exported import load_model
 from hf_seg.inference.segmenter import load_segmenter
-from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation, SmpConfig, SmpForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Problem, Refusal
 from hf_seg.runs.record import PER_IMAGE, load_arrays, load_results
@@ -44,6 +44,9 @@ def save_model(path, arch):
     torch.manual_seed(0)
     if arch == "fcn":
         model = FCNForSemanticSegmentation(FCNConfig(encoder="resnet10t", id2label=NAMES))
+    elif arch == "unet":
+        arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+        model = SmpForSemanticSegmentation(SmpConfig(encoder="resnet10t", arguments=arguments, id2label=NAMES))
     else:
         config = SegformerConfig(
             id2label=NAMES,
@@ -60,13 +63,16 @@ def save_model(path, arch):
         model = SegformerForSemanticSegmentation(config)
     model.config.palette = PALETTE
     # random logits differ by little: spread them, so that all classes occur
-    head = model.classifier[-1] if arch == "fcn" else model.decode_head.classifier
+    if arch == "unet":
+        head = model.segmentation_head[0]
+    else:
+        head = model.classifier[-1] if arch == "fcn" else model.decode_head.classifier
     torch.nn.init.normal_(head.weight, std=1.0)
     model.save_pretrained(path)
-    build_image_processor(size=(64, 64), normalize="none" if arch == "fcn" else "imagenet").save_pretrained(path)
+    build_image_processor(size=(64, 64), normalize="imagenet" if arch == "segformer" else "none").save_pretrained(path)
 
 
-@pytest.fixture(scope="module", params=["fcn", "segformer"])
+@pytest.fixture(scope="module", params=["fcn", "segformer", "unet"])
 def exported(request, tmp_path_factory):
     """A saved model, its ONNX file and how they compare; exporting takes seconds."""
     folder = tmp_path_factory.mktemp(request.param)

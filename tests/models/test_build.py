@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from helpers import TINY_MODELS
 from huggingface_hub import errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -650,7 +651,7 @@ sys.meta_path.insert(0, NotInstalled())
 from PIL import Image
 from transformers import pipeline
 
-for folder, trust in (("fcn", True), ("segformer", False)):
+for folder, trust in (("fcn", True), ("smp", True), ("segformer", False)):
     segment = pipeline("image-segmentation", model=folder, trust_remote_code=trust)
     result = segment(Image.effect_noise((123, 77), 90).convert("RGB"))
     assert result and {entry["mask"].size for entry in result} == {(123, 77)}, result
@@ -662,7 +663,7 @@ assert not any(name.partition(".")[0] == "hf_seg" for name in sys.modules)
 
 
 def test_saved_models_segment_a_photograph_without_hf_seg(tmp_path):
-    for model in (TINY_FCN, TINY_SEGFORMER):
+    for model in (TINY_FCN, TINY_MODELS["smp"], TINY_SEGFORMER):
         built, _ = build(**model)
         built.save_pretrained(tmp_path / model["arch"])
         build_image_processor(size=(64, 64), normalize="none").save_pretrained(tmp_path / model["arch"])
@@ -670,8 +671,9 @@ def test_saved_models_segment_a_photograph_without_hf_seg(tmp_path):
     command = [sys.executable, "-c", PIPELINES]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    fcn, segformer = done.stdout.split()
-    assert fcn.startswith("transformers_modules.") and segformer.startswith("transformers.models.segformer")
+    *own, segformer = done.stdout.split()
+    assert all(module.startswith("transformers_modules.") for module in own) and len(own) == 2
+    assert segformer.startswith("transformers.models.segformer")
 
 
 @pytest.mark.parametrize("arch", ["fcn", "segformer"])
@@ -687,9 +689,10 @@ def test_the_colours_of_the_classes_are_saved_with_the_model(arch, tmp_path):
     [
         ({"arch": "fcn"}, 2.16e9, 8),
         ({"arch": "segformer"}, 0.0388e9, 16),
+        ({"arch": "smp", "path": "unet"}, 0.666e9, 64),
         ({"arch": "segformer", "fast_head": False}, 0.1054e9, 16),
     ],
-    ids=["fcn", "segformer", "stock segformer"],
+    ids=["fcn", "segformer", "smp", "stock segformer"],
 )
 def test_the_cost_of_a_forward_pass(recipe, multiply_adds, logits_size):
     model, _ = build(**recipe)

@@ -42,10 +42,11 @@ def checkpoint(tmp_path):
         ({"encoder": "tf_efficientnet_b0", "encoder_weights": "timm/tf_efficientnet_b0.ap_in1k"}, "inception"),
         ({"encoder": "tf_efficientnet_b0", "encoder_weights": "timm/tf_efficientnet_b0.aa_in1k"}, "imagenet"),
         ({"encoder": "tf_efficientnet_lite0", "encoder_weights": "some/one"}, "inception"),
+        ({"arch": "smp", "path": "unet", "encoder": "tf_efficientnet_lite0"}, "inception"),
     ],
 )
 def test_timm_knows(section, expected):
-    assert find_normalization(ModelRecipe(arch="fcn", init="imagenet", **section)) == expected
+    assert find_normalization(ModelRecipe(**{"arch": "fcn", "init": "imagenet"} | section)) == expected
 
 
 @pytest.mark.parametrize("normalize", ["none", "imagenet", "inception"])
@@ -78,6 +79,7 @@ def test_a_mean_without_a_name(checkpoint):
     [
         ({"arch": "fcn", "encoder": "resnet5", "init": "imagenet"}, "model.encoder: .* did you mean"),
         ({"arch": "segformer", "init": "checkpoint", "encoder_weights": "no/where"}, "could not be fetched"),
+        ({"arch": "fcn", "init": "imagenet", "encoder_weights": "timm/resnet50.nonsense"}, "could not be fetched"),
     ],
 )
 def test_what_is_wrong_with_the_weights_comes_first(section, said):
@@ -117,4 +119,4 @@ def test_a_run_records_and_applies_it(write_recipe, run, tmp_path):
     processor = json.loads((tmp_path / "runs/a/preprocessor_config.json").read_text())
     assert processor["do_normalize"] and processor["image_mean"] == [0.5] * 3
     assert "scaled to [-1, 1]" in (tmp_path / "runs/a/README.md").read_text()
-    assert "is finished" in run(recipe)[1]  # and not the run of another recipe
+    assert ": finished, in" in run(recipe)[1]  # and not the run of another recipe

@@ -25,11 +25,16 @@ MOBILEVIT = {
 }
 MODELS = {
     "fcn": {"arch": "fcn", "encoder": "test_resnet"},
+    "smp": {
+        **{"arch": "smp", "path": "unet", "encoder": "test_resnet"},
+        "config": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+    },
     "segformer": {"arch": "segformer", "config": TINY},
     "auto": {"arch": "auto", "path": "mobilevit", "config": MOBILEVIT},
 }
 LAST = {
     "fcn": "classifier.4",
+    "smp": "segmentation_head.0",
     "segformer": "decode_head.classifier",
     "auto": "segmentation_head.classifier.convolution",
 }

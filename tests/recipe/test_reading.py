@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -101,7 +102,11 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
             "max_grad_norm": 1.0,
             "lr_scheduler_type": "exponential",
             "lr_decay_per_epoch": 0.98,
+            "encoder_lr_multiplier": 1.0,
+            "layer_lr_decay": None,
+            "ema_decay": None,
             "eval_every_epochs": 2,
+            "early_stopping_patience": None,
             "seed": 0,
             "bf16": "auto",
             "fp16": "auto",
@@ -296,9 +301,9 @@ model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
     config.strides: must be a list [...] of which each is a whole number, but is [2, 2, 2, true]
 # keys that contradict each other
 model {"arch": "segformer", "encoder": "resnet18"}
-    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
 model {"path": "mobilevit"}
-    path: is for "segformer" and "auto" only; leave it out, or set arch to "auto"
+    path: is not for "fcn"; leave it out, or set another arch
 model {"arch": "segformer", "path": "b9", "encoder": null}
     path: "b9" is no size of SegFormer; it has b0, b1, b2, b3, b4, b5; arch "auto" takes any model
 model {"arch": "fcn", "fast_head": false}
@@ -306,9 +311,24 @@ model {"arch": "fcn", "fast_head": false}
 model {"arch": "auto"}
     path: is missing, and arch "auto" needs it; name a Hub id, a folder, a config.json or a model type of transformers
 model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
-    encoder: is for "fcn" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
 model {"arch": "auto", "path": "org/name", "init": "imagenet"}
-    init: "imagenet" is for "fcn" and "segformer"; set "checkpoint", which takes the encoder's weights from path
+    init: "imagenet" is for "fcn", "smp" and "segformer"; set "checkpoint", which takes the encoder's weights from path
+model {"arch": "smp"}
+    path: is missing, and arch "smp" needs it; it has unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
+    deeplabv3plus, pan, upernet, segformer, dpt
+model {"arch": "smp", "path": "u-net"}
+    path: "u-net" is no architecture of smp; did you mean "unet"?
+model {"arch": "smp", "path": "dpt"}
+    encoder: is missing, and "dpt" needs a ViT; name one, such as vit_small_patch16_dinov3
+model {"arch": "smp", "path": "unet", "fast_head": false}
+    fast_head: is for SegFormer only; leave it out
+model {"arch": "smp", "path": "unet", "config": {"decoder_chanels": [8]}}
+    config.decoder_chanels: unknown key of "unet"; did you mean "decoder_channels"?
+model {"arch": "smp", "path": "unet", "config": {"decoder_channels": [8, "4"]}}
+    config.decoder_channels: must be a list [...] of which each is a whole number, but is [8, "4"]
+model {"arch": "smp", "path": "fpn", "config": {"classes": 3}}
+    config.classes: cannot be set: it follows from the data set; leave it out
 model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
     path: "mobilevit" has no weights; name them in model.encoder_weights, or a Hub id as path
 model {"freeze_encoder": true}
@@ -346,10 +366,26 @@ data {"name": "hub", "path": "/", "revision": "main"}
     revision: is for a data set on the Hub only, and / is here; leave it out
 data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
     mask_column: is "image", as image_column is; name two columns
-training {"warmup_steps": 10}
-    warmup_steps: the exponential schedule has no warm-up; leave it out or choose another
+training {"lr_scheduler_type": "constant", "warmup_steps": 10}
+    warmup_steps: has no effect on the "constant" schedule; choose constant_with_warmup, or leave it out
+training {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0.1}
+    warmup_steps: has no effect on the "reduce_lr_on_plateau" schedule; leave it out, or choose another
+training {"warmup_steps": 2.5}
+    warmup_steps: is 2.5; set a whole number of steps, or a share of all, below 1
 training {"bf16": true, "fp16": true}
     fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
+training {"encoder_lr_multiplier": 0}
+    encoder_lr_multiplier: must be a number, above 0, at most 1000, but is 0
+training {"layer_lr_decay": 1.5}
+    layer_lr_decay: must be a number, above 0, at most 1, or null, but is 1.5
+training {"ema_decay": 1}
+    ema_decay: must be a number, above 0, below 1, or null, but is 1
+training {"ema_decay": 0.9, "compile": true}
+    ema_decay: is not tested with compile; leave it out, or set compile to false
+training {"ema_decay": 0.9, "cuda_graphs": true}
+    ema_decay: is not tested with cuda_graphs; leave it out, or set cuda_graphs to false
+training {"early_stopping_patience": 0}
+    early_stopping_patience: must be a whole number, from 1 to 100000, or null, but is 0
 training {"compile": true, "cuda_graphs": true}
     cuda_graphs: compile makes CUDA graphs, too, and is true; set one of them to false
 training {"cuda_graphs": true, "gradient_accumulation_steps": 2}
@@ -474,7 +510,8 @@ def test_accepted_combinations(tmp_path):
     training = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
     [recipe] = load_recipes([save(tmp_path, training=training | {"gradient_accumulation_steps": 4})])
     assert recipe.training.arguments == {"warmup_steps": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}}
-    load_recipes([save(tmp_path, training={"warmup_steps": 0})])
+    for warmup in (0, 0.1, 10):
+        load_recipes([save(tmp_path, training={"warmup_steps": warmup})])
     weighted = {"loss": {"focal": 1, "dice": 0.5}, "class_weights": [0, 1, 2.5]}
     load_recipes([save(tmp_path, training=weighted)])
     load_recipes([save(tmp_path, model={"init": "imagenet", "freeze_encoder": True})])
@@ -483,6 +520,23 @@ def test_accepted_combinations(tmp_path):
     load_recipes(
         [save(tmp_path, model={"arch": "segformer", "config": {"num_encoder_blocks": 4, "drop_path_rate": 0}})]
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "message"),
+    [
+        ({"arch": "segformer"}, {"layer_lr_decay": 0.9}, 'is for "fcn" only, whose layers timm knows; leave it out; '),
+        ({"init": "imagenet", "freeze_encoder": True}, {"layer_lr_decay": 0.5}, "has no effect on a frozen encoder; "),
+        (
+            {"init": "imagenet", "freeze_encoder": True},
+            {"encoder_lr_multiplier": 0.5},
+            "has no effect on a frozen encoder; ",
+        ),
+    ],
+)
+def test_learning_rates_that_the_model_has_not(tmp_path, model, training, message):
+    [line] = problems(save(tmp_path, model=model, training=training))
+    assert line.startswith(f"run.json: training.{next(iter(training))}: {message}")
 
 
 def test_trackers_that_are_not_installed(tmp_path, monkeypatch):
@@ -511,7 +565,7 @@ def test_number_beyond_all_bounds(tmp_path):
 
 def test_missing_keys(tmp_path):
     assert problems(save(tmp_path, text='{"model": {}, "data": {}, "training": {}}')) == [
-        'run.json: model.arch: is missing; it must be "fcn", "segformer" or "auto"',
+        'run.json: model.arch: is missing; it must be "fcn", "segformer", "smp" or "auto"',
         'run.json: data.name: is missing; it must be "oxford_pet", "cityscapes", "synthetic_pet", '
         '"synthetic_cityscapes", "folder" or "hub"',
     ]
@@ -781,6 +835,29 @@ class TestAgainstTransformers:
             assert (tuple(value) if isinstance(value, list) else value) == default
         assert not set(config_fields(arch)) & set(REFUSED_CONFIG)
 
+    def test_arguments_of_smp(self):
+        from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
+
+        for path, model_class in MODEL_ARCHITECTURES_MAPPING.items():
+            theirs = inspect.signature(model_class).parameters
+            fields = config_fields("smp", path)
+            assert {*fields} == {*theirs} - {*REFUSED_CONFIG, "kwargs"}
+            assert {name: default for name, (_, default) in fields.items()} == {n: theirs[n].default for n in fields}
+            assert all(fits(default, kind) for kind, default in fields.values() if not isinstance(default, tuple))
+
+    def test_smp_is_not_installed(self, tmp_path, monkeypatch):
+        path = save(tmp_path, model={"arch": "smp", "path": "unet", "config": {"decoder_channels": [8]}})
+        start = {"init": "checkpoint", "encoder_weights": "run"}
+        other = save(tmp_path, "other", model={"arch": "smp", "path": "fpn"} | start)
+        assert len(load_recipes([path, other])) == 2
+        monkeypatch.setattr(passthrough, "SMP", "segmentation_models_that_are_not_here")
+        line = 'model.arch: "smp" needs segmentation_models_pytorch, which is not installed; '
+        line += "run `pip install 'hf_seg[smp]'`"
+        assert problems(path) == [f"run.json: {line}"]
+        config_fields.cache_clear()
+        assert problems(path, other) == [f"run.json: {line}", f"other.json: {line}"]
+        config_fields.cache_clear()
+
     def test_annotation_that_is_not_understood(self):
         with pytest.raises(TypeError, match=r"cannot read the type annotation 'int \| Callable\[\[\], int\]'"):
             key_type("int | Callable[[], int]")
@@ -874,7 +951,7 @@ def test_any_text_is_loaded_or_refused(tmp_path_factory, text):
 
 @settings(max_examples=500, deadline=None)
 @given(
-    arch=st.sampled_from(["fcn", "segformer", "auto"]),
+    arch=st.sampled_from(["fcn", "segformer", "smp", "auto"]),
     changes=st.lists(st.tuples(st.sampled_from(KNOWN), VALUES | st.just("delete")), max_size=4),
     config=st.dictionaries(
         st.sampled_from([*config_fields("fcn"), *config_fields("segformer"), *REFUSED_CONFIG]), VALUES, max_size=2

@@ -10,7 +10,7 @@ import pytest
 from hf_seg.data import load_spec
 from hf_seg.models.build import build_model
 from hf_seg.recipe import json_schema, load_recipes
-from hf_seg.recipe.keys import all_keys, expectation
+from hf_seg.recipe.keys import ON_TIMM, all_keys, expectation
 from hf_seg.recipe.passthrough import REFUSED
 from hf_seg.recipe.rules import REFUSED_CONFIG, config_fields
 
@@ -69,6 +69,7 @@ SHIPPED = {
         *("oxford_pet", "segformer", "checkpoint", "cityscapes-segformer-stride2-scratch", True, STRIDE2),
     ),
     "oxford-pet-segformer-stride2-scratch": ("oxford_pet", "segformer", "scratch", None, False, STRIDE2),
+    "oxford-pet-unet-scratch": ("oxford_pet", "smp", "scratch", None, False, {}),
 }
 # name: the recipe that it is to be better than, at the same size
 BEST = {
@@ -84,19 +85,21 @@ FULL_SIZE = {
     "cityscapes-segformer-b0-1024": ("segformer", (1024, 1024), 160_000),
 }
 FILES = sorted(
-    path for folder in (".", "quickstart", "full-size") for path in (ROOT / "recipes" / folder).glob("*.json")
+    path for folder in (".", "quickstart", "full-size", "smp") for path in (ROOT / "recipes" / folder).glob("*.json")
 )
 
 
 def test_all_of_them_are_here_and_counted():
     assert {path.stem for path in FILES} == {*SHIPPED, *BEST, *QUICKSTART, *FULL_SIZE}
-    assert len(FILES) == 36
-    assert len(load_recipes(FILES)) == 36
+    assert len(FILES) == 37
+    assert len(load_recipes(FILES)) == 37
+    # recipes/*.json needs no extra
+    assert {path.parent.name for path in FILES if '"smp"' in path.read_text(encoding="utf-8")} == {"smp"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
-    path = ROOT / "recipes" / f"{name}.json"
+    (path,) = (path for path in FILES if path.stem == name)
     recipe = load_recipes([path])[-1]
     model, data, training = recipe.model, recipe.data, recipe.training
     said = (data.name, model.arch, model.init, model.encoder_weights, model.freeze_encoder, model.config)
@@ -104,7 +107,7 @@ def test_recipe_keeps_what_its_name_says_and_the_protocol_of_the_study(name):
     assert recipe.encoder_recipe == (model.encoder_weights if model.init == "checkpoint" else None)
     # Lite0's weights were trained on [-1, 1]; its scratch runs see the same, so that they differ in the weights alone
     lite0 = "-lite0-" in name
-    assert model.encoder == ("tf_efficientnet_lite0" if lite0 else "resnet50" if model.arch == "fcn" else None)
+    assert model.encoder == ("tf_efficientnet_lite0" if lite0 else "resnet50" if model.arch in ON_TIMM else None)
     assert (data.image_size, data.normalize, data.augment) == (64, "inception" if lite0 else "none", "none")
     assert (data.max_train_samples, data.max_validation_samples, data.max_test_samples) == (None, None, None)
     assert (training.global_train_batch_size, training.num_train_epochs, training.eval_every_epochs) == (64, 30, 2)
@@ -136,7 +139,8 @@ def test_recipe_spells_out_its_science(path):
         *("lr_scheduler_type", "eval_every_epochs", "seed"),
     } <= set(written["training"])
     assert ("lr_decay_per_epoch" in written["training"]) == (written["training"]["lr_scheduler_type"] == "exponential")
-    assert {"fcn": "encoder", "segformer": "arch", "auto": "path"}[written["model"]["arch"]] in written["model"]
+    needed = {"fcn": "encoder", "segformer": "arch", "smp": "path", "auto": "path"}
+    assert needed[written["model"]["arch"]] in written["model"]
     assert "encoder_weights" in written["model"] or written["model"]["init"] == "scratch"
 
 

@@ -144,7 +144,7 @@ def check_form(card):
     metadata = yaml.safe_load(text.split("---\n")[1])
     assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "image-segmentation"
     assert {"semantic-segmentation", "hf_seg"} < set(metadata["tags"])
-    assert metadata.get("license") in (None, "other", "unknown", "bsd-3-clause")
+    assert metadata.get("license") in (None, "other", "unknown", "bsd-3-clause", "apache-2.0")
     assert ("license_name" in metadata) == ("license_link" in metadata) == (metadata.get("license") == "other")
     if "license_name" in metadata:
         assert re.fullmatch(r"[a-z0-9.-]+", metadata["license_name"])
@@ -182,6 +182,21 @@ def test_card_of_a_finished_run(record, arch, data):
     assert arch in metadata["tags"]
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("unet", "A U-Net with a resnet18 encoder"), ("fpn", "An FPN with a"), ("linknet", "A linknet with a")],
+)
+def test_card_of_a_model_of_smp(record, path, words):
+    one = record()
+    one["recipe"]["model"] |= {"arch": "smp", "path": path, "encoder": "resnet18", "config": {}}
+    one["model"]["arch"] = "smp"
+    card = build_card(one, repo_id="someone/pets")
+    check_form(card)
+    text = str(card)
+    assert f"{words}" in text and "trust_remote_code=True" in text
+    assert "(`modeling_smp.py`, `configuration_smp.py`) and imports torch, segmentation_models_pytorch" in text
+
+
 def test_pictures_are_shown_only_where_the_terms_allow_it(record):
     for data in ("oxford_pet", "cityscapes"):
         text = str(build_card(record(data)))
@@ -205,6 +220,8 @@ def test_absent_classes_are_said_to_be_absent(record):
 
 MIT = loaded_from("nvidia/mit-b0", from_hub=True)
 RESNET = loaded_from("timm/resnet50.tv2_in1k", from_hub=True)
+DINO = loaded_from("timm/vit_small_patch16_dinov3.lvd1689m", from_hub=True) | {"license": "dinov3-license"}
+LITE0 = loaded_from("timm/tf_efficientnet_lite0.in1k", from_hub=True) | {"license": "apache-2.0"}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +238,9 @@ RESNET = loaded_from("timm/resnet50.tv2_in1k", from_hub=True)
         ),
         ("synthetic_pet", RESNET, ("bsd-3-clause", None, None, "timm/resnet50.tv2_in1k")),
         ("cityscapes", RESNET, ("other", "cityscapes-terms", "cityscapes-dataset.com", "timm/resnet50.tv2_in1k")),
+        ("synthetic_pet", DINO, ("other", "dinov3-license", "huggingface.co/timm/vit_small", DINO["source"])),
+        ("synthetic_pet", LITE0, ("apache-2.0", None, None, LITE0["source"])),
+        ("synthetic_pet", LITE0 | {"license": "other"}, ("unknown", None, None, LITE0["source"])),
         ("synthetic_pet", loaded_from("org/thing", from_hub=True), ("unknown", None, None, "org/thing")),
         ("synthetic_pet", loaded_from("/home/someone/weights"), ("unknown", None, None, None)),
         ("oxford_pet", loaded_from("org/thing"), ("other", "oxford-iiit-pet-terms", "robots.ox.ac.uk", None)),
@@ -234,7 +254,9 @@ def test_licence_follows_from_weights_and_data(record, data, encoder, expected):
     assert (link or "") in metadata.get("license_link", "") and metadata.get("base_model") == base_model
     text = str(card)
     assert ("NVIDIA Source Code License" in text) == (encoder is MIT)
-    assert ("hf_seg does not know their terms" in text) == (encoder not in (None, MIT, RESNET))
+    said = encoder in (None, MIT, RESNET, DINO, LITE0)
+    assert ("hf_seg does not know their terms" in text) == (not said)
+    assert ("as timm says. It binds the model too" in text) == (encoder in (DINO, LITE0))
     assert ("whoever publishes it chooses its licence" in text) == (license is None)
     assert ("No trained weights were loaded" in text) == (encoder is None)
     assert (encoder is None) or encoder["sha256"] in text
@@ -281,6 +303,22 @@ def test_the_loss_of_a_card(record, training, text):
     card = build_card(whole)
     check_form(card)
     assert tables(card)["loss"] == [[text]]
+
+
+def test_the_learning_rates_of_a_card(record):
+    whole = record()
+    whole["recipe"]["training"] |= {"encoder_lr_multiplier": 0.1, "layer_lr_decay": 0.9, "ema_decay": 0.999}
+    for warmup, words in ((5, "5 steps"), (0.05, "5 % of all steps")):
+        whole["recipe"]["training"]["warmup_steps"] = warmup
+        card = build_card(whole)
+        check_form(card)
+        assert tables(card)["learning rate"] == [
+            [
+                f"0.001, times 0.98 after every epoch, after a warm-up of {words}, in the encoder times 0.1, in each "
+                "of its layers times 0.9 of the layer above"
+            ]
+        ]
+        assert tables(card)["weights"] == [["their moving average: each step keeps at most 0.999 of it"]]
 
 
 def test_card_of_a_checkpoint_in_training(record):

@@ -386,16 +386,17 @@ def test_the_plan_of_a_launch(recipe, tmp_path):
         run("c", "old", state="finished"),
         run("d", "own", state="new", steps=5),
     ]
+    again = " (--overwrite trains it again)"
     assert format_plan(runs).splitlines() == [
         "7 runs, in this order:",
         "city: new, 12 steps",
         "  for the encoder of a, b; it is trained whole, and overrides do not apply to it",
-        "old: finished",
+        f"old: finished, in {tmp_path / 'old'}{again}",
         "  for the encoder of c",
         "own: new, 1 step",
         "  for the encoder of d",
         "a: to resume, 4 steps",
         "b: new, 5 steps",
-        "c: finished",
+        f"c: finished, in {tmp_path / 'c'}{again}",
         "d: new, 5 steps",
     ]

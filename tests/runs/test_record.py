@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from records import made_up
+from records import as_evaluation, made_up
 
 from hf_seg.files import write_json
 from hf_seg.problem import Refusal
@@ -51,6 +51,30 @@ def test_a_record_that_lacks_something(tmp_path, place, value, fault):
     write_json(record, tmp_path / "results.json")
     with pytest.raises(Refusal, match=rf"results.json: is not the record of a finished run \({fault}\); pass"):
         load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fault"),
+    [
+        ("evaluation", "gone", "evaluation is missing"),
+        ("evaluation.precision", None, "evaluation.precision is null"),
+        ("model.parameters", "many", 'model.parameters is "many"'),
+        ("train", {}, "train.epochs is missing"),
+        ("test", None, "test is no object"),
+        ("test.confusion_matrix", [[1, 2, 3]], "a confusion_matrix is not of 3 classes"),
+    ],
+)
+def test_the_record_of_an_evaluation(tmp_path, place, value, fault):
+    record = made_up("mine")
+    as_evaluation(record)
+    write_json(record, tmp_path / "results.json")
+    assert load_results(tmp_path, or_evaluation=True) == record
+    with pytest.raises(Refusal, match="results.json: is of an evaluation, and the folder has no model; name the run"):
+        load_results(tmp_path)
+    change_of(place, value)(record)
+    write_json(record, tmp_path / "results.json")
+    with pytest.raises(Refusal, match=rf"is not the record of an evaluation \({fault}\); evaluate the model again"):
+        load_results(tmp_path, or_evaluation=True)
 
 
 def test_a_key_that_is_newer_than_the_record_has_its_default(tmp_path):

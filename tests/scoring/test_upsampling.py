@@ -33,3 +33,10 @@ def test_memory_does_not_grow_with_the_classes(monkeypatch):
     )
     upsampled_argmax(torch.zeros(1, 150, 4, 4), (8, 8))
     assert max(largest) == upsampling.CLASSES_AT_ONCE and sum(largest) == 150
+
+
+def test_scores_of_that_size_are_not_resized():
+    scores = torch.randn(2, 3, 5, 4)
+    assert upsample(scores, (5, 4)) is scores
+    resized = torch.nn.functional.interpolate(scores, size=(5, 4), mode="bilinear", align_corners=False)
+    assert torch.equal(scores, resized)

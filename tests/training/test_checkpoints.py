@@ -82,6 +82,8 @@ def test_room_for_checkpoints(tmp_path, monkeypatch):
     needed = 3 * (6 + 3 * 4) * 10**6  # two that are kept, and one that is written
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     check_disk(tmp_path, model, kept=2)
+    with pytest.raises(Refusal, match="checkpoints take up to 72 MB, and 54 MB are free"):
+        check_disk(tmp_path, model, kept=2, averaged=True)
     with pytest.raises(Refusal, match="checkpoints take up to 72 MB, and 54 MB are free; free disk space, or choose"):
         check_disk(tmp_path, model, kept=3)
     folder = write_checkpoint(tmp_path, 8)  # of this run, interrupted: it is there already

@@ -17,6 +17,7 @@ from hf_seg.scoring.confusion import mean_iou
 from hf_seg.training.errors import (
     MARK,
     RED,
+    _short_name,
     choose,
     describe_confusions,
     disagreement,
@@ -70,6 +71,13 @@ def test_map_of_differences():
     assert (drawn[0, 2] == RED).all() and len({*drawn[0, 0]}) == 1 and len({*drawn[0, 3]}) == 1
     redness = drawn[0, :, 0] - drawn[0, :, 1]
     assert redness[0] == 0 < redness[1] < redness[2]
+
+
+def test_names_of_files(tmp_path):
+    file = str(tmp_path / "photos" / "city" / "a.jpg")
+    assert _short_name(file, str(tmp_path / "photos")) == "city/a.jpg"
+    assert _short_name(file, None) == _short_name(file, str(tmp_path / "other")) == "a.jpg"
+    assert _short_name("test[3], image", None) == "test[3], image"
 
 
 def test_disagreement_of_a_run(finished, tmp_path):

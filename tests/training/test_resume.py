@@ -39,4 +39,4 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, input_tree, 
 
     # and a finished run is skipped, with a line that says so
     finished = launch(recipe, "--output_dir", tmp_path / "killed")
-    assert "a: is finished, in" in finished.stdout and "| a " in finished.stdout
+    assert "a: finished, in" in finished.stdout and "| a " in finished.stdout

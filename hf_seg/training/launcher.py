@@ -1,0 +1,49 @@
+"""`hf-seg train --num_processes N`: accelerate's launcher with all that it would ask for."""
+
+import logging
+import os
+import signal
+import sys
+
+import torch
+from accelerate.commands import launch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from hf_seg.problem import Refusal
+from hf_seg.processes import say_once
+
+
+def launch_processes(count: int, arguments: list[str]) -> int:
+    """Run `hf_seg.train` in so many processes of this machine, by accelerate's launcher: each on a GPU of its own, or
+    without GPUs on the CPU.
+
+    Returns:
+        `int`: exit status, that of the process that failed first; 130 or 143 when Ctrl-C or SIGTERM ended them.
+
+    Raises:
+        Refusal: when there are GPUs, but too few.
+    """
+    on_gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
+    if on_gpus and (gpus := torch.accelerator.device_count()) < count:
+        what = f"each process needs a GPU of its own, and there {'is one' if gpus == 1 else f'are {gpus}'}"
+        raise Refusal(f"--num_processes {count}", what, "start fewer processes", code="processes")
+    if not on_gpus:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    # all that accelerate would warn of when it is not given; the recipe decides on precision and compilation
+    options = f"--multi_gpu --gpu_ids all --num_processes {count} --num_machines 1 --main_process_port 0"
+    options += " --mixed_precision no --dynamo_backend no --module hf_seg.train"
+    command = [*options.split(), *arguments]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # processes say themselves why they fail
+    try:
+        launch.launch_command(launch.launch_command_parser().parse_args(command))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            say_once(f"error: {name} ended process {rank}; launch again to go on", sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as stopped:
+        say_once(f"stopped by {stopped.sigval.name}; launch again to go on", sys.stderr)
+        return 128 + stopped.sigval
+    return 0
