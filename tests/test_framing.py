@@ -15,7 +15,7 @@ from transformers import pipeline
 from hf_seg.data.geometry import fitted_size
 from hf_seg.data.sources.synthetic import generate
 from hf_seg.data.sources.synthetic.street import draw_street
-from hf_seg.inference.export import export_onnx
+from hf_seg.inference.export import export_model
 from hf_seg.inference.predict import predict
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.scoring.confusion import class_iou, confusion_matrix
@@ -93,7 +93,7 @@ def test_scores_are_those_of_predict(arch, resize, pictures, write_recipe, run, 
     assert stock["pipeline_mean_iou"] == pytest.approx(mean_iou_of_pipeline(folder, pictures / "test"), abs=2e-3)
     card = (folder / "README.md").read_text()
     assert f"is {stock['mean_iou']:.4f} by hf_seg and {stock['pipeline_mean_iou']:.4f} by `pipeline`" in card
-    comparison = export_onnx(folder, tmp_path / "model.onnx", images=[pictures / "test" / "images"])
+    comparison = export_model(folder, tmp_path / "model.onnx", images=[pictures / "test" / "images"])
     assert comparison.agrees and comparison.images == 8
 
 

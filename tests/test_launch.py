@@ -19,7 +19,6 @@ from hf_seg.launch import estimate, smallest_batch, try_out
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
-from hf_seg.recipe.passthrough import training_arguments
 from hf_seg.runs.folder import Run, hold_runs, open_run
 from hf_seg.training.arguments import build_training_arguments
 from hf_seg.training.trainer import SegTrainer
@@ -137,7 +136,7 @@ def test_a_trial_counts_no_pixels(read, monkeypatch):
 
 
 def test_a_model_that_does_not_checkpoint_its_activations(problems):
-    (key,) = training_arguments().keys() & {"activation_checkpointing", "gradient_checkpointing"}
+    key = "activation_checkpointing"
     (problem,) = problems(arch="fcn", training={key: True})
     assert problem.startswith(f"training.{key}: FCNForSemanticSegmentation does not support")
     assert problem.endswith("; correct it, or leave it out")

@@ -35,7 +35,7 @@ REQUIREMENTS = (
     "timm>=1.0.23",
     "torch>=2.11",
     "torchvision>=0.26",
-    "transformers>=5.18",
+    "transformers>=5.23",
 )
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}

@@ -43,7 +43,8 @@ GENERATED_IMAGES = 16
 BATCH_SIZE = 16
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights: ONNX files end at 2 GiB, and the graph takes some of them
 CALIBRATED = 256  # pictures that an int8 model's ranges are taken from, at most
-PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
+EXTRAS = {"onnx": "export", "openvino": "openvino"}
 FILES = {"onnx": "model.onnx", "openvino": "model.xml"}  # OpenVINO writes weights into a .bin beside it
 
 
@@ -110,10 +111,9 @@ def export_model(
         Refusal: when the model, the images, the file or a missing package do not let it be written.
     """
     out = Path(out)
-    needed = (*PACKAGES[kind], *(["nncf"] if int8 and kind == "openvino" else []))
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]:
         what = f"this export needs {', '.join(missing)}, which is not installed"
-        raise Refusal("", what, "run `pip install 'hf_seg[export]'`")
+        raise Refusal("", what, f"run `pip install 'hf_seg[{EXTRAS[kind]}]'`")
     check_place(out, kind)
     if int8 and images is None:
         what = "the ranges of an int8 model's activations are taken from photographs, and none is named"
@@ -254,9 +254,7 @@ def generated_images() -> list[Image.Image]:
     return [draw_pet(np.random.default_rng(number))[0] for number in range(GENERATED_IMAGES)]
 
 
-def compare(
-    segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image], int8: bool = False
-) -> Comparison:
+def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image], int8: bool = False) -> Comparison:
     """Run a file on the CPU by its own runtime, and the fp32 model that it was made from by PyTorch."""
     exported = load_model(path)
     unreadable: list[Problem] = []

@@ -75,7 +75,8 @@ def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
         # raise when they are of another kind
         segmenter.framing, segmenter.image_processor.do_normalize, ", ".join(segmenter.class_names)
     except ImportError as error:
-        remedy = "run `pip install 'hf_seg[export]'`"
+        extra = "export" if name == "onnxruntime" else name
+        remedy = f"run `pip install 'hf_seg[{extra}]'`"
         raise Refusal(path, f"{name} is not installed", remedy, code="evaluate") from error
     except Exception as error:  # the runtimes' kinds have nothing else in common
         what = f"cannot be read as a file of hf_seg ({said_by(error)})"

@@ -220,6 +220,4 @@ def training_arguments() -> dict[str, TypeAdapter]:
             known[name] = key_type(annotation, enums, _LIMITS.get(name))
         except TypeError:  # of a newer transformers: the trial step before a run finds what the argument does not take
             known[name] = TypeAdapter(Any)
-    # transformers before 5.23 has the older names alone
-    older = () if "activation_checkpointing" in known else ("gradient_checkpointing", "gradient_checkpointing_kwargs")
-    return {name: kind for name, kind in known.items() if name not in REFUSED or name in older}
+    return {name: kind for name, kind in known.items() if name not in REFUSED}

@@ -45,8 +45,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = "preprocessor_config.json"
 _NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *MODEL_CODE, *WEIGHTS, PROCESSOR)
 _PATTERNS = [
-    # the last two are of `hf-seg export` and `hf-seg errors`
-    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", "model.onnx", ERRORS)),
+    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", ERRORS)),  # the last is of `hf-seg errors`
+    r"model(-int8)?\.(onnx|xml|bin)",  # of `hf-seg export`
     r"model-\d+-of-\d+\.safetensors",
     r"runs/([^/]+/){1,2}events\.out\.tfevents\.[^/]+",  # TensorBoard's
     rf"(plots/)?{PARTIAL.pattern}",

@@ -345,4 +345,5 @@ def describe_loss(model: str, file: Path, load: Callable[[str | Path], Segmenter
         return f"not tested: {error}"
     before, after = recorded["test"]["mean_iou"], trainer.scores["mean_iou"]
     trainer.release()
-    return f"test mIoU {after:.4f}: {before - after:.4f} below the run's {before:.4f} ({recorded['train']['precision']})"
+    change = f"{abs(before - after):.4f} {'below' if after < before else 'above'}"
+    return f"test mIoU {after:.4f}, {change} the run's own {before:.4f} ({recorded['train']['precision']})"

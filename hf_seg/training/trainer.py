@@ -168,12 +168,10 @@ class SegTrainer(Trainer):
     def try_step(self, images: int) -> list[str]:
         """The forward and backward pass of a step on so many images, in this process alone; no weight is changed.
         Returns the trainable parameters that got no gradient."""
-        # transformers before 5.23 has the older name
-        kind = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
-        if getattr(self.args, f"{kind}_checkpointing"):  # as `train` does
-            options = dict(getattr(self.args, f"{kind}_checkpointing_kwargs") or {})
+        if self.args.activation_checkpointing:  # as `train` does
+            options = dict(self.args.activation_checkpointing_kwargs or {})
             layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
-            getattr(self.model, f"{kind}_checkpointing_enable")(options or None, **layers)
+            self.model.activation_checkpointing_enable(options or None, **layers)
         if not self.place_model_on_device:  # it is divided over the ranks when training begins
             return []
         self.model.zero_grad()

@@ -24,14 +24,16 @@ from hf_seg.inference.export import (
     OPSET,
     DisagreementError,
     compare,
-    export_onnx,
+    export_model,
     generated_images,
+    metadata_of,
 )
 from hf_seg.inference.exported import load_model
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.models import FCNConfig, FCNForSemanticSegmentation, SmpConfig, SmpForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.problem import Problem, Refusal
+from hf_seg.runs.folder import _FILES
 from hf_seg.runs.record import PER_IMAGE, load_arrays, load_results
 from hf_seg.training.evaluate import examine, find_data
 
@@ -77,7 +79,7 @@ def exported(request, tmp_path_factory):
     """A saved model, its ONNX file and how they compare; exporting takes seconds."""
     folder = tmp_path_factory.mktemp(request.param)
     save_model(folder, request.param)
-    return folder, folder / "new" / "model.onnx", export_onnx(folder, folder / "new" / "model.onnx")
+    return folder, folder / "new" / "model.onnx", export_model(folder, folder / "new" / "model.onnx")
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def quick(tmp_path, monkeypatch):
     """A model's folder; exporting it takes no time, because one layer stands for the model and for its file."""
     save_model(tmp_path / "run", "segformer")
 
-    def write(_, path):
+    def write(segmenter, path, *_):
         pool = onnx.helper.make_node("AveragePool", ["pixel_values"], ["logits"], kernel_shape=[4, 4], strides=[4, 4])
         ends = [
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3, side, side])
@@ -94,7 +96,7 @@ def quick(tmp_path, monkeypatch):
         graph = onnx.helper.make_graph([pool], "pool", ends[:1], ends[1:])
         opset = onnx.helper.make_opsetid("", OPSET)
         model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
-        onnx.helper.set_model_props(model, {"class_names": "[]", "image_processor": "{}"})
+        onnx.helper.set_model_props(model, metadata_of(segmenter))
         onnx.save(model, path)
 
     monkeypatch.setattr(export, "write_onnx", write)
@@ -142,14 +144,18 @@ def test_the_file_is_evaluated_as_its_model(exported, tmp_path):
     examination = examine("it", load_model(folder), find_data(tmp_path / "pets.json"), tmp_path, None, same)
     expected = examination.trainer.test()["per_image"]
     assert np.abs(found - expected).sum() <= 0.001 * expected.sum() and (found.sum(axis=(0, 1)) > 0).sum() > 1
-    assert results["model"]["class"] == "an ONNX file" and results["model"]["parameters"] is None
+    assert results["model"]["class"] == "a file of hf-seg export" and results["model"]["parameters"] is None
     assert results["recipe"]["data"]["normalize"] == examination.normalized
     height, width = results["model"]["logits_size"]
     assert load_model(file).scores(torch.zeros(2, 3, 64, 64)).shape == (2, 3, height, width)
 
 
 def test_a_file_of_others_is_not_evaluated(quick, tmp_path, capsys):
-    export.write_onnx(None, tmp_path / "a.onnx")
+    export.write_onnx(load_segmenter(quick, device="cpu"), tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"class_names": "[]", "image_processor": "{}"})
+    onnx.save(model, tmp_path / "a.onnx")
     assert cli.main(["evaluate", str(tmp_path / "a.onnx"), "quickstart-fcn", "--out", str(tmp_path / "out")]) == 2
     assert "hf_seg (its metadata has no image_size, resize); name a file that" in capsys.readouterr().err
 
@@ -179,6 +185,52 @@ def test_file_says_what_it_takes_and_what_it_gives(exported):
     assert np.abs(pixels.transpose(2, 0, 1) - np.asarray(expected)).max() < 0.03  # a step of eight bits, normalised
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "kind", "int8"),
+    [("fcn", "openvino", False), ("segformer", "openvino", True), ("segformer", "onnx", True)],
+)
+def test_openvino_and_int8(tmp_path, capsys, arch, kind, int8):
+    save_model(tmp_path / "model", arch)
+    for number, image in enumerate(generated_images()[:6]):
+        image.save(tmp_path / f"{number}.png")
+    command = ["export", str(tmp_path / "model"), str(tmp_path / "*.png"), "--format", kind, *["--int8"] * int8]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    out = tmp_path / "model" / f"model{'-int8' * int8}{'.xml' if kind == 'openvino' else '.onnx'}"
+    assert said[0].startswith(f"{out}: ") and "PyTorch on 6 images in batches of 1, 6: " in said[1]
+    assert said[2:] == (
+        [f"not tested, since {tmp_path / 'model'} is no run; `hf-seg evaluate {out} RECIPE --out DIR` does"]
+        if int8
+        else []
+    )
+    assert _FILES.fullmatch(out.name)  # of a run, so that --overwrite removes it
+
+    exported, segmenter = load_model(out), load_segmenter(tmp_path / "model", device="cpu")
+    assert exported.class_names == segmenter.class_names and exported.framing.size == (64, 64)
+    comparison = compare(segmenter, out, generated_images()[6:], int8)
+    assert comparison.agrees and comparison.equal_labels >= (0.97 if int8 else 0.999)
+    # its own file is replaced, another one is not
+    assert cli.main(command) == 0
+    if kind == "openvino":
+        out.unlink()
+        assert cli.main(command) == 2
+        assert f"{out.with_suffix('.bin')}: exists and is not an OpenVINO file of hf_seg" in capsys.readouterr().err
+
+
+def test_what_openvino_and_int8_need(quick, tmp_path, monkeypatch, capsys):
+    assert cli.main(["export", str(quick), "--int8"]) == 2
+    assert "--int8: the ranges of an int8 model's activations are taken from photographs" in capsys.readouterr().err
+    assert cli.main(["export", str(quick), "--format", "openvino", "--out", str(tmp_path / "a.onnx")]) == 2
+    assert "a.onnx: does not end in .xml; name an OpenVINO file by --out, such as model.xml" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    assert cli.main(["export", str(quick), "--format", "openvino"]) == 2
+    assert (
+        "this export needs nncf, which is not installed; run `pip install 'hf_seg[openvino]'`"
+        in capsys.readouterr().err
+    )
+
+
 def test_another_model_of_transformers(tmp_path, capfd):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -206,7 +258,7 @@ def test_a_model_that_cannot_be_traced_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SegformerForSemanticSegmentation, "forward", forward_by_value)
     with pytest.raises(Refusal, match="transformers cannot export this segformer to ONNX"):
-        export_onnx(tmp_path, tmp_path / "model.onnx")
+        export_model(tmp_path, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx*"))
 
 
@@ -231,7 +283,7 @@ def test_command_compares_on_photographs(quick, tmp_path, capsys):
     arguments = ["export", str(quick)]
     assert cli.main([*arguments, "--out", str(tmp_path / "a.onnx"), str(tmp_path / "1*.jpg")]) == 0
     out = capsys.readouterr().out
-    assert f"{tmp_path / 'a.onnx'}: 0.0 MB, ONNX opset {OPSET}" in out
+    assert f"{tmp_path / 'a.onnx'}: 0.0 MB\n" in out
     assert "on 7 images in batches of 1, 7: largest difference of a logit " in out
     assert "equal labels on 100.0000% of the pixels" in out
 
@@ -252,7 +304,7 @@ def test_a_file_that_disagrees_is_not_kept(quick, tmp_path, monkeypatch, capsys)
     out = tmp_path / "out" / "model.onnx"
     older = write_older(out)
     with pytest.raises(DisagreementError, match="does not agree with PyTorch and was not kept: 16 images in batches"):
-        export_onnx(quick, out)
+        export_model(quick, out)
     assert out.read_bytes() == older and list(out.parent.iterdir()) == [out]
     assert cli.main(["export", str(quick), "--out", str(out)]) == 1
     assert "error: " in capsys.readouterr().err
@@ -270,7 +322,7 @@ def test_numbers_that_are_none_do_not_agree(quick, tmp_path, monkeypatch, value)
 
     monkeypatch.setattr(export.Segmenter, "_scores", broken)
     with pytest.raises(DisagreementError):
-        export_onnx(quick, tmp_path / "model.onnx")
+        export_model(quick, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -279,21 +331,21 @@ def test_an_export_that_fails_leaves_the_older_file(quick, tmp_path, monkeypatch
     out.parent.mkdir()
     older = write_older(out)
 
-    def fail(_, path):
+    def fail(_, path, *__):
         path.write_bytes(b"half of a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(export, "write_onnx", fail)
     with pytest.raises(KeyboardInterrupt):
-        export_onnx(quick, out)
+        export_model(quick, out)
     assert out.read_bytes() == older and list(out.parent.iterdir()) == [out]
 
 
-@pytest.mark.parametrize("package", export.PACKAGES)
+@pytest.mark.parametrize("package", export.PACKAGES["onnx"])
 def test_a_missing_package_is_named_with_its_remedy(package, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["export", str(tmp_path)]) == 2
-    assert f"error: export needs {package}, which is not installed" in (said := capsys.readouterr().err)
+    assert f"error: this export needs {package}, which is not installed" in (said := capsys.readouterr().err)
     assert "run `pip install 'hf_seg[export]'`" in said
 
 
@@ -317,17 +369,17 @@ def test_models_that_an_onnx_file_cannot_hold_are_refused(tmp_path, monkeypatch)
     save_model(tmp_path, "segformer")
     SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="does not set one input size"):
-        export_onnx(tmp_path, tmp_path / "model.onnx")
+        export_model(tmp_path, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
     with pytest.raises(Refusal, match="above 2 GiB"):
-        export_onnx(tmp_path, tmp_path / "model.onnx")
+        export_model(tmp_path, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx*"))
 
 
 def test_a_file_that_onnxruntime_cannot_open_is_not_kept(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "write_onnx", lambda _, path: path.write_bytes(b"not ONNX"))
-    with pytest.raises(Refusal, match="onnxruntime cannot open the exported file"):
-        export_onnx(quick, tmp_path / "out" / "model.onnx")
+    monkeypatch.setattr(export, "write_onnx", lambda _, path, *__: path.write_bytes(b"not ONNX"))
+    with pytest.raises(Refusal, match="cannot be read as a file of hf_seg"):
+        export_model(quick, tmp_path / "out" / "model.onnx")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -335,7 +387,7 @@ def test_every_file_that_cannot_be_read_is_told(quick, tmp_path):
     generated_images()[0].save(tmp_path / "a.png")
     for name in ("b.png", "c.png"):
         (tmp_path / name).write_bytes(b"not an image")
-    comparison = export_onnx(quick, tmp_path / "model.onnx", images=[tmp_path])
+    comparison = export_model(quick, tmp_path / "model.onnx", images=[tmp_path])
     assert comparison.images == 1 and [Path(file.place).name for file in comparison.unreadable] == ["b.png", "c.png"]
     assert all(isinstance(file, Problem) for file in comparison.unreadable)
 
@@ -356,5 +408,5 @@ def test_a_file_that_is_no_export_is_not_replaced(quick, tmp_path, capsys, name)
 
     older = quick / "model.onnx"
     write_older(older)
-    export_onnx(quick, older)
+    export_model(quick, older)
     assert len(onnx.load(older).graph.node) == 1

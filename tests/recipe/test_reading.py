@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_seg import cli
 from hf_seg.problem import RecipeError
-from hf_seg.recipe import Recipe, load_recipes, over_seeds, passthrough, rules
+from hf_seg.recipe import Recipe, load_recipes, over_seeds, passthrough
 from hf_seg.recipe.keys import TrainingRecipe, all_keys, expectation, fits, mismatch
 from hf_seg.recipe.passthrough import (
     REFUSED,
@@ -26,7 +26,6 @@ from hf_seg.recipe.passthrough import (
 from hf_seg.recipe.rules import REFUSED_CONFIG, config_fields
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-OLDER = {"gradient_checkpointing", "gradient_checkpointing_kwargs"}  # of what transformers 5.23 calls activation_…
 
 
 def smallest(**sections: dict) -> dict:
@@ -798,8 +797,7 @@ class TestAgainstTransformers:
 
         assert all(kind.json_schema() for kind in training_arguments().values())  # each type is understood
         installed = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-        older = set() if "activation_checkpointing" in installed else OLDER
-        assert set(training_arguments()) == set(installed) - set(REFUSED) | older
+        assert set(training_arguments()) == set(installed) - set(REFUSED)
         for name, kind in training_arguments().items():
             default = installed[name].default
             if default is not dataclasses.MISSING:
@@ -861,17 +859,6 @@ class TestAgainstTransformers:
     def test_annotation_that_is_not_understood(self):
         with pytest.raises(TypeError, match=r"cannot read the type annotation 'int \| Callable\[\[\], int\]'"):
             key_type("int | Callable[[], int]")
-
-    @pytest.mark.parametrize("newer", [True, False])
-    def test_arguments_that_transformers_has_renamed(self, tmp_path, monkeypatch, newer):
-        names = OLDER | ({name.replace("gradient", "activation") for name in OLDER} if newer else set())
-        monkeypatch.setattr(passthrough, "annotated_fields", lambda *_: [(name, "Any", None) for name in names])
-        known = training_arguments.__wrapped__()
-        assert set(known) == (names - OLDER if newer else OLDER)
-        monkeypatch.setattr(rules, "training_arguments", lambda: known)
-        refused, meant = ("gradient", "activation") if newer else ("activation", "gradient")
-        [line] = problems(save(tmp_path, training={f"{refused}_checkpointing": True}))
-        assert line.startswith(f"run.json: training.{refused}_checkpointing: ") and f"{meant}_checkpointing" in line
 
     def test_argument_whose_type_is_not_understood_is_left_to_the_trial_step(self, monkeypatch):
         monkeypatch.setattr(passthrough, "annotated_fields", lambda *_: [("new", "Callable[[], int]", None)])

@@ -15,6 +15,8 @@ from transformers import AutoImageProcessor, MobileViTImageProcessor
 
 from hf_seg import cli
 from hf_seg.data import load_data
+from hf_seg.inference.export import export_model
+from hf_seg.inference.exported import load_model
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.problem import Refusal
 from hf_seg.recipe import load_recipes
@@ -22,7 +24,15 @@ from hf_seg.recipe.keys import NORMALIZATIONS
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import load_results
 from hf_seg.scoring.confusion import confusion_per_image
-from hf_seg.training.evaluate import DataClasses, examine, find_data, match_classes, parse_label_map, pixels_of
+from hf_seg.training.evaluate import (
+    DataClasses,
+    describe_loss,
+    examine,
+    find_data,
+    match_classes,
+    parse_label_map,
+    pixels_of,
+)
 from hf_seg.training.setup import build_initial_model, build_trainer
 
 PETS = ["foreground", "background", "boundary"]
@@ -232,7 +242,23 @@ def test_data_of_a_folder(finished, tmp_path):
 def test_files_that_are_no_model(tmp_path, evaluate):
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     status, _, error = evaluate(tmp_path / "a.onnx", "quickstart-fcn", tmp_path / "out")
-    assert status == 2 and "a.onnx: cannot be read as an ONNX file of hf_seg" in error and error.count("\n") == 1
+    assert status == 2 and "a.onnx: cannot be read as a file of hf_seg" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_an_exported_file_loses(finished, tmp_path, monkeypatch):
+    file = tmp_path / "model.onnx"
+    export_model(finished, file)
+    own, said = load_results(finished)["test"]["mean_iou"], describe_loss(str(finished), file, load_model)
+    form = r"test mIoU (.*), (.*) (?:below|above) the run's own .* \((?:bf16|fp32)\)"
+    found, change = map(float, re.fullmatch(form, said).groups())
+    assert found == pytest.approx(own, abs=2e-3) and change == pytest.approx(abs(found - own), abs=1e-4)
+
+    def gone(_):
+        raise Refusal("photographs", "are gone")
+
+    monkeypatch.setattr("hf_seg.training.evaluate.find_data", gone)
+    assert describe_loss(str(finished), file, load_model) == "not tested: photographs: are gone"
 
 
 def test_a_comparison_with_a_run(finished, again, of_queries, tmp_path):
