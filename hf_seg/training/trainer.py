@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
@@ -253,6 +254,8 @@ class SegTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         with self._averaged():
+            if self.place_model_on_device:  # a checkpoint has the batch-norm statistics of the first rank
+                broadcast([buffer for buffer in self.model.buffers() if buffer.dim() == 1])
             return super().evaluate(*args, **kwargs)
 
     def _averaged(self) -> AbstractContextManager[None]:

@@ -43,14 +43,9 @@ def losses(trainer):
 
 
 def test_a_training_ends_when_its_score_has_not_grown(train, tmp_path, capsys):
-    whole = train("whole")
-    assert len(losses(whole)) == 7 and whole.summary()["stopped_early"] is False
-    assert "stopped after" not in capsys.readouterr().out
-
     stopped = train("stopped", early_stopping_patience=2)
     summary = stopped.summary()
     assert (summary["epochs"], summary["steps"], summary["best_step"], summary["stopped_early"]) == (4, 4, 2, True)
-    assert losses(stopped) == losses(whole)[:4]
     assert capsys.readouterr().out.splitlines()[-1] == (
         "stopped after epoch 4: no better validation mIoU in 2 validations"
     )

@@ -17,15 +17,19 @@ from hf_seg import cli
 
 @pytest.mark.slow
 def test_two_processes(write_recipe, tmp_path):
-    recipe = write_recipe("a", training={"max_steps": 1})
+    recipe = write_recipe("a", training={"max_steps": 1, "per_device_eval_batch_size": 2})
     command = [sys.executable, "-m", "hf_seg.cli", "train", str(recipe), "--num_processes", "2"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command += ["--training.seed", "7"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accelerate" not in done.stderr and "OMP_NUM_THREADS" not in done.stderr
-    train = json.loads((tmp_path / "runs" / "a" / "results.json").read_text())["train"]
+    results = json.loads((tmp_path / "runs" / "a" / "results.json").read_text())
+    train = results["train"]
     assert (train["world_size"], train["steps"], train["seed"]) == (2, 1, 7)
+    # after a step each process has batch-norm statistics of its own, and the checkpoint has those of the first
+    [validated] = [entry["eval_loss"] for entry in train["history"] if "eval_loss" in entry]
+    assert results["validation"]["loss"] == validated
 
 
 def fail(exitcode):
