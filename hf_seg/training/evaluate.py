@@ -5,6 +5,7 @@ Its folder holds what a run keeps of its test, so that `hf-seg compare` takes it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from hf_seg.models.build import measure_forward
 from hf_seg.problem import Refusal, did_you_mean
 from hf_seg.processes import say_once, start_processes
 from hf_seg.recipe import ModelRecipe, Recipe, TrainingRecipe, load_recipes
-from hf_seg.recipe.keys import NORMALIZATIONS, DataRecipe
+from hf_seg.recipe.keys import NORMALIZATIONS, SECTIONS, DataRecipe
+from hf_seg.recipe.rules import check_keys
 from hf_seg.runs.folder import RECORD, Run
 from hf_seg.runs.record import RESULTS, begin_record, finish_run, load_results
 from hf_seg.scoring.upsampling import upsample
@@ -160,6 +162,20 @@ def load_training(model: str | Path) -> dict[str, Any] | None:
     return load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
 
 
+def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecipe | DataRecipe:
+    """A section of the recipe in a folder's `results.json`.
+
+    Raises:
+        Refusal: when it is not one: somebody has changed the file.
+    """
+    values, found = check_keys(name, values)
+    if found:
+        key, what, _ = found[0]
+        remedy = "restore the file, or train or evaluate again"
+        raise Refusal(folder / RESULTS, f"recipe.{key} is damaged: it {what}", remedy, code="record")
+    return SECTIONS[name](**values)
+
+
 def find_data(data: str | Path) -> DataRecipe:
     """The data section of a recipe, or that of a folder."""
     place = Path(data).expanduser()
@@ -181,7 +197,11 @@ def parse_label_map(given: Sequence[str]) -> dict[str, str]:
         if not all(text.partition("=")):
             what, remedy = f"{text!r} is not MODEL_CLASS=DATA_CLASS", "write both names with = between them"
             raise Refusal("--label_map", what, remedy, code="evaluate")
-    return dict(text.split("=", 1) for text in given)
+    pairs = [text.split("=", 1) for text in given]
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        what, remedy = f"gives the class {repeated[0]!r} of the model twice", "keep one of the two"
+        raise Refusal("--label_map", what, remedy, code="evaluate")
+    return dict(pairs)
 
 
 def examine(
@@ -217,7 +237,7 @@ def examine(
     recipe = Recipe(
         name=folder.resolve().name,
         path=folder,
-        model=ModelRecipe(**recorded["recipe"]["model"])
+        model=section_of(Path(model), "model", recorded["recipe"]["model"])
         if recorded
         else ModelRecipe(arch="auto", path=model, init="model"),
         data=section,

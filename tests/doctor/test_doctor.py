@@ -556,4 +556,4 @@ def test_a_command_without_paths(capsys, overrides):
 
 def test_official_data_is_recognised(pet_folder, cityscapes_folder):
     for folder, name in ((pet_folder, "oxford_pet"), (cityscapes_folder, "cityscapes")):
-        assert [each["name"] for each in doctor.diagnose([folder], disable_bar=True).data] == [name]
+        assert [each["name"] for each in doctor.diagnose([folder]).data] == [name]
