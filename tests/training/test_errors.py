@@ -155,10 +155,10 @@ def test_refused(finished, tmp_path, capsys):
     (run / "errors.html").write_text(MARK)
     assert cli.main(["errors", str(run)]) == 2
     assert "its data is not what it was tested on (by fingerprint)" in capsys.readouterr().err
-    record["recipe"]["data"]["cache"] = "maybe"
+    record["recipe"]["data"]["resize"] = "maybe"
     (run / "results.json").write_text(json.dumps(record))
     assert cli.main(["errors", str(run)]) == 2
-    assert "results.json: recipe.data.cache is damaged: it must be" in capsys.readouterr().err
+    assert "results.json: recipe.data.resize is damaged: it must be" in capsys.readouterr().err
     (run / "test_confusion.npz").unlink()
     assert cli.main(["errors", str(run)]) == 2
     assert "holds no test_confusion.npz; test it again by `hf-seg evaluate`" in capsys.readouterr().err
