@@ -50,7 +50,7 @@ LONG_STEP = 2.0  # seconds, from which on a step is measured once
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def parse_arguments(argv: list[str], description: str, prog: str | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
     """The options of a launch; its `overrides` are the `--section.key value` pairs."""
     overrides, rest = [], []
     tokens = iter(argv)
@@ -61,7 +61,7 @@ def parse_arguments(argv: list[str], description: str, prog: str | None) -> argp
             rest.append(token)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=description,
+        description="Train, score and save one model per recipe.",
         allow_abbrev=False,
         epilog="--section.key VALUE overrides a key of every recipe named. `hf-seg train` also has --num_processes N.",
     )
