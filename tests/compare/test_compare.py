@@ -394,6 +394,18 @@ def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
     assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
 
 
+def test_one_epoch_is_a_dot(write_run, monkeypatch, tmp_path):
+    def of_one_epoch(results):
+        results["train"]["history"] = [{"epoch": 1, "step": 8, "loss": 0.5, "eval_mean_iou": 0.25}]
+
+    arms = compare([write_run(name, matrices(seed), change=of_one_epoch) for seed, name in enumerate("ab")]).arms
+    panels = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **keys: panels.extend(p := subplots(*args, **keys)) or p)
+    plot_learning(arms, tmp_path / "learning.png")
+    assert [line.get_marker() for axes in panels for line in axes.lines] == ["o"] * 4
+
+
 def test_a_legend_names_every_arm(write_run, monkeypatch, tmp_path):
     # matplotlib leaves out what begins with "_" where it looks for the labels itself
     arms = compare([write_run(name, matrices(seed)) for seed, name in enumerate(("_x", "__y", "z"))]).arms
