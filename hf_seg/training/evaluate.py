@@ -124,8 +124,10 @@ def evaluate(
     segmenter = load(model)
     examination = examine(str(model), segmenter, section, out, recorded, renamed)
     trainer = examination.trainer
-    spec, names = trainer.data.spec, segmenter.class_names
-    say_once(describe_classes(spec.class_names, names, examination.members), keep="\n")
+    spec, names, members = trainer.data.spec, segmenter.class_names, examination.members
+    classes = {name: [names[number] for number in ids] for name, ids in zip(spec.class_names, members, strict=True)}
+    left_out = [name for number, name in enumerate(names) if not any(number in ids for ids in members)]
+    say_once(describe_classes(classes, left_out), keep="\n")
     height, width = examination.size
     how = f"{width}×{height} pixels by {examination.resize}, {trainer.precision}"
     if recorded and recorded["train"]["precision"] != trainer.precision:
@@ -137,19 +139,15 @@ def evaluate(
     record = begin_record(trainer.run.recipe, described, trainer.data.describe(), device)
     record["recipe"]["training"] = recorded and recorded["recipe"]["training"]
     record["recipe"]["data"]["normalize"] = examination.normalized
-    used = {number for ids in examination.members for number in ids}
     record["evaluation"] = {
         "model": str(Path(model).resolve()) if Path(model).exists() else str(model),
         "precision": trainer.precision,
         "label_map": renamed,
-        "classes": {
-            name: [names[number] for number in ids]
-            for name, ids in zip(spec.class_names, examination.members, strict=True)
-        },
-        "left_out": [name for number, name in enumerate(names) if number not in used],
+        "classes": classes,
+        "left_out": left_out,
     }
     test = trainer.test()
-    if not all(examination.members):
+    if not all(members):
         test["loss"] = None  # infinite, where a class occurs that is never predicted
     record |= {"train": None, "validation": None, "test": test}
     results = finish_run(out, record, trainer.sample(), spec)
@@ -293,16 +291,14 @@ def match_classes(
     return members
 
 
-def describe_classes(data_names: Sequence[str], model_names: Sequence[str], members: Sequence[Sequence[int]]) -> str:
-    """Which class of the model is which of the data, for people."""
-    width = max(map(len, ("data", *data_names)))
+def describe_classes(classes: Mapping[str, Sequence[str]], left_out: Sequence[str]) -> str:
+    """Which classes of the model are which of the data, for people."""
+    width = max(map(len, ("data", *classes)))
     lines = [f"{'data':{width}}  model"]
-    for name, ids in zip(data_names, members, strict=True):
-        own = ", ".join(model_names[number] for number in ids) or "– (the model has none: it is never predicted)"
-        lines.append(f"{name:{width}}  {own}")
-    used = {number for ids in members for number in ids}
-    if rest := [name for number, name in enumerate(model_names) if number not in used]:
-        lines.append(f"not among the data's, so left out of the prediction: {', '.join(rest)}")
+    for name, own in classes.items():
+        lines.append(f"{name:{width}}  {', '.join(own) or '– (the model has none: it is never predicted)'}")
+    if left_out:
+        lines.append(f"not among the data's, so left out of the prediction: {', '.join(left_out)}")
     return "\n".join(lines)
 
 

@@ -116,7 +116,7 @@ def test_page_of_a_run(finished, again, browser, tmp_path, capsys):
     for width in (400, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("h1").inner_text() == "What <b>it gets wrong"
+    assert page.locator("h1").inner_text() == "Errors of <b>it"
     assert page.locator("h2").all_inner_texts() == [
         "Worst pictures", "Hard pictures of each class", "Masks that may be wrong"
     ]  # fmt: skip
