@@ -33,6 +33,7 @@ from hf_seg.data.transforms import build_transforms
 from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
 from hf_seg.models.normalization import resolve_normalize
+from hf_seg.models.weight_files import hidden_bars
 from hf_seg.problem import Problem, RecipeError, Refusal
 from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
@@ -49,7 +50,7 @@ LONG_STEP = 2.0  # seconds, from which on a step is measured once
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def parse_arguments(argv: list[str], description: str, prog: str | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
     """The options of a launch; its `overrides` are the `--section.key value` pairs."""
     overrides, rest = [], []
     tokens = iter(argv)
@@ -60,7 +61,7 @@ def parse_arguments(argv: list[str], description: str, prog: str | None) -> argp
             rest.append(token)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=description,
+        description="Train, score and save one model per recipe.",
         allow_abbrev=False,
         epilog="--section.key VALUE overrides a key of every recipe named. `hf-seg train` also has --num_processes N.",
     )
@@ -375,17 +376,15 @@ def _unchanged_process() -> Iterator[None]:
     environment, state = dict(os.environ), dict(PartialState._shared_state)
     verbosity, precision, cudnn = logging.get_verbosity(), torch.backends.fp32_precision, torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    flags, bars = (cudnn.deterministic, cudnn.benchmark), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # one for each file of weights that is written
+    flags = cudnn.deterministic, cudnn.benchmark
     try:
-        yield
+        with hidden_bars():
+            yield
     finally:
         AcceleratorState._reset_state()
         _restore(PartialState._shared_state, state)
         _restore(os.environ, environment)
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
         torch.backends.fp32_precision = precision
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         cudnn.deterministic, cudnn.benchmark = flags

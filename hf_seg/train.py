@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     prepare_output()
-    options = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__.splitlines()[0], prog)
+    options = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
     try:
         start_processes()
         runs = plan(options)

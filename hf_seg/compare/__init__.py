@@ -180,7 +180,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         raise Refusal("compare", "name at least two runs", code="too-few-runs")
     for run in runs[1:]:
         for what, keys in {
-            "data, by fingerprint": ("data", "fingerprint"),
+            "fingerprint of the data": ("data", "fingerprint"),
             "number of test images": ("data", "counts", "test"),
             "classes": ("data", "class_names"),
             "data.image_size": ("recipe", "data", "image_size"),
@@ -191,7 +191,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             if keys[-1] == "image_size":  # [64, 64] is what 64 is
                 ours, theirs = (size if isinstance(size, list) else [size, size] for size in (ours, theirs))
             if ours != theirs:
-                what = f"was tested on another {what} ({theirs}) than {runs[0].folder} ({ours})"
+                what = f"was not tested like {runs[0].folder} ({what}: {theirs}, and {ours} there)"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 

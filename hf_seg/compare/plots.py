@@ -69,7 +69,8 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
         for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
             for index, arm in enumerate(arms):
                 epochs, means, least, greatest = np.reshape([*mean_and_range(arm, key)], (-1, 4)).T
-                axes.plot(epochs, means, linewidth=1.4, **line_look(index))
+                marker = "o" if len(epochs) == 1 else None  # a line through one point is nothing
+                axes.plot(epochs, means, linewidth=1.4, marker=marker, **line_look(index))
                 axes.fill_between(epochs, least, greatest, color=line_look(index)["color"], alpha=0.2, linewidth=0)
             axes.set(xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

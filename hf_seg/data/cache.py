@@ -181,7 +181,7 @@ class SplitCache:
             remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
             raise DataError(self.folder, what, remedy, code="full-disk") from error
 
-    def find_stale(self, disable_bar: bool | None = False) -> list[str]:
+    def find_stale(self) -> list[str]:
         """Decode the pairs again; returns the images of those of which the cache holds other pixels."""
         cached = self._open(self.place)
         if cached is None:
@@ -191,7 +191,7 @@ class SplitCache:
             now, then = self._prepare(pair), cached[pair.index]
             return isinstance(now, Problem) or any(not np.array_equal(now[key][0], then[key]) for key in now)
 
-        compared = map_pairs(is_stale, {self.name: self.dataset}, desc="Comparing", disable_bar=disable_bar)
+        compared = map_pairs(is_stale, {self.name: self.dataset}, desc="Comparing")
         return [pair.image_name for pair, stale in compared if stale]
 
     def _open(self, place: Path) -> CachedPairs | StoredPictures | None:

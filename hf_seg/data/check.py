@@ -119,16 +119,16 @@ def reads_ids(splits: Mapping[str, Dataset]) -> bool:
     return any(isinstance(column, ClassMask) and not column.by_color for column in columns)
 
 
-def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool | None = False) -> PairError | None:
+def find_other_palette(splits: Mapping[str, Dataset]) -> PairError | None:
     """Find two masks whose palettes give different colours to an index that both hold; the error names both.
 
     The headers are read; where all palettes are the same, as mostly, no mask is decoded.
     """
-    bar = {"desc": "Comparing palettes", "disable_bar": disable_bar}
-    if len({palette for _, palette in map_pairs(_stored_palette, splits, **bar)} - {None}) < 2:
+    desc = "Comparing palettes"
+    if len({palette for _, palette in map_pairs(_stored_palette, splits, desc=desc)} - {None}) < 2:
         return None
     seen: dict[int, tuple[int, str]] = {}  # index → the colour that it has first, and in which file
-    for pair, colors in map_pairs(_used_colors, splits, **bar):
+    for pair, colors in map_pairs(_used_colors, splits, desc=desc):
         for index, color in colors.items():
             first, file = seen.setdefault(index, (color, pair.mask_name))
             if color != first:

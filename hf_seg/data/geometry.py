@@ -36,6 +36,11 @@ def centered(inner: Size, outer: Size) -> Box:
     return top, left, top + inner[0], left + inner[1]
 
 
+def letterboxed(picture: Size, frame: Size) -> Box:
+    """Where a picture lies that keeps its shape, in the middle of a frame that it is made to fit."""
+    return centered(fitted_size(picture, frame), frame)
+
+
 def cut(values: Tensor, box: Box) -> Tensor:
     """The part of `(…, height, width)` in a box."""
     top, left, bottom, right = box
@@ -61,7 +66,8 @@ class Framing:
     """How an image processor's pictures meet the model: the `data.resize` of the run that saved it.
 
     transformers' own image processor resizes for `"letterbox"` and leaves the padding out, and does nothing for
-    `"crop"`; the padding and the windows are done here.
+    `"crop"`; the padding and the windows are done here. A centre crop of other image processors is left out: every
+    pixel of a photograph gets a class.
     """
 
     resize: Literal["stretch", "letterbox", "crop"]
@@ -94,10 +100,9 @@ class Framing:
 
     def box(self, picture: Size) -> Box | None:
         """Where in the model's input a picture lies; None where it is all of it."""
-        if self.size is None:
-            return None
-        frame = self.frame(picture)
-        return centered(picture if self.resize == "crop" else fitted_size(picture, frame), frame)
+        if self.resize == "crop":
+            return centered(picture, self.frame(picture))
+        return letterboxed(picture, self.size) if self.resize == "letterbox" else None
 
     def prepare(self, image_processor: Any, image: Image.Image) -> Tensor:
         """`pixel_values` of an RGB image, of shape `(3, height, width)`.
@@ -108,7 +113,9 @@ class Framing:
         picture = image.height, image.width
         if self.resize == "letterbox" and not all(fitted_size(picture, self.size)):
             raise ValueError(f"{image.width}×{image.height} pixels are too long and thin to keep their shape")
-        pixel_values = image_processor(image, return_tensors="pt")["pixel_values"][0]
+        # a centre crop, such as MobileViT's, would leave the borders without a class
+        whole = {"do_center_crop": False} if getattr(image_processor, "do_center_crop", None) else {}
+        pixel_values = image_processor(image, return_tensors="pt", **whole)["pixel_values"][0]
         return pixel_values if self.size is None else pad(pixel_values, self.frame(picture), self.black)
 
 

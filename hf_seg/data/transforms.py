@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg.data.augment import CROP_SCALE, STRONG_CROP_SCALE, crop_and_resize, draw_boxes, jitter_colors, rotate
-from hf_seg.data.geometry import Box, Size, centered, fitted_size, pad
+from hf_seg.data.geometry import Box, Size, fitted_size, letterboxed, pad
 from hf_seg.data.spec import INVALID, DatasetSpec
 from hf_seg.problem import DataError
 from hf_seg.recipe.keys import NORMALIZATIONS
@@ -85,7 +85,7 @@ class SegTransform:
 
     def box(self, picture: Size) -> Box | None:
         """Where a picture lies in the model's input; None where it is all of it."""
-        return centered(self.fitted(picture, self.size), self.size) if self.resize == "letterbox" else None
+        return letterboxed(picture, self.size) if self.resize == "letterbox" else None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         return self.finish(self.prepare(batch))

@@ -49,9 +49,7 @@ class Report:
         return all(problem.level != "error" for problem in self.problems)
 
 
-def diagnose(
-    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False, disable_bar: bool | None = False
-) -> Report:
+def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False) -> Report:
     """Examine what the runs of recipes would meet; there is an error exactly where training would refuse to start.
     Nothing is written, unpacked or trained.
 
@@ -59,7 +57,6 @@ def diagnose(
         paths: recipe files; a folder stands for the `recipe.json` in it, else for the pictures that it holds.
         overrides: `--section.key value` pairs, as in training.
         deep: decode the pictures again for each cache of resized pairs, and compare.
-        disable_bar: as tqdm's `disable`; None: a bar on terminals only.
     """
     report = Report(problems=check_packages())
     if not report.would_start:
@@ -76,7 +73,7 @@ def diagnose(
     for data, training in sections:
         groups.setdefault(repr(dataclasses.replace(data, **PREPARATION)), []).append((data, training))
     for same in groups.values():
-        data_set = _examine(same, report, deep, disable_bar)
+        data_set = _examine(same, report, deep)
         for recipe in recipes if data_set else ():
             if (recipe.data, recipe.training) in same:
                 report.problems += _try_out(recipe, *data_set, report)
@@ -98,9 +95,7 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
     return list(recipes.values())
 
 
-def _examine(
-    same: Sections, report: Report, deep: bool, disable_bar: bool | None
-) -> tuple[DatasetSpec, dict[str, int]] | None:
+def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, dict[str, int]] | None:
     """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
     from hf_seg.data.sources import examine_archives, list_data
     from hf_seg.doctor.survey import Survey, describe, find_problems, survey_pairs
@@ -111,7 +106,7 @@ def _examine(
     report.problems += [problem for refusal in listing.refusals for problem in refusal.problems] + listing.notes
     survey = Survey()
     if listing.splits is not None:
-        survey = survey_pairs(listing.splits, listing.spec, disable_bar=disable_bar)
+        survey = survey_pairs(listing.splits, listing.spec)
     of_folder = {"layout": listing.layout} if listing.layout else {}
     report.data.append(
         {"name": data.name, "place": listing.place, **of_folder, "splits": describe(survey, listing.spec)}
@@ -126,14 +121,12 @@ def _examine(
     )
     if not listing.spec or not known:
         return None
-    report.problems += _check_caches(same, listing, survey, deep, disable_bar)
+    report.problems += _check_caches(same, listing, survey, deep)
     usable = {name: len(rows) for name, rows in survey.usable.items()}
     return (listing.spec, usable) if all(usable.values()) else None
 
 
-def _check_caches(
-    same: Sections, listing: Listing, survey: Survey, deep: bool, disable_bar: bool | None
-) -> list[Problem]:
+def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) -> list[Problem]:
     """Disk and shared memory that the runs on one data set need; with `deep`, also pairs held wrongly by a cache."""
     from hf_seg.data.cache import SplitCache, prepared_folder
     from hf_seg.data.check import in_memory
@@ -159,7 +152,7 @@ def _check_caches(
         sizes = [cache.bytes for (place, _), cache in caches.items() if place == folder]
         problems += check_folder(folder, sum(sizes), "the resized pairs")
     for cache in caches.values() if deep else ():
-        for file in cache.find_stale(disable_bar):
+        for file in cache.find_stale():
             what = f"{cache.place} has other pixels for this pair than its files"
             remedy = "Delete that folder: the next launch makes it again."
             problems.append(Problem(level="warning", code="stale-cache", place=file, what=what, remedy=remedy))

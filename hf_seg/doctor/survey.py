@@ -67,13 +67,7 @@ class Survey:
         return total
 
 
-def survey_pairs(
-    splits: Mapping[str, Dataset],
-    spec: DatasetSpec | None,
-    *,
-    by_color: bool | None = None,
-    disable_bar: bool | None = False,
-) -> Survey:
+def survey_pairs(splits: Mapping[str, Dataset], spec: DatasetSpec | None, *, by_color: bool | None = None) -> Survey:
     """Decode every pair once, on all cores.
 
     Args:
@@ -83,7 +77,7 @@ def survey_pairs(
     survey = Survey(
         usable={name: {} for name in splits}, pair_counts={name: len(split) for name, split in splits.items()}
     )
-    if spec and reads_ids(splits) and (error := find_other_palette(splits, disable_bar=disable_bar)):
+    if spec and reads_ids(splits) and (error := find_other_palette(splits)):
         survey.problems.append(error.problem)
 
     def examine(pair: StoredPair) -> PairFacts:
@@ -91,7 +85,7 @@ def survey_pairs(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's are problems of ours
-        for pair, facts in map_pairs(examine, splits, desc="Examining", disable_bar=disable_bar):
+        for pair, facts in map_pairs(examine, splits, desc="Examining"):
             survey.problems += facts.problems
             if facts.size is not None:
                 survey.usable[pair.split][pair.index] = facts

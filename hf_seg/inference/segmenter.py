@@ -31,7 +31,7 @@ import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
 from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
-from hf_seg.models.weight_files import check_config, check_parameters, read_header, verify_download
+from hf_seg.models.weight_files import check_config, check_parameters, hidden_bars, read_header, verify_download
 from hf_seg.problem import Refusal
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
@@ -212,14 +212,15 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     if ids != list(range(len(ids))) or not all(isinstance(name, str) for name in config.id2label.values()):
         raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1}, by a text")
     check_parameters(auto, config, header)
-    loaded, report = auto.from_pretrained(
-        model,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # so that they are in the report, all of them
-        output_loading_info=True,
-    )
+    with hidden_bars():
+        loaded, report = auto.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
+            output_loading_info=True,
+        )
     make_fast(loaded)
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 

@@ -34,7 +34,7 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
 
     known, own = timm.list_models(pretrained="." in config.encoder), smp.encoders.get_encoder_names()
     if config.encoder not in (*known, *own):
-        close = difflib.get_close_matches(config.encoder.removeprefix("tu-"), [*known, *own], n=3)
+        close = difflib.get_close_matches(config.encoder.removeprefix("tu-"), {*known, *own}, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`timm.list_models()` lists timm's names."
         raise ValueError(f"encoder {config.encoder!r} is neither a timm model nor an encoder of smp: {hint}")
     if config.architecture not in smp.MODEL_ARCHITECTURES_MAPPING:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.initialization import meta_device_safe_creation_ops
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from hf_seg.problem import RecipeError, Refusal
@@ -96,6 +97,18 @@ def verify_download(path: Path) -> None:
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
         what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"
         raise Refusal("", what, f"Delete {stored} and try again, which downloads it once more.")
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hide the bars of transformers, one for each file of weights that is read or written: they reach logs, too."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 Header = dict[str, tuple[int, ...]]

@@ -26,7 +26,7 @@ from .configuration_fcn import FCNConfig
 from .configuration_smp import SmpConfig
 from .modeling_fcn import build_encoder
 from .modeling_smp import build_segmenter
-from .weight_files import KEY, WEIGHT_FILES, download, find_in_folder, verify_download
+from .weight_files import KEY, WEIGHT_FILES, download, find_in_folder, hidden_bars, verify_download
 
 if TYPE_CHECKING:
     from hf_seg.recipe.keys import ModelRecipe
@@ -233,7 +233,7 @@ def _from_transformers(
         `tuple`: another model like `built`, by `config`; what is wrong with its encoder; and the names of all its
         tensors that are still random.
     """
-    with _quiet("transformers"), torch.random.fork_rng(devices=[]):
+    with _quiet("transformers"), hidden_bars(), torch.random.fork_rng(devices=[]):
         loaded, report = type(built).from_pretrained(
             None,
             config=config,

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.files import write_json
+from hf_seg.models.weight_files import hidden_bars
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once
 
@@ -103,7 +104,8 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
             what = f"is a checkpoint with {key} {theirs!r}, but the recipe's model has {ours!r}"
             remedy = "delete that folder, or pass --overwrite to train the run again"
             raise Refusal(folder, what, remedy, code="checkpoint")
-    saved, report = type(model).from_pretrained(folder, output_loading_info=True)
+    with hidden_bars():
+        saved, report = type(model).from_pretrained(folder, output_loading_info=True)
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
         remedy = "delete that folder and start again"

@@ -19,13 +19,12 @@ from hf_seg.data import image_name
 from hf_seg.files import write_whole
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
-from hf_seg.recipe.keys import DataRecipe
 from hf_seg.runs.figure import IGNORED_STRIPES, colour_masks
 from hf_seg.runs.page import HTML_PAGES
 from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_results
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
-from hf_seg.training.evaluate import examine, load_training
+from hf_seg.training.evaluate import examine, load_training, section_of
 from hf_seg.training.trainer import SegTrainer
 
 if TYPE_CHECKING:
@@ -79,10 +78,10 @@ def write_errors(
     evaluation = results.get("evaluation", {"model": str(folder), "label_map": {}})
     segmenter, confusion = load(evaluation["model"]), kept["confusion"]
     # which pairs; size and normalisation are the model's
-    section = DataRecipe(**results["recipe"]["data"] | {"image_size": 32, "normalize": "none"})
+    section = section_of(folder, "data", results["recipe"]["data"] | {"image_size": 32, "normalize": "none"})
     with tempfile.TemporaryDirectory() as empty:  # a trainer wants a folder
-        recorded = load_training(evaluation["model"])
-        examination = examine(str(folder), segmenter, section, Path(empty), recorded, evaluation["label_map"])
+        model, label_map = evaluation["model"], evaluation["label_map"]
+        examination = examine(model, segmenter, section, Path(empty), load_training(model), label_map)
         trainer = examination.trainer
         if trainer.data.fingerprint != results["data"]["fingerprint"]:
             what = "its data is not what it was tested on (by fingerprint)"

@@ -6,6 +6,7 @@ Its folder holds what a run keeps of its test, so that `hf-seg compare` takes it
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from hf_seg.models.build import measure_forward
 from hf_seg.problem import Refusal, did_you_mean
 from hf_seg.processes import say_once, start_processes
 from hf_seg.recipe import ModelRecipe, Recipe, TrainingRecipe, load_recipes
-from hf_seg.recipe.keys import NORMALIZATIONS, DataRecipe
+from hf_seg.recipe.keys import NORMALIZATIONS, SECTIONS, DataRecipe
+from hf_seg.recipe.rules import check_keys
 from hf_seg.runs.folder import RECORD, Run
 from hf_seg.runs.record import RESULTS, begin_record, finish_run, load_results
 from hf_seg.scoring.upsampling import upsample
@@ -123,8 +125,10 @@ def evaluate(
     segmenter = load(model)
     examination = examine(str(model), segmenter, section, out, recorded, renamed)
     trainer = examination.trainer
-    spec, names = trainer.data.spec, segmenter.class_names
-    say_once(describe_classes(spec.class_names, names, examination.members), keep="\n")
+    spec, names, members = trainer.data.spec, segmenter.class_names, examination.members
+    classes = {name: [names[number] for number in ids] for name, ids in zip(spec.class_names, members, strict=True)}
+    left_out = [name for number, name in enumerate(names) if not any(number in ids for ids in members)]
+    say_once(describe_classes(classes, left_out), keep="\n")
     height, width = examination.size
     how = f"{width}×{height} pixels by {examination.resize}, {trainer.precision}"
     if recorded and recorded["train"]["precision"] != trainer.precision:
@@ -136,19 +140,15 @@ def evaluate(
     record = begin_record(trainer.run.recipe, described, trainer.data.describe(), device)
     record["recipe"]["training"] = recorded and recorded["recipe"]["training"]
     record["recipe"]["data"]["normalize"] = examination.normalized
-    used = {number for ids in examination.members for number in ids}
     record["evaluation"] = {
         "model": str(Path(model).resolve()) if Path(model).exists() else str(model),
         "precision": trainer.precision,
         "label_map": renamed,
-        "classes": {
-            name: [names[number] for number in ids]
-            for name, ids in zip(spec.class_names, examination.members, strict=True)
-        },
-        "left_out": [name for number, name in enumerate(names) if number not in used],
+        "classes": classes,
+        "left_out": left_out,
     }
     test = trainer.test()
-    if not all(examination.members):
+    if not all(members):
         test["loss"] = None  # infinite, where a class occurs that is never predicted
     record |= {"train": None, "validation": None, "test": test}
     results = finish_run(out, record, trainer.sample(), spec)
@@ -159,6 +159,20 @@ def evaluate(
 def load_training(model: str | Path) -> dict[str, Any] | None:
     """The `results.json` of the run that a model is of; None of a model that is no run here."""
     return load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
+
+
+def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecipe | DataRecipe:
+    """A section of the recipe in a folder's `results.json`.
+
+    Raises:
+        Refusal: when it is not one: somebody has changed the file.
+    """
+    values, found = check_keys(name, values)
+    if found:
+        key, what, _ = found[0]
+        remedy = "restore the file, or train or evaluate again"
+        raise Refusal(folder / RESULTS, f"recipe.{key} is damaged: it {what}", remedy, code="record")
+    return SECTIONS[name](**values)
 
 
 def find_data(data: str | Path) -> DataRecipe:
@@ -182,7 +196,11 @@ def parse_label_map(given: Sequence[str]) -> dict[str, str]:
         if not all(text.partition("=")):
             what, remedy = f"{text!r} is not MODEL_CLASS=DATA_CLASS", "write both names with = between them"
             raise Refusal("--label_map", what, remedy, code="evaluate")
-    return dict(text.split("=", 1) for text in given)
+    pairs = [text.split("=", 1) for text in given]
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        what, remedy = f"gives the class {repeated[0]!r} of the model twice", "keep one of the two"
+        raise Refusal("--label_map", what, remedy, code="evaluate")
+    return dict(pairs)
 
 
 def examine(
@@ -218,7 +236,7 @@ def examine(
     recipe = Recipe(
         name=folder.resolve().name,
         path=folder,
-        model=ModelRecipe(**recorded["recipe"]["model"])
+        model=section_of(Path(model), "model", recorded["recipe"]["model"])
         if recorded
         else ModelRecipe(arch="auto", path=model, init="model"),
         data=section,
@@ -274,16 +292,14 @@ def match_classes(
     return members
 
 
-def describe_classes(data_names: Sequence[str], model_names: Sequence[str], members: Sequence[Sequence[int]]) -> str:
-    """Which class of the model is which of the data, for people."""
-    width = max(map(len, ("data", *data_names)))
+def describe_classes(classes: Mapping[str, Sequence[str]], left_out: Sequence[str]) -> str:
+    """Which classes of the model are which of the data, for people."""
+    width = max(map(len, ("data", *classes)))
     lines = [f"{'data':{width}}  model"]
-    for name, ids in zip(data_names, members, strict=True):
-        own = ", ".join(model_names[number] for number in ids) or "– (the model has none: it is never predicted)"
-        lines.append(f"{name:{width}}  {own}")
-    used = {number for ids in members for number in ids}
-    if rest := [name for number, name in enumerate(model_names) if number not in used]:
-        lines.append(f"not among the data's, so left out of the prediction: {', '.join(rest)}")
+    for name, own in classes.items():
+        lines.append(f"{name:{width}}  {', '.join(own) or '– (the model has none: it is never predicted)'}")
+    if left_out:
+        lines.append(f"not among the data's, so left out of the prediction: {', '.join(left_out)}")
     return "\n".join(lines)
 
 

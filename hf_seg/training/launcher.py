@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from accelerate.commands import launch
@@ -32,9 +33,11 @@ def launch_processes(count: int, arguments: list[str]) -> int:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     # all that accelerate would warn of when it is not given; the recipe decides on precision and compilation
     options = f"--multi_gpu --gpu_ids all --num_processes {count} --num_machines 1 --main_process_port 0"
-    options += " --mixed_precision no --dynamo_backend no --module hf_seg.train"
-    command = [*options.split(), *arguments]
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # processes say themselves why they fail
+    options += " --mixed_precision no --dynamo_backend no"
+    # by path: --module would prefer a folder hf_seg where the command is given, such as another checkout
+    command = [*options.split(), str(Path(__file__).parents[1] / "train.py"), *arguments]
+    elastic = logging.getLogger("torch.distributed.elastic")  # processes say themselves why they fail
+    elastic.propagate, elastic.handlers = False, [logging.NullHandler()]
     try:
         launch.launch_command(launch.launch_command_parser().parse_args(command))
     except ChildFailedError as error:

@@ -19,7 +19,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import SegData, image_name
-from hf_seg.data.geometry import Framing, center_crop, centered, cut, pad, slide
+from hf_seg.data.geometry import Framing, center_crop, cut, pad, slide
 from hf_seg.data.prepared import PreparedPairs
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
@@ -105,7 +105,7 @@ class SegTrainer(Trainer):
             self.remove_callback(printer)
         self.table = TrainingTable(self)
         self.add_callback(self.table)
-        self.black = Framing.of(self.processing_class).black
+        self.framing = Framing.of(self.processing_class)
         if use_channels_last(training, args.device):
             # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
             model.to(memory_format=torch.channels_last)
@@ -309,15 +309,15 @@ class SegTrainer(Trainer):
         the logits; or with crops, at its own size, the logarithms of the probabilities blended from windows."""
         if not self.crops:
             return self.predict_logits(pixel_values)
-        window = self.run.recipe.data.size
-        picture, batch = pixel_values.shape[-2:], self.args.per_device_train_batch_size
-        framed = pad(pixel_values[0], frame := tuple(map(max, picture, window)), self.black)
+        framing, batch = self.framing, self.args.per_device_train_batch_size
+        window, picture = framing.size, pixel_values.shape[-2:]
+        framed = pad(pixel_values[0], framing.frame(picture), framing.black)
 
         def probabilities(windows: Tensor) -> Tensor:
             return upsample(self.predict_logits(windows), window).softmax(dim=1)
 
         blended = torch.cat(list(slide(framed, window, batch, probabilities)), dim=1)
-        blended = cut(blended, centered(picture, frame))[None]
+        blended = cut(blended, framing.box(picture))[None]
         return blended.clamp(min=torch.finfo(blended.dtype).tiny).log()
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):

@@ -162,11 +162,14 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r["data"].update(fingerprint="f" * 16), "another data, by fingerprint"),
-        (lambda r: r["data"]["counts"].update(test=7), "another number of test images"),
-        (lambda r: r["data"].update(class_names=["a", "b", "c"]), "another classes"),
-        (lambda r: r["recipe"]["data"].update(image_size=128), "another data.image_size"),
-        (lambda r: r["recipe"]["data"].update(resize="crop"), "another data.resize"),
+        (
+            lambda r: r["data"].update(fingerprint="f" * 16),
+            "was not tested like .*a .fingerprint of the data: f{16}, and ",
+        ),
+        (lambda r: r["data"]["counts"].update(test=7), "number of test images: 7, and "),
+        (lambda r: r["data"].update(class_names=["a", "b", "c"]), "classes: "),
+        (lambda r: r["recipe"]["data"].update(image_size=128), "data.image_size: "),
+        (lambda r: r["recipe"]["data"].update(resize="crop"), "data.resize: crop, and stretch there"),
         (lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3), "test_confusion.npz: is not of the run in"),
     ],
 )
@@ -389,6 +392,18 @@ def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
     folders = [write_run(name, matrices(0)) for name in ("pet-fcn-best", "pet-fcn-scratch")]
     assert [*labels(compare(folders).arms)] == ["best", "scratch"]
     assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
+
+
+def test_one_epoch_is_a_dot(write_run, monkeypatch, tmp_path):
+    def of_one_epoch(results):
+        results["train"]["history"] = [{"epoch": 1, "step": 8, "loss": 0.5, "eval_mean_iou": 0.25}]
+
+    arms = compare([write_run(name, matrices(seed), change=of_one_epoch) for seed, name in enumerate("ab")]).arms
+    panels = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **keys: panels.extend(p := subplots(*args, **keys)) or p)
+    plot_learning(arms, tmp_path / "learning.png")
+    assert [line.get_marker() for axes in panels for line in axes.lines] == ["o"] * 4
 
 
 def test_a_legend_names_every_arm(write_run, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import MobileViTImageProcessor
 
 from hf_seg.data.geometry import Framing, blend, centered, cut, fitted_size, pad, slide, strongest, windows
 from hf_seg.data.spec import DatasetSpec, build_label_table
@@ -58,6 +59,20 @@ def test_prediction_sees_what_training_saw(resize, normalize, size):
         seen = pad(seen, framing.frame((image.height, image.width)), framing.black)
     assert prepared.shape == seen.shape and (resize == "crop" or seen.shape == (3, 64, 96))
     torch.testing.assert_close(prepared, seen, rtol=0, atol=1e-5)
+
+
+def test_a_centre_crop_is_left_out():
+    mask = lines((96, 180), width=12)
+    processor = MobileViTImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 48, "width": 48}, do_flip_channel_order=False
+    )
+    framing = Framing.of(processor)
+    pixel_values = framing.prepare(processor, picture_of(mask))
+    assert pixel_values.shape == (3, 64, 120)
+    ids, _ = upsampled_argmax(
+        brightness(pixel_values[None]), mask.shape, frame=framing.size, box=framing.box((96, 180))
+    )
+    assert (ids[0].numpy() == mask).mean() > 0.98
 
 
 @pytest.mark.parametrize("size", [(128, 192), (192, 128), (64, 64), (100, 300)])

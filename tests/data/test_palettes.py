@@ -123,7 +123,8 @@ def test_palettes_that_differ_where_no_pixel_is_are_one(tmp_path):
     assert not by_color and {0, 1, 2} == set(survey.pixels())
 
 
-def test_one_palette_is_seen_in_the_headers(tmp_path, monkeypatch):
+def test_one_palette_is_seen_in_the_headers(tmp_path, monkeypatch, capsys):
     splits = load_splits_of(write_folder(tmp_path, "palette", 4))
     monkeypatch.setattr("hf_seg.data.check.open_mask", None)  # nothing is decoded
     assert find_other_palette(splits) is None
+    assert not capsys.readouterr().err  # a log gets no bar

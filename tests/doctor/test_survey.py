@@ -31,7 +31,7 @@ def look():
         problems += [problem for refusal in listing.refusals for problem in refusal.problems]
         if listing.splits is None:
             return problems, {}
-        survey = survey_pairs(listing.splits, listing.spec, disable_bar=True)
+        survey = survey_pairs(listing.splits, listing.spec)
         whole = {"place": listing.place, "size": (1, 1), "split_known": listing.split_known}
         problems += survey.problems + list(find_problems(survey, listing.spec, **whole))
         return problems, describe(survey, listing.spec)
@@ -252,6 +252,6 @@ def test_a_film_from_one_place_does_not_flood():
     frames = 150  # 11,175 pairs
     features = Features({"image": Image(), "mask": Image()})
     split = Dataset.from_dict({"image": [encoded[0]] * frames, "mask": [encoded[1]] * frames}, features=features)
-    survey = survey_pairs({"train": split}, None, disable_bar=True)
+    survey = survey_pairs({"train": split}, None)
     codes = [problem.code for problem in find_problems(survey, None, place="film", size=(1, 1))]
     assert codes.count("many-duplicates") == 1 and codes.count("duplicate-within-split") == MAX_DUPLICATES

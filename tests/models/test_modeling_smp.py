@@ -139,6 +139,7 @@ def test_a_name_that_timm_and_smp_have_is_timms():
             "model.encoder: no unet on tu-test_resnet can be built: encoder 'tu-test_resnet' is neither a timm",
         ),
         ({"encoder": "test_resne"}, "did you mean test_resnet"),
+        ({"encoder": "resnet1234"}, "did you mean resnet34 or resnetv2_34 or"),  # both have the first
         ({"encoder": "test_vit"}, "model.config: no unet on test_vit can be built: "),
         ({"config": {"decoder_channels": [8]}}, "model.config: no unet on test_resnet can be built: "),
         ({"config": {"decoder_chanels": [8]}}, 'unknown key of "unet"; did you mean "decoder_channels"?'),

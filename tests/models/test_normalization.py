@@ -88,7 +88,7 @@ def test_what_is_wrong_with_the_weights_comes_first(section, said):
 
 
 def names_of(tmp_path, *paths):
-    runs = plan(parse_arguments([*map(str, paths), "--output_dir", str(tmp_path / "runs")], "", None))
+    runs = plan(parse_arguments([*map(str, paths), "--output_dir", str(tmp_path / "runs")], None))
     return {run.recipe.name: run.recipe.data.normalize for run in runs}
 
 

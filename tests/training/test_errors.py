@@ -116,7 +116,7 @@ def test_page_of_a_run(finished, again, browser, tmp_path, capsys):
     for width in (400, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("h1").inner_text() == "What <b>it gets wrong"
+    assert page.locator("h1").inner_text() == "Errors of <b>it"
     assert page.locator("h2").all_inner_texts() == [
         "Worst pictures", "Hard pictures of each class", "Masks that may be wrong"
     ]  # fmt: skip
@@ -155,6 +155,10 @@ def test_refused(finished, tmp_path, capsys):
     (run / "errors.html").write_text(MARK)
     assert cli.main(["errors", str(run)]) == 2
     assert "its data is not what it was tested on (by fingerprint)" in capsys.readouterr().err
+    record["recipe"]["data"]["resize"] = "maybe"
+    (run / "results.json").write_text(json.dumps(record))
+    assert cli.main(["errors", str(run)]) == 2
+    assert "results.json: recipe.data.resize is damaged: it must be" in capsys.readouterr().err
     (run / "test_confusion.npz").unlink()
     assert cli.main(["errors", str(run)]) == 2
     assert "holds no test_confusion.npz; test it again by `hf-seg evaluate`" in capsys.readouterr().err

@@ -192,6 +192,8 @@ def test_matching():
     for text in ("a", "=b", "a="):
         with pytest.raises(Refusal, match="is not MODEL_CLASS=DATA_CLASS"):
             parse_label_map([text])
+    with pytest.raises(Refusal, match="gives the class 'a' of the model twice"):
+        parse_label_map(["a=b", "c=d", "a=e"])
 
 
 class Fixed:

@@ -9,9 +9,11 @@ import sys
 import pytest
 import torch
 from accelerate.commands import launch
+from torch.distributed.elastic.agent.server import api
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import hf_seg.train
 from hf_seg import cli
 
 
@@ -45,11 +47,12 @@ def fail(exitcode):
         (SignalException("", signal.SIGINT), 130, "stopped by SIGINT; launch again to go on\n"),
     ],
 )
-def test_how_the_launcher_ends(monkeypatch, capsys, error, status, message):
+def test_how_the_launcher_ends(monkeypatch, capsys, caplog, error, status, message):
     started = []
 
     def start(args):
         started.append(args)
+        api.logger.warning("Received 2 death signal")  # as torch does at Ctrl-C
         if error:
             raise error
 
@@ -59,8 +62,10 @@ def test_how_the_launcher_ends(monkeypatch, capsys, error, status, message):
     arguments = ["a", "b.json", "--seeds", "0,1", "--training.seed", "-1", "--overwrite"]
     assert cli.main(["train", *arguments[:2], "--num_processes=2", *arguments[2:]]) == status
     assert capsys.readouterr() == ("", message)
+    assert not caplog.records
     [args] = started
-    assert (args.num_processes, args.multi_gpu, args.module, args.training_script) == (2, True, True, "hf_seg.train")
+    assert args.num_processes == 2 and args.multi_gpu and not args.module
+    assert os.path.samefile(args.training_script, hf_seg.train.__file__)  # whatever is called hf_seg in this folder
     assert args.training_script_args == arguments and os.environ["ACCELERATE_USE_CPU"] == "true"
 
 

@@ -38,10 +38,12 @@ def tiny(arch, seed):
 
 
 @pytest.mark.parametrize("arch", ["fcn", "segformer"])
-def test_load_weights_loads_every_tensor(arch, tmp_path):
+def test_load_weights_loads_every_tensor(arch, tmp_path, capsys):
     saved, model = tiny(arch, 0), tiny(arch, 1)
     saved.save_pretrained(tmp_path)
+    capsys.readouterr()
     load_weights(model, str(tmp_path))
+    assert not capsys.readouterr().err  # no bar of transformers
     for name, tensor in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
