@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_seg.processes import say_once
+from hf_seg.runs.card import describe_model
 from hf_seg.training.memory import peak_memory
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ class TrainingTable(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         trainer, device, spec = self.trainer, args.device, self.trainer.data.spec
-        kind, size = type(model).__name__.removesuffix("ForSemanticSegmentation"), model.num_parameters() / 1e6
+        recipe, size = trainer.run.recipe, model.num_parameters() / 1e6
+        kind = describe_model(vars(recipe.model), type(model).__name__)
         hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         ranks = f"{args.world_size} × " if args.world_size > 1 else ""
         say_once(
             f"{kind}, {size:.1f} M parameters; {spec.title or spec.name}, {len(trainer.train_dataset):,} pairs; "
-            f"{ranks}{hardware}, {trainer.precision}; batches of {trainer.run.recipe.training.global_train_batch_size}"
+            f"{ranks}{hardware}, {trainer.precision}; batches of {recipe.training.global_train_batch_size}"
         )
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step

@@ -43,7 +43,7 @@ def test_a_row_an_epoch(train, capsys):
     out, err = capsys.readouterr()
     assert "0/6" not in err  # no terminal: no bar
     begin, header, *rows = out.splitlines()
-    assert re.fullmatch(r"Segformer, 0\.\d M parameters; Generated pets, 16 pairs; cpu, fp32; batches of 8", begin)
+    assert re.fullmatch(r"SegFormer, 0\.\d M parameters; Generated pets, 16 pairs; cpu, fp32; batches of 8", begin)
     assert len(header) == 79 and all(len(row) <= 79 for row in rows)
 
     def cells(row):
