@@ -343,10 +343,10 @@ class SegTrainer(Trainer):
         with self.accelerator.autocast():
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
-    def sample(self, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """Evenly spaced images of the test set with what the model makes of them, for looking at: `pixel_values` in
+    def sample(self, split: str = "test", count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """Evenly spaced images of a split with what the model makes of them, for looking at: `pixel_values` in
         [0, 1] of shape `(count, 3, height, width)`, labels and predictions of `(count, height, width)`, on the CPU."""
-        prepared = self.data.prepared["test"]
+        prepared = self.data.prepared[split]
         count = min(count, len(prepared))
         indices = [index * len(prepared) // count for index in range(count)]
         pairs = [prepared.__getitems__([index]) for index in indices]
