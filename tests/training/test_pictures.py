@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerState
@@ -25,6 +26,13 @@ def test_tensorboard_has_what_the_saved_model_makes_of_the_pictures(write_recipe
     (recipe,) = load_recipes([write_recipe("a", data=data, training=training | {"learning_rate": 0.01})])
     run, data = Run(recipe, tmp_path / "run"), load_data(recipe.data)
     trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0], quiet=True)
+    sample, drawn = trainer.sample, {}
+
+    def watched(split):
+        drawn[trainer.state.global_step] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        return sample(split)
+
+    trainer.sample = watched
     trainer.train()
     trainer.validate()  # of the best checkpoint, whose pictures are there already
 
@@ -32,7 +40,9 @@ def test_tensorboard_has_what_the_saved_model_makes_of_the_pictures(write_recipe
     events = EventAccumulator(str(folder)).Reload()
     pictures = {event.step: event.encoded_image_string for event in events.Images("eval/samples")}
     assert [*pictures] == [2, 4]
-    samples = trainer.sample("validation")  # the trainer ends with the best checkpoint, which has the average
+    best = drawn[trainer.state.best_global_step]  # the trainer ends with the best checkpoint, which has the average
+    assert all(torch.equal(best[name], value) for name, value in trainer.model.state_dict().items())
+    samples = sample("validation")
     assert len(samples[0]) == 4
     plot_samples(*samples, data.spec.class_names, data.spec.palette, data.spec.ignore_index, tmp_path / "best.png")
     shown = np.asarray(Image.open(io.BytesIO(pictures[trainer.state.best_global_step])).convert("RGB"))
