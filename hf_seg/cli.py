@@ -153,7 +153,7 @@ def doctor(
     paths, overrides = _split(rest)
     if not paths:
         raise Refusal("hf-seg doctor", "has nothing to examine", "name a recipe or a folder", code="usage")
-    report = doctor.diagnose(paths, overrides, deep=deep, disable_bar=None if as_json else False)
+    report = doctor.diagnose(paths, overrides, deep=deep)
     say(doctor.as_json(report) if as_json else doctor.as_text(report, show_all=show_all), keep="\n")
     return 0 if report.would_start else 1
 

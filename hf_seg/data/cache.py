@@ -181,7 +181,7 @@ class SplitCache:
             remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
             raise DataError(self.folder, what, remedy, code="full-disk") from error
 
-    def find_stale(self, disable_bar: bool | None = False) -> list[str]:
+    def find_stale(self, disable_bar: bool = False) -> list[str]:
         """Decode the pairs again; returns the images of those of which the cache holds other pixels."""
         cached = self._open(self.place)
         if cached is None:

@@ -119,7 +119,7 @@ def reads_ids(splits: Mapping[str, Dataset]) -> bool:
     return any(isinstance(column, ClassMask) and not column.by_color for column in columns)
 
 
-def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool | None = False) -> PairError | None:
+def find_other_palette(splits: Mapping[str, Dataset], *, disable_bar: bool = False) -> PairError | None:
     """Find two masks whose palettes give different colours to an index that both hold; the error names both.
 
     The headers are read; where all palettes are the same, as mostly, no mask is decoded.

@@ -76,17 +76,18 @@ def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
 
 
 def map_pairs(
-    work: Callable[[StoredPair], T], splits: Mapping[str, Dataset], *, desc: str, disable_bar: bool | None = False
+    work: Callable[[StoredPair], T], splits: Mapping[str, Dataset], *, desc: str, disable_bar: bool = False
 ) -> Iterator[tuple[StoredPair, T]]:
     """One pass over all pairs, in order, on all cores; gives each with what `work` returned for it.
 
     Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
 
     Args:
-        desc (`str`), disable_bar (`bool`, *optional*): of the progress bar; None: a bar on terminals only.
+        desc (`str`), disable_bar (`bool`): of the progress bar, which is on terminals only and is gone at the end.
     """
     waiting = stored_pairs(splits)
-    bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=disable_bar)
+    off = disable_bar or None  # None: where stderr is no terminal
+    bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=off, leave=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         while pairs := list(itertools.islice(waiting, AT_ONCE)):
             yield from zip(pairs, pool.map(work, pairs), strict=True)

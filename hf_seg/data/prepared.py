@@ -107,5 +107,5 @@ def decode_and_count(dataset: Dataset, transform: SegTransform) -> np.ndarray:
     def count(pair: StoredPair) -> np.ndarray:
         return count_pixels(transform.prepare_mask(decode(pair.mask)))
 
-    counted = map_pairs(count, {"train": dataset}, desc="Counting the pixels of each class", disable_bar=None)
+    counted = map_pairs(count, {"train": dataset}, desc="Counting the pixels of each class")
     return sum(counts for _, counts in counted)

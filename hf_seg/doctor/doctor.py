@@ -50,7 +50,7 @@ class Report:
 
 
 def diagnose(
-    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False, disable_bar: bool | None = False
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False, disable_bar: bool = False
 ) -> Report:
     """Examine what the runs of recipes would meet; there is an error exactly where training would refuse to start.
     Nothing is written, unpacked or trained.
@@ -59,7 +59,7 @@ def diagnose(
         paths: recipe files; a folder stands for the `recipe.json` in it, else for the pictures that it holds.
         overrides: `--section.key value` pairs, as in training.
         deep: decode the pictures again for each cache of resized pairs, and compare.
-        disable_bar: as tqdm's `disable`; None: a bar on terminals only.
+        disable_bar: show no bars; else they are on terminals only.
     """
     report = Report(problems=check_packages())
     if not report.would_start:
@@ -99,7 +99,7 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
 
 
 def _examine(
-    same: Sections, report: Report, deep: bool, disable_bar: bool | None
+    same: Sections, report: Report, deep: bool, disable_bar: bool
 ) -> tuple[DatasetSpec, dict[str, int]] | None:
     """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
     from hf_seg.data.sources import examine_archives, list_data
@@ -131,9 +131,7 @@ def _examine(
     return (listing.spec, usable) if all(usable.values()) else None
 
 
-def _check_caches(
-    same: Sections, listing: Listing, survey: Survey, deep: bool, disable_bar: bool | None
-) -> list[Problem]:
+def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool, disable_bar: bool) -> list[Problem]:
     """Disk and shared memory that the runs on one data set need; with `deep`, also pairs held wrongly by a cache."""
     from hf_seg.data.cache import SplitCache, prepared_folder
     from hf_seg.data.check import in_memory

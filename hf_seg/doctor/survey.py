@@ -72,7 +72,7 @@ def survey_pairs(
     spec: DatasetSpec | None,
     *,
     by_color: bool | None = None,
-    disable_bar: bool | None = False,
+    disable_bar: bool = False,
 ) -> Survey:
     """Decode every pair once, on all cores.
 

@@ -89,7 +89,7 @@ def _write_all(
     problems = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         written: deque[tuple[int, Future]] = deque()
-        for result in tqdm(results, total=len(names), unit=" images"):
+        for result in tqdm(results, total=len(names), unit=" images", disable=None):
             if isinstance(result, Problem):
                 problems.append(result)
                 line = {"file": result.place, "error": f"{result.what}. {result.remedy}"}

@@ -184,12 +184,13 @@ def _unpack(path: Path, archive: Archive) -> None:
     try:
         with open_archive(path) as opened:
             if isinstance(opened, tarfile.TarFile):
-                members = tqdm(opened, desc=f"Unpacking {path.name}", unit=" files")
+                members = tqdm(opened, desc=f"Unpacking {path.name}", unit=" files", disable=None)
                 opened.extractall(unpacking, members, filter="data")
             else:
                 members = wanted_members(opened, path, archive)
                 size = sum(member.file_size for member in members)
-                with tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True) as progress:
+                bar = tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True, disable=None)
+                with bar as progress:
                     for member in members:
                         opened.extract(member, unpacking)  # compares the CRC, and takes ".." out of the name
                         progress.update(member.file_size)

@@ -70,7 +70,7 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".masks-", dir=out) as folder:
         masks = Path(folder) / "masks"
-        for file, image, size, shapes in tqdm(drawings, desc="Drawing masks", unit=" pictures"):
+        for file, image, size, shapes in tqdm(drawings, desc="Drawing masks", unit=" pictures", disable=None):
             if words[file] not in splits:
                 raise DataError(file, "which split is that? Other files have one in their names", "Name it so.")
             below = image.relative_to(root)
