@@ -62,6 +62,10 @@ def test_a_row_an_epoch(train, capsys):
     assert cells(rows[2])["left"] == "0:00:00"
     assert all(float(cells(row)["img/s"]) > 0 for row in rows[:3])
 
+    trainer.log({"validation_loss": 181.54321, "validation_mean_iou": 0.5})  # as of a first epoch from other weights
+    (row,) = capsys.readouterr().out.splitlines()
+    assert (cells(row)["valid"], cells(row)["mIoU"]) == ("181.54", "0.5000")
+
 
 def test_rows_of_steps_and_of_an_evaluation_before_the_training(train, capsys):
     capsys.readouterr()
