@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -37,8 +38,10 @@ class _Printable(logging.Formatter):
 
 
 def prepare_output() -> None:
-    """Called where a program starts: output takes every text, whatever its encoding (such as a pipe's on Windows), and
-    warnings and tracebacks are printable too."""
+    """Called where a program starts: output takes every text, whatever its encoding (such as a pipe's on Windows);
+    warnings and tracebacks are printable too; and libraries that are not imported yet write no bars into files."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

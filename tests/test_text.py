@@ -4,6 +4,8 @@ import ast
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -112,6 +114,12 @@ def test_a_figure_takes_every_name(tmp_path):
         for number, name in enumerate(NAMES.values()):
             figure.text(0, number / len(NAMES), shorten(name.replace("道", ""), 99))  # no sign in matplotlib's font
     assert (tmp_path / "x.png").exists()
+
+
+def test_no_library_writes_bars_into_files():
+    program = "from hf_seg.text import prepare_output; prepare_output(); import tqdm; [*tqdm.tqdm('abc')]"
+    bare = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    assert subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True).stderr == ""
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])

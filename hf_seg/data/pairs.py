@@ -83,10 +83,11 @@ def map_pairs(
     Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
 
     Args:
-        desc (`str`), disable_bar (`bool`, *optional*): of the progress bar, which only a terminal shows.
+        desc (`str`), disable_bar (`bool`): of the progress bar, which is on terminals only and is gone at the end.
     """
     waiting = stored_pairs(splits)
-    bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=disable_bar or None)
+    off = disable_bar or None  # None: where stderr is no terminal
+    bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=off, leave=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         while pairs := list(itertools.islice(waiting, AT_ONCE)):
             yield from zip(pairs, pool.map(work, pairs), strict=True)

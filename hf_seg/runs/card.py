@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_seg.recipe.keys import loss_parts
+from hf_seg.recipe.keys import ON_TIMM, loss_parts
+from hf_seg.recipe.rules import SEGFORMER_SIZES
 from hf_seg.runs.page import PAGES, describe_size
 from hf_seg.text import Markdown, code, markdown, printable, redact
 
@@ -28,6 +29,17 @@ LOSSES = {
     "lovasz": "Lovász-Softmax loss",
     "focal": "focal loss",
 }
+# models of smp, by model.path
+SMP = {
+    "unet": "U-Net",
+    "unetplusplus": "U-Net++",
+    "deeplabv3plus": "DeepLabV3+",
+    "fpn": "FPN",
+    "upernet": "UPerNet",
+    "dpt": "DPT",
+}
+# what SegFormer has in each of its published sizes
+SEGFORMER = {"num_encoder_blocks": 4, "num_attention_heads": [1, 2, 5, 8]}
 SCALED = {
     "none": "scaled to [0, 1]",
     "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
@@ -106,6 +118,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
         "at": _at(recipe["data"]),
         "input": INPUT[resize] % describe_size(recipe["data"]),
+        "architecture": describe_model(recipe["model"], record["model"].get("class", "")),
         "loss": Markdown(describe_loss(recipe["training"])),
         "origins": [*_origins(init)],
         "terms": terms,
@@ -117,6 +130,19 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
 
 def _at(data: dict) -> str:
     return AT[data.get("resize", "stretch")] % describe_size(data)
+
+
+def describe_model(model: Mapping[str, Any], class_name: str) -> str:
+    """The `model` section of a recipe in words, "U-Net with a resnet50 encoder"; `class_name` is that of its class."""
+    arch, path = model["arch"], model.get("path")
+    if arch in ON_TIMM:
+        family = "FCN" if arch == "fcn" else SMP.get(path, path)
+        return f"{family} with a {model.get('encoder') or 'resnet50'} encoder"
+    if arch == "auto":
+        return class_name.removesuffix("ForSemanticSegmentation") + " model"
+    config = SEGFORMER | SEGFORMER_SIZES["b0"] | model["config"]
+    sizes = [f"-{size.upper()}" for size, keys in SEGFORMER_SIZES.items() if config | SEGFORMER | keys == config]
+    return "SegFormer" + "".join(sizes)  # one, or none
 
 
 def describe_loss(training: Mapping[str, Any]) -> str:

@@ -171,6 +171,7 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
         "save_total_limit": 2,
+        "run_name": recipe.name,  # in trackers
         # whole pictures, each of its own size, cannot be in one batch
         "per_device_eval_batch_size": 1 if crops else eval_batch_size(train_batch, num_classes, recipe.data.size),
         "dataloader_num_workers": workers,
@@ -184,7 +185,7 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
     if training.compile is True:
         arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
     report_to = training.report_to
-    if report_to == "auto":
+    if report_to == "auto":  # not trackio, which sends the account's token to the Hub, to learn its name
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     args = TrainingArguments(
         output_dir=str(run.folder),

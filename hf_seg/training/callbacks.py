@@ -1,4 +1,4 @@
-"""When a training evaluates; and how Ctrl-C or SIGTERM stops it without losing what it has learnt."""
+"""When a training evaluates; how long it takes; how Ctrl-C or SIGTERM stops it without losing what it has learnt."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from hf_seg.processes import say_once
 
@@ -36,6 +38,30 @@ class EvaluateEvery(TrainerCallback):
         if round(state.epoch) % self.epochs and state.global_step < state.max_steps:
             control.should_evaluate = control.should_save = False
         return control
+
+
+class TrainingTime(TrainerCallback, ExportableState):
+    """Counts the seconds of a training, validation included, over all its launches. What a launch did after its last
+    checkpoint does not count: the next one does it again."""
+
+    def __init__(self):
+        self.before, self.begin = 0.0, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__, self.state())  # older checkpoints lack it
+        self.before, self.begin = saved["attributes"]["seconds"], time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def state(self) -> dict:
+        here = 0.0 if self.begin is None else time.perf_counter() - self.begin
+        return {"args": {}, "attributes": {"seconds": self.before + here}}
+
+    @classmethod
+    def of(cls, state: TrainerState) -> float:
+        """The seconds of a training that has ended."""
+        return state.stateful_callbacks[cls.__name__]["attributes"]["seconds"]
 
 
 class StopEarly(EarlyStoppingCallback):

@@ -15,8 +15,9 @@ from hf_seg.runs.folder import Run
 from hf_seg.runs.record import describe_encoder_run
 from hf_seg.training.arguments import refuse_sharding
 from hf_seg.training.average import WeightAverage
-from hf_seg.training.callbacks import StopEarly
+from hf_seg.training.callbacks import StopEarly, TrainingTime
 from hf_seg.training.memory import reset_peak_memory
+from hf_seg.training.pictures import TrackedPictures
 from hf_seg.training.trainer import SegTrainer
 
 
@@ -64,6 +65,8 @@ def build_trainer(
     """
     training = run.recipe.training
     trainer = SegTrainer(run=run, data=data, model=model, callbacks=callbacks)
+    trainer.add_callback(TrainingTime())
+    trainer.add_callback(TrackedPictures(trainer))
     refuse_sharding(training, trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     if training.ema_decay is not None:
         trainer.average = WeightAverage(trainer.model, training.ema_decay)

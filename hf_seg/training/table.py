@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_seg.processes import say_once
+from hf_seg.runs.card import describe_model
 from hf_seg.training.memory import peak_memory
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ class TrainingTable(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         trainer, device, spec = self.trainer, args.device, self.trainer.data.spec
-        kind, size = type(model).__name__.removesuffix("ForSemanticSegmentation"), model.num_parameters() / 1e6
+        recipe, size = trainer.run.recipe, model.num_parameters() / 1e6
+        kind = describe_model(vars(recipe.model), type(model).__name__)
         hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         ranks = f"{args.world_size} × " if args.world_size > 1 else ""
         say_once(
             f"{kind}, {size:.1f} M parameters; {spec.title or spec.name}, {len(trainer.train_dataset):,} pairs; "
-            f"{ranks}{hardware}, {trainer.precision}; batches of {trainer.run.recipe.training.global_train_batch_size}"
+            f"{ranks}{hardware}, {trainer.precision}; batches of {recipe.training.global_train_batch_size}"
         )
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step
@@ -55,20 +57,21 @@ class TrainingTable(TrainerCallback):
         self.bar.update()
 
     def on_log(self, args, state, control, logs, **kwargs):
+        # a loss has six characters, whatever its size
         found = [prefix for prefix in EVALUATIONS if f"{prefix}_loss" in logs]
         if "loss" in logs:
             images = (state.global_step - self.pace[1]) * self.trainer.run.recipe.training.global_train_batch_size
             images = min(images, len(self.trainer.train_dataset))  # the last batch of an epoch may be smaller
             pace = images / (time.perf_counter() - self.pace[0])
             self.pace = time.perf_counter(), state.global_step
-            self.row = {"train": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.1e}".replace("e-0", "e-")}
+            self.row = {"train": f"{logs['loss']:.4f}"[:6], "lr": f"{logs['learning_rate']:.1e}".replace("e-0", "e-")}
             self.row["img/s"] = f"{pace:.{pace < 100:d}f}"
             if control.should_evaluate:  # whose scores go into the same row
                 return
         for prefix in found:
             loss, mean_iou = logs[f"{prefix}_loss"], logs[f"{prefix}_mean_iou"]
             worst = _worst(self.trainer.scores["per_category_iou"])
-            self.row |= {"valid": f"{loss:.4f}", "mIoU": f"{mean_iou:.4f}", WORST: worst}
+            self.row |= {"valid": f"{loss:.4f}"[:6], "mIoU": f"{mean_iou:.4f}", WORST: worst}
         if not found and not self.row:  # Trainer's summary
             return
         name = EVALUATIONS[found[0]] if found else None

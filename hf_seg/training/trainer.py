@@ -38,7 +38,7 @@ from hf_seg.training.arguments import (
     use_sync_batch_norm,
 )
 from hf_seg.training.average import WeightAverage
-from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked
+from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
@@ -344,10 +344,10 @@ class SegTrainer(Trainer):
         with self.accelerator.autocast():
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
-    def sample(self, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """Evenly spaced images of the test set with what the model makes of them, for looking at: `pixel_values` in
+    def sample(self, split: str = "test", count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """Evenly spaced images of a split with what the model makes of them, for looking at: `pixel_values` in
         [0, 1] of shape `(count, 3, height, width)`, labels and predictions of `(count, height, width)`, on the CPU."""
-        prepared = self.data.prepared["test"]
+        prepared = self.data.prepared[split]
         count = min(count, len(prepared))
         indices = [index * len(prepared) // count for index in range(count)]
         pairs = [prepared.__getitems__([index]) for index in indices]
@@ -366,15 +366,16 @@ class SegTrainer(Trainer):
 
     def summary(self) -> dict[str, Any]:
         """What `results.json` says of a training that has ended."""
-        history, weights = self.state.log_history, self.loss.class_weights
-        end = next(entry for entry in reversed(history) if "train_runtime" in entry)
+        history, weights, seconds = self.state.log_history, self.loss.class_weights, TrainingTime.of(self.state)
+        batches = self.state.global_step * self.run.recipe.training.global_train_batch_size
+        images = min(batches, self.state.epoch * len(self.train_dataset))  # the last batch of an epoch may be smaller
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,
             "stopped_early": self.state.global_step < self.state.max_steps,
             "best_step": self.state.best_global_step,
-            "seconds": end["train_runtime"],  # of this launch, validation included
-            "images_per_second": end["train_samples_per_second"],
+            "seconds": seconds,
+            "images_per_second": images / seconds,
             "world_size": self.args.world_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "precision": self.precision,

@@ -1,6 +1,8 @@
+import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +93,17 @@ def test_a_cache_is_made_once(pets, pet_folder, tmp_path, count_decoded):
     os.utime(pet_folder / "images" / "Cat_3.jpg", ns=(1, 1))
     prepare(pets, str(tmp_path / "cache"))
     assert count_decoded[64:] == ["test[0]", "test[1]", "test[2]"]
+
+
+def test_a_bar_is_on_terminals_only_and_leaves_nothing(pets, tmp_path, monkeypatch, capsys):
+    prepare(pets, str(tmp_path / "first"))
+    assert capsys.readouterr().err == ""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    prepare(pets, str(tmp_path / "second"))
+    shown = terminal.getvalue()
+    assert "Preparing oxford_pet train: " in shown and "\n" not in shown and re.search(r"\r +\r$", shown)
 
 
 def test_where_it_lies(pets, tmp_path):

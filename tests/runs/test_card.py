@@ -24,7 +24,8 @@ from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.build import build_image_processor
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import DataRecipe
-from hf_seg.runs.card import build_card, without_private_parts
+from hf_seg.recipe.rules import SEGFORMER_SIZES
+from hf_seg.runs.card import build_card, describe_model, without_private_parts
 from hf_seg.text import markdown, printable
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "oxford-pet-segformer-scratch"
@@ -195,6 +196,22 @@ def test_card_of_a_model_of_smp(record, path, words):
     text = str(card)
     assert f"{words}" in text and "trust_remote_code=True" in text
     assert "(`modeling_smp.py`, `configuration_smp.py`) and imports torch, segmentation_models_pytorch" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"arch": "fcn"}, "FCN with a resnet50 encoder"),
+        ({"arch": "smp", "path": "unet", "encoder": "resnet18"}, "U-Net with a resnet18 encoder"),
+        ({"arch": "segformer", "config": {"strides": [2, 2, 2, 2]}}, "SegFormer-B0"),
+        ({"arch": "segformer", "config": SEGFORMER_SIZES["b2"] | {"strides": [2, 2, 2, 2]}}, "SegFormer-B2"),
+        ({"arch": "segformer", "config": SEGFORMER_SIZES["b2"] | {"depths": [1, 1, 1, 1]}}, "SegFormer"),
+        ({"arch": "segformer", "config": {"num_attention_heads": [1, 1, 1, 1]}}, "SegFormer"),
+        ({"arch": "auto", "path": "mobilevit"}, "MobileViT model"),
+    ],
+)
+def test_a_model_in_words(model, words):
+    assert describe_model(model, "MobileViTForSemanticSegmentation") == words
 
 
 def test_pictures_are_shown_only_where_the_terms_allow_it(record):

@@ -2,8 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerCallback
+
+from hf_seg.data import load_data
+from hf_seg.recipe import load_recipes
+from hf_seg.runs.folder import Run
+from hf_seg.training import callbacks
+from hf_seg.training.checkpoints import last_checkpoint
+from hf_seg.training.setup import build_initial_model, build_trainer
 
 DIES = Path(__file__).parents[1] / "train_and_die.py"
 # four steps an epoch; augmentation and dropout draw random numbers whose state must survive
@@ -40,3 +49,36 @@ def test_bits_of_an_undisturbed_run(write_recipe, launch, tmp_path, input_tree, 
     # and a finished run is skipped, with a line that says so
     finished = launch(recipe, "--output_dir", tmp_path / "killed")
     assert "a: finished, in" in finished.stdout and "| a " in finished.stdout
+
+
+class StopAt(TrainerCallback):
+    """As a signal does: saves and stops after a step, in the middle of an epoch or not."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+
+def test_the_time_of_all_launches_is_recorded(write_recipe, tmp_path, monkeypatch):
+    data = {"image_size": 32, "max_train_samples": 12, "max_validation_samples": 1}
+    (recipe,) = load_recipes([write_recipe("a", data=data, training={"num_train_epochs": 2})])  # of two steps each
+    run, data = Run(recipe, tmp_path / "run"), load_data(recipe.data)
+
+    def launch(begin, *stop):
+        """A launch of which each step takes 10 seconds by the clock; gives what is recorded."""
+        trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0], stop, quiet=True)
+        clock = SimpleNamespace(perf_counter=lambda: begin + 10 * trainer.state.global_step)
+        monkeypatch.setattr(callbacks, "time", clock)
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.folder))
+        return trainer.summary()
+
+    for stop in (1, 3):
+        assert launch(1000 * stop, StopAt(stop))["seconds"] == 10 * stop
+    for begin in (7000, 8000):  # the second resumes after the last step, as after a kill in the test
+        summary = launch(begin)
+        assert (summary["steps"], summary["seconds"], summary["images_per_second"]) == (4, 40, 24 / 40)

@@ -43,7 +43,7 @@ def test_a_row_an_epoch(train, capsys):
     out, err = capsys.readouterr()
     assert "0/6" not in err  # no terminal: no bar
     begin, header, *rows = out.splitlines()
-    assert re.fullmatch(r"Segformer, 0\.\d M parameters; Generated pets, 16 pairs; cpu, fp32; batches of 8", begin)
+    assert re.fullmatch(r"SegFormer, 0\.\d M parameters; Generated pets, 16 pairs; cpu, fp32; batches of 8", begin)
     assert len(header) == 79 and all(len(row) <= 79 for row in rows)
 
     def cells(row):
@@ -61,6 +61,10 @@ def test_a_row_an_epoch(train, capsys):
     assert [cells(row)["left"] != "" for row in rows] == [True, True, True, False, False]
     assert cells(rows[2])["left"] == "0:00:00"
     assert all(float(cells(row)["img/s"]) > 0 for row in rows[:3])
+
+    trainer.log({"validation_loss": 181.54321, "validation_mean_iou": 0.5})  # as of a first epoch from other weights
+    (row,) = capsys.readouterr().out.splitlines()
+    assert (cells(row)["valid"], cells(row)["mIoU"]) == ("181.54", "0.5000")
 
 
 def test_rows_of_steps_and_of_an_evaluation_before_the_training(train, capsys):

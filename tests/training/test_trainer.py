@@ -134,6 +134,17 @@ def test_no_thread_pins_memory_while_a_graph_is_captured(write_recipe, monkeypat
     assert build_training_arguments(Run(recipe, tmp_path / "run"), 3).dataloader_pin_memory is not graphs
 
 
+@pytest.mark.parametrize("installed, trackers", [(["tensorboard", "trackio"], ["tensorboard"]), (["trackio"], [])])
+def test_curves_stay_on_this_machine_unless_the_recipe_names_a_tracker(
+    write_recipe, monkeypatch, tmp_path, installed, trackers
+):
+    (recipe,) = load_recipes([write_recipe("a", training={"report_to": "auto"})])
+    finder = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name in installed))
+    monkeypatch.setattr(arguments, "importlib", finder)
+    built = build_training_arguments(Run(recipe, tmp_path / "run"), 3)
+    assert built.report_to == trackers and built.run_name == "a"
+
+
 @pytest.mark.parametrize("arch", ["fcn", "segformer"])
 def test_synchronised_batch_norm_keeps_the_tensors_of_a_model(arch):
     model = tiny(arch, 0)

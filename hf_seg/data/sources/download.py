@@ -189,9 +189,8 @@ def _unpack(path: Path, archive: Archive) -> None:
             else:
                 members = wanted_members(opened, path, archive)
                 size = sum(member.file_size for member in members)
-                with tqdm(
-                    desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True, disable=None
-                ) as progress:
+                bar = tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True, disable=None)
+                with bar as progress:
                     for member in members:
                         opened.extract(member, unpacking)  # compares the CRC, and takes ".." out of the name
                         progress.update(member.file_size)

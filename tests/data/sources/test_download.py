@@ -205,13 +205,14 @@ def test_a_folder_given_by_root_is_not_filled(server, tmp_path, recipe):
     assert server.requests == []
 
 
-def test_archives_put_there_by_hand(server, target, recipe, monkeypatch):
+def test_archives_put_there_by_hand(server, target, recipe, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     target.mkdir()
     for name, content in server.files.items():
         (target / name[1:]).write_bytes(content)
     assert load_splits(recipe("oxford_pet")).num_rows["train"] == 18
     assert contents(target) == {"images", "annotations", "images.tar.gz", "annotations.tar.gz", LOCK_NAME}
+    assert "Unpacking" not in capsys.readouterr().err  # no bar, since this is no terminal
 
 
 def test_an_archive_put_there_by_hand_is_checked(server, target, recipe):

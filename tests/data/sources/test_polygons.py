@@ -68,6 +68,7 @@ def init(capsys):
     def run(*arguments):
         status = cli.main(["init", *map(str, arguments)])
         captured = capsys.readouterr()
+        assert "%|" not in captured.err  # no bar, since this is no terminal
         return status, captured.out if status < 2 else captured.err
 
     return run
