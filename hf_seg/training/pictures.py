@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from hf_seg.processes import say_once
 from hf_seg.runs.plots import plot_samples
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class TrackedPictures(TrainerCallback):
 
     def __init__(self, trainer: SegTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if any(isinstance(each, WandbCallback) for each in self.trainer.callback_handler.callbacks):
+            say_once("four validation pictures are uploaded to W&B at each validation")
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         kinds = (TensorBoardCallback, TrackioCallback, WandbCallback)

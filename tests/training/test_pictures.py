@@ -58,7 +58,7 @@ def test_trackio_has_the_pictures(write_recipe, launch, tmp_path, monkeypatch):
     assert [Image.open(path).width for path in pictures] == [1200, 1200]
 
 
-def test_wandb_gets_a_file_and_without_a_tracker_nothing_is_computed(monkeypatch, finished):
+def test_wandb_gets_a_file_and_without_a_tracker_nothing_is_computed(monkeypatch, finished, capsys):
     logged, asked = [], []
     wandb = SimpleNamespace(Image=lambda path: Image.open(path).size[0], log=logged.append)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -73,7 +73,11 @@ def test_wandb_gets_a_file_and_without_a_tracker_nothing_is_computed(monkeypatch
     validated = {"args": None, "state": TrainerState(global_step=7), "control": None, "metrics": {"eval_loss": 1.0}}
     TrackedPictures(trainer).on_evaluate(**validated)
     assert not asked
+    TrackedPictures(trainer).on_train_begin(None, None, None)
+    assert not capsys.readouterr().out
     trainer.callback_handler.callbacks = [WandbCallback.__new__(WandbCallback)]
+    TrackedPictures(trainer).on_train_begin(None, None, None)
+    assert capsys.readouterr().out == "four validation pictures are uploaded to W&B at each validation\n"
     TrackedPictures(trainer).on_evaluate(**validated | {"metrics": {"validation_loss": 1.0}})
     assert not asked
     TrackedPictures(trainer).on_evaluate(**validated)
