@@ -92,7 +92,6 @@ def problems(read):
         ),
         ({"compile": True, "torch_compile_backend": "inductr"}, "torch_compile_backend", "INDUCTR"),
         ({"debug": "underflow"}, "debug", "underflow"),
-        ({"warmup_steps": 9}, "warmup_steps", "is 9, and the whole training has 8 steps"),
         pytest.param(
             {"tf32": True},
             "tf32",

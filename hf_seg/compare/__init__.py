@@ -186,8 +186,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             "data.image_size": ("recipe", "data", "image_size"),
             "data.resize": ("recipe", "data", "resize"),
         }.items():
-            # an older record has no `resize`
-            ours, theirs = (look_up(each.results, keys) or "stretch" for each in (runs[0], run))
+            ours, theirs = (look_up(each.results, keys) for each in (runs[0], run))
             if keys[-1] == "image_size":  # [64, 64] is what 64 is
                 ours, theirs = (size if isinstance(size, list) else [size, size] for size in (ours, theirs))
             if ours != theirs:

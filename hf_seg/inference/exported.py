@@ -65,6 +65,8 @@ def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
     path = Path(model)
     if path.suffix not in RUNTIMES:
         return load_segmenter(model)
+    if not path.is_file():
+        raise Refusal(path, "there is no such file", "name a file that `hf-seg export` has written", code="evaluate")
     name, open_file = RUNTIMES[path.suffix]
     try:
         run, metadata = open_file(path)

@@ -10,24 +10,12 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hf_seg.models.weights import encoder_of
 from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import TrainingRecipe
-
-
-def warmup_steps(args: TrainingArguments, steps: int) -> int:
-    """The steps of `training.warmup_steps` in a training of `steps`.
-
-    Raises:
-        RecipeError: when they are more than all.
-    """
-    if (warmup := args.get_warmup_steps(steps)) > steps:
-        what = f"is {warmup}, and the whole training has {steps} steps"
-        raise RecipeError("training.warmup_steps", what, "set fewer, or a share of all steps, below 1")
-    return warmup
 
 
 def exponential(training: TrainingRecipe, pairs: int, warmup: int) -> Callable[[int], float]:

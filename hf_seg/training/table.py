@@ -45,6 +45,8 @@ class TrainingTable(TrainerCallback):
             f"{kind}, {size:.1f} M parameters; {spec.title or spec.name}, {len(trainer.train_dataset):,} pairs; "
             f"{ranks}{hardware}, {trainer.precision}; batches of {recipe.training.global_train_batch_size}"
         )
+        if (warmup := args.get_warmup_steps(state.max_steps)) > state.max_steps:
+            say_once(f"the warm-up of {warmup:,} steps is longer than this training of {state.max_steps:,}")
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step
         self._open_bar(args, state.max_steps, state.global_step)

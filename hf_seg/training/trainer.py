@@ -42,7 +42,7 @@ from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime
 from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
-from hf_seg.training.rates import exponential, split_groups, warmup_steps
+from hf_seg.training.rates import exponential, split_groups
 from hf_seg.training.table import TrainingTable
 
 LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
@@ -133,7 +133,7 @@ class SegTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
-        training, warmup = self.run.recipe.training, warmup_steps(self.args, num_training_steps)
+        training, warmup = self.run.recipe.training, self.args.get_warmup_steps(num_training_steps)
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:

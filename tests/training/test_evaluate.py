@@ -242,6 +242,8 @@ def test_data_of_a_folder(finished, tmp_path):
 
 
 def test_files_that_are_no_model(tmp_path, evaluate):
+    status, _, error = evaluate(tmp_path / "a.xml", "quickstart-fcn", tmp_path / "out")
+    assert status == 2 and f"{tmp_path / 'a.xml'}: there is no such file" in error
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     status, _, error = evaluate(tmp_path / "a.onnx", "quickstart-fcn", tmp_path / "out")
     assert status == 2 and "a.onnx: cannot be read as a file of hf_seg" in error and error.count("\n") == 1

@@ -95,3 +95,8 @@ def test_the_names_of_the_worst_classes_are_cut_to_the_column():
     assert _worst({"boundary": 0.124, "background": 0.9, "foreground": 0.336}) == "boundary 12, foreground 34"
     assert _worst({"sky": 0.9, "car": 0, "traffic light (all)": 0.1}) == "car 0, traffic light (… 10"
     assert _worst({"one": 1.0}) == "one 100" and _worst({}) == ""
+
+
+def test_a_warm_up_that_does_not_end_is_said(train, capsys):
+    train(max_steps=2, warmup_steps=9)
+    assert "\nthe warm-up of 9 steps is longer than this training of 2\n" in capsys.readouterr().out
