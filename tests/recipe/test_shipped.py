@@ -167,6 +167,9 @@ def test_full_size_recipes_follow_the_field(name):
     )
     assert (data.augment, data.normalize, training.global_train_batch_size) == ("standard", "imagenet", 8)
     assert training.num_train_epochs == math.ceil(steps / math.ceil(2550 / 8))
+    # SegFormer's head has ten times the rate of its encoder, in its paper, too
+    rates = (6e-5, 6e-4) if arch == "segformer" else (training.learning_rate,) * 2
+    assert (training.learning_rate * training.encoder_lr_multiplier, training.learning_rate) == pytest.approx(rates)
     assert training.lr_scheduler_type == "polynomial" and training.arguments["lr_scheduler_kwargs"]["lr_end"] == 0
 
 
