@@ -294,13 +294,13 @@ def export(
     out = out or Path(model) / (f"{name.stem}-int8{name.suffix}" if int8 else name)
     comparison = export_model(model, out, kind=kind, images=images or None, int8=int8)
     status = _say_left_out(comparison.unreadable)
-    files = [file for file in {out, out.with_suffix(".bin")} if kind == "openvino" or file == out]
+    files = [out, out.with_suffix(".bin")] if kind == "openvino" else [out]
     say(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
     say(f"{'compared' if int8 else 'agrees'} with PyTorch on {comparison}")
     if int8:
-        from hf_seg.training.evaluate import describe_loss
+        from hf_seg.training.evaluate import describe_export
 
-        say(describe_loss(model, out, load_model))
+        say(describe_export(model, out, load_model))
     return status
 
 

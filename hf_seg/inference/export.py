@@ -120,13 +120,13 @@ def export_model(
         raise Refusal("--int8", what, "name photographs like those of the training")
     pictures = generated_images() if images is None else expand_paths(images)
     segmenter = load_segmenter(model, device="cpu")
-    calibration = list(_batches(segmenter, pictures[:: -(-len(pictures) // CALIBRATED)], [])) if int8 else None
+    samples = calibration_samples(segmenter, pictures) if int8 else []
     write = write_onnx if kind == "onnx" else write_openvino
     try:
         with write_whole(out) as partial, tempfile.TemporaryDirectory() as folder:
             partial.touch()  # where this fails, nobody should have waited for the export
             file = Path(folder) / out.name
-            write(segmenter, file, calibration)
+            write(segmenter, file, samples)
             comparison = compare(segmenter, file, pictures, int8)
             if not comparison.agrees:
                 what = f"the exported model does not agree with PyTorch and was not kept: {comparison}"
@@ -154,16 +154,17 @@ def check_place(out: Path, kind: str) -> None:
         raise Refusal(out, f"does not end in {suffix}", f"name {title} file by --out, such as {FILES[kind]}")
 
 
-def write_onnx(segmenter: Segmenter, path: Path, calibration: list[Tensor] | None = None) -> None:
-    """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do."""
+def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
+    """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do.
+    With `samples`, of [`calibration_samples`], it computes in 8 bits."""
     import onnx
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
     if sum(tensor.nbytes for tensor in segmenter.model.state_dict().values()) > LARGEST_FILE:
         raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeStaticConfig(per_channel=True), _samples(calibration))
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeStaticConfig(per_channel=True), samples) if samples else None
     with _explained(segmenter, "ONNX"):
-        program = _export(segmenter, OnnxExporter(), OnnxConfig(opset_version=OPSET), calibration and quantizer)
+        program = _export(segmenter, OnnxExporter(), OnnxConfig(opset_version=OPSET), quantizer)
         program = torch.onnx.ONNXProgram(program, None)
         program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
         program.model.metadata_props.clear()  # a quantizer's own
@@ -172,11 +173,11 @@ def write_onnx(segmenter: Segmenter, path: Path, calibration: list[Tensor] | Non
     program.save(path, external_data=False)
 
 
-def write_openvino(segmenter: Segmenter, path: Path, calibration: list[Tensor] | None = None) -> None:
-    """Write a model as OpenVINO's `.xml`, with its metadata under `hf_seg`, and `.bin`."""
+def write_openvino(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
+    """Write a model as OpenVINO's `.xml`, with its metadata under `hf_seg`, and `.bin`; `samples` as above."""
     from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig, OpenVINOExporter
 
-    quantizer = calibration and NNCFOpenVINOQuantizer(calibration_dataset=_samples(calibration))
+    quantizer = NNCFOpenVINOQuantizer(calibration_dataset=samples) if samples else None
     with _explained(segmenter, "OpenVINO"):
         program = _export(segmenter, OpenVINOExporter(), OpenVINOConfig(), quantizer)
     for name, text in metadata_of(segmenter).items():
@@ -184,14 +185,13 @@ def write_openvino(segmenter: Segmenter, path: Path, calibration: list[Tensor] |
     OpenVINOExporter.save_program(program, path)
 
 
-def _samples(calibration: list[Tensor] | None) -> list[dict[str, Tensor]]:
+def calibration_samples(segmenter: Segmenter, pictures: Sequence[Path]) -> list[dict[str, Tensor]]:
     """The batches that a quantizer takes ranges from, of 4 pictures: NNCF's are wrong where one has a single picture
-    (equal labels on 77 % of the pixels for SegFormer-B0, and on 99 % with 2 or 4)."""
-    if not calibration:
-        return []
-    pixel_values = torch.cat(calibration)
-    missing = -len(pixel_values) % 4
-    return [{"pixel_values": batch} for batch in torch.cat([pixel_values, pixel_values[:missing]]).split(4)]
+    (equal labels on 77 % of the pixels for SegFormer-B0, and on 99 % with 2 or 4). Empty where none can be read."""
+    spread = pictures[:: -(-len(pictures) // CALIBRATED)]
+    images = [image for batch in _batches(segmenter, spread, []) for image in batch]
+    images += images[: -len(images) % 4]
+    return [{"pixel_values": torch.stack(images[start : start + 4])} for start in range(0, len(images), 4)]
 
 
 def _export(

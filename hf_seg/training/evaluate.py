@@ -135,7 +135,7 @@ def evaluate(
         how += f" (the run was trained and tested in {recorded['train']['precision']}, which this device lacks)"
     say_once(f"{len(trainer.data.splits['test']):,} test pictures of {spec.title or spec.name}; {how}")
 
-    described = recorded["model"] if recorded else describe_model(segmenter, trainer, examination.size)
+    described = recorded["model"] if recorded else describe_foreign(segmenter, trainer, examination.size)
     device = PartialState().device
     record = begin_record(trainer.run.recipe, described, trainer.data.describe(), device)
     record["recipe"]["training"] = recorded and recorded["recipe"]["training"]
@@ -320,7 +320,7 @@ def _name_of(mean: list[float], std: list[float], blue_first: bool) -> str | Non
     return next((name for name, values in known.items() if values == (mean, std) and not blue_first), None)
 
 
-def describe_model(segmenter: Segmenter | ExportedSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
+def describe_foreign(segmenter: Segmenter | ExportedSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
     """What `results.json` says of a model that was not trained here; None is what is not known."""
     model = segmenter.model
     logits = trainer.predict_logits(torch.zeros(1, 3, *size))
@@ -347,7 +347,7 @@ def describe_scores(results: Mapping[str, Any], out: Path) -> str:
     return "test " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) + f"; all scores: {out}"
 
 
-def describe_loss(model: str, file: Path, load: Callable[[str | Path], Segmenter | ExportedSegmenter]) -> str:
+def describe_export(model: str, file: Path, load: Callable[[str | Path], Segmenter | ExportedSegmenter]) -> str:
     """What an exported file loses on the test pictures of the run that it is from, for people."""
     recorded = load_training(model)
     if recorded is None:

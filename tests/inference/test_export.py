@@ -151,7 +151,7 @@ def test_the_file_is_evaluated_as_its_model(exported, tmp_path):
 
 
 def test_a_file_of_others_is_not_evaluated(quick, tmp_path, capsys):
-    export.write_onnx(load_segmenter(quick, device="cpu"), tmp_path / "a.onnx")
+    export.write_onnx(load_segmenter(quick, device="cpu"), tmp_path / "a.onnx", [])
     model = onnx.load(tmp_path / "a.onnx")
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {"class_names": "[]", "image_processor": "{}"})

@@ -26,7 +26,7 @@ from hf_seg.runs.record import load_results
 from hf_seg.scoring.confusion import confusion_per_image
 from hf_seg.training.evaluate import (
     DataClasses,
-    describe_loss,
+    describe_export,
     examine,
     find_data,
     match_classes,
@@ -253,7 +253,7 @@ def test_files_that_are_no_model(tmp_path, evaluate):
 def test_what_an_exported_file_loses(finished, tmp_path, monkeypatch):
     file = tmp_path / "model.onnx"
     export_model(finished, file)
-    own, said = load_results(finished)["test"]["mean_iou"], describe_loss(str(finished), file, load_model)
+    own, said = load_results(finished)["test"]["mean_iou"], describe_export(str(finished), file, load_model)
     form = r"test mIoU (.*), (.*) (?:below|above) the run's own .* \((?:bf16|fp32)\)"
     found, change = map(float, re.fullmatch(form, said).groups())
     assert found == pytest.approx(own, abs=2e-3) and change == pytest.approx(abs(found - own), abs=1e-4)
@@ -262,7 +262,7 @@ def test_what_an_exported_file_loses(finished, tmp_path, monkeypatch):
         raise Refusal("photographs", "are gone")
 
     monkeypatch.setattr("hf_seg.training.evaluate.find_data", gone)
-    assert describe_loss(str(finished), file, load_model) == "not tested: photographs: are gone"
+    assert describe_export(str(finished), file, load_model) == "not tested: photographs: are gone"
 
 
 def test_a_comparison_with_a_run(finished, again, of_queries, tmp_path):
