@@ -1,4 +1,4 @@
-"""transformers' SegFormer ÷ hf_seg's, of the same weights: `python benchmarks/head.py`.
+"""A model's stock forward and backward pass ÷ hf_seg's, of the same weights: `python benchmarks/head.py`.
 
 A training step is forward, loss, backward and AdamW on a batch of generated numbers; inference is the forward pass of
 a model in evaluation mode. Both models take turns, and the seconds are medians. A ratio of 2 says that hf_seg's takes
@@ -15,14 +15,18 @@ import torch
 from measure import machine, print_row, print_table
 from transformers import PreTrainedModel, SegformerConfig, SegformerForSemanticSegmentation
 
+from hf_seg.models import FCNConfig, FCNForSemanticSegmentation
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.scoring.loss import SegLoss
 from hf_seg.training.arguments import precision_of
 
-SIZES = {
-    "B0": {},
-    "B2": {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768},
+MODELS = {
+    "B0": SegformerConfig(num_labels=3),
+    "B2": SegformerConfig(
+        num_labels=3, depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768
+    ),
+    "FCN-Lite0": FCNConfig(num_labels=3, encoder="tf_efficientnet_lite0"),
 }
 BATCHES = {64: 64, 128: 16, 512: 1}  # by the side of an image, in pixels
 
@@ -57,10 +61,12 @@ def build_inference(model: PreTrainedModel, pixel_values: torch.Tensor, bf16: bo
 WAYS = {"step": build_step, "inference": build_inference}
 
 
-def compare(build: Callable, size: str, pixel_values: torch.Tensor, bf16: bool, repeats: int) -> list[float]:
-    """Median seconds of transformers' and of ours."""
+def compare(build: Callable, name: str, pixel_values: torch.Tensor, bf16: bool, repeats: int) -> list[float]:
+    """Median seconds of the stock model and of ours."""
     torch.manual_seed(0)
-    stock = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **SIZES[size]))
+    config = MODELS[name]
+    model_class = FCNForSemanticSegmentation if isinstance(config, FCNConfig) else SegformerForSemanticSegmentation
+    stock = model_class(config)
     stock.to(pixel_values.device, memory_format=torch.channels_last)
     fast = copy.deepcopy(stock)
     make_fast(fast)
@@ -79,22 +85,22 @@ def compare(build: Callable, size: str, pixel_values: torch.Tensor, bf16: bool, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--models", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     parser.add_argument("--pixels", nargs="+", type=int, choices=BATCHES, default=[*BATCHES])
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     device = torch.device(options.device)
     precisions = ["fp32", "bf16"] if precision_of(TrainingRecipe(), device) == "bf16" else ["fp32"]
     print(machine(device.type) + ("" if "bf16" in precisions else ", no bf16 instructions: not measured") + "\n")
-    print_table(["model", "pixels", "batch", "what", "precision", "transformers, ms", "hf_seg, ms", "ratio"])
-    for size in options.models:
+    print_table(["model", "pixels", "batch", "what", "precision", "stock, ms", "hf_seg, ms", "ratio"])
+    for name in options.models:
         for side in options.pixels:
             pixel_values = torch.rand(BATCHES[side], 3, side, side, device=device)
             for what, build in WAYS.items():
                 for precision in precisions:
-                    stock, fast = compare(build, size, pixel_values, precision == "bf16", options.repeats)
+                    stock, fast = compare(build, name, pixel_values, precision == "bf16", options.repeats)
                     times = [f"{1000 * stock:.1f}", f"{1000 * fast:.1f}", f"{stock / fast:.2f}"]
-                    print_row([size, f"{side}×{side}", str(BATCHES[side]), what, precision, *times])
+                    print_row([name, f"{side}×{side}", str(BATCHES[side]), what, precision, *times])
 
 
 if __name__ == "__main__":

@@ -110,14 +110,14 @@ def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch,
 @pytest.mark.parametrize("bf16", [True, False])
 def test_head(program, monkeypatch, capsys, tiny_models, bf16):
     module = program("head", "--device", "cpu", "--models", "B0", "--pixels", "64", "--repeats", "1")
-    monkeypatch.setitem(module.SIZES, "B0", tiny_models["segformer"]["config"])
+    monkeypatch.setitem(module.MODELS, "B0", module.SegformerConfig(num_labels=3, **tiny_models["segformer"]["config"]))
     monkeypatch.setitem(module.BATCHES, 64, 2)
     monkeypatch.setattr(module, "precision_of", lambda *_: "bf16" if bf16 else "fp32")
     module.main()
     text = capsys.readouterr().out
     assert ("bf16" in text.splitlines()[0]) != bf16  # says that it is left out
     head, *rows = table(text)
-    assert head[4:] == ["precision", "transformers, ms", "hf_seg, ms", "ratio"]
+    assert head[4:] == ["precision", "stock, ms", "hf_seg, ms", "ratio"]
     precisions = ["fp32", "bf16"] if bf16 else ["fp32"]
     assert [row[:5] for row in rows] == [
         ["B0", "64×64", "2", what, precision] for what in ("step", "inference") for precision in precisions
@@ -128,15 +128,17 @@ def test_head(program, monkeypatch, capsys, tiny_models, bf16):
 
 
 def test_head_compares_two_models(program):
-    """That one of them is transformers' and the other ours, or the ratio would say nothing."""
+    """That one of them is the stock model and the other ours, or the ratio would say nothing."""
     module, seen = program("head"), []
 
     def build(model, *_):
-        seen.append(type(model.decode_head).__name__)
+        seen.append({type(part).__name__ for part in model.modules()})
         return lambda: None
 
-    module.compare(build, "B0", torch.rand(1, 3, 64, 64), False, 1)
-    assert seen == ["SegformerDecodeHead", "FastDecodeHead"]
+    for name, own in (("B0", "FastDecodeHead"), ("FCN-Lite0", "FastDepthwise")):
+        seen.clear()
+        module.compare(build, name, torch.rand(1, 3, 64, 64), False, 1)
+        assert [own in parts for parts in seen] == [False, True]
 
 
 @pytest.mark.slow

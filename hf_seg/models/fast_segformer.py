@@ -19,6 +19,8 @@ from transformers.models.segformer.modeling_segformer import (
 )
 from transformers.utils.generic import maybe_autocast
 
+from .fast_depthwise import FastDepthwise
+
 
 class FastDecodeHead(SegformerDecodeHead):
     """The decode head with one product per feature map, applied at the map's own size.
@@ -125,7 +127,10 @@ FASTER = {
 
 
 def make_fast(model: PreTrainedModel) -> None:
-    """Let a SegFormer of transformers compute as the classes in here; any other model stays as it is."""
-    if model.config.model_type == "segformer":
-        for module in model.modules():
-            module.__class__ = FASTER.get(type(module), type(module))
+    """Let a SegFormer of transformers compute as the classes in here, and any model's depthwise convolutions as
+    `FastDepthwise`; all other modules stay as they are."""
+    for module in model.modules():
+        if model.config.model_type == "segformer" and type(module) in FASTER:
+            module.__class__ = FASTER[type(module)]
+        elif FastDepthwise.suits(module):
+            module.__class__ = FastDepthwise
