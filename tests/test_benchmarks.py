@@ -110,7 +110,9 @@ def test_a_root_of_links_has_the_pairs_that_were_asked_for(program, monkeypatch,
 @pytest.mark.parametrize("bf16", [True, False])
 def test_head(program, monkeypatch, capsys, tiny_models, bf16):
     module = program("head", "--device", "cpu", "--models", "B0", "--pixels", "64", "--repeats", "1")
-    monkeypatch.setitem(module.MODELS, "B0", module.SegformerConfig(num_labels=3, **tiny_models["segformer"]["config"]))
+    monkeypatch.setitem(
+        module.MODELS, "B0", module.SegformerConfig(num_labels=3, **tiny_models["segformer"]["config"])
+    )
     monkeypatch.setitem(module.BATCHES, 64, 2)
     monkeypatch.setattr(module, "precision_of", lambda *_: "bf16" if bf16 else "fp32")
     module.main()
