@@ -24,6 +24,7 @@ from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run, start_run
 from hf_seg.runs.record import PER_IMAGE, ROC, SAMPLES, load_arrays
+from hf_seg.scoring.confusion import mean_iou
 from hf_seg.training.arguments import per_device_batch_size
 
 
@@ -115,7 +116,9 @@ def test_a_run_from_recipe_to_pipeline(write_recipe, write_mean_iou, run, tmp_pa
     outlines = results["test"]["boundary_iou"]
     assert outlines["distance"] == 2
     assert outlines["mean"] == pytest.approx(np.mean([*outlines["per_category"].values()]))
-    per_image = load_arrays(Path("runs/whole") / PER_IMAGE)["confusion"]
+    kept = load_arrays(Path("runs/whole") / PER_IMAGE)
+    per_image = kept["confusion"]
+    assert mean_iou(kept["native"].sum(axis=0)) == pytest.approx(native["mean_iou"], abs=1e-12)
     curves = load_arrays(Path("runs/whole") / ROC)
     for index, area in enumerate(results["test"]["roc_auc"].values()):
         drawn = np.trapezoid(curves["tpr"][index], curves["fpr"][index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_seg.problem import Refusal
+from hf_seg.runs.page import describe_input
 from hf_seg.runs.record import (
     PER_IMAGE,
     RESULTS,
@@ -29,6 +31,9 @@ from hf_seg.scoring.confusion import mean_iou
 RESAMPLES = 2000
 LEVEL = 0.95
 CHUNK = 50  # resamples at a time: a matrix for each of them is held
+# Where `results.json` has what is compared: the scores at the input's size, or those at the pictures' own size.
+OF_INPUT, NATIVE = ("test",), ("test", "native")
+PLACES = {"confusion": OF_INPUT, "native": NATIVE}  # of the arrays in `PER_IMAGE`
 
 
 def look_up(results: dict[str, Any], keys: Sequence[str]) -> Any:
@@ -42,7 +47,8 @@ class Run:
     gone.
 
     Args:
-        per_image (`np.ndarray` of shape `(images, C, C)`, *optional*): confusion matrices of the test images.
+        per_image (`dict[tuple[str, ...], np.ndarray]`): confusion matrices `(images, C, C)` of the test images, by
+            the place of their scores, `OF_INPUT` or `NATIVE`; a run of an older version lacks the latter.
         samples (`dict[str, np.ndarray]`, *optional*): uint8, of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`.
@@ -52,9 +58,14 @@ class Run:
 
     folder: Path
     results: dict[str, Any]
-    per_image: np.ndarray | None
+    per_image: dict[tuple[str, ...], np.ndarray]
     samples: dict[str, np.ndarray] | None
     roc: dict[str, np.ndarray] | None
+
+    @property
+    def arm(self) -> str:
+        """Its name without the seed."""
+        return re.sub(r"-seed\d+$", "", self.results["recipe"]["name"])
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -68,10 +79,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the runs of a recipe, which differ in their seeds only; or evaluations."""
+    """What is compared: the runs of a recipe, which differ in their seeds only; or evaluations.
+
+    Args:
+        place (`tuple[str, ...]`): `OF_INPUT`, or `NATIVE` where arms have inputs of different sizes.
+    """
 
     name: str
     runs: tuple[Run, ...]
+    place: tuple[str, ...] = OF_INPUT
+
+    @property
+    def scores(self) -> list[float]:
+        """The compared mIoU of each run."""
+        return self.values(*self.place, "mean_iou")
 
     @property
     def hardware(self) -> list[str]:
@@ -100,7 +121,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the test mIoU of `first` is than that of `second`."""
+    """How much higher the compared mIoU of `first` is than that of `second`."""
 
     first: Arm
     second: Arm
@@ -111,7 +132,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of their test mIoU, the best one first, and the differences of all pairs of them."""
+    """Arms in the order of the compared mIoU, the best one first, and the differences of all pairs of them."""
 
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
@@ -121,13 +142,15 @@ class Comparison:
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare finished runs and evaluations, at least two. Runs whose recipes differ in the seed only are one arm.
 
+    Where their inputs differ in size, or in how pictures are brought to it, scores at the pictures' own size count.
+
     Raises:
         Refusal: when a folder holds no finished run, or the runs were not tested on the same images and classes.
     """
     runs = [load_run(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)
-    arms = sorted(group(runs), key=lambda arm: -arm.mean("test", "mean_iou"))
-    known = {arm.name: [run.per_image for run in arm.runs] for arm in arms}
+    arms = sorted(group(runs), key=lambda arm: -statistics.fmean(arm.scores))
+    known = {arm.name: [run.per_image.get(arm.place) for run in arm.runs] for arm in arms}
     known = {name: matrices for name, matrices in known.items() if all(each is not None for each in matrices)}
     resampled = dict(zip(known, bootstrap([*known.values()]), strict=True))
     differences = [difference(first, second, resampled) for first, second in combinations(arms, 2)]
@@ -167,15 +190,18 @@ def load_run(folder: Path) -> Run:
             raise Refusal(folder / RESULTS, what, remedy, code="run-score")
     classes = len(results["data"]["class_names"])
     kept, samples, roc = (load_arrays(folder / name, classes) for name in (PER_IMAGE, SAMPLES, ROC))
-    per_image = None if kept is None else kept["confusion"]
-    if per_image is not None and per_image.sum(axis=0).tolist() != results["test"]["confusion_matrix"]:
-        what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
-        raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
+    per_image = {PLACES[name]: matrices for name, matrices in (kept or {}).items()}
+    for place, matrices in per_image.items():
+        total, test = matrices.sum(axis=0), look_up(results, place)
+        of_another = test.get("confusion_matrix", total.tolist()) != total.tolist()
+        if of_another or not np.isclose(mean_iou(total), test["mean_iou"], rtol=0, atol=1e-9):
+            what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
+            raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
     return Run(folder, results, per_image, samples, roc)
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs whose scores do not stand on the same test pixels: the first that differs from the first run."""
+    """Refuse runs that were not tested on the same images and classes: the first that differs from the first run."""
     if len(runs) < 2:
         raise Refusal("compare", "name at least two runs", code="too-few-runs")
     for run in runs[1:]:
@@ -183,45 +209,49 @@ def check_comparable(runs: Sequence[Run]) -> None:
             "fingerprint of the data": ("data", "fingerprint"),
             "number of test images": ("data", "counts", "test"),
             "classes": ("data", "class_names"),
-            "data.image_size": ("recipe", "data", "image_size"),
-            "data.resize": ("recipe", "data", "resize"),
         }.items():
             ours, theirs = (look_up(each.results, keys) for each in (runs[0], run))
-            if keys[-1] == "image_size":  # [64, 64] is what 64 is
-                ours, theirs = (size if isinstance(size, list) else [size, size] for size in (ours, theirs))
             if ours != theirs:
                 what = f"was not tested like {runs[0].folder} ({what}: {theirs}, and {ours} there)"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 
 def group(runs: Sequence[Run]) -> list[Arm]:
-    """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most."""
-    arms: dict[str, list[Run]] = {}
+    """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most.
+
+    Runs of one name whose inputs differ are arms of their own, whose names say the input.
+    """
+    arms: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        name = re.sub(r"-seed\d+$", "", run.results["recipe"]["name"])
-        first = arms.setdefault(name, [run])[0]
+        name, members = run.arm, arms.setdefault((run.arm, describe_input(run.recipe["data"])), [run])
+        first = members[0]
         if run is first:
             continue
         changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
-        if changed or run.seed in {other.seed for other in arms[name]}:
+        if changed or run.seed in {other.seed for other in members}:
             both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
             why = "; ".join(changed) or f"both {both}"
             what = f"are two runs named {name}, but not two seeds ({why})"
             raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
-        arms[name].append(run)
-    return [Arm(name, tuple(sorted(members, key=lambda run: run.seed))) for name, members in arms.items()]
+        members.append(run)
+    place = NATIVE if len({shown for _, shown in arms}) > 1 else OF_INPUT
+    times = Counter(name for name, _ in arms)
+    return [
+        Arm(name if times[name] == 1 else f"{name} {shown}", tuple(sorted(members, key=lambda run: run.seed)), place)
+        for (name, shown), members in arms.items()
+    ]
 
 
 def difference(first: Arm, second: Arm, resampled: Mapping[str, np.ndarray]) -> Difference:
     """The difference of two arms' test scores, with an interval where [`bootstrap`] has scores of both, by name."""
     by_class, interval = {}, None
     for name in first.runs[0].results["data"]["class_names"]:
-        keys = ("test", "per_category_iou", name)
+        keys = (*first.place, "per_category_iou", name)
         if None not in first.values(*keys) + second.values(*keys):
             by_class[name] = first.mean(*keys) - second.mean(*keys)
     if first.name in resampled and second.name in resampled:
         interval = percentile_interval(resampled[first.name] - resampled[second.name])
-    mean = first.mean("test", "mean_iou") - second.mean("test", "mean_iou")
+    mean = statistics.fmean(first.scores) - statistics.fmean(second.scores)
     return Difference(first, second, mean, interval, by_class)
 
 
@@ -287,7 +317,7 @@ def verdict(difference: Difference) -> str:
         said = f"{first.name} and {second.name} cannot be told apart on these test images: {points} ({interval})"
     else:
         said = f"{first.name} scores {points} above {second.name} on these test images ({interval})"
-    ours, theirs = (arm.values("test", "mean_iou") for arm in (first, second))
+    ours, theirs = first.scores, second.scores
     if min(len(ours), len(theirs)) < 2:
         return f"{said}; with a single seed on a side, whether training again would say the same is not known."
     overlap = min(ours) <= max(theirs)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from hf_seg.compare import Arm, look_up
+from hf_seg.compare import OF_INPUT, Arm, look_up
 from hf_seg.runs.figure import COLOURS, FAINT, WIDTH, colour_masks, draw_columns, line_look, open_figure, shorten
+from hf_seg.runs.page import describe_input
 from hf_seg.runs.plots import draw_confusion
 
 COLUMNS = 3  # confusion matrices in a row
@@ -20,9 +22,9 @@ MARKERS = "o^s"  # one for each of the dashes
 LEGEND_LINE = 0.19  # inches
 
 
-def labels(arms: Sequence[Arm]) -> list[str]:
-    """The arms' names without the words that all of them begin with, such as the data set's."""
-    words = [arm.name.split("-") for arm in arms]
+def labels(names: Sequence[str]) -> list[str]:
+    """Names of arms without the words that all of them begin with, such as the data set's."""
+    words = [name.split("-") for name in names]
     shared = 0
     while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
         shared += 1
@@ -36,13 +38,13 @@ def point_look(index: int) -> dict:
 
 
 @contextmanager
-def open_figure_of_arms(arms: Sequence[Arm], path: Path, height: float, look=line_look) -> Iterator[Figure]:
+def open_figure_of_arms(names: Sequence[str], path: Path, height: float, look=line_look) -> Iterator[Figure]:
     """A figure with a legend of the arms, of two columns, below it."""
-    with open_figure(path, height + LEGEND_LINE * -(-len(arms) // 2), layout="constrained") as figure:
+    with open_figure(path, height + LEGEND_LINE * -(-len(names) // 2), layout="constrained") as figure:
         yield figure
         # matplotlib leaves out the labels that begin with "_" where it has to find the handles itself
-        handles = [Line2D([], [], **look(index)) for index in range(len(arms))]
-        figure.legend(handles, labels(arms), loc="outside lower left", ncols=2)
+        handles = [Line2D([], [], **look(index)) for index in range(len(names))]
+        figure.legend(handles, labels(names), loc="outside lower left", ncols=2)
 
 
 def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, float]]:
@@ -64,7 +66,7 @@ def use_log_scale(axes) -> None:
 
 def plot_learning(arms: Sequence[Arm], path: Path) -> None:
     """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds."""
-    with open_figure_of_arms(arms, path, height=3.4) as figure:
+    with open_figure_of_arms([arm.name for arm in arms], path, height=3.4) as figure:
         left, right = figure.subplots(1, 2)
         for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
             for index, arm in enumerate(arms):
@@ -80,26 +82,37 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_cost(arms: Sequence[Arm], path: Path) -> None:
-    """Draw test mIoU over multiply-adds an image and, where all ran on the same hardware, over images a second.
+    """Draw the compared mIoU over multiply-adds an image and, where all have the same hardware, over images a second.
 
-    A point an arm; bars are standard deviations over seeds.
+    A point an arm; bars are standard deviations over seeds. Arms of one name, which differ in their input, are joined
+    by a line, and each point says its input.
     """
     costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
         costs["images a second in training"] = (1, "train", "images_per_second")
-    with open_figure_of_arms(arms, path, height=3.4, look=point_look) as figure:
+    lines: dict[str, list[Arm]] = {}
+    for arm in arms:
+        lines.setdefault(arm.runs[0].arm, []).append(arm)
+    with open_figure_of_arms([*lines], path, height=3.4, look=point_look) as figure:
         panels = figure.subplots(1, len(costs), sharey=True, squeeze=False).ravel()
         for axes, (name, (unit, *keys)) in zip(panels, costs.items(), strict=True):
-            values = [arm.mean(*keys) / unit for arm in arms]
-            for index, (arm, value) in enumerate(zip(arms, values, strict=True)):
-                score, deviation = arm.mean("test", "mean_iou"), arm.deviation("test", "mean_iou")
-                axes.errorbar(value, score, yerr=deviation, capsize=3, **point_look(index))
-            if max(values) > 4 * min(values):
+            values = {arm.name: arm.mean(*keys) / unit for arm in arms}
+            for index, members in enumerate(lines.values()):
+                members = sorted(members, key=lambda arm: values[arm.name])
+                place = [values[arm.name] for arm in members], [fmean(arm.scores) for arm in members]
+                deviations = [arm.deviation(*arm.place, "mean_iou") or 0 for arm in members]
+                look = point_look(index) | ({"linestyle": "-"} if len(members) > 1 else {})
+                axes.errorbar(*place, yerr=deviations if any(deviations) else None, capsize=3, **look)
+                for arm, *point in zip(members, *place, strict=True) if len(members) > 1 else ():
+                    said = describe_input(arm.runs[0].recipe["data"])
+                    axes.annotate(said, point, (5, 4), textcoords="offset points", fontsize=6)
+            if max(values.values()) > 4 * min(values.values()):
                 use_log_scale(axes)
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.set(xlabel=name)
             axes.margins(0.15)
-        panels[0].set(title="Accuracy against cost", ylabel="test mIoU")
+        at = "" if arms[0].place == OF_INPUT else " at the photographs' own size"
+        panels[0].set(title="Accuracy against cost", ylabel=f"test mIoU{at}")
 
 
 def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
@@ -108,7 +121,7 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
     rows = -(-len(shown) // columns)
-    with open_figure_of_arms(arms, path, height=0.5 + rows * WIDTH / columns) as figure:
+    with open_figure_of_arms([arm.name for arm in arms], path, height=0.5 + rows * WIDTH / columns) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
@@ -134,7 +147,7 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path)
         grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
         for axes in grid[len(arms) :]:
             axes.set_visible(False)
-        for number, (axes, arm, label) in enumerate(zip(grid, arms, labels(arms), strict=False)):
+        for number, (axes, arm, label) in enumerate(zip(grid, arms, labels([arm.name for arm in arms]), strict=False)):
             matrix = np.sum(arm.values("test", "confusion_matrix"), axis=0)
             picture = draw_confusion(axes, matrix, ".0f" if count <= 5 else None, size)
             axes.set_xticks(range(count), names, rotation=90, fontsize=size)
@@ -150,7 +163,7 @@ def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
     shown = arms[0].runs[0].samples
     truth, palette = shown["labels"], shown["palette"]
     ignored = truth >= len(palette)
-    titles = ["image", "truth (striped: ignored)" if ignored.any() else "truth", *labels(arms)]
+    titles = ["image", "truth (striped: ignored)" if ignored.any() else "truth", *labels([arm.name for arm in arms])]
     titles = [fill(title, 15) for title in titles]
     columns = [np.moveaxis(shown["pixel_values"], 1, -1), colour_masks(truth, palette, ignored)]
     for arm in arms:

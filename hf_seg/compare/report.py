@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, verdict
 from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
-from hf_seg.runs.page import PAGES, describe_size
+from hf_seg.runs.page import PAGES, describe_input
 
 
 def build_report(
@@ -26,14 +26,21 @@ def build_report(
         evaluated=[arm.name for arm in comparison.arms if arm.evaluated],
         unknown=[arm.name for arm in comparison.arms if arm.runs[0].recipe["training"] is None],
         data=results["data"],
-        size=describe_size(results["recipe"]["data"]),
-        ceilings=results["test"]["native"]["ceilings"],
+        place=best.place,
+        sizes={arm.name: describe_input(arm.runs[0].recipe["data"]) for arm in comparison.arms},
+        ceilings=_ceilings(comparison.arms),
         resamples=RESAMPLES,
         level=LEVEL,
         pictures=pictures or {},
         verdict=verdict,
         show=_show,
     )
+
+
+def _ceilings(arms: Sequence[Arm]) -> dict[str, float]:
+    """The highest scores at the pictures' own size, by the size of the masks, of all arms: the largest first."""
+    found = {size: value for arm in arms for size, value in arm.runs[0].results["test"]["native"]["ceilings"].items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:

@@ -27,6 +27,11 @@ def describe_size(data: Mapping[str, Any]) -> str:
     return f"{width}×{height}"
 
 
+def describe_input(data: Mapping[str, Any]) -> str:
+    """Size of the model's input, and how pictures are brought to it where they are not stretched."""
+    return describe_size(data) + ("" if data["resize"] == "stretch" else f", {data['resize']}")
+
+
 # Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.
 _OPTIONS = {
     "loader": PackageLoader("hf_seg", "."),

@@ -32,12 +32,13 @@ RESULTS = "results.json"
 CARD = "README.md"
 ERRORS = "errors.html"  # of `hf-seg errors`
 PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
-PER_IMAGE = "test_confusion.npz"  # `confusion`: of each test image, (images, C, C)
+# of each test image, (images, C, C): `confusion` at the input's size, `native` at its own; older runs lack `native`
+PER_IMAGE = "test_confusion.npz"
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
 # What these hold: shapes, in which a letter stands for the same number everywhere and c for that of classes; dtypes.
 ARRAYS = {
-    PER_IMAGE: {"confusion": ("icc", "iu")},
+    PER_IMAGE: {"confusion": ("icc", "iu"), "native": ("icc", "iu")},
     ROC: {"fpr": ("cp", "f"), "tpr": ("cp", "f")},
     SAMPLES: {
         **{"pixel_values": ("s3hw", "u"), "labels": ("shw", "u"), "predictions": ("shw", "u")},
@@ -166,7 +167,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         `dict`: the content of `results.json`.
     """
     test = dict(record["test"])
-    roc, per_image = test.pop("roc"), test.pop("per_image")
+    roc, confusion, native = test.pop("roc"), test.pop("per_image"), test.pop("native_per_image", None)
     test["roc_auc"] = {name: curve["auc"] for name, curve in roc.items()}
     trained = record["train"] is not None
     results = record | {"status": "finished" if trained else EVALUATED, "test": test}
@@ -179,7 +180,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
-        save_arrays(folder / PER_IMAGE, confusion=per_image)
+        save_arrays(folder / PER_IMAGE, confusion=confusion, native=native)
         save_arrays(folder / ROC, **stack_curves(roc))
         pixel_values, labels, predictions = (tensor.numpy() for tensor in samples)
         arrays = {"pixel_values": (pixel_values * 255).round(), "labels": labels, "predictions": predictions}
@@ -309,6 +310,8 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
+        if name == "native" and name not in arrays:
+            continue
         array = arrays.get(name, np.array(None))
         known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
         if array.dtype.kind not in kinds or len(letters) != array.ndim or (*known,) != array.shape:

@@ -40,12 +40,13 @@ def score_native(
         sizes: heights and widths, in pixels, to find ceilings for.
 
     Returns:
-        `dict`: `mean_iou`, `per_category_iou` by class name, and `ceilings`, by size as text (`"64"`, or `"96x64"`,
-        width first): the mIoU of the true masks themselves after [`shrink_and_back`]. A model that puts out logits of
-        that size may come out above, since logits are enlarged smoothly.
+        `dict`: `mean_iou`, `per_category_iou` by class name, `per_image` (an array `(images, C, C)` of a confusion
+        matrix for each image), and `ceilings`, by size as text (`"64"`, or `"96x64"`, width first): the mIoU of the
+        true masks themselves after [`shrink_and_back`]. A model that puts out logits of that size may come out above,
+        since logits are enlarged smoothly.
     """
     spec, masks = transform.spec, split.select_columns(["mask"])
-    scored = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
+    scored = []
     ceilings = {size: torch.zeros(spec.num_labels + 1, spec.num_labels + 1, dtype=torch.int64) for size in sizes}
     for start in range(0, len(split), BATCH):
         indices = list(range(start, min(start + BATCH, len(split))))
@@ -54,14 +55,16 @@ def score_native(
             labels = torch.from_numpy(transform.class_ids(masks[index]["mask"]))
             box = transform.box(picture := tuple(labels.shape))
             ids, _ = upsampled_argmax(of_image[None], picture, frame=transform.size, box=box)
-            scored += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
+            scored.append(confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index))
             for size, counts in ceilings.items():
                 small = shrink_and_back(labels, transform.fitted(picture, size))
                 # what has no label in the small mask is a class of its own there, and never right
                 small = small.masked_fill(small == spec.ignore_index, spec.num_labels)
                 counts += confusion_matrix(small, labels, spec.num_labels + 1, spec.ignore_index)
-    iou = class_iou(scored.numpy())
+    per_image = torch.stack(scored).numpy()
+    iou = class_iou(per_image.sum(axis=0))
     return {
+        "per_image": per_image,
         "mean_iou": float(np.nanmean(iou)),
         "per_category_iou": by_class(spec.class_names, iou),
         "ceilings": {

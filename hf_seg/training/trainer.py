@@ -269,18 +269,20 @@ class SegTrainer(Trainer):
 
     def test(self) -> dict[str, Any]:
         """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion; returns what
-        [`Evaluation.compute`] does, and in the main process also `native`, see [`score_native`]."""
+        [`Evaluation.compute`] does, and in the main process also `native` and `native_per_image`, see
+        [`score_native`]."""
         prepared = self.data.prepared["test"]
         self.evaluate(prepared, metric_key_prefix="test")
         if self.is_world_process_zero():
-            self.scores["native"] = self._score_native(prepared)
+            native = self._score_native(prepared)
+            self.scores |= {"native_per_image": native.pop("per_image"), "native": native}
         return self.scores
 
     def _score_native(self, prepared: PreparedPairs) -> dict[str, Any]:
         """The test score at the pictures' own size, which with crops is the score itself."""
         test, transform, native = self.data.splits["test"], self.data.transforms["test"], {"ceilings": {}}
         if self.crops:
-            native |= {key: self.scores[key] for key in ("mean_iou", "per_category_iou")}
+            native |= {key: self.scores[key] for key in ("mean_iou", "per_category_iou", "per_image")}
         else:
             sizes = [tuple(side // part for side in transform.size) for part in (1, 2, 4, 8)]
             native = score_native(self.predict_logits, test, prepared, transform, sizes)

@@ -47,7 +47,7 @@ def matrices(seed, images=200, right=0.7):
 
 @pytest.fixture
 def write_run(tmp_path):
-    def write(name, per_image, *, seed=0, change=None, keep=True):
+    def write(name, per_image, *, seed=0, native=None, change=None, keep=True, folder=None):
         confusion = per_image.sum(axis=0)
         results, scores = made_up(name), scores_from_confusion(confusion) | region_scores(confusion)
         results["recipe"]["training"]["seed"] = seed
@@ -58,6 +58,12 @@ def write_run(tmp_path):
                 "confusion_matrix": confusion.tolist(),
             }
         results["test"]["native"]["mean_iou"] = scores["mean_iou"] / 4
+        arrays = {"confusion": per_image}
+        if native is not None:
+            arrays["native"] = native
+            of_native = scores_from_confusion(native.sum(axis=0))
+            iou = dict(zip(CLASSES, of_native["per_category_iou"].tolist(), strict=True))
+            results["test"]["native"] |= {"mean_iou": of_native["mean_iou"], "per_category_iou": iou}
         results["test"]["boundary_iou"]["mean"] = scores["mean_iou"] / 2
         results["train"]["images_per_second"] += seed
         score = results["validation"]["mean_iou"]
@@ -71,11 +77,11 @@ def write_run(tmp_path):
         ]
         if change:
             change(results)
-        folder = tmp_path / name
+        folder = tmp_path / (folder or name)
         folder.mkdir()
         write_json(results, folder / "results.json")
         if keep:
-            save_arrays(folder / PER_IMAGE, confusion=per_image)
+            save_arrays(folder / PER_IMAGE, **arrays)
             histograms = np.random.default_rng(seed).integers(0, 9, (3, 2, ROC_BINS))
             histograms[2, 1] = 0  # no boat anywhere
             save_arrays(folder / ROC, **stack_curves(roc_from_histograms(histograms, CLASSES)))
@@ -168,14 +174,83 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
         ),
         (lambda r: r["data"]["counts"].update(test=7), "number of test images: 7, and "),
         (lambda r: r["data"].update(class_names=["a", "b", "c"]), "classes: "),
-        (lambda r: r["recipe"]["data"].update(image_size=128), "data.image_size: "),
-        (lambda r: r["recipe"]["data"].update(resize="crop"), "data.resize: crop, and stretch there"),
         (lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3), "test_confusion.npz: is not of the run in"),
+        (lambda r: r["test"].update(mean_iou=0.1), "test_confusion.npz: is not of the run in"),
     ],
 )
 def test_runs_that_cannot_be_compared(write_run, change, message):
     folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=change)]
     with pytest.raises(Refusal, match=message):
+        compare(folders)
+
+
+def of_size(size, **data):
+    def change(results):
+        results["recipe"]["data"] |= {"image_size": size} | data
+        results["model"]["multiply_adds"] *= (size // 64) ** 2
+
+    return change
+
+
+def test_inputs_of_different_sizes_are_compared_at_the_pictures_own_size(write_run, tmp_path, monkeypatch):
+    # at its own input the small one is better, at the pictures' own size the large one
+    sizes = {64: (0.9, 0.5), 128: (0.6, 0.8)}
+    folders = [
+        write_run(
+            *(f"net-seed{seed}", matrices(seed, right=own)),
+            seed=seed,
+            native=matrices(seed + 5, right=native),
+            change=of_size(size),
+            folder=f"{size}-{seed}",
+        )
+        for size, (own, native) in sizes.items()
+        for seed in (0, 1)
+    ]
+    other = write_run("other", matrices(3), native=matrices(4, right=0.65), change=of_size(64, resize="letterbox"))
+    found = compare([*folders, other])
+    assert [arm.name for arm in found.arms] == ["net 128×128", "other", "net 64×64"]
+    best = found.differences[1]
+    assert (best.first.name, best.second.name) == ("net 128×128", "net 64×64")
+    native = [json.loads((folder / "results.json").read_text())["test"]["native"] for folder in folders]
+    means = np.reshape([scores["mean_iou"] for scores in native], (2, 2)).mean(axis=1)
+    low, high = best.interval
+    assert 0 < low < best.mean < high and best.mean == pytest.approx(means[1] - means[0])
+    assert best.by_class["sky"] == pytest.approx(
+        np.dot([-0.5, -0.5, 0.5, 0.5], [scores["per_category_iou"]["sky"] for scores in native])
+    )
+    assert "do not overlap" in verdict(best)
+
+    drawn = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **keys: drawn.append(subplots(*args, **keys)) or drawn[-1])
+    plot_cost(found.arms, tmp_path / "cost.png")
+    axes = drawn[0][0, 0]
+    assert axes.get_ylabel() == "test mIoU at the photographs' own size"
+    line, point = (container.lines[0] for container in axes.containers)
+    assert line.get_ydata() == pytest.approx(means) and len(point.get_xdata()) == 1
+    assert [text.get_text() for text in axes.texts] == ["64×64", "128×128"]
+
+    write_report(found, tmp_path / "report")
+    report = squeeze((tmp_path / "report" / "comparison.md").read_text())
+    assert "**The inputs differ.** So arms are ranked" in report
+    assert re.search(rf"\| net 128×128 \| 0, 1 \| {means[1]:.4f} ± ", report)
+    assert "| other | 64×64, letterbox | 16×16 |" in report
+
+
+def test_without_matrices_at_the_own_size_there_is_no_interval(write_run):
+    # as of runs of an older version
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1), change=of_size(128))]
+    (difference,) = compare(folders).differences
+    assert difference.interval is None and difference.mean > 0 and difference.by_class == {}
+    assert "there is no interval" in verdict(difference)
+
+
+def test_matrices_at_the_own_size_are_those_of_the_run(write_run):
+    def change(results):
+        results["test"]["native"]["mean_iou"] += 0.01
+
+    folders = [write_run(name, matrices(0), native=matrices(1), change=change) for name in "ab"]
+    with pytest.raises(Refusal, match="test_confusion.npz: is not of the run in"):
         compare(folders)
 
 
@@ -305,7 +380,7 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     for name in CLASSES:
         assert f"| {name} | {first[name] - second[name]:+.4f} |" in report
     score = records[0]["test"]["mean_iou"]
-    assert f"| a | 16×16 | {score:.4f} | {score / 4:.4f} |" in report
+    assert f"| a | 64×64 | 16×16 | {score:.4f} | {score / 4:.4f} |" in report
     assert "(the first is stored with 500×375 pixels)" in report
     assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
@@ -388,10 +463,9 @@ def test_hostile_names_in_a_report(write_run, tmp_path, capsys):
         check(build_report(replace(comparison, arms=arms, differences=differences)))
 
 
-def test_names_in_pictures_leave_out_what_all_begin_with(write_run):
-    folders = [write_run(name, matrices(0)) for name in ("pet-fcn-best", "pet-fcn-scratch")]
-    assert [*labels(compare(folders).arms)] == ["best", "scratch"]
-    assert labels(compare([*folders, write_run("pet", matrices(1))]).arms)[0] == "pet-fcn-best"
+def test_names_in_pictures_leave_out_what_all_begin_with():
+    assert labels(["pet-fcn-best", "pet-fcn-scratch"]) == ["best", "scratch"]
+    assert labels(["pet-fcn-best", "pet-fcn-scratch", "pet"])[0] == "pet-fcn-best"
 
 
 def test_one_epoch_is_a_dot(write_run, monkeypatch, tmp_path):
