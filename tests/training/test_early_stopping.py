@@ -65,3 +65,10 @@ def test_a_training_ends_when_its_score_has_not_grown(train, tmp_path, capsys):
 def test_a_training_that_ends_with_its_last_epoch_was_not_stopped(train, capsys):
     trainer = train("a", num_train_epochs=4, early_stopping_patience=2)
     assert trainer.summary()["stopped_early"] is False and "stopped" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("epochs", "every", "said"), [(4, 2, True), (5, 2, False)])
+def test_a_patience_that_no_training_of_this_length_needs_is_said(train, capsys, epochs, every, said):
+    train("a", num_train_epochs=epochs, eval_every_epochs=every, early_stopping_patience=2)
+    sentence = "early_stopping_patience 2 never ends a training of 2 validations"
+    assert (sentence in capsys.readouterr().out.splitlines()) is said
