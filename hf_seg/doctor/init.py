@@ -22,7 +22,7 @@ from datasets import Dataset, Image
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes
 from hf_seg.data.columns import UprightImage, as_text
 from hf_seg.data.pairs import ALL, map_pairs, report_pairs, stored_pairs
-from hf_seg.data.sources import class_names, folder, polygons, table_files
+from hf_seg.data.sources import class_names, folder, oxford_pet, polygons, table_files
 from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
 from hf_seg.data.sources.split import FILE_NAME as SPLIT_FILE
 from hf_seg.data.sources.split import SPLITS, draw_folders, join_names, save_split
@@ -106,6 +106,10 @@ def init(
         if on_hub:
             remedy += " Or, if it is a data set on the Hub, name by --out the folder to write to."
         raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
+    if layout is None and (place / oxford_pet.SIGN).is_dir():
+        what = "is the official release of Oxford-IIIT Pet, with splits and classes of its own"
+        command = f"hf-seg train oxford-pet-segformer-scratch --data.root {shlex.quote(str(place.absolute()))}"
+        raise DataError(place.absolute(), what, f"It needs no init: `{command}`.")
     if layout and not of_files:
         raise DataError(source, "--layout is for a folder of files, and this is none", "Leave it out.")
     for option in given:

@@ -342,6 +342,11 @@ def black_masks(root):
         write_image(path, Image.new("L", (48, 32)))
 
 
+def official_pets(root):
+    (root / "images").mkdir()
+    (root / "annotations" / "trimaps").mkdir(parents=True)
+
+
 def wrong_classes(root):
     (write_folder(root, "ids", 3) / "classes.json").write_text("{}")
 
@@ -355,6 +360,7 @@ def wrong_classes(root):
         (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
         (black_masks, "the masks hold 0 only, and training needs two classes"),
         (wrong_classes, 'must be an object {"classes": [...]}'),
+        (official_pets, "It needs no init: `hf-seg train oxford-pet-segformer-scratch --data.root /"),
     ],
 )
 def test_what_is_refused(tmp_path, init, prepare, message):
