@@ -3,7 +3,7 @@
 All three train the same model on the same pairs of original size, resized to 64×64, with AdamW and a global batch of
 64, each in a process of its own:
 
-- hf_seg: its own path, from `load_splits` on; making the cache belongs to the first epoch.
+- hf_seg: its own path, as a launch takes it; building the model and the cache belongs to the first epoch.
 - example: as transformers' semantic segmentation example does it. `Trainer` in fp32, a transform of `datasets` that
   decodes and resizes pair by pair in each epoch, evaluation that gathers all logits, and `mean_iou` over all maps.
 - plain: as the study did it. A Dataset of files and a DataLoader with two workers, fp32, evaluation by `mean_iou`.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_seg.data import load_data
 from hf_seg.recipe import Recipe
@@ -41,10 +41,7 @@ def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH
     return Recipe(name=arch, path=Path(f"{arch}.json"), model=ModelRecipe(arch=arch), data=data, training=training)
 
 
-def build_quiet_trainer(
-    recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = (), model: PreTrainedModel | None = None
-) -> SegTrainer:
-    """As a launch builds it, by default with the recipe's own model; no logs, which would run into the table."""
+def build_quiet_trainer(recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> SegTrainer:
+    """As a launch builds it, but for the logs, which would run into the table."""
     run, data = Run(recipe, folder), load_data(recipe.data)
-    model = model or build_initial_model(run, data.spec)[0]
-    return build_trainer(run, data, model, callbacks, quiet=True)
+    return build_trainer(run, data, build_initial_model(run, data.spec)[0], callbacks, quiet=True)
