@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
@@ -143,6 +143,9 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
         except HFValidationError as error:
             what = "is neither a folder nor a Hub id such as nvidia/mit-b0"
             raise Refusal(model or "''", what, "name the folder of a finished run, or a Hub id") from error
+        if is_offline_mode() and not isinstance(try_to_load_from_cache(str(model), "config.json"), str):
+            what = "is neither a folder nor in the cache of the Hub, and HF_HUB_OFFLINE is set"
+            raise Refusal(model, what, "name the folder of a finished run, or unset HF_HUB_OFFLINE to download it")
     try:
         segmenter, report = _load(model, dtype)
     except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here
@@ -150,7 +153,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     except Exception as error:  # a damaged or hostile folder makes transformers and torch raise nearly anything
         _verify_downloads(model)  # a damaged file explains more than what came of it
         what = f"no semantic segmentation model with its image processor could be loaded ({said_by(error)})"
-        remedy = "name the folder of a finished run, or a Hub id (offline, one that is in the cache)"
+        remedy = "name the folder of a finished run, or a Hub id of such a model"
         raise Refusal(model, what, remedy) from error
     _verify_downloads(model)
     _check_tensors(model, segmenter.model, report["mismatched_keys"])

@@ -1,51 +1,53 @@
-"""Depthwise convolutions whose gradients a CPU computes several times as fast: the same function, up to rounding."""
+"""Depthwise convolutions whose gradients a CPU computes several times as fast: the same function, up to rounding.
+
+Each class here is a convolution with another `forward`, and modules of a built model are made instances of it.
+"""
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 PART = 2**19  # elements of a map that are multiplied at once, so that the product stays in the processor's cache
 
 
+def fast_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class in here that computes the same as `module`, or None: it is no depthwise convolution, or a fast one."""
+    if type(module) not in IN_FP32 or not module.groups == module.in_channels == module.out_channels > 1:
+        return None
+    if max(module.stride) > 1:
+        return IN_FP32[type(module)]
+    same = tuple(d * (k // 2) for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    keeps_size = module.padding == same and module.padding_mode == "zeros" and all(k % 2 for k in module.kernel_size)
+    slow = max(module.dilation) > 1 or max(module.kernel_size) > 3
+    return FastDepthwise if type(module) is nn.Conv2d and keeps_size and slow else None
+
+
 class FastDepthwise(nn.Conv2d):
     """A depthwise convolution of stride 1 that keeps its maps' size, with other gradients on a CPU.
 
     oneDNN has no fast gradients for dilated depthwise convolutions, and none of weights for kernels above 3×3. See
-    `DepthwiseGradients` for those here. A map may be smaller than a dilated kernel: its outer rows and columns
-    then meet nothing but padding and are left out, since with them oneDNN's forward pass is slow, too.
+    `Gradients` for those here. A map may be smaller than a dilated kernel: its outer rows and columns then meet
+    nothing but padding and are left out, since with them oneDNN's forward pass is slow, too.
     """
-
-    @staticmethod
-    def suits(module: nn.Module) -> bool:
-        """Whether `module` is a convolution that computes the same as an instance of this class."""
-        return (
-            type(module) is nn.Conv2d
-            and module.groups == module.in_channels == module.out_channels > 1
-            and module.stride == (1, 1)
-            and module.padding_mode == "zeros"
-            and all(size % 2 for size in module.kernel_size)
-            and module.padding == tuple(d * (k // 2) for d, k in zip(module.dilation, module.kernel_size, strict=True))
-            and (max(module.dilation) > 1 or max(module.kernel_size) > 3)
-        )
 
     def forward(self, input: Tensor) -> Tensor:
         """`(batch, channels, height, width)` to the same shape."""
         if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
             return super().forward(input)
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         for axis in (2, 3):
             reach = (input.shape[axis] - 1) // self.dilation[axis - 2]
             unused = max(0, weight.shape[axis] // 2 - reach)
             weight = weight.narrow(axis, unused, weight.shape[axis] - 2 * unused)
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            input, weight = input.to(dtype), weight.to(dtype)
-        output = DepthwiseGradients.apply(input, weight, self.dilation)
-        return output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
+            input, weight, bias = input.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
+        return Gradients.apply(input, weight, bias, self.dilation)
 
 
-class DepthwiseGradients(torch.autograd.Function):
+class Gradients(torch.autograd.Function):
     """A depthwise convolution of stride 1 with zero padding that keeps its maps' size.
 
     With `y[i] = Σ_u w[u] x[i + u·d]` over the taps u (-1, 0, 1 for a kernel of 3) of dilation d, and the gradient g of
@@ -54,18 +56,18 @@ class DepthwiseGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.dilation = dilation
-        return _convolve(input, weight, dilation)
+        return _convolve(input, weight, bias, dilation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         input, weight = ctx.saved_tensors
-        of_input = of_weight = None
+        of_input = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_input = _convolve(gradient, weight.flip(2, 3), ctx.dilation)
+            of_input = _convolve(gradient, weight.flip(2, 3), None, ctx.dilation)
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
             images = max(1, PART // input[0].numel())
@@ -77,12 +79,14 @@ class DepthwiseGradients(torch.autograd.Function):
                         product = _from(maps, down, right) * _from(gradients, -down, -right)
                         of_weight[:, 0, row, column] += product.sum((0, 2, 3))
             of_weight = of_weight.to(weight.dtype)
-        return of_input, of_weight, None
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_input, of_weight, of_bias, None
 
 
-def _convolve(maps: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+def _convolve(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int]) -> Tensor:
     padding = [d * (size // 2) for d, size in zip(dilation, weight.shape[2:], strict=True)]
-    return F.conv2d(maps, weight, padding=padding, dilation=dilation, groups=len(weight))
+    return F.conv2d(maps, weight, bias, padding=padding, dilation=dilation, groups=len(weight))
 
 
 def _from(maps: Tensor, down: int, right: int) -> Tensor:
@@ -90,3 +94,27 @@ def _from(maps: Tensor, down: int, right: int) -> Tensor:
     height, width = maps.shape[-2:]
     rows = slice(max(0, down), height + min(0, down))
     return maps[..., rows, max(0, right) : width + min(0, right)]
+
+
+class InFp32:
+    """A strided depthwise convolution that trains in fp32 under bf16 autocast on a CPU, and whose output is bf16.
+
+    oneDNN has fast gradients of it in fp32 only.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As of the class that comes after this one."""
+        slow = input.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        if not slow or torch.compiler.is_compiling():
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
+
+
+class DepthwiseInFp32(InFp32, nn.Conv2d): ...
+
+
+class DepthwiseSameInFp32(InFp32, Conv2dSame): ...
+
+
+IN_FP32 = {nn.Conv2d: DepthwiseInFp32, Conv2dSame: DepthwiseSameInFp32}

@@ -19,7 +19,7 @@ from transformers.models.segformer.modeling_segformer import (
 )
 from transformers.utils.generic import maybe_autocast
 
-from .fast_depthwise import FastDepthwise
+from .fast_depthwise import fast_class
 
 
 class FastDecodeHead(SegformerDecodeHead):
@@ -127,10 +127,10 @@ FASTER = {
 
 
 def make_fast(model: PreTrainedModel) -> None:
-    """Let a SegFormer of transformers compute as the classes in here, and any model's depthwise convolutions as
-    `FastDepthwise`; all other modules stay as they are."""
+    """Let a SegFormer of transformers compute as the classes in here, and any model's depthwise convolutions as those
+    of `fast_depthwise.py`; all other modules stay as they are."""
     for module in model.modules():
         if model.config.model_type == "segformer" and type(module) in FASTER:
             module.__class__ = FASTER[type(module)]
-        elif FastDepthwise.suits(module):
-            module.__class__ = FastDepthwise
+        elif faster := fast_class(module):
+            module.__class__ = faster

@@ -327,6 +327,12 @@ def test_what_is_neither_a_folder_nor_a_hub_id(model):
         load_segmenter(model)
 
 
+def test_a_folder_that_is_not_there_offline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"^runs/x: is neither a folder nor in the cache of the Hub, and HF_HUB_OFFLINE"):
+        load_segmenter("runs/x")
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:7", "meta", "", "xpu"])
 def test_a_device_that_is_not_there(whole, device, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The fast depthwise convolution computes what PyTorch's does: each test compares the two, of the same weights."""
+"""The fast convolutions compute what PyTorch's do: tests compare the two, of the same weights."""
 
 import copy
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import Conv2dSame
 from torch import nn
 
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.models.build import build_model
-from hf_seg.models.fast_depthwise import FastDepthwise
+from hf_seg.models.fast_depthwise import DepthwiseInFp32, DepthwiseSameInFp32, FastDepthwise, fast_class
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.recipe.keys import ModelRecipe
 
@@ -22,15 +23,18 @@ SPEC = DatasetSpec(
 )
 
 
-def two_of_them(kernel, dilation, channels=4, bias=False, dtype=torch.float64):
+def two_of(stock):
+    """A convolution, and a fast one of the same weights."""
+    fast = copy.deepcopy(stock)
+    fast.__class__ = fast_class(stock)
+    return stock, fast
+
+
+def two_that_keep_the_size(kernel, dilation, channels=4, bias=False):
     torch.manual_seed(0)
     padding = [d * (k // 2) for d, k in zip(dilation, kernel, strict=True)]
-    options = {"padding": padding, "dilation": dilation, "groups": channels, "bias": bias, "dtype": dtype}
-    stock = nn.Conv2d(channels, channels, kernel, **options)
-    fast = copy.deepcopy(stock)
-    assert FastDepthwise.suits(fast)
-    fast.__class__ = FastDepthwise
-    return stock, fast
+    options = {"padding": padding, "dilation": dilation, "groups": channels, "bias": bias, "dtype": torch.float64}
+    return two_of(nn.Conv2d(channels, channels, kernel, **options))
 
 
 def results(module, maps):
@@ -50,7 +54,7 @@ def results(module, maps):
     bias=st.booleans(),
 )
 def test_outputs_and_gradients_are_pytorchs(kernel, dilation, size, count, bias):
-    stock, fast = two_of_them(kernel, dilation, bias=bias)
+    stock, fast = two_that_keep_the_size(kernel, dilation, bias=bias)
     maps = torch.randn(count, 4, *size, dtype=torch.float64)
     for ours, theirs in zip(results(fast, maps), results(stock, maps), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -58,25 +62,38 @@ def test_outputs_and_gradients_are_pytorchs(kernel, dilation, size, count, bias)
 
 def test_more_images_than_are_multiplied_at_once_add_up(monkeypatch):
     monkeypatch.setattr("hf_seg.models.fast_depthwise.PART", 600)  # two images of 4 × 8 × 8, and a rest of one
-    stock, fast = two_of_them((5, 5), (2, 2))
+    stock, fast = two_that_keep_the_size((5, 5), (1, 1))
     maps = torch.randn(5, 4, 8, 8, dtype=torch.float64)
     for ours, theirs in zip(results(fast, maps), results(stock, maps), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_under_autocast_its_dtypes_are_pytorchs_and_its_gradients_as_near_to_the_exact_ones():
-    stock, fast = two_of_them((5, 5), (2, 2), channels=16, bias=True, dtype=torch.float32)
-    maps = torch.randn(32, 16, 8, 8)
+SLOW_IN_BF16 = {
+    "dilated": nn.Conv2d(16, 16, 5, padding=4, dilation=2, groups=16),
+    "strided": nn.Conv2d(16, 16, 5, stride=2, padding=2, groups=16),
+    "strided, padded as in TensorFlow": Conv2dSame(16, 16, 3, stride=2, groups=16),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW_IN_BF16)
+def test_under_autocast_its_dtypes_are_pytorchs_and_its_gradients_as_near_to_the_exact_ones(kind):
+    torch.manual_seed(0)
+    stock, fast = two_of(SLOW_IN_BF16[kind])
+    maps = torch.randn(32, 16, 9, 8)
     exact = results(stock, maps)
     with torch.autocast("cpu", torch.bfloat16):
         theirs, ours = results(stock, maps), results(fast, maps)
+        with torch.no_grad():
+            assert fast(maps).dtype == torch.bfloat16
     for truth, their, our in zip(exact, theirs, ours, strict=True):
         assert our.dtype == their.dtype
         assert (our - truth).abs().max() <= 2 * (their - truth).abs().max()
+    for ours, theirs in zip(results(fast, maps), exact, strict=True):  # without it, of fp32
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_a_frozen_weight_and_maps_without_a_gradient_get_none():
-    _, fast = two_of_them((3, 3), (2, 2))
+    _, fast = two_that_keep_the_size((3, 3), (2, 2))
     fast.requires_grad_(False)
     maps = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     fast(maps).sum().backward()
@@ -87,23 +104,32 @@ def test_a_frozen_weight_and_maps_without_a_gradient_get_none():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "expected"),
     [
-        {"stride": 2},
-        {"groups": 2},
-        {"groups": 1},
-        {"padding": 2},
-        {"padding": "same"},
-        {"padding_mode": "reflect"},
-        {"dilation": 1, "padding": 1},  # of 3×3: oneDNN's gradients are fast
-        {"kernel_size": 4, "padding": 4},
+        ({}, FastDepthwise),
+        ({"groups": 1}, None),
+        ({"groups": 2}, None),
+        ({"stride": 2}, DepthwiseInFp32),
+        ({"stride": 2, "groups": 1}, None),
+        ({"padding": 2}, None),
+        ({"padding": "same"}, None),
+        ({"padding_mode": "reflect"}, None),
+        ({"kernel_size": 4, "padding": 4}, None),
+        ({"dilation": 1, "padding": 1}, None),  # of 3×3: oneDNN's gradients are fast
+        ({"dilation": 1, "kernel_size": 5, "padding": 2}, FastDepthwise),
     ],
 )
-def test_other_convolutions_stay(options):
-    defaults = {"kernel_size": 3, "padding": 4, "dilation": 4, "groups": 4}
-    assert FastDepthwise.suits(nn.Conv2d(4, 4, **defaults))
-    assert not FastDepthwise.suits(nn.Conv2d(4, 4, **defaults | options))
-    assert not FastDepthwise.suits(nn.ConvTranspose2d(4, 4, 3, dilation=2, groups=4))
+def test_which_convolutions_change(options, expected):
+    defaults = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 4, "dilation": 4, "groups": 4}
+    assert fast_class(nn.Conv2d(**defaults | options)) is expected
+
+
+def test_subclasses_change_only_if_they_are_known():
+    assert fast_class(Conv2dSame(4, 4, 3, stride=2, groups=4)) is DepthwiseSameInFp32
+    assert fast_class(Conv2dSame(4, 4, 3, dilation=2, groups=4)) is None  # its padding is not in `padding`
+    assert fast_class(nn.ConvTranspose2d(4, 4, 3, dilation=2, groups=4)) is None
+    _, fast = two_of(nn.Conv2d(4, 4, 3, stride=2, groups=4))
+    assert fast_class(fast) is None
 
 
 def test_a_model_on_a_dilated_encoder_is_built_with_it_and_computes_the_same():
@@ -112,10 +138,12 @@ def test_a_model_on_a_dilated_encoder_is_built_with_it_and_computes_the_same():
     fast = [module for module in built.modules() if type(module) is FastDepthwise]
     assert {module.kernel_size for module in fast} == {(3, 3), (5, 5)}
     assert {module.dilation for module in fast} >= {(2, 2), (4, 4)}
+    strided = [module for module in built.modules() if type(module) is DepthwiseSameInFp32]
+    assert {module.kernel_size for module in strided} == {(3, 3), (5, 5)}
     stock = copy.deepcopy(built)
     for module in stock.modules():
-        if type(module) is FastDepthwise:
-            module.__class__ = nn.Conv2d
+        if type(module) in (FastDepthwise, DepthwiseSameInFp32):
+            module.__class__ = nn.Conv2d if type(module) is FastDepthwise else Conv2dSame
     assert [*stock.state_dict()] == [*built.state_dict()]
     pixel_values = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     losses = []
@@ -130,4 +158,4 @@ def test_a_model_on_a_dilated_encoder_is_built_with_it_and_computes_the_same():
     for ours, theirs in zip(built.parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     make_fast(stock)
-    assert sum(type(module) is FastDepthwise for module in stock.modules()) == len(fast)
+    assert [type(module) for module in stock.modules()] == [type(module) for module in built.modules()]
