@@ -53,9 +53,9 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def recipe_of(arch: str, precision: str, batch: int, **arguments) -> Recipe:
+def recipe_of(arch: str, precision: str, batch: int) -> Recipe:
     data = DataRecipe(name="synthetic_pet", max_validation_samples=1, max_test_samples=1)
-    recipe = build_recipe(arch=arch, data=data, epochs=4, batch=batch, **arguments)
+    recipe = build_recipe(arch=arch, data=data, epochs=4, batch=batch)
     recipe.training.bf16 = precision == "bf16"
     return recipe
 
@@ -82,8 +82,7 @@ def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, rep
 
 def trainer_ratio(arch: str, way: str, device: torch.device, steps: int) -> float:
     """An epoch of `SegTrainer` ÷ one of the bare loop, as `train_step.py` measures it; in bf16 on a GPU."""
-    arguments = {"use_cpu": True} if device.type == "cpu" else {}
-    recipe = recipe_of(arch, "fp32" if device.type == "cpu" else "bf16", BATCH, **arguments)
+    recipe = recipe_of(arch, "fp32" if device.type == "cpu" else "bf16", BATCH)
     recipe.data.max_train_samples = steps * BATCH
     recipe.training.cuda_graphs, recipe.training.compile = way == "CUDA graphs", way == "compile"
     trainer, bare, _ = compare(recipe, device, steps, WAYS[way])

@@ -32,7 +32,7 @@ def train(root: str, epochs: int, batch: int, out: Path) -> None:
     state = PartialState(cpu=True)
     torch.set_num_threads(1)
     data = DataRecipe(name="oxford_pet", root=root, cache=str(Path(root).parent / "cache"))
-    recipe = build_recipe(arch="segformer", data=data, epochs=epochs, batch=batch, use_cpu=True)
+    recipe = build_recipe(arch="segformer", data=data, epochs=epochs, batch=batch)
     timer = EpochTimer()
     trainer = build_quiet_trainer(recipe, out.parent, [timer])
     trainer.train()

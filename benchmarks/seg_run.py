@@ -29,14 +29,14 @@ class EpochTimer(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH, **arguments) -> Recipe:
+def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH) -> Recipe:
     """A recipe by the defaults of hf_seg, which evaluates and saves after the last epoch only."""
     training = TrainingRecipe(
         num_train_epochs=epochs,
         global_train_batch_size=batch,
         eval_every_epochs=epochs,
         report_to="none",
-        arguments={"disable_tqdm": True} | arguments,
+        arguments={"disable_tqdm": True},
     )
     return Recipe(name=arch, path=Path(f"{arch}.json"), model=ModelRecipe(arch=arch), data=data, training=training)
 

@@ -149,8 +149,7 @@ def main() -> None:
         data = DataRecipe(
             name="synthetic_pet", max_train_samples=options.steps * BATCH, max_validation_samples=1, max_test_samples=1
         )
-        arguments = {"use_cpu": True} if options.device == "cpu" else {}
-        recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1, **arguments)
+        recipe = build_recipe(arch=arch, data=data, epochs=options.repeats + 1)
         recipe.training.compile = options.compile
         wrap = compiled if options.compile else None
         trainer, bare, shares = compare(recipe, device, options.steps, wrap, options.parts)

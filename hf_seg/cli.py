@@ -225,8 +225,10 @@ def compare(
 ) -> int:
     """Put finished runs side by side, with intervals."""
     from hf_seg.compare import compare
-    from hf_seg.compare.report import build_report, write_report
+    from hf_seg.compare.report import build_report, check_out, write_report
 
+    if out is not None:
+        check_out(out)
     comparison = compare(run_dirs)
     if out is None:
         say(build_report(comparison), keep="\n")

@@ -34,7 +34,7 @@ from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
 from hf_seg.models.normalization import resolve_normalize
 from hf_seg.models.weight_files import hidden_bars
-from hf_seg.problem import Problem, RecipeError, Refusal
+from hf_seg.problem import Problem, RecipeError, Refusal, one_line
 from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
@@ -204,8 +204,8 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
                 problems += result.problems
                 break
             # at fault are the keys without which there is no error, or another one
-            error = _one_line(result)
-            keys = [key for key in _chosen(recipe.training) if _one_line(attempt(_without(recipe, [key]))) != error]
+            error = one_line(result)
+            keys = [key for key in _chosen(recipe.training) if one_line(attempt(_without(recipe, [key]))) != error]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
             remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
             problems.append(Problem(code="trial-step", place=where, what=error, remedy=remedy))
@@ -316,7 +316,7 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
         remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
     else:
         where = "one image is trained on at a time"
-    what = f"{where}, and the model needs at least two ({_one_line(error)})"
+    what = f"{where}, and the model needs at least two ({one_line(error).rstrip('.')})"
     return RecipeError("training.global_train_batch_size", what, remedy)
 
 
@@ -331,10 +331,6 @@ def _without(recipe: Recipe, keys: Collection[str]) -> Recipe:
     own = {key: value for key, value in vars(TrainingRecipe()).items() if key in keys}
     rest = {key: value for key, value in recipe.training.arguments.items() if key not in keys}
     return replace(recipe, training=replace(recipe.training, **own, arguments=rest))
-
-
-def _one_line(result: object) -> str:
-    return " ".join(str(result).split()).rstrip(".") or type(result).__name__
 
 
 # -- run after run ---------------------------------------------------------------------------------------------------

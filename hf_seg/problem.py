@@ -121,6 +121,17 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f'did you mean "{close[0]}"?' if close else otherwise
 
 
+def one_line(error: object) -> str:
+    """What an error says, in one line and without a full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def first(names: Iterable[object], count: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if names[count:] else "")
+
+
 def listing(items: Sequence[str], limit: int = 10) -> str:
     """Name up to `limit` items, one a line, and say how many more there are."""
     lines = [f"  {printable(item)}" for item in items[:limit]]

@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         with hold_runs(runs), Uploads(check(runs), say_once) as uploads:
             say_once(format_plan(runs), keep="\n")
             results, failed = run_all(runs, lambda each: run(each, uploads))
-            say_once("\n" + format_table(results), keep="\n")
+            if results:
+                say_once("\n" + format_table(results), keep="\n")
     except Refusal as error:
         say_once(f"error: {error}", sys.stderr, keep="\n")
         return error.exit_status

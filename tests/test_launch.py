@@ -222,7 +222,7 @@ def set_for_the_process():
 def test_a_trial_leaves_nothing_behind(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    recipe = read(training={"full_determinism": True, "log_level": "error", "use_cpu": True})
+    recipe = read(training={"full_determinism": True, "log_level": "error"})
     before = set_for_the_process(), sorted(tmp_path.rglob("*"))
     try_out(recipe, PET_SPEC, COUNTS)
     estimate(recipe, PET_SPEC, COUNTS)
@@ -235,14 +235,14 @@ def test_an_epoch_is_its_batches_times_the_faster_step(read, monkeypatch, second
     monkeypatch.setattr(launch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     tried = []
     monkeypatch.setattr(SegTrainer, "try_step", lambda self, images: tried.append(images))
-    took, megabytes = estimate(read(training={"use_cpu": True}), PET_SPEC, ODD)
+    took, megabytes = estimate(read(), PET_SPEC, ODD)
     assert tried == [8] * measured and took == 5 * seconds[-1]
     assert megabytes is None or megabytes > 50
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_a_run_sets_for_the_process_ends_with_it(write_recipe, run, monkeypatch, fails):
-    keys = {"full_determinism": True, "log_level": "error", "use_cpu": True}
+    keys = {"full_determinism": True, "log_level": "error"}
     first = write_recipe("a", training=keys | {"num_train_epochs": 1})
     second = write_recipe("b", training={"num_train_epochs": 1})
     seen, changed = [], []

@@ -42,7 +42,7 @@ def look_up(results: dict[str, Any], keys: Sequence[str]) -> Any:
 
 
 @dataclass(frozen=True)
-class Run:
+class Tested:
     """A finished run or an evaluation: its folder, its `results.json`, and the arrays beside it, None where a file is
     gone.
 
@@ -86,7 +86,7 @@ class Arm:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[Tested, ...]
     place: tuple[str, ...] = OF_INPUT
 
     @property
@@ -147,7 +147,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises:
         Refusal: when a folder holds no finished run, or the runs were not tested on the same images and classes.
     """
-    runs = [load_run(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
+    runs = [load_tested(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)
     arms = sorted(group(runs), key=lambda arm: -statistics.fmean(arm.scores))
     known = {arm.name: [run.per_image.get(arm.place) for run in arm.runs] for arm in arms}
@@ -175,7 +175,7 @@ def differing_protocol(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     return protocol
 
 
-def load_run(folder: Path) -> Run:
+def load_tested(folder: Path) -> Tested:
     """Read a finished run or an evaluation.
 
     Raises:
@@ -197,10 +197,10 @@ def load_run(folder: Path) -> Run:
         if of_another or not np.isclose(mean_iou(total), test["mean_iou"], rtol=0, atol=1e-9):
             what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
             raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
-    return Run(folder, results, per_image, samples, roc)
+    return Tested(folder, results, per_image, samples, roc)
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[Tested]) -> None:
     """Refuse runs that were not tested on the same images and classes: the first that differs from the first run."""
     if len(runs) < 2:
         raise Refusal("compare", "name at least two runs", code="too-few-runs")
@@ -216,21 +216,22 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 
-def group(runs: Sequence[Run]) -> list[Arm]:
+def group(runs: Sequence[Tested]) -> list[Arm]:
     """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most.
 
     Runs of one name whose inputs differ are arms of their own, whose names say the input.
     """
-    arms: dict[tuple[str, str], list[Run]] = {}
+    arms: dict[tuple[str, str], list[Tested]] = {}
     for run in runs:
         name, members = run.arm, arms.setdefault((run.arm, describe_input(run.recipe["data"])), [run])
         first = members[0]
         if run is first:
             continue
-        changed = [key for key in changed_keys(first.recipe, run.recipe) if ".seed: " not in key]
-        if changed or run.seed in {other.seed for other in members}:
+        differing = differing_keys([first.recipe, run.recipe])
+        differing.pop("training.seed", None)
+        if differing or run.seed in {other.seed for other in members}:
             both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
-            why = "; ".join(changed) or f"both {both}"
+            why = "; ".join(changed_keys(first.recipe, run.recipe)) if differing else f"both {both}"
             what = f"are two runs named {name}, but not two seeds ({why})"
             raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
         members.append(run)

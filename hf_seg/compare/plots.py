@@ -89,7 +89,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     """
     costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
-        costs["images a second in training"] = (1, "train", "images_per_second")
+        costs["images a second, validation included"] = (1, "train", "images_per_second")
     lines: dict[str, list[Arm]] = {}
     for arm in arms:
         lines.setdefault(arm.runs[0].arm, []).append(arm)

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, verdict
+from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, look_up, verdict
 from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
-from hf_seg.runs.page import PAGES, describe_input
+from hf_seg.problem import Refusal
+from hf_seg.runs.page import PAGES, describe_input, generator, is_page_of, write_page
+
+PAGE = "comparison.html"
+PICTURES = CONFUSIONS, LEARNING, COST, ROC, SAME_IMAGES = [
+    f"{name}.png" for name in ("confusions", "learning", "cost", "roc", "same_images")
+]
 
 
 def build_report(
@@ -32,6 +38,7 @@ def build_report(
         resamples=RESAMPLES,
         level=LEVEL,
         pictures=pictures or {},
+        mark=generator("compare"),
         verdict=verdict,
         show=_show,
     )
@@ -39,7 +46,12 @@ def build_report(
 
 def _ceilings(arms: Sequence[Arm]) -> dict[str, float]:
     """The highest scores at the pictures' own size, by the size of the masks, of all arms: the largest first."""
-    found = {size: value for arm in arms for size, value in arm.runs[0].results["test"]["native"]["ceilings"].items()}
+    found = {}
+    for arm in arms:
+        resize = arm.runs[0].recipe["data"]["resize"]
+        for size, value in look_up(arm.runs[0].results, ("test", "native", "ceilings")).items():
+            shown = size.replace("x", "×") if "x" in size else f"{size}×{size}"
+            found[shown if resize == "stretch" else f"{shown}, {resize}"] = value
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -51,31 +63,42 @@ def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
     return format(mean, form) if deviation is None else f"{mean:{form}} ± {deviation / unit:{form}}"
 
 
+def check_out(folder: Path) -> None:
+    """Refuse to write a report into a folder that holds anything but a report."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(folder / PAGE, "compare"):
+        what = "exists, and holds other files than a report of `hf-seg compare`"
+        raise Refusal(folder, what, "name another folder by --out", code="compare")
+
+
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it."""
+    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it; pictures of an
+    earlier report there are removed.
+
+    Raises:
+        Refusal: as [`check_out`].
+    """
+    check_out(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
     arms = comparison.arms
     class_names = arms[0].runs[0].results["data"]["class_names"]
-    plot_confusions(arms, class_names, folder / "confusions.png")
-    pictures = ["confusions.png"]
+    plot_confusions(arms, class_names, folder / CONFUSIONS)
     if not all(arm.evaluated for arm in arms):
-        plot_learning(arms, folder / "learning.png")
-        pictures.append("learning.png")
+        plot_learning(arms, folder / LEARNING)
     if not any(None in arm.values("model", "multiply_adds") for arm in arms):
-        plot_cost(arms, folder / "cost.png")
-        pictures.append("cost.png")
+        plot_cost(arms, folder / COST)
     if have_roc(arms):
-        plot_roc_side_by_side(arms, class_names, folder / "roc.png")
-        pictures.append("roc.png")
+        plot_roc_side_by_side(arms, class_names, folder / ROC)
     if have_same_samples(arms):
-        plot_same_images(arms, folder / "same_images.png")
-        pictures.append("same_images.png")
+        plot_same_images(arms, folder / SAME_IMAGES)
+    pictures = [name for name in PICTURES if (folder / name).exists()]
     encoded = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in pictures}
     inside = {name: f"data:image/png;base64,{data}" for name, data in encoded.items()}
     text = build_report(comparison, dict(zip(pictures, pictures, strict=True)))
     page = build_report(comparison, inside, "comparison.html.jinja")
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
-    (folder / "comparison.html").write_text(page, encoding="utf-8")
+    write_page(text, folder / "comparison.md")
+    write_page(page, folder / PAGE)
 
 
 def have_roc(arms: Sequence[Arm]) -> bool:

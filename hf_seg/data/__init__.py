@@ -34,6 +34,8 @@ NOT_COMPARABLE = (
     "pairs were left out (data.on_bad_pair is drop): the scores are not comparable with those of a run on all pairs."
 )
 
+NOTHING_COUNTS = "Correct its masks, or what classes.json says of their values."
+
 
 @dataclass(kw_only=True)
 class SegData:
@@ -71,7 +73,8 @@ def load_data(data: DataRecipe) -> SegData:
     """Load, check and prepare the data of a recipe.
 
     Raises:
-        DataError: when it is not there, is incomplete, has an empty split, or a pair cannot be used.
+        DataError: when it is not there, is incomplete, has an empty split or one without a class, or a pair cannot be
+            used.
     """
     from hf_seg.data.cache import prepare_splits  # torch takes seconds, and who lists pairs does without it
     from hf_seg.data.transforms import build_transforms
@@ -79,7 +82,16 @@ def load_data(data: DataRecipe) -> SegData:
     spec, splits, dropped = load_pairs(data)
     transforms = build_transforms(data, spec)
     prepared = prepare_splits(splits, spec, transforms, data.cache)
+    void = [name for name, pairs in prepared.items() if not _has_labels(pairs, spec.ignore_index)]
+    if void:
+        place, what = data.root or data.path or spec.name, f"no pixel of {' and '.join(void)} has a class"
+        raise DataError(place, what, NOTHING_COUNTS, code="empty-split")
     return SegData(spec=spec, splits=splits, transforms=transforms, prepared=prepared, dropped=dropped)
+
+
+def _has_labels(pairs: PreparedPairs, ignore_index: int) -> bool:
+    """Whether a pixel counts; mostly the first pair shows it."""
+    return any((pairs[index]["labels"] != ignore_index).any() for index in range(len(pairs)))
 
 
 def load_splits(data: DataRecipe) -> DatasetDict:

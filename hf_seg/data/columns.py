@@ -15,7 +15,7 @@ from datasets.features.features import register_feature
 
 from hf_seg.data.spec import INVALID
 from hf_seg.data.stored_image import name_of, open_image, open_mask
-from hf_seg.problem import PairError
+from hf_seg.problem import PairError, first
 
 MAX_ID = 65_535
 NO_LABELS = (
@@ -98,15 +98,14 @@ class ClassMask(Image):
 def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairError:
     """What is wrong with a mask that holds values that classes.json does not name: value → number of pixels."""
     most = sorted(counts, key=lambda value: -counts[value])
-    named = ", ".join(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most[:5])
-    more = f" and {len(counts) - 5:,} more" if len(counts) > 5 else ""
+    named = first(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most)
     remedy = (
         f"{'Colours' if by_color else 'Ids'} in a mask must each be that of a class, or stand under label_map or "
         "ignore, in classes.json: add them there, or correct the masks."
     )
     if len(counts) > 20:
         remedy += " So many of them come from JPEG compression or smoothing: save masks as PNG, resized by nearest."
-    return PairError(name, f"the mask holds {named}{more}", remedy, code="mask-values")
+    return PairError(name, f"the mask holds {named}", remedy, code="mask-values")
 
 
 def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarray:

@@ -317,7 +317,11 @@ def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys
     often = max(1, epochs // 15)
     training = TrainingRecipe(num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=often)
     path, model = root / "recipe.json", ModelRecipe(arch=arch)
-    return Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
+    recipe = Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
+    recipe["data"]["normalize"] = (
+        "auto"  # not what it stands for from scratch: `--model.init imagenet` is to be enough
+    )
+    return recipe
 
 
 def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any], str]:

@@ -28,8 +28,8 @@ from hf_seg.data.sources.synthetic.pet import draw_pet
 from hf_seg.files import write_whole
 from hf_seg.inference.exported import load_model
 from hf_seg.inference.predict import expand_paths, read_image
-from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
-from hf_seg.problem import Problem, Refusal
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
+from hf_seg.problem import Problem, Refusal, one_line
 from hf_seg.scoring.upsampling import upsampled_argmax
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _explained(segmenter: Segmenter, title: str) -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except Exception as error:  # tracing a model raises nearly anything
-        raise Refusal("", f"transformers cannot export this {kind} to {title} ({said_by(error)[:500]})") from error
+        raise Refusal("", f"transformers cannot export this {kind} to {title} ({one_line(error)[:500]})") from error
     finally:
         logging.disable(logging.NOTSET)
         logging.root.handlers[:] = handlers  # onnxruntime's quantizer adds one

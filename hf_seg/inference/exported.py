@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_seg.data.geometry import Framing, Size
-from hf_seg.inference.segmenter import Segmenter, load_segmenter, said_by
-from hf_seg.problem import Refusal
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
+from hf_seg.problem import Refusal, one_line
 
 NEEDED = ("class_names", "image_processor", "image_size", "resize")  # of the file's metadata
 
@@ -81,7 +81,7 @@ def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
         remedy = f"run `pip install 'hf_seg[{extra}]'`"
         raise Refusal(path, f"{name} is not installed", remedy, code="evaluate") from error
     except Exception as error:  # the runtimes' kinds have nothing else in common
-        what = f"cannot be read as a file of hf_seg ({said_by(error)})"
+        what = f"cannot be read as a file of hf_seg ({one_line(error)})"
         raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate") from error
     return segmenter
 

@@ -32,7 +32,7 @@ from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, hidden_bars, read_header, verify_download
-from hf_seg.problem import Refusal
+from hf_seg.problem import Refusal, first, one_line
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
 # EoMT, DETR) are not here: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding.
@@ -149,10 +149,10 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     try:
         segmenter, report = _load(model, dtype)
     except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here
-        raise Refusal(model, said_by(error)) from error
+        raise Refusal(model, one_line(error)) from error
     except Exception as error:  # a damaged or hostile folder makes transformers and torch raise nearly anything
         _verify_downloads(model)  # a damaged file explains more than what came of it
-        what = f"no semantic segmentation model with its image processor could be loaded ({said_by(error)})"
+        what = f"no semantic segmentation model with its image processor could be loaded ({one_line(error)})"
         remedy = "name the folder of a finished run, or a Hub id of such a model"
         raise Refusal(model, what, remedy) from error
     _verify_downloads(model)
@@ -160,17 +160,6 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     segmenter.model.to(device, memory_format=torch.channels_last)  # convolutions gain by it
     _try_out(model, segmenter, report["missing_keys"])
     return segmenter
-
-
-def said_by(error: Exception) -> str:
-    """A library's error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def first(names: Iterable[object]) -> str:
-    """The first five of some names."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _device(device: str | None) -> str:
@@ -258,7 +247,7 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
         # fused attention may make numbers of NaN, but not the same numbers
         needed = absent and not torch.allclose(scores, segmenter.scores(pixel_values))
     except Exception as error:
-        raise Refusal(place, f"it cannot segment a picture: {said_by(error)}") from error
+        raise Refusal(place, f"it cannot segment a picture: {one_line(error)}") from error
     if needed:
         what = f"has no weights for {first(absent)}, so it is no trained semantic segmentation model"
         remedy = "encoders and classifiers cannot segment: name a finished run's folder, or a Hub id of such a model"

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.initialization import meta_device_safe_creation_ops
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import RecipeError, one_line
 from hf_seg.recipe.keys import NORMALIZATIONS
 from hf_seg.recipe.reading import problem_of
 from hf_seg.recipe.rules import REFUSED_CONFIG, check_config, config_fields
@@ -223,7 +223,7 @@ def _build_config(
         with torch.device("meta"), meta_device_safe_creation_ops():
             model_class(config).eval()(torch.empty(1, 3, *size))
     except Exception as error:  # whatever the libraries raise, it is about these few values
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
         on = f" on {config.encoder}" if model.arch == "smp" else ""
         raise RecipeError(where, f"no {model.path or model.arch}{on} can be built: {said}") from error
@@ -241,7 +241,7 @@ def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             config_class, given = type(config), config.to_dict()
     except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
-        what = f"{path} gives no configuration ({' '.join(str(error).split())})"
+        what = f"{path} gives no configuration ({one_line(error)})"
         remedy = "name a folder, a config.json, a Hub id (offline, one that is in the cache) or a model type of "
         raise RecipeError("model.path", what, f"{remedy}transformers") from error
     if config_class not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:

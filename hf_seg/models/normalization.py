@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import timm
 from transformers import AutoImageProcessor
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import RecipeError, one_line
 from hf_seg.recipe.keys import NORMALIZATIONS, ON_TIMM
 
 from .build import locate_encoder_weights
@@ -56,7 +56,7 @@ def find_normalization(model: ModelRecipe) -> str:
         if (model.arch, model.init) == ("segformer", "imagenet") and isinstance(error, OSError):
             return "imagenet"
         locate_encoder_weights(model)  # what is wrong with the model or its weights comes first
-        what = f"{source_of(model)} does not say how pixels were normalised ({' '.join(str(error).split())})"
+        what = f"{source_of(model)} does not say how pixels were normalised ({one_line(error)})"
         raise RecipeError(KEY, what, REMEDY) from error
     if found is None:
         return "none"

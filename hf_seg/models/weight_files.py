@@ -29,7 +29,7 @@ from transformers.initialization import meta_device_safe_creation_ops
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from hf_seg.problem import RecipeError, Refusal
+from hf_seg.problem import RecipeError, Refusal, one_line
 
 KEY = "model.encoder_weights"
 # The second one is all that some repositories have; it is read as data only (`weights_only=True`).
@@ -78,7 +78,7 @@ def download(source: str, is_checkpoint: bool) -> Path:
             (GatedRepoError, "access is gated: accept its terms on its page and log in with `hf auth login`"),
             (RepositoryNotFoundError, "no such repository, or a private one (then log in with `hf auth login`)"),
             (EntryNotFoundError, f"it has no {WEIGHT_FILES[0]}{' or no config.json' if is_checkpoint else ''}"),
-            (Exception, " ".join(str(error).split())),
+            (Exception, one_line(error)),
         )
         reason = next(text for kind, text in reasons if isinstance(error, kind))
         what = f"{source} is not a file or folder here, and could not be fetched from the Hub: {reason}"

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
 
-from hf_seg.problem import RecipeError
+from hf_seg.problem import RecipeError, first
 from hf_seg.recipe.keys import ON_TIMM
 from hf_seg.recipe.rules import MIT, encoder_differences
 
@@ -217,7 +217,7 @@ def _read_tensors(model: ModelRecipe, path: Path) -> dict[str, torch.Tensor]:
 
 def _refuse(model: ModelRecipe, problems: list[str]) -> None:
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        shown = first(problems, 3)
         what = f"{source_of(model)} holds weights of another architecture or size than the recipe's encoder ({shown})"
         remedy = "Name weights that fit, or change the encoder"
         remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."

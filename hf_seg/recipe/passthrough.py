@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter
 from hf_seg.recipe.keys import STRICT
 
 _LAUNCHER = "how a run is spread over machines belongs to the launcher's file (accelerate config)"
+_DEVICE = "what a run computes on belongs to the launch"
 _SCIENCE = "a recipe describes model, data and training only"
 _GONE = "transformers 5 has no such argument"
 _RENAMED = "hf_seg has another name for it"
@@ -57,7 +58,11 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "overwrite_output_dir": (_GONE, "to train a finished run again, add --overwrite to the command"),
     "logging_dir": (f"{_GONE}, and TensorBoard's files go into the run's folder", "leave it out"),
     "warmup_ratio": (_GONE, "set warmup_steps below 1 for a share of all steps"),
-    "no_cuda": (_GONE, "set use_cpu"),
+    "no_cuda use_cpu": (_DEVICE, "set the variable ACCELERATE_USE_CPU=true for the launch"),
+    "dataloader_persistent_workers": (
+        "workers stay from epoch to epoch, but for random crops, which they would not draw again",
+        "leave it out",
+    ),
     "push_to_hub_model_id": (_GONE, "set hub_model_id"),
     "save_safetensors": (_GONE, "weights are always saved as safetensors"),
     "hub_token push_to_hub_token": ("secrets never go into a recipe", "run `hf auth login` or set HF_TOKEN"),

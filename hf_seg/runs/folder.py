@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from hf_seg.data import fingerprint, list_data
 from hf_seg.files import PARTIAL, write_json
-from hf_seg.problem import Refusal
+from hf_seg.problem import Refusal, first
 from hf_seg.processes import check_shared, on_main_process
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe
@@ -272,8 +272,7 @@ def _check_removable(folder: Path, recipe: Recipe) -> None:
             what = f"is not removed, since {key} of {recipe.name}, {path}, is in it"
             raise _refusal(folder, what, "choose another --output_dir, or give the recipe file another name")
     if strangers := _strangers(folder):
-        shown = ", ".join(strangers[:SHOWN]) + (f" and {len(strangers) - SHOWN:,} more" if strangers[SHOWN:] else "")
-        what = f"is not removed, since it holds what no run writes: {shown}"
+        what = f"is not removed, since it holds what no run writes: {first(strangers, SHOWN)}"
         raise _refusal(folder, what, "move that away, or choose another --output_dir")
     if any(folder.iterdir()):
         load_run(folder, any_format=True)

@@ -5,11 +5,13 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from hf_seg.files import write_whole
 from hf_seg.text import Markdown, address, code, link, markdown, markdown_table, printable
 
 
@@ -30,6 +32,22 @@ def describe_size(data: Mapping[str, Any]) -> str:
 def describe_input(data: Mapping[str, Any]) -> str:
     """Size of the model's input, and how pictures are brought to it where they are not stretched."""
     return describe_size(data) + ("" if data["resize"] == "stretch" else f", {data['resize']}")
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page, whole or not at all."""
+    with write_whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def generator(command: str) -> Markdown:
+    """What stands in each HTML page that a command of `hf-seg` writes."""
+    return Markdown(f'<meta name="generator" content="hf-seg {command}">')
+
+
+def is_page_of(path: Path, command: str) -> bool:
+    """Whether a file is an HTML page that this command has written."""
+    return path.is_file() and generator(command) in path.read_text(encoding="utf-8", errors="replace")
 
 
 # Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.

@@ -18,10 +18,11 @@ from typing_extensions import TypedDict  # pydantic does not take that of Python
 
 from hf_seg.data import DatasetSpec
 from hf_seg.files import parse_json, write_json, write_whole
-from hf_seg.problem import Refusal
+from hf_seg.problem import Refusal, first
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
 from hf_seg.runs.card import build_card, describe_loss
+from hf_seg.runs.page import write_page
 from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
@@ -176,7 +177,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         if trained:
             loss = describe_loss(results["recipe"]["training"])
             plot_curves(results["train"]["history"], plots["curves"], loss)
-            (folder / CARD).write_text(str(build_card(results)), encoding="utf-8")
+            write_page(str(build_card(results)), folder / CARD)
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])
@@ -352,8 +353,7 @@ def describe_provenance(provenance: dict) -> str:
         if head["tensors_by_class"]:
             parts += [f"{head['tensors_by_class']} tensors by class, {len(kept)} classes kept"]
         if fresh:
-            shown = ", ".join(fresh[:5]) + (f" and {len(fresh) - 5} more" if fresh[5:] else "")
-            parts[-1] += f", {len(fresh)} fresh because that model has no class of their name ({shown})"
+            parts[-1] += f", {len(fresh)} fresh because that model has no class of their name ({first(fresh)})"
         if head["tensors_fresh"]:
             parts += [f"{head['tensors_fresh']} fresh tensors, missing there or of another shape"]
     else:

@@ -80,10 +80,11 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
 
 def mean_iou(confusion: np.ndarray) -> np.ndarray:
     """The mean over the classes that occur: `(...)` of matrices `(..., C, C)`; NaN where none does."""
-    return _mean_of_present(class_iou(confusion))
+    return mean_of_present(class_iou(confusion))
 
 
-def _mean_of_present(values: np.ndarray) -> np.ndarray:
+def mean_of_present(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of the values that are not NaN; NaN where all are."""
     present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):  # of no class
         return np.where(present, values, 0).sum(axis=-1) / present.sum(axis=-1)
@@ -106,8 +107,8 @@ def region_scores(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
         weighted = np.nansum(true * class_iou(confusion)) / true.sum()
         precision = np.where(np.isnan(dice), np.nan, right / np.maximum(predicted, 1))
     return {
-        "mean_dice": float(_mean_of_present(dice)),
-        "mean_precision": float(_mean_of_present(precision)),
+        "mean_dice": float(mean_of_present(dice)),
+        "mean_precision": float(mean_of_present(precision)),
         "frequency_weighted_iou": float(weighted),
         "per_category_dice": dice,
         "per_category_precision": precision,
@@ -124,7 +125,7 @@ def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray
         accuracy, overall = right / area, right.sum() / area.sum()
     return {
         "mean_iou": float(mean_iou(confusion)),
-        "mean_accuracy": float(_mean_of_present(accuracy)),
+        "mean_accuracy": float(mean_of_present(accuracy)),
         "overall_accuracy": float(overall),
         "per_category_iou": class_iou(confusion),
         "per_category_accuracy": accuracy,

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_seg.scoring.boundary import boundary_counts, boundary_distance, boundary_iou
-from hf_seg.scoring.confusion import confusion_per_image, region_scores
+from hf_seg.scoring.confusion import confusion_per_image, mean_of_present, region_scores
 from hf_seg.scoring.metrics import SecondOpinion, SegMetric
 from hf_seg.scoring.roc import roc_from_histograms, score_histograms
 from hf_seg.scoring.upsampling import upsample
@@ -88,12 +88,12 @@ class Evaluation:
             "confusion_matrix": confusion.tolist(),
         }
         if self.thorough:
-            outlines = by_class(self.class_names, boundary_iou(self.boundaries))
+            outlines = boundary_iou(self.boundaries)
             record |= {
                 "boundary_iou": {
                     "distance": self.distance,
-                    "mean": float(np.mean([*outlines.values()])) if outlines else float("nan"),
-                    "per_category": outlines,
+                    "mean": float(mean_of_present(outlines)),
+                    "per_category": by_class(self.class_names, outlines),
                 },
                 "roc": roc_from_histograms(self.histograms.cpu().numpy(), self.class_names),
                 "per_image": torch.cat(self.per_image).numpy(),

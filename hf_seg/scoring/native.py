@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from hf_seg.scoring.confusion import class_iou, confusion_matrix
+from hf_seg.scoring.confusion import class_iou, confusion_matrix, mean_iou, mean_of_present
 from hf_seg.scoring.evaluation import by_class
 from hf_seg.scoring.upsampling import upsampled_argmax
 
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from hf_seg.data.geometry import Size
     from hf_seg.data.transforms import SegTransform
 
-BATCH = 32
 COMPARED = 100  # test pictures that are also segmented as `pipeline` does
 
 
 def score_native(
-    predict: Callable[[Tensor], Tensor], split: Dataset, prepared: Any, transform: SegTransform, sizes: Sequence[Size]
+    predict: Callable[[Tensor], Tensor],
+    split: Dataset,
+    prepared: Any,
+    transform: SegTransform,
+    sizes: Sequence[Size],
+    batch: int = 32,
 ) -> dict[str, Any]:
     """Score a model at each mask's own size.
 
@@ -38,6 +42,7 @@ def score_native(
         split: pairs as stored, of which the masks are read.
         prepared: the same pairs in the same order, prepared by `transform`, which does not augment.
         sizes: heights and widths, in pixels, to find ceilings for.
+        batch: pictures that are predicted at a time.
 
     Returns:
         `dict`: `mean_iou`, `per_category_iou` by class name, `per_image` (an array `(images, C, C)` of a confusion
@@ -48,8 +53,8 @@ def score_native(
     spec, masks = transform.spec, split.select_columns(["mask"])
     scored = []
     ceilings = {size: torch.zeros(spec.num_labels + 1, spec.num_labels + 1, dtype=torch.int64) for size in sizes}
-    for start in range(0, len(split), BATCH):
-        indices = list(range(start, min(start + BATCH, len(split))))
+    for start in range(0, len(split), batch):
+        indices = list(range(start, min(start + batch, len(split))))
         logits = predict(transform.finish(prepared.__getitems__(indices))["pixel_values"])
         for index, of_image in zip(indices, logits, strict=True):
             labels = torch.from_numpy(transform.class_ids(masks[index]["mask"]))
@@ -62,11 +67,11 @@ def score_native(
                 small = small.masked_fill(small == spec.ignore_index, spec.num_labels)
                 counts += confusion_matrix(small, labels, spec.num_labels + 1, spec.ignore_index)
     per_image = torch.stack(scored).numpy()
-    iou = class_iou(per_image.sum(axis=0))
+    confusion = per_image.sum(axis=0)
     return {
         "per_image": per_image,
-        "mean_iou": float(np.nanmean(iou)),
-        "per_category_iou": by_class(spec.class_names, iou),
+        "mean_iou": float(mean_iou(confusion)),
+        "per_category_iou": by_class(spec.class_names, class_iou(confusion)),
         "ceilings": {
             str(size[0]) if size[0] == size[1] else f"{size[1]}x{size[0]}": ceiling(counts.numpy())
             for size, counts in ceilings.items()
@@ -89,7 +94,7 @@ def compare_pipeline(
         scores_of: `pixel_values` of one picture to the scores that hf_seg predicts from.
 
     Returns:
-        `dict`: `pictures`, the number of pictures of the split that both have segmented, at most `COMPARED`; and
+        `dict`: `pictures`, the number of pictures that are compared, the first of the split, at most `COMPARED`; and
         `mean_iou` and `pipeline_mean_iou` on these, at their own size; the latter None where the model fails at one
         that is not padded, as a SegFormer does below 32 pixels.
     """
@@ -103,11 +108,13 @@ def compare_pipeline(
         try:
             top, left, bottom, right = box or (0, 0, *pixel_values.shape[-2:])
             stock, _ = upsampled_argmax(predict(pixel_values[..., top:bottom, left:right]), picture)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             stock, failed = torch.zeros_like(ours), True
         for confusion, ids in zip(confusions, (ours, stock), strict=True):
             confusion += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
-    own, pipeline = (float(np.nanmean(class_iou(confusion.numpy()))) for confusion in confusions)
+    own, pipeline = (float(mean_iou(confusion.numpy())) for confusion in confusions)
     return {"pictures": count, "mean_iou": own, "pipeline_mean_iou": None if failed else pipeline}
 
 
@@ -119,4 +126,4 @@ def shrink_and_back(labels: Tensor, size: Size) -> Tensor:
 
 def ceiling(counts: np.ndarray) -> float:
     """The mIoU from a confusion matrix whose last class stands for pixels without a label in the prediction."""
-    return float(np.nanmean(class_iou(counts)[:-1]))
+    return float(mean_of_present(class_iou(counts)[:-1]))

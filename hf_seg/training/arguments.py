@@ -44,9 +44,14 @@ def count_steps(training: TrainingRecipe, pairs: int, num_processes: int) -> int
     """The steps of a whole training on so many pairs, as `Trainer` counts them."""
     if (steps := training.arguments.get("max_steps", -1)) > 0:
         return steps
+    return math.ceil(training.num_train_epochs * steps_per_epoch(training, pairs, num_processes))
+
+
+def steps_per_epoch(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
+    """The steps of an epoch on so many pairs, as `Trainer` counts them."""
     batches = pairs / (per_device_batch_size(training, num_processes) * num_processes)
     batches = math.floor(batches) if training.arguments.get("dataloader_drop_last") else math.ceil(batches)
-    return math.ceil(training.num_train_epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
+    return max(1, math.ceil(batches / training.gradient_accumulation_steps))
 
 
 def _divisors(batch: int, parts: int) -> list[int]:
@@ -193,7 +198,7 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
         lr_scheduler_type="constant" if training.lr_scheduler_type == "exponential" else training.lr_scheduler_type,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=arguments.pop("use_cpu", False) or state.device.type == "cpu",
+        use_cpu=state.device.type == "cpu",
         report_to=report_to,
         eval_strategy="epoch",
         save_strategy="epoch",

@@ -48,7 +48,7 @@ class TrainingTime(TrainerCallback, ExportableState):
         self.before, self.begin = 0.0, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = state.stateful_callbacks.get(type(self).__name__, self.state())  # older checkpoints lack it
+        saved = state.stateful_callbacks[type(self).__name__]
         self.before, self.begin = saved["attributes"]["seconds"], time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -92,7 +92,8 @@ class StopEarly(EarlyStoppingCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """After a signal: saves a checkpoint at the end of the step that is under way, and ends the training there.
+    """After a signal: saves a checkpoint at the end of the step that is under way, and ends the training there. At the
+    end of an epoch its evaluation comes first, as a resumed training begins with the next epoch.
 
     An evaluation in the middle of a training is finished first, since its checkpoint comes after it; one after the
     training is given up at once, since nothing is to be saved.
@@ -106,16 +107,20 @@ class StopWhenAsked(TrainerCallback):
         self.training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.signum is not None:
+        if self.signum is not None and not self._ends_epoch(state):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # the step before has saved, or this is the evaluation's own turn
-        if self.signum is not None and control.should_training_stop:
-            control.should_evaluate = control.should_save = False
+        if self.signum is not None:
+            control.should_training_stop, control.should_save = True, self._ends_epoch(state)
+            control.should_evaluate &= control.should_save  # else the step before has saved
         return control
+
+    @staticmethod
+    def _ends_epoch(state: TrainerState) -> bool:
+        return state.epoch % 1 == 0 or state.global_step >= state.max_steps
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self.signum is not None and self.training:

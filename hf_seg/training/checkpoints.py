@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -20,12 +23,22 @@ CHECKSUMS = "checksums.json"
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes [`CHECKSUMS`] into each checkpoint, as the last of its files."""
+    """Writes [`CHECKSUMS`] into each checkpoint, as the last of its files; and lets a resumed training find the best
+    one, which Trainer forgets if the run was in another place before."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_folder(args.output_dir, state.best_global_step))
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # each rank has written its random state
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            seal(checkpoint_folder(args.output_dir, state.global_step))
+
+
+def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint after so many steps is, by `Trainer`'s rule."""
+    return Path(run_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool = False) -> None:
@@ -39,6 +52,29 @@ def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool 
     if free < needed:
         what = f"checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
         raise Refusal(run_dir, what, "free disk space, or choose another --output_dir", code="disk")
+
+
+@contextmanager
+def writing(run_dir: Path, step: int) -> Iterator[Path]:
+    """Around the code that writes a checkpoint into the folder that it gets: what cannot be written is removed again.
+
+    Raises:
+        Refusal: with the free space, and where the training goes on.
+    """
+    folder = checkpoint_folder(run_dir, step)
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
+    try:
+        yield folder
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save has no error of its own for a file that cannot be written
+        own = ("StreamWriter", "inline_container")
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in own):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        last, free = last_checkpoint(run_dir), shutil.disk_usage(run_dir).free
+        reason = f"{str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are free without it"
+        remedy = f"free disk space and launch again: training goes on from {last or 'the beginning'}"
+        raise Refusal(folder, f"the checkpoint cannot be written ({reason})", remedy, code="disk") from error
 
 
 def seal(folder: Path) -> None:

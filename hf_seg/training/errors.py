@@ -16,11 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data import image_name
-from hf_seg.files import write_whole
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
 from hf_seg.runs.figure import IGNORED_STRIPES, colour_masks
-from hf_seg.runs.page import HTML_PAGES
+from hf_seg.runs.page import HTML_PAGES, generator, is_page_of, write_page
 from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_results
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from hf_seg.inference.exported import ExportedSegmenter
     from hf_seg.inference.segmenter import Segmenter
 
-MARK = '<meta name="generator" content="hf-seg errors">'  # in each page that this command has written
 LARGEST_SIDE = 360  # of a picture on the page, in pixels
 OF_A_CLASS = 4  # pictures
 NAMED = 0.01  # share of the pixels from which on a confusion is named
@@ -70,7 +68,7 @@ def write_errors(
     results = load_results(folder, or_evaluation=True)
     names = results["data"]["class_names"]
     page, kept = (out or folder) / ERRORS, load_arrays(folder / PER_IMAGE, len(names))
-    if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
+    if page.exists() and not is_page_of(page, "errors"):
         raise Refusal(page, "exists, and `hf-seg errors` has not written it", "name another --out", code="errors")
     if kept is None:
         raise Refusal(folder, f"holds no {PER_IMAGE}", "test it again by `hf-seg evaluate`", code="errors")
@@ -94,7 +92,7 @@ def write_errors(
             title=results["data"]["title"],
             test=results["test"],
             pictures=len(confusion),
-            mark=MARK,
+            mark=generator("errors"),
             red=_hex(RED),
             stripes=[_hex(grey) for grey in IGNORED_STRIPES],
             palette={name: _hex(colour) for name, colour in zip(names, trainer.data.spec.palette, strict=True)},
@@ -104,8 +102,7 @@ def write_errors(
             ],
         )
         trainer.release()
-    with write_whole(page) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_page(text, page)
     return page
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -18,10 +17,9 @@ from hf_seg.problem import RecipeError
 from hf_seg.recipe.keys import TrainingRecipe
 
 
-def exponential(training: TrainingRecipe, pairs: int, warmup: int) -> Callable[[int], float]:
-    """The factor on the learning rate after so many steps of a training on so many pairs: `lr_decay_per_epoch` after
-    each epoch, and in the first `warmup` steps also the share of them that is done."""
-    steps_per_epoch = math.ceil(pairs / training.global_train_batch_size)
+def exponential(training: TrainingRecipe, steps_per_epoch: int, warmup: int) -> Callable[[int], float]:
+    """The factor on the learning rate after so many steps of a training: `lr_decay_per_epoch` after each epoch, and in
+    the first `warmup` steps also the share of them that is done."""
 
     def factor(step: int) -> float:
         begun = min(1, step / warmup) if warmup else 1

@@ -1,9 +1,9 @@
 """`SegTrainer`: transformers' `Trainer` with the study's optimiser and schedule, one loss for all models, and mIoU."""
 
 import itertools
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,18 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from accelerate.utils.memory import clear_device_cache
-from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.data import SegData, image_name
 from hf_seg.data.geometry import Framing, center_crop, cut, pad, slide
 from hf_seg.data.prepared import PreparedPairs
 from hf_seg.data.transforms import collate
 from hf_seg.models.build import build_image_processor
-from hf_seg.problem import Refusal
+from hf_seg.problem import Refusal, first
 from hf_seg.runs.folder import Run
 from hf_seg.scoring.evaluation import Evaluation
 from hf_seg.scoring.loss import LossWatch
@@ -33,13 +32,14 @@ from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 from hf_seg.training.arguments import (
     build_loss,
     build_training_arguments,
+    steps_per_epoch,
     use_channels_last,
     use_cuda_graphs,
     use_sync_batch_norm,
 )
 from hf_seg.training.average import WeightAverage
 from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime
-from hf_seg.training.checkpoints import CHECKSUMS, SealCheckpoints, find_damage, last_checkpoint, load_weights
+from hf_seg.training.checkpoints import SealCheckpoints, find_damage, last_checkpoint, load_weights, writing
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
 from hf_seg.training.rates import exponential, split_groups
@@ -69,7 +69,7 @@ class SegTrainer(Trainer):
             data.prepared["train"].seed = training.seed
         self.loss = build_loss(training, data, args.device)
         # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
-        self.losses = LossWatch(tolerated=FP16_OVERFLOWS if args.fp16 else 0)
+        self.losses = LossWatch(tolerated=FP16_OVERFLOWS * args.gradient_accumulation_steps if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
         if self.sync_batch_norm:
             model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
@@ -137,7 +137,8 @@ class SegTrainer(Trainer):
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            factor = exponential(training, len(self.train_dataset), warmup)
+            steps = steps_per_epoch(training, len(self.train_dataset), self.args.world_size)
+            factor = exponential(training, steps, warmup)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -191,11 +192,10 @@ class SegTrainer(Trainer):
             return
         value, (step, images) = found
         indices = torch.cat(images).tolist()
-        names = ", ".join(image_name("train", self.data.splits.get("train"), index) for index in indices[:10])
-        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        names = first((image_name("train", self.data.splits.get("train"), index) for index in indices), 10)
         last = last_checkpoint(self.run.folder)
         kept = f"The last checkpoint before it is {last}" if last else "There is no checkpoint before it"
-        what = f"the training loss is {value} at step {step + 1}; its batch on this process is {names}{more}. {kept}"
+        what = f"the training loss is {value} at step {step + 1}; its batch on this process is {names}. {kept}"
         remedy = (
             "Lower training.learning_rate, or set training.bf16 and fp16 to false, and pass --overwrite; if it is "
             "always the same images, look at them"
@@ -204,24 +204,11 @@ class SegTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.check_losses(wait=True)
-        folder = self.run.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
-        try:
+        with writing(self.run.folder, self.state.global_step) as folder:
             if self.average is not None and self.args.should_save:
                 self.average.save_raw(self.model, folder)
             with self._averaged():
                 super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            # torch.save has no error of its own for a file that cannot be written
-            own = ("StreamWriter", "inline_container")
-            if isinstance(error, RuntimeError) and not any(name in str(error) for name in own):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            last, free = last_checkpoint(self.run.folder), shutil.disk_usage(self.run.folder).free
-            reason = f"{str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are free without it"
-            remedy = f"free disk space and launch again: training goes on from {last or 'the beginning'}"
-            what = f"the checkpoint cannot be written ({reason})"
-            raise Refusal(folder, what, remedy, code="disk") from error
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
@@ -252,6 +239,18 @@ class SegTrainer(Trainer):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        # Trainer would give validation's loader for any data, if its workers persist
+        return super().get_eval_dataloader() if eval_dataset is None else self.get_test_dataloader(eval_dataset)
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and is_training  # Trainer would leave pairs of validation and test out
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def evaluate(self, *args, **kwargs):
         with self._averaged():
             if self.place_model_on_device:  # a checkpoint has the batch-norm statistics of the first rank
@@ -274,7 +273,8 @@ class SegTrainer(Trainer):
         prepared = self.data.prepared["test"]
         self.evaluate(prepared, metric_key_prefix="test")
         if self.is_world_process_zero():
-            native = self._score_native(prepared)
+            with self._explained("evaluation"):
+                native = self._score_native(prepared)
             self.scores |= {"native_per_image": native.pop("per_image"), "native": native}
         return self.scores
 
@@ -285,10 +285,10 @@ class SegTrainer(Trainer):
             native |= {key: self.scores[key] for key in ("mean_iou", "per_category_iou", "per_image")}
         else:
             sizes = [tuple(side // part for side in transform.size) for part in (1, 2, 4, 8)]
-            native = score_native(self.predict_logits, test, prepared, transform, sizes)
+            batch = self.args.per_device_eval_batch_size
+            native = score_native(self.predict_logits, test, prepared, transform, sizes, batch)
         if transform.resize != "stretch":
-            scores_of = self.picture_scores
-            native["pipeline"] = compare_pipeline(self.predict_logits, scores_of, test, prepared, transform)
+            native["pipeline"] = compare_pipeline(self.predict_logits, self.picture_scores, test, prepared, transform)
         return native
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -297,14 +297,10 @@ class SegTrainer(Trainer):
         if not self.crops:  # no loss: `Evaluation` has its own, whatever the training's is
             return None, scores, labels
         reduced = self.evaluation.reduce_logits(scores, labels)
-        ids, labels = (self._pad_across_processes(values) for values in (reduced[0], labels))
+        # masks of the same size on all ranks; what is added is ignored
+        widen = partial(self.accelerator.pad_across_processes, pad_index=self.data.spec.ignore_index)
+        ids, labels = (widen(widen(values, dim=1), dim=2) for values in (reduced[0], labels))
         return None, (ids, *reduced[1:]), labels
-
-    def _pad_across_processes(self, masks: Tensor) -> Tensor:
-        """Masks `(1, height, width)` of the same size on all ranks; what is added is ignored."""
-        for axis in (1, 2):
-            masks = self.accelerator.pad_across_processes(masks, dim=axis, pad_index=self.data.spec.ignore_index)
-        return masks
 
     def picture_scores(self, pixel_values: Tensor) -> Tensor:
         """Scores that a whole picture is segmented by, `(1, C, h, w)`, of `pixel_values` `(1, 3, height, width)`:

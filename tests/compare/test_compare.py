@@ -309,6 +309,26 @@ def test_other_refusals(write_run, tmp_path, capsys):
         compare([one, twice])
 
 
+def test_a_report_replaces_no_file_of_others(write_run, tmp_path, capsys):
+    folders = [write_run("a", matrices(0)), write_run("b", matrices(1))]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "learning.png").write_text("mine")
+    for place in (out, folders[0], out / "learning.png"):
+        assert cli.main(["compare", *map(str, folders), "--out", str(place)]) == 2
+        said = f"error: {place}: exists, and holds other files than a report of `hf-seg compare`; name another folder"
+        assert said in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["learning.png"]
+
+    report = tmp_path / "report"
+    assert cli.main(["compare", *map(str, folders), "--out", str(report)]) == 0
+    assert (report / "roc.png").exists()
+    for folder in folders:
+        (folder / ROC).unlink()
+    assert cli.main(["compare", *map(str, folders), "--out", str(report)]) == 0
+    assert not (report / "roc.png").exists() and (report / "learning.png").exists()
+
+
 DAMAGED = {
     "results.json": ["", "{}", "[]", "null", '{"format": 1}', '{"format": 2}', b"\xff", "[" * 100_000],
     PER_IMAGE: [b"", b"PK", b"\x93NUMPY", np.zeros(3), {}, {"confusion": np.zeros((200, 3))},

@@ -318,6 +318,7 @@ FAULTS = {
     ),
     "EXIF": (lambda root: turned(root, 3, False), "note", "exif-orientation", "images/photo_03.jpg"),
     "nothing but void": (lambda root: paint(root, 255), "warning", "all-ignored", "masks/photo_03.png"),
+    "all void": (lambda root: all_masks(root, 255), "error", "empty-split", "own"),
     "mostly void": (half_ignored, "warning", "mostly-ignored", "own"),
     "one class only": (lambda root: all_masks(root, 1), "warning", "constant-masks", "own"),
     "a class that test lacks": (without_disc, "warning", "absent-class", "own"),

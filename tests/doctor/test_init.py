@@ -15,6 +15,7 @@ from hf_seg.data import load_splits
 from hf_seg.inference.export import metadata_of
 from hf_seg.inference.predict import predict
 from hf_seg.inference.segmenter import load_segmenter
+from hf_seg.models.normalization import resolve_normalize
 from hf_seg.recipe import load_recipes
 
 TINY = {
@@ -156,12 +157,22 @@ def test_films_that_no_folder_divides_are_mentioned(tmp_path, init, place, lengt
     )
 
 
+def in_effect(path):
+    """A recipe from scratch that init has written, with what its `normalize` then stands for."""
+    recipe = read(path)
+    assert recipe["data"]["normalize"] == "auto"
+    recipe["data"]["normalize"] = "none"
+    return recipe
+
+
 def test_the_recipe_is_complete_and_in_order(tmp_path, init, monkeypatch):
     write_folder(tmp_path / "own", "palette", 12, size=(400, 300))
     monkeypatch.chdir(tmp_path)
     init("own", "--arch", "fcn")
     [recipe] = load_recipes([tmp_path / "own" / "recipe.json"])
-    assert recipe.to_dict() == read(tmp_path / "own" / "recipe.json")
+    assert recipe.to_dict() == in_effect(tmp_path / "own" / "recipe.json")
+    [pretrained] = load_recipes([tmp_path / "own" / "recipe.json"], ["--model.init", "imagenet"])
+    assert resolve_normalize([pretrained])[0].data.normalize == "imagenet"
     assert recipe.model.arch == "fcn" and recipe.model.init == "scratch"
     assert recipe.data.root == str(tmp_path / "own")  # absolute: it holds wherever training is started
     assert (recipe.data.name, recipe.data.image_size, recipe.data.on_bad_pair) == ("folder", [224, 288], "stop")
@@ -516,7 +527,7 @@ class TestTables:
         assert lines[-2] == (f"Then: hf-seg train {root}/recipe.json --output_dir {root}/runs")
         assert not (root / "split.json").exists()
         [recipe] = load_recipes([root / "recipe.json"])
-        assert recipe.to_dict() == read(root / "recipe.json")
+        assert recipe.to_dict() == in_effect(root / "recipe.json")
         data = recipe.data
         assert (data.name, data.path, data.root, data.revision) == ("hub", str(root), str(root), None)
         assert (data.image_column, data.mask_column) == ("pixel_values", "label")

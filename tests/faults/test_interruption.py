@@ -18,11 +18,24 @@ def undisturbed(tmp_path_factory):
     return {}
 
 
+def outcome(run):
+    """Weights, scores, and what was logged but for times."""
+    results = json.loads((run / "results.json").read_text())
+    timeless = (
+        {key: entry.get(key) for key in ("epoch", "loss", "eval_loss")} for entry in results["train"]["history"]
+    )
+    weights = (run / "model.safetensors").read_bytes()
+    return {"weights": weights, "history": [*timeless]} | {key: results[key] for key in ("validation", "test")}
+
+
 @pytest.mark.parametrize(
     ("signal", "when", "status", "checkpoint"),
     [
         ("SIGTERM", "step", 143, "checkpoint-10"),
         ("SIGINT", "step", 130, "checkpoint-10"),
+        ("SIGTERM", "last step of an epoch", 143, "checkpoint-4"),
+        ("SIGTERM", "last step before a validation", 143, "checkpoint-8"),
+        ("SIGTERM", "last step", 143, "checkpoint-16"),
         ("SIGTERM", "evaluation", 143, "checkpoint-16"),
         ("SIGTERM", "saving", 143, "checkpoint-16"),
         ("SIGINT", "test", 130, "checkpoint-16"),
@@ -32,8 +45,7 @@ def test_a_signal_loses_nothing(write_recipe, launch, tmp_path, undisturbed, sig
     recipe = write_recipe("a", **OPTIONS)
     if not undisturbed:
         launch(recipe, "--output_dir", tmp_path / "alone")
-        undisturbed["weights"] = (tmp_path / "alone" / "a" / "model.safetensors").read_bytes()
-        undisturbed["test"] = json.loads((tmp_path / "alone" / "a" / "results.json").read_text())["test"]
+        undisturbed |= outcome(tmp_path / "alone" / "a")
 
     run = tmp_path / "runs" / "a"
     stopped = launch(recipe, "--output_dir", run.parent, signal, when, script=SIGNALLED, check=False)
@@ -45,5 +57,4 @@ def test_a_signal_loses_nothing(write_recipe, launch, tmp_path, undisturbed, sig
     assert (run / checkpoint / "checksums.json").exists() and not (run / "results.json").exists()
 
     launch(recipe, "--output_dir", run.parent)
-    assert (run / "model.safetensors").read_bytes() == undisturbed["weights"]
-    assert json.loads((run / "results.json").read_text())["test"] == undisturbed["test"]
+    assert outcome(run) == undisturbed

@@ -1,4 +1,4 @@
-"""`hf_seg/train.py` that gets a signal at its tenth step, while it evaluates, or while it saves: `… SIGNAL WHEN`."""
+"""`hf_seg/train.py` that gets a signal in one of its steps, while it evaluates, or while it saves: `… SIGNAL WHEN`."""
 
 import os
 import signal
@@ -8,19 +8,28 @@ from hf_seg import train
 from hf_seg.training.trainer import SegTrainer
 
 when, name = sys.argv.pop(), sys.argv.pop()
-METHODS = {"step": "training_step", "evaluation": "prediction_step", "saving": "_save_checkpoint", "test": "test"}
+METHODS = {  # and how many steps are done by then
+    "step": ("training_step", 9),
+    "last step of an epoch": ("training_step", 3),
+    "last step before a validation": ("training_step", 7),
+    "last step": ("training_step", 15),
+    "evaluation": ("prediction_step", 9),
+    "saving": ("_save_checkpoint", 9),
+    "test": ("test", 9),
+}
+method, steps = METHODS[when]
 
 
 def interfere(self, *arguments, **keywords):
-    if self.state.global_step >= 9 and not interfere.done:
+    if self.state.global_step >= steps and not interfere.done:
         interfere.done = True
         os.kill(os.getpid(), signal.Signals[name])
     return original(self, *arguments, **keywords)
 
 
 interfere.done = False
-original = getattr(SegTrainer, METHODS[when])
-setattr(SegTrainer, METHODS[when], interfere)
+original = getattr(SegTrainer, method)
+setattr(SegTrainer, method, interfere)
 
 if __name__ == "__main__":
     sys.exit(train.main())

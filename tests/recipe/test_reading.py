@@ -120,7 +120,7 @@ def test_defaults_are_the_protocol_of_the_study(tmp_path):
 
 
 def test_other_training_arguments_are_kept_apart_and_saved_flat(tmp_path):
-    training = {"dataloader_num_workers": 2, "use_cpu": True, "save_total_limit": None, "max_steps": 5}
+    training = {"dataloader_num_workers": 2, "tf32": True, "save_total_limit": None, "max_steps": 5}
     [recipe] = load_recipes([save(tmp_path, training=training)])
     assert recipe.training.arguments == training
     assert recipe.to_dict()["training"].items() >= training.items()
@@ -275,8 +275,8 @@ training {"logging_strategy": "epochs"}
     logging_strategy: must be "no", "steps" or "epoch", but is "epochs"
 training {"adam_beta1": 1}
     adam_beta1: must be a number, at least 0, below 1, but is 1
-training {"use_cpu": null}
-    use_cpu: must be true or false, but is null
+training {"full_determinism": null}
+    full_determinism: must be true or false, but is null
 training {"max_steps": 2.5}
     max_steps: must be a whole number, but is 2.5
 training {"hub_model_id": 3}

@@ -30,8 +30,9 @@ def train(write_recipe, tmp_path, monkeypatch):
             return scores | {"mean_iou": SCORES[trainer.state.global_step - 1]} if scores else scores
 
         trainer.compute_metrics = made_up
-        if checkpoint:
-            checkpoint = shutil.copytree(checkpoint, tmp_path / name / checkpoint.name)
+        if checkpoint:  # of a run that was moved
+            shutil.copytree(checkpoint.parent, tmp_path / name, dirs_exist_ok=True)
+            checkpoint = tmp_path / name / checkpoint.name
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return trainer
 

@@ -12,10 +12,10 @@ from PIL import Image
 from hf_seg import cli
 from hf_seg.inference.segmenter import load_segmenter
 from hf_seg.runs.folder import _strangers
+from hf_seg.runs.page import generator
 from hf_seg.runs.record import load_results
 from hf_seg.scoring.confusion import mean_iou
 from hf_seg.training.errors import (
-    MARK,
     RED,
     _short_name,
     choose,
@@ -152,7 +152,7 @@ def test_refused(finished, tmp_path, capsys):
     record = json.loads((run / "results.json").read_text())
     record["data"]["fingerprint"] = "0" * 16
     (run / "results.json").write_text(json.dumps(record))
-    (run / "errors.html").write_text(MARK)
+    (run / "errors.html").write_text(generator("errors"))
     assert cli.main(["errors", str(run)]) == 2
     assert "its data is not what it was tested on (by fingerprint)" in capsys.readouterr().err
     record["recipe"]["data"]["resize"] = "maybe"
@@ -162,4 +162,4 @@ def test_refused(finished, tmp_path, capsys):
     (run / "test_confusion.npz").unlink()
     assert cli.main(["errors", str(run)]) == 2
     assert "holds no test_confusion.npz; test it again by `hf-seg evaluate`" in capsys.readouterr().err
-    assert (run / "errors.html").read_text() == MARK
+    assert (run / "errors.html").read_text() == generator("errors")

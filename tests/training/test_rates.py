@@ -98,11 +98,19 @@ def test_a_warm_up_by_hand():
     training = TrainingRecipe(global_train_batch_size=8, lr_decay_per_epoch=0.5)
 
     def factors(warmup):
-        factor = exponential(training, pairs=17, warmup=warmup)  # three steps an epoch
+        factor = exponential(training, steps_per_epoch=3, warmup=warmup)
         return [factor(step) for step in range(8)]
 
     assert factors(0) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
     assert factors(4) == [0, 1 / 4, 2 / 4, 3 / 4 * 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_rate_falls_after_each_epoch_though_its_last_batch_is_dropped(build):
+    training = {"num_train_epochs": 3, "global_train_batch_size": 12, "lr_decay_per_epoch": 0.5}
+    trainer = build("segformer", dataloader_drop_last=True, **training)  # two batches of 12, and 8 pairs
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.summary()["history"] if "loss" in entry]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 0.25e-3])  # each of the epoch's last step
 
 
 @pytest.mark.parametrize("warmup", [2, 0.5])  # of four steps

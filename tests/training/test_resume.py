@@ -82,3 +82,21 @@ def test_the_time_of_all_launches_is_recorded(write_recipe, tmp_path, monkeypatc
     for begin in (7000, 8000):  # the second resumes after the last step, as after a kill in the test
         summary = launch(begin)
         assert (summary["steps"], summary["seconds"], summary["images_per_second"]) == (4, 40, 24 / 40)
+
+
+def test_a_run_that_was_moved_ends_with_its_best_checkpoint(write_recipe, tmp_path):
+    data = {"image_size": 32, "max_train_samples": 8, "max_validation_samples": 1}
+    (recipe,) = load_recipes([write_recipe("a", data=data, training={"learning_rate": 0.1})])
+    data = load_data(recipe.data)
+
+    def train(place):
+        run = Run(recipe, tmp_path / place)
+        trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0], quiet=True)
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.folder))
+        return trainer.state.best_global_step, trainer.state.best_model_checkpoint, trainer.validate()["mean_iou"]
+
+    best, _, score = train("here")
+    assert best in (1, 2)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = train("there")
+    assert again == (best, str(tmp_path / "there" / f"checkpoint-{best}"), score)

@@ -13,6 +13,7 @@ from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run
+from hf_seg.scoring.confusion import mean_iou
 from hf_seg.training import arguments
 from hf_seg.training.arguments import (
     build_training_arguments,
@@ -188,6 +189,28 @@ def test_the_size_of_the_batches_does_not_change_the_scores(trainer):
     assert small["loss"] == pytest.approx(large["loss"], rel=1e-6)
 
 
+def test_workers_score_the_pictures_of_each_split_and_all_of_them(write_recipe, tmp_path):
+    """Trainer has validation's loader for both as long as its workers live, and drops the last batch of each."""
+    training = {"dataloader_num_workers": 1, "dataloader_drop_last": True, "per_device_eval_batch_size": 4}
+    data = {"image_size": 32, "max_train_samples": 10, "max_validation_samples": 6}
+    (recipe,) = load_recipes([write_recipe("a", data=data, training=training)])
+    run, data = Run(recipe, tmp_path / "run"), load_data(recipe.data)
+    trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0])
+    for name, scores in (("validation", trainer.validate()), ("test", trainer.test())):
+        labels = data.prepared[name].count_labels()[:3]
+        assert [sum(row) for row in scores["confusion_matrix"]] == labels.tolist(), name
+    assert len(trainer.get_train_dataloader()) == 1 and trainer.args.dataloader_drop_last
+    native = trainer.scores["native_per_image"].sum(axis=0)
+    assert trainer.scores["native"]["mean_iou"] == pytest.approx(mean_iou(native))
+
+
+def test_native_scores_take_as_many_pictures_at_a_time_as_an_evaluation(trainer, monkeypatch):
+    seen, predict = [], trainer.predict_logits
+    monkeypatch.setattr(trainer, "predict_logits", lambda images: seen.append(len(images)) or predict(images))
+    trainer.test()
+    assert max(seen) == 4 and sum(seen) == 20  # those of the evaluation, too
+
+
 @pytest.mark.parametrize(
     ("keys", "arguments"),
     [
@@ -223,11 +246,11 @@ def test_balanced_class_weights_are_counted_from_the_training_masks_and_recorded
     assert trainer.summary()["class_weights"] == pytest.approx(weights)
 
 
-@pytest.mark.parametrize("where", ["prediction_step", "_add_batch"])  # in the model, and in the scores
+@pytest.mark.parametrize("where", ["prediction_step", "compute_metrics", "_score_native"])
 def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
     def take(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(*(trainer, "compute_metrics", take) if where == "_add_batch" else (trainer, where, take))
+    monkeypatch.setattr(trainer, where, take)
     with pytest.raises(Refusal, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
-        trainer.validate()
+        trainer.test()

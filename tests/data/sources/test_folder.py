@@ -11,7 +11,7 @@ from helpers import describe_dropped
 from own_folders import COLORS, KINDS, ORIENTATION, as_palette, scene, with_void, write_folder, write_image
 from PIL import Image
 
-from hf_seg.data import check_splits, fingerprint, load_spec, load_splits
+from hf_seg.data import check_splits, fingerprint, load_data, load_spec, load_splits
 from hf_seg.data.sources.folder import find_ending
 from hf_seg.data.sources.split import SPLITS
 from hf_seg.data.transforms import SegTransform
@@ -266,6 +266,17 @@ class TestRefused:
         for part in ("images", "masks"):
             (root / "test" / part).mkdir(parents=True)
         assert "the test split holds no pair that can be used" in refused(root)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_of_which_nothing_counts(tmp_path, recipe, split):
+    root = describe(tmp_path, CLASSES["ids"])
+    for name in ("train", "validation", "test"):
+        write_folder(root / name, "ids", 2)
+    for mask in (root / split / "masks").iterdir():
+        write_image(mask, np.full((32, 48), 255, np.uint8))
+    with pytest.raises(DataError, match=f"^{root}: no pixel of {split} has a class. Correct its masks"):
+        load_data(recipe("folder", root))
 
 
 def test_names_match_without_suffix_and_in_sub_folders(tmp_path, recipe):
