@@ -318,9 +318,7 @@ def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys
     training = TrainingRecipe(num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=often)
     path, model = root / "recipe.json", ModelRecipe(arch=arch)
     recipe = Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
-    recipe["data"]["normalize"] = (
-        "auto"  # not what it stands for from scratch: `--model.init imagenet` is to be enough
-    )
+    recipe["data"]["normalize"] = "auto"  # not "none", as from scratch, so that `--model.init imagenet` is enough
     return recipe
 
 
