@@ -44,8 +44,8 @@ class ModelRecipe:
     mobilevit, in its default sizes. It gives the architecture; init says whether also the encoder's weights."""
     encoder: Text | None = None
     """fcn: name of any timm CNN that can give feature maps. smp: name of any timm model that smp's architecture takes
-    (dpt: a ViT, which has to be named), or of an encoder of smp's own. null: resnet50. SegFormer's sizes are set in
-    config instead."""
+    (dpt: a ViT, which has to be named), or of an encoder of smp's own. null: resnet50. SegFormer's size is set by
+    path instead."""
     init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
     """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
     encoder and head of another run, each class by its name. Other weights of the head are random."""

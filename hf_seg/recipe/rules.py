@@ -109,7 +109,7 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `model`. A key that is absent here had a problem of its own already."""
     arch, init, weights, path = (model.get(key) for key in ("arch", "init", "encoder_weights", "path"))
     if arch in ("segformer", "auto") and model.get("encoder") is not None:
-        remedy = "sizes of other models go into model.config, so leave it out"
+        remedy = "leave it out; path names the model, or SegFormer's size, b0 to b5"
         yield "model.encoder", 'is for "fcn" and "smp" only', remedy
     if arch in ON_TIMM and model.get("fast_head") is False:
         yield "model.fast_head", "is for SegFormer only", "leave it out"

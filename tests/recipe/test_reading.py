@@ -300,7 +300,7 @@ model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
     config.strides: must be a list [...] of which each is a whole number, but is [2, 2, 2, true]
 # keys that contradict each other
 model {"arch": "segformer", "encoder": "resnet18"}
-    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; leave it out; path names the model, or SegFormer's size, b0 to b5
 model {"path": "mobilevit"}
     path: is not for "fcn"; leave it out, or set another arch
 model {"arch": "segformer", "path": "b9", "encoder": null}
@@ -310,7 +310,7 @@ model {"arch": "fcn", "fast_head": false}
 model {"arch": "auto"}
     path: is missing, and arch "auto" needs it; name a Hub id, a folder, a config.json or a model type of transformers
 model {"arch": "auto", "path": "mobilevit", "encoder": "resnet18"}
-    encoder: is for "fcn" and "smp" only; sizes of other models go into model.config, so leave it out
+    encoder: is for "fcn" and "smp" only; leave it out; path names the model, or SegFormer's size, b0 to b5
 model {"arch": "auto", "path": "org/name", "init": "imagenet"}
     init: "imagenet" is for "fcn", "smp" and "segformer"; set "checkpoint", which takes the encoder's weights from path
 model {"arch": "smp"}
