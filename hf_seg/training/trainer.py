@@ -240,8 +240,9 @@ class SegTrainer(Trainer):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        # Trainer would give validation's loader for any data, if its workers persist
-        return super().get_eval_dataloader() if eval_dataset is None else self.get_test_dataloader(eval_dataset)
+        if eval_dataset not in (None, self.eval_dataset):  # Trainer would give validation's loader, whose workers stay
+            return self.get_test_dataloader(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
         drops = self.args.dataloader_drop_last

@@ -200,6 +200,8 @@ def test_workers_score_the_pictures_of_each_split_and_all_of_them(write_recipe, 
         labels = data.prepared[name].count_labels()[:3]
         assert [sum(row) for row in scores["confusion_matrix"]] == labels.tolist(), name
     assert len(trainer.get_train_dataloader()) == 1 and trainer.args.dataloader_drop_last
+    of_validation = trainer.get_eval_dataloader()
+    assert of_validation is trainer.get_eval_dataloader(trainer.eval_dataset)  # as each validation asks for it
     native = trainer.scores["native_per_image"].sum(axis=0)
     assert trainer.scores["native"]["mean_iou"] == pytest.approx(mean_iou(native))
 
