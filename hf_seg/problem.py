@@ -126,10 +126,10 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def first(names: Iterable[object], count: int = 5) -> str:
+def first(names: Iterable[object], count: int = 5, between: str = ", ") -> str:
     """The first of some names, and how many more there are."""
     names = [str(name) for name in names]
-    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if names[count:] else "")
+    return between.join(names[:count]) + (f" and {len(names) - count:,} more" if names[count:] else "")
 
 
 def listing(items: Sequence[str], limit: int = 10) -> str:

@@ -217,7 +217,7 @@ def _read_tensors(model: ModelRecipe, path: Path) -> dict[str, torch.Tensor]:
 
 def _refuse(model: ModelRecipe, problems: list[str]) -> None:
     if problems:
-        shown = first(problems, 3)
+        shown = first(problems, 3, "; ")
         what = f"{source_of(model)} holds weights of another architecture or size than the recipe's encoder ({shown})"
         remedy = "Name weights that fit, or change the encoder"
         remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."

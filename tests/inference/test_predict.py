@@ -192,7 +192,7 @@ def test_colours_of_a_model_that_saved_none(folder):
         ("MODEL", ["a.png"], {"batch_size": 0}, "batch_size: takes at least 1, not 0"),
         ("MODEL", ["x" * 5000], {}, "there is no such file"),
         ("empty", ["a.png"], {}, "empty: no semantic segmentation model .* folder of a finished run"),
-        ("nobody/nothing", ["a.png"], {}, "nobody/nothing: no semantic segmentation model"),
+        ("nobody/nothing", ["a.png"], {}, "nobody/nothing: is neither a folder nor in the cache of the Hub"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(folder, tmp_path, monkeypatch, model, paths, options, message):
