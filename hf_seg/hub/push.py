@@ -25,7 +25,8 @@ from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 
 # What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
 # Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "raw_weights.pt")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "raw_weights.pt")
+STATE = "trainer_state.json"  # which also names the place of the best checkpoint on this machine
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 RECIPE = "recipe.json"  # what the recipe is called on the Hub
@@ -241,4 +242,6 @@ class _PushCheckpoints(TrainerCallback):
             name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
             states = [path.name for path in checkpoint.iterdir() if RANDOM_STATE.fullmatch(path.name)]
             stage(checkpoint, folder / name, [*model_files(checkpoint), *STATE_FILES, *states])
+            own = parse_json((checkpoint / STATE).read_text(encoding="utf-8"))
+            write_json(without_private_parts(own), folder / name / STATE)
         return folder

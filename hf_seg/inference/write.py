@@ -118,7 +118,9 @@ def _write(prediction: Prediction, palette: np.ndarray, mask_place: Path, overla
         mask.putpalette(palette.tobytes())
     _save(mask, mask_place)
     coloured = Image.fromarray(palette[prediction.mask]).resize(prediction.image.size, Image.Resampling.NEAREST)
-    _save(Image.blend(prediction.image, coloured, 0.5), overlay_place, quality=90)
+    overlay = Image.blend(prediction.image, coloured, 0.5)
+    overlay.info = {}  # the photograph's comment is not published with it, nor longer than a JPEG can hold
+    _save(overlay, overlay_place, quality=90)
 
 
 def _save(image: Image.Image, place: Path, **options) -> None:

@@ -251,7 +251,7 @@ def test_what_each_strategy_pushes(hub, write_recipe, waits):
                 "hub_revision": "seed-0",
             },
         )
-        assert train.main([str(recipe)]) == 0
+        assert train.main([str(recipe), "--output_dir", str(Path("runs").absolute())]) == 0
         repository = hub.repositories["model", f"alice/{recipe.stem}"]
         assert repository.private and set(repository.branches) == {"main", "seed-0"}
         middle = ["Training in progress, epoch 1", "Training in progress, epoch 2"] if strategy != "end" else []
@@ -261,6 +261,8 @@ def test_what_each_strategy_pushes(hub, write_recipe, waits):
         assert {path.split("/")[0] for path in there if "checkpoint" in path} == folders
         for folder in folders:
             assert {f"{folder}/{name}" for name in ("model.safetensors", "optimizer.pt", "rng_state.pth")} <= {*there}
+            state = json.loads(there[f"{folder}/trainer_state.json"])
+            assert state["best_model_checkpoint"].startswith("checkpoint-")  # without the place on this machine
         # from the first push on, it can be loaded; pickled arguments never go
         for files in [blobs for blobs in repository.commits.values() if "config.json" in blobs]:
             assert files.keys() >= {"README.md", "recipe.json", "model.safetensors", "preprocessor_config.json"}

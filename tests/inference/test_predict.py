@@ -146,6 +146,17 @@ def test_tiles_cover_everything_and_overlap_by_a_quarter(length):
     assert all(b - a <= 48 for a, b in zip(starts, starts[1:], strict=False))
 
 
+def test_an_overlay_has_no_comment_of_the_photograph(folder, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, comment in (("short.gif", b"secret"), ("long.gif", b"x" * 70_000)):  # too long for a JPEG
+        Image.new("RGB", (40, 30)).save(photos / name, comment=comment)
+    assert cli.main(["predict", str(folder), str(photos), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    for name in ("short", "long"):
+        overlay = (tmp_path / "out" / f"{name}_overlay.jpg").read_bytes()
+        assert b"secret" not in overlay and b"xxxxxxxx" not in overlay
+
+
 def test_command_writes_masks_overlays_and_lines(folder, photographs, tmp_path, capsys):
     out = tmp_path / "out"
     pattern = str(photographs / "*.[jpg][pni]*")  # for shells that do not expand
