@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import signal
 import tempfile
@@ -187,13 +188,17 @@ def _check_code(model: str | Path, files: Path, loaded: PreTrainedModel) -> None
 
 
 def _load(models: Sequence[str | Path]) -> tuple[list[str], list[Segmenter]]:
-    """The models, and what each is called: a run folder's name or the Hub id; where two have one name, their paths."""
+    """The models, and what each is called: a run folder's name or the Hub id; where two have one name, with as many
+    of the folders above it as tell them apart."""
     if len(models) > 2:
         raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
     if importlib.util.find_spec("gradio") is None:
         raise Refusal("", "gradio is not installed, and the page is made with it", "run `pip install 'hf_seg[demo]'`")
-    names = [Path(model).resolve().name if Path(model).is_dir() else str(model) for model in models]
-    names = names if len(set(names)) == len(names) else [str(model) for model in models]
+    places = [Path(model).resolve().parts if Path(model).is_dir() else (str(model),) for model in models]
+    if len(set(places)) < len(places):
+        raise Refusal(models[0], "is named twice", "name two models")
+    parts = next(count for count in itertools.count(1) if len({place[-count:] for place in places}) == len(places))
+    names = ["/".join(place[-parts:]) for place in places]
     segmenters = [load_segmenter(model) for model in models]
     ranges = [each.value_range for each in segmenters]
     if ranges[0] != ranges[-1]:

@@ -161,6 +161,9 @@ def _origins(init: dict) -> Iterator[dict]:
         yield from _origins(run["init"])
 
 
+SECRETS = ("hub_token", "push_to_hub_token")  # which a recipe may not have, but a record of another program might
+
+
 def without_private_parts(value: Any) -> Any:
     """A record without tokens, and with all its texts, names of classes among them, as [`redact`] makes them."""
     return _each_text(value, redact)
@@ -168,7 +171,7 @@ def without_private_parts(value: Any) -> Any:
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {change(key): _each_text(item, change) for key, item in value.items() if not key.endswith("token")}
+        return {change(key): _each_text(item, change) for key, item in value.items() if key not in SECRETS}
     if isinstance(value, list | tuple):
         return [_each_text(item, change) for item in value]
     return change(value) if isinstance(value, str) else value

@@ -559,7 +559,10 @@ def test_folders_of_one_name_are_told_apart(folders, tmp_path):
     (tmp_path / "space").mkdir()
     stage_space([tmp_path / "a" / "run", tmp_path / "b" / "run"], tmp_path / "space")
     entries = json.loads((tmp_path / "space" / "models.json").read_text())
-    assert len({entry["name"] for entry in entries}) == len({entry["model"] for entry in entries}) == 2
+    assert [entry["name"] for entry in entries] == ["a/run", "b/run"]  # and nothing else of this machine's folders
+    assert len({entry["model"] for entry in entries}) == 2
+    with pytest.raises(Refusal, match="run: is named twice"):
+        stage_space([tmp_path / "a" / "run", tmp_path / "a" / "run"], tmp_path / "again")
 
 
 @pytest.mark.slow

@@ -371,6 +371,11 @@ def test_a_head_of_another_model(record):
     assert "were drawn at random; 3 tensors, missing there or of another shape" in str(build_card(one))
 
 
+def test_a_class_may_be_called_token():
+    scores = {"per_category_iou": {"token": 0.5, "bus_token": 0.4}}
+    assert without_private_parts(scores) == scores
+
+
 def test_nothing_of_the_machine_and_no_token_gets_into_a_card(record):
     token = "hf_" + "aB3" * 12
     one = record(encoder=loaded_from("/home/someone/encoders/mine"))
