@@ -143,14 +143,14 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options)
 
 
 def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
-    def read(path: Path) -> tuple[Path, Image.Image, Tensor | None] | Problem:
+    def read(path: Path) -> tuple[Path, Image.Image, Tensor] | Problem:
         image = read_image(path, segmenter.value_range)
         if isinstance(image, Problem):
             return image
-        if options.tile:
-            return path, image, None  # a tile's are made when it is cut
+        # of a tile, to see that it can be: the others have its size, and are prepared when they are cut
+        seen = image.crop((0, 0, *(min(options.tile, side) for side in image.size))) if options.tile else image
         try:
-            return path, image, segmenter.prepare(image)
+            return path, image, segmenter.prepare(seen)
         except ValueError as error:
             remedy = "Cut it into parts first"
             return Problem(code="image-size", place=str(path), what=str(error), remedy=remedy)

@@ -146,6 +146,18 @@ def test_tiles_cover_everything_and_overlap_by_a_quarter(length):
     assert all(b - a <= 48 for a, b in zip(starts, starts[1:], strict=False))
 
 
+@pytest.mark.parametrize("tile", [None, 200])
+def test_a_picture_that_is_too_thin_for_a_letterbox_is_named(folder, tmp_path, tile):
+    segmenter = load_segmenter(folder, device="cpu")
+    processor = build_image_processor(size=(64, 64), normalize="none", resize="letterbox")
+    segmenter = Segmenter(model=segmenter.model, image_processor=processor)
+    for name, size in (("sound", (90, 60)), ("thin", (300, 1))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    sound, thin = predict(segmenter, [tmp_path / "sound.png", tmp_path / "thin.png"], tile=tile)
+    assert sound.mask.shape == (60, 90)
+    assert isinstance(thin, Problem) and "are too long and thin to keep their shape" in thin.what
+
+
 def test_an_overlay_has_no_comment_of_the_photograph(folder, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
