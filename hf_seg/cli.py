@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from hf_seg.problem import Problem, Refusal
+from hf_seg.problem import Problem, Refusal, disk_remedy, one_line
 from hf_seg.recipe import json_schema, load_recipes
 from hf_seg.text import prepare_output, say
 
@@ -27,6 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refusal as error:
         say(f"error: {error}", sys.stderr, keep="\n")
         return error.exit_status
+    except OSError as error:
+        if not (remedy := disk_remedy(error)):
+            raise
+        say(f"error: {Refusal(error.filename or '', one_line(error.strerror), remedy)}", sys.stderr)
+        return 2
     except SystemExit as ended:  # typer ends the process by itself
         return ended.code
 

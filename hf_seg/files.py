@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -43,6 +42,17 @@ def write_whole(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, remedy: str = "name another folder by --out") -> Path:
+    """The nearest folder that is there already, of one that is still to be made; a [`Refusal`] when this user cannot
+    write in it."""
+    there = next(place for place in (folder, *Path(os.path.abspath(folder)).parents) if os.path.lexists(place))
+    if not os.path.isdir(there):
+        raise Refusal(there, f"is no folder, so nothing can be written to {folder}", remedy)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Refusal(there, "may not be written to", remedy)
+    return there
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -110,16 +120,3 @@ def cache_folder() -> Path:
     from huggingface_hub import constants  # as above
 
     return Path(constants.HF_HOME) / "hf_seg"
-
-
-def disk_remedy(error: BaseException | None) -> str:
-    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return "Free disk space."
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
-            "to a folder of your own."
-        )
-    return ""

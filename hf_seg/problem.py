@@ -7,6 +7,7 @@ their codes. Standard library only: they can be printed where nothing else can b
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,19 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The remedy for an unknown name: the known one that is closest, or else a text of the caller's."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f'did you mean "{close[0]}"?' if close else otherwise
+
+
+def disk_remedy(error: BaseException | None) -> str:
+    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Free disk space."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
+            "to a folder of your own."
+        )
+    return ""
 
 
 def one_line(error: object) -> str:

@@ -60,12 +60,13 @@ class Repository:
     private: bool
     branches: dict = field(default_factory=dict)  # name → commit
     commits: dict = field(default_factory=dict)  # commit → path → Blob
+    parents: dict = field(default_factory=dict)  # commit → commit
     messages: list = field(default_factory=list)
 
     def commit(self, branch: str, files: dict, message: str) -> str:
         content = json.dumps([branch, message, len(self.commits), sorted(files)]).encode()
         oid = hashlib.sha1(content).hexdigest()
-        self.commits[oid], self.branches[branch] = files, oid
+        self.commits[oid], self.parents[oid], self.branches[branch] = files, self.branches.get(branch), oid
         self.messages.append(message)
         return oid
 
@@ -262,6 +263,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self.error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         self.json([blob.describe(path) for path, blob in files.items()])
 
+    def history(self, kind: str, repo_id: str, revision: str) -> None:
+        if found := self.repository(kind, repo_id):
+            lines, commit = [], found.branches.get(revision, revision)
+            while commit:
+                entry = {"id": commit, "authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+                lines, commit = [*lines, entry], found.parents[commit]
+            self.json(lines)
+
     def refs(self, kind: str, repo_id: str) -> None:
         if found := self.repository(kind, repo_id):
             heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in found.branches.items()]
@@ -273,7 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if name in found.branches:
             return self.error(409, f"Reference already exists: {name}")
-        found.branches[name] = found.branches["main"]
+        start = json.loads(self.body or b"{}").get("startingPoint", "main")
+        found.branches[name] = found.branches.get(start, start)
         self.json({})
 
     def validate_yaml(self) -> None:
@@ -419,6 +429,7 @@ ROUTES = [
     ("GET", rf"{_API}", _Handler.info),
     ("GET", rf"{_API}/revision/(?P<revision>.+)", _Handler.info),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/.*)?", _Handler.tree),
+    ("GET", rf"{_API}/commits/(?P<revision>.+)", _Handler.history),
     ("GET", rf"{_API}/refs", _Handler.refs),
     ("POST", rf"{_API}/branch/(?P<name>.+)", _Handler.branch),
     ("POST", rf"{_API}/preupload/(?P<revision>.+)", _Handler.preupload),

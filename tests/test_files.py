@@ -1,10 +1,13 @@
+import errno
 import json
 import os
 import stat
 
 import pytest
 
-from hf_seg.files import PARTIAL, write_json, write_whole
+from hf_seg import cli
+from hf_seg.files import PARTIAL, check_writable, write_json, write_whole
+from hf_seg.problem import Refusal
 
 
 def test_a_file_is_written_whole_and_its_folder_is_made(tmp_path):
@@ -67,3 +70,35 @@ def test_json_is_strict_and_whole(tmp_path):
     with pytest.raises(TypeError):
         write_json({"a": object()}, tmp_path / "x.json")
     assert (tmp_path / "x.json").read_text() == text
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    assert check_writable(tmp_path / "new" / "folder") == check_writable(tmp_path) == tmp_path
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal, match=r"/file: is no folder, so nothing can be written to .*/file/out; name another"):
+        check_writable(tmp_path / "file" / "out")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may do all
+    with pytest.raises(Refusal, match=f"^{tmp_path}: may not be written to; make room$"):
+        check_writable(tmp_path / "new", "make room")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.png"),
+            "x.png: No space left on device. Free disk space.",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "x: Read-only file system. Give this user the right to"),
+    ],
+)
+def test_a_command_whose_files_cannot_be_written(monkeypatch, capsys, error, said):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "json_schema", fail)
+    assert cli.main(["schema"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    monkeypatch.setattr(cli, "json_schema", lambda: {}["a bug"])
+    with pytest.raises(KeyError):
+        cli.main(["schema"])

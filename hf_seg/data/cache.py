@@ -33,8 +33,8 @@ from hf_seg.data.prepared import CachedPairs, PreparedPairs, UncachedPairs
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header
 from hf_seg.data.transforms import SegTransform
-from hf_seg.files import cache_folder, disk_remedy, one_process
-from hf_seg.problem import DataError, PairError, Problem
+from hf_seg.files import cache_folder, one_process
+from hf_seg.problem import DataError, PairError, Problem, disk_remedy
 
 logger = logging.getLogger(__name__)
 

@@ -58,7 +58,8 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
             if (other.repo_id, other.revision) == (where.repo_id, where.revision):
                 what = f"{name} and {recipe.name} would both be pushed to {where.repo_id}"
                 raise HubError("training.hub_model_id", what, "give them names or a hub_revision of their own")
-        check_free(where, recipe.to_dict(), recipe.name in overwrite)
+        remedy = "choose another hub_model_id or hub_revision, or delete it"
+        check_free(where, recipe.to_dict(), remedy, overwrite=recipe.name in overwrite)
         found[recipe.name] = where
     return found
 
@@ -89,13 +90,16 @@ def full_name(repo: str) -> str:
     return repo_id
 
 
-def check_free(where: Destination, recipe: dict[str, Any], overwrite: bool = False) -> None:
-    """Refuse a repository that holds something other than this recipe's run, by a [`HubError`]."""
+def check_free(where: Destination, recipe: dict[str, Any], remedy: str, *, overwrite: bool | None = None) -> None:
+    """Refuse a repository that holds something other than this recipe's run, by a [`HubError`].
+
+    Args:
+        overwrite: whether another recipe's run may be replaced; None where the user has no such option.
+    """
     repo_id = where.repo_id
     files = list_files(repo_id, revision=where.revision)
     if not files:
         return
-    remedy = "choose another hub_model_id or hub_revision, or delete it"
     if "recipe.json" not in files:
         raise HubError(repo_id, "exists on the Hub and is not a run of hf_seg", remedy)
     if overwrite:
@@ -108,7 +112,7 @@ def check_free(where: Destination, recipe: dict[str, Any], overwrite: bool = Fal
         raise HubError(repo_id, f"its recipe.json is not a recipe ({error})", remedy) from error
     if changed:
         what = f"holds a run of another recipe ({'; '.join(changed)})"
-        raise HubError(repo_id, what, f"{remedy}, or pass --overwrite")
+        raise HubError(repo_id, what, remedy if overwrite is None else f"{remedy}, or pass --overwrite")
 
 
 def list_files(repo_id: str, **where: str | None) -> set[str]:
@@ -121,11 +125,13 @@ def list_files(repo_id: str, **where: str | None) -> set[str]:
 
 
 def create(where: Destination) -> None:
-    """Make the repository and the branch, where they are not there yet."""
+    """Make the repository and the branch, where they are not there yet. A new branch begins with the repository's
+    first commit, which holds no run: a later one of main would put another run's files beside this one's."""
     api, repo_id = HfApi(), where.repo_id
     attempt(lambda: api.create_repo(repo_id, private=where.private, exist_ok=True), repo_id)
     if where.revision:
-        attempt(lambda: api.create_branch(repo_id, branch=where.revision, exist_ok=True), repo_id)
+        first = attempt(lambda: api.list_repo_commits(repo_id)[-1].commit_id, repo_id)
+        attempt(lambda: api.create_branch(repo_id, branch=where.revision, revision=first, exist_ok=True), repo_id)
 
 
 def upload(folder: Path, where: Destination, message: str) -> str:

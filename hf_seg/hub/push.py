@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, suppress_progress_bars
 
-from hf_seg.files import parse_json, write_json
+from hf_seg.files import check_writable, parse_json, write_json
 from hf_seg.hub.client import HUB_KEYS, Destination, check_free, create, full_name, upload
 from hf_seg.problem import HubError
 from hf_seg.recipe import Recipe
@@ -100,6 +100,7 @@ def push_run(
     """
     if not (run_dir / RESULTS).is_file():
         raise HubError(run_dir, f"is no finished run (no {RESULTS})", "launch its recipe again to finish it")
+    check_writable(run_dir, f"make it writable, or push a copy of it: {HUB} in it says where it was pushed")
     training = load_results(run_dir)["recipe"]["training"]
     asked = {key: training.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
     if repo:  # said on the command line, it is not the place that recipe or earlier push meant
@@ -109,7 +110,8 @@ def push_run(
         revision=revision or asked.get("revision"),
         private=private or asked.get("private"),
     )
-    check_free(where, load_run(run_dir)["recipe"])
+    remedy = "name another by --repo or --revision, or delete it"
+    check_free(where, load_run(run_dir)["recipe"], remedy)
     create(where)
     return upload_run(run_dir, where)
 

@@ -29,7 +29,7 @@ from hf_seg.files import write_whole
 from hf_seg.inference.exported import load_model
 from hf_seg.inference.predict import expand_paths, read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.problem import Problem, Refusal, one_line
+from hf_seg.problem import PairError, Problem, Refusal, one_line
 from hf_seg.scoring.upsampling import upsampled_argmax
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def export_model(
                 labels = f"{EQUAL_LABELS_INT8 if int8 else EQUAL_LABELS:.1%} of the pixels"
                 logits = "" if int8 else f"{LOGITS_TOLERANCE:g} of the largest logit and "
                 raise DisagreementError(model, what, f"the tolerance is {logits}{labels}")
-            if kind == "openvino":
+            shutil.copyfile(file, partial)
+            if kind == "openvino":  # copied last: where one of the two cannot be, both stay as they were
                 with write_whole(out.with_suffix(".bin")) as weights:
                     shutil.copyfile(file.with_suffix(".bin"), weights)
-            shutil.copyfile(file, partial)
     except OSError as error:
         raise Refusal(out, f"cannot be written ({error})", "name another file by --out") from error
     return comparison
@@ -295,8 +295,13 @@ def _batches(
             image = read_image(item, segmenter.value_range) if isinstance(item, Path) else item
             if isinstance(image, Problem):
                 unreadable.append(image)
+                continue
+            try:
+                pixel_values = segmenter.prepare(image, item if isinstance(item, Path) else "")
+            except PairError as error:
+                unreadable.append(error.problem)
             else:
-                yield center_crop(segmenter.prepare(image), size, 0)  # of a picture of any size, one window
+                yield center_crop(pixel_values, size, 0)  # of a picture of any size, one window
 
     prepared, first = prepare(), True
     while batch := list(islice(prepared, BATCH_SIZE)):

@@ -150,10 +150,9 @@ def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options
         # of a tile, to see that it can be: the others have its size, and are prepared when they are cut
         seen = image.crop((0, 0, *(min(options.tile, side) for side in image.size))) if options.tile else image
         try:
-            return path, image, segmenter.prepare(seen)
-        except ValueError as error:
-            remedy = "Cut it into parts first"
-            return Problem(code="image-size", place=str(path), what=str(error), remedy=remedy)
+            return path, image, segmenter.prepare(seen, path)
+        except PairError as error:
+            return error.problem
 
     windows = options.tile or segmenter.framing.resize == "crop"
     predict_batch = _predict_windows if windows else _predict_whole

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_seg.files import write_whole
+from hf_seg.files import check_writable, write_whole
 from hf_seg.inference.predict import BATCH_PIXELS, Options, Prediction, expand_paths, predict_files
 from hf_seg.inference.segmenter import Segmenter, first, load_segmenter
 from hf_seg.problem import Problem, Refusal
@@ -76,8 +76,10 @@ def predict_to_folder(
             problems = _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
         say(f"{out}: {len(files) - len(problems):,} masks and overlays, described in {LINES}")
         return problems
-    except torch.OutOfMemoryError as error:
-        remedy = "lower batch_size, or compute on another device"
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        remedy = "lower batch_size, compute on another device, or write masks of the model's size (--size model)"
         raise Refusal("", f"out of memory ({error})", remedy, code="memory") from error
     except OSError as error:
         raise Refusal(out, f"cannot be written to ({error})", f"{LINES} is as it was before") from error
@@ -97,7 +99,8 @@ def _write_all(
                 name = names[result.path]
                 ending = OVERLAY if max(result.image.size) <= LARGEST_JPEG else LARGE_OVERLAY
                 mask, overlay = name + MASK, name + ending
-                written.append((result.mask.size, pool.submit(_write, result, palette, out / mask, out / overlay)))
+                pixels = max(result.mask.size, result.image.width * result.image.height)
+                written.append((pixels, pool.submit(_write, result, palette, out / mask, out / overlay)))
                 line = {"file": str(result.path), "mask": mask, "overlay": overlay}
                 line |= dict(zip(("height", "width"), result.mask.shape, strict=True))
                 line |= {"class_shares": result.class_shares, "mean_confidence": result.mean_confidence}
@@ -180,11 +183,7 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
 
 def _longest_name(out: Path) -> int:
     """How many bytes a file's name may have in the output folder; refuse one that cannot be written to."""
-    there = next(place for place in (out, *Path(os.path.abspath(out)).parents) if os.path.lexists(place))
-    if not os.path.isdir(there):
-        raise Refusal(there, f"is no folder, so nothing can be written to {out}", "name another by --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise Refusal(there, "may not be written to", "name another folder by --out")
+    there = check_writable(out)
     return os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
 
 

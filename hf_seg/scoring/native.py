@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from torch import Tensor
 
@@ -108,9 +109,9 @@ def compare_pipeline(
         try:
             top, left, bottom, right = box or (0, 0, *pixel_values.shape[-2:])
             stock, _ = upsampled_argmax(predict(pixel_values[..., top:bottom, left:right]), picture)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise
             stock, failed = torch.zeros_like(ours), True
         for confusion, ids in zip(confusions, (ours, stock), strict=True):
             confusion += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)

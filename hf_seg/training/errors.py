@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data import image_name
+from hf_seg.files import check_writable
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
 from hf_seg.runs.figure import IGNORED_STRIPES, colour_masks
@@ -24,6 +25,7 @@ from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_res
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
 from hf_seg.training.evaluate import examine, load_training, section_of
+from hf_seg.training.memory import explained
 from hf_seg.training.trainer import SegTrainer
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def write_errors(
     page, kept = (out or folder) / ERRORS, load_arrays(folder / PER_IMAGE, len(names))
     if page.exists() and not is_page_of(page, "errors"):
         raise Refusal(page, "exists, and `hf-seg errors` has not written it", "name another --out", code="errors")
+    check_writable(page.parent)
     if kept is None:
         raise Refusal(folder, f"holds no {PER_IMAGE}", "test it again by `hf-seg evaluate`", code="errors")
     start_processes()
@@ -85,7 +88,8 @@ def write_errors(
             what = "its data is not what it was tested on (by fingerprint)"
             raise Refusal(folder / RESULTS, what, "put the data back as it was", code="errors")
         say_once(f"{len(confusion):,} test pictures, {trainer.precision}")
-        suspicion = measure_disagreement(trainer)
+        with explained(trainer.args, examination.size, "evaluation"):
+            suspicion = measure_disagreement(trainer)
         sections = choose(confusion, suspicion, names, count)
         text = HTML_PAGES.get_template("training/errors.html.jinja").render(
             name=results["recipe"]["name"],

@@ -24,6 +24,7 @@ from hf_seg.data.cache import prepare_splits
 from hf_seg.data.geometry import Size
 from hf_seg.data.sources import recognise
 from hf_seg.data.transforms import build_transforms
+from hf_seg.files import check_writable
 from hf_seg.models.build import measure_forward
 from hf_seg.problem import Refusal, did_you_mean
 from hf_seg.processes import say_once, start_processes
@@ -44,6 +45,7 @@ NEVER = -1e4  # the logit of a class that the model does not have: infinity time
 SQUARE = 32  # what the side of an input is a multiple of
 # of a run's training section: what its test depends on, down to the rounding
 OF_THE_TEST = ("global_train_batch_size", "gradient_accumulation_steps", "channels_last")
+EVAL_BATCH = "per_device_eval_batch_size"  # as well, where the recipe has it
 # which needs neither the weights that the recipe begins with nor its trackers
 DATA_ONLY = "--model.init scratch --model.encoder_weights null --model.freeze_encoder false --training.report_to none"
 
@@ -119,6 +121,7 @@ def evaluate(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(out, "exists, and is not an empty folder", "name another folder by --out", code="evaluate")
+    check_writable(out)
     start_processes()
     recorded = load_training(model)
     section, renamed = find_data(data), parse_label_map(label_map)
@@ -263,6 +266,7 @@ def _training_of(recorded: Mapping[str, Any] | None) -> TrainingRecipe:
         bf16=precision == "bf16" and (training["bf16"] is True or "auto"),
         fp16=precision == "fp16" and PartialState().device.type == "cuda",
         report_to="none",
+        arguments={EVAL_BATCH: training[EVAL_BATCH]} if EVAL_BATCH in training else {},
     )
 
 

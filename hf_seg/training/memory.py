@@ -38,18 +38,13 @@ def peak_memory(device: torch.device) -> float | None:
         return None
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the machine, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-
-
 @contextlib.contextmanager
 def explained(args: TrainingArguments, size: tuple[int, int], step: Step) -> Iterator[None]:
     """Say what to do when the memory does not suffice in the block."""
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if should_reduce_batch_size(error):
             raise explain(args, size, step) from error
         raise
 

@@ -19,6 +19,7 @@ from hf_seg.hub.client import (
     destinations,
     explain,
     full_name,
+    list_files,
     redact,
     upload,
 )
@@ -137,21 +138,25 @@ def test_names(hub):
 
 def test_a_repository_that_is_ours_or_free(hub, write_recipe):
     (recipe,) = load_recipes([write_recipe("pet")])
-    check_free(ALICES, recipe.to_dict())  # there is none
+    check_free(ALICES, recipe.to_dict(), "delete it")  # there is none
     create(ALICES)
-    check_free(ALICES, recipe.to_dict())  # there is one, and nothing in it
+    check_free(ALICES, recipe.to_dict(), "delete it")  # there is one, and nothing in it
     mine = json.dumps(recipe.to_dict() | {"data": recipe.to_dict()["data"] | {"root": "elsewhere"}}).encode()
     repository = hub.repositories["model", "alice/pet"]
     repository.commit("main", {"recipe.json": Blob(mine, False)}, "the same recipe on another machine")
-    check_free(ALICES, recipe.to_dict())
+    check_free(ALICES, recipe.to_dict(), "delete it")
     recipe.training.seed = 1
-    with pytest.raises(HubError, match="training.seed: 0 there, 1 here.*or pass --overwrite"):
-        check_free(ALICES, recipe.to_dict())
-    check_free(ALICES, recipe.to_dict(), overwrite=True)
-    check_free(Destination(repo_id="alice/pet", revision="seed-1"), recipe.to_dict())  # a branch that is not there yet
+    with pytest.raises(HubError, match=r"\(training.seed: 0 there, 1 here\); delete it, or pass --overwrite$"):
+        check_free(ALICES, recipe.to_dict(), "delete it", overwrite=False)
+    with pytest.raises(HubError, match=r"\(training.seed: 0 there, 1 here\); delete it$"):  # `hf-seg push`
+        check_free(ALICES, recipe.to_dict(), "delete it")
+    check_free(ALICES, recipe.to_dict(), "delete it", overwrite=True)
+    check_free(
+        Destination(repo_id="alice/pet", revision="seed-1"), recipe.to_dict(), "delete it"
+    )  # a branch that is not there yet
     repository.commit("main", {"recipe.json": Blob(b"[]", False)}, "not a recipe")
     with pytest.raises(HubError, match="its recipe.json is not a recipe"):
-        check_free(ALICES, recipe.to_dict())
+        check_free(ALICES, recipe.to_dict(), "delete it")
 
 
 def test_private_and_branch(hub):
@@ -159,6 +164,13 @@ def test_private_and_branch(hub):
     create(Destination(repo_id="lab/secret", private=True, revision="seed-1"))  # once more does no harm
     made = hub.repositories["model", "lab/secret"]
     assert made.private and set(made.branches) == {"main", "seed-1"}
+
+
+def test_a_new_branch_holds_nothing_of_another_run(hub):
+    create(ALICES)
+    hub.repositories["model", "alice/pet"].commit("main", {"recipe.json": Blob(b"{}", False)}, "a run")
+    create(Destination(repo_id="alice/pet", revision="seed-1"))
+    assert list_files("alice/pet") == {"recipe.json"} and list_files("alice/pet", revision="seed-1") == set()
 
 
 PUT, COMMIT, BATCH = ("PUT", "/storage/"), ("POST", "/commit/"), ("POST", "/objects/batch")

@@ -1,7 +1,10 @@
+import errno
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -390,6 +393,43 @@ def test_every_file_that_cannot_be_read_is_told(quick, tmp_path):
     comparison = export_model(quick, tmp_path / "model.onnx", images=[tmp_path])
     assert comparison.images == 1 and [Path(file.place).name for file in comparison.unreadable] == ["b.png", "c.png"]
     assert all(isinstance(file, Problem) for file in comparison.unreadable)
+
+
+def test_a_picture_that_is_too_thin_for_a_letterbox_is_left_out(quick, tmp_path):
+    build_image_processor(size=(64, 64), normalize="none", resize="letterbox").save_pretrained(quick)
+    for name, size in (("sound", (90, 60)), ("thin", (300, 1))):
+        Image.new("RGB", size, "green").save(tmp_path / f"{name}.png")
+    comparison = export_model(quick, tmp_path / "model.onnx", images=[tmp_path])
+    assert comparison.images == 1
+    (thin,) = comparison.unreadable
+    assert thin.place.endswith("thin.png") and "are too long and thin to keep their shape" in thin.what
+
+
+@pytest.mark.parametrize("broken", [".xml", ".bin"])
+def test_two_files_are_replaced_together_or_not_at_all(quick, tmp_path, monkeypatch, capsys, broken):
+    out = tmp_path / "out" / "model.xml"
+
+    def write(segmenter, path, samples):
+        path.write_text("new"), path.with_suffix(".bin").write_text("new")
+
+    def copy(source, target):
+        if source.suffix == broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return shutil.copyfile(source, target)
+
+    monkeypatch.setattr(export, "PACKAGES", {"openvino": ()})
+    monkeypatch.setattr(export, "write_openvino", write)
+    monkeypatch.setattr(export, "compare", lambda *_: SimpleNamespace(agrees=True, unreadable=()))
+    monkeypatch.setattr(export, "_is_export", lambda path: True)
+    assert cli.main(["export", str(quick), "--format", "openvino", "--out", str(out)]) == 0
+    for file in (out, out.with_suffix(".bin")):
+        assert file.read_text() == "new"
+        file.write_text("older")
+    monkeypatch.setattr(export, "shutil", SimpleNamespace(copyfile=copy))
+    capsys.readouterr()
+    assert cli.main(["export", str(quick), "--format", "openvino", "--out", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [file.read_text() for file in out.parent.iterdir()] == ["older", "older"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "photograph.jpg", "other.onnx", "link.onnx"])

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from hf_seg import cli
 from hf_seg.data.geometry import _starts
 from hf_seg.data.stored_image import DEEP
 from hf_seg.inference import predict as predict_module
+from hf_seg.inference import write as write_module
 from hf_seg.inference.predict import expand_paths, predict
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.inference.write import predict_to_folder
@@ -156,6 +158,29 @@ def test_a_picture_that_is_too_thin_for_a_letterbox_is_named(folder, tmp_path, t
     sound, thin = predict(segmenter, [tmp_path / "sound.png", tmp_path / "thin.png"], tile=tile)
     assert sound.mask.shape == (60, 90)
     assert isinstance(thin, Problem) and "are too long and thin to keep their shape" in thin.what
+
+
+def test_photographs_do_not_pile_up_while_small_masks_are_written(folder, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        photograph((200, 200), number).save(tmp_path / "in" / f"{number}.png")
+    write, predict_files, written, waiting = write_module._write, write_module.predict_files, [], []
+
+    def slowly(*arguments):
+        time.sleep(0.05)
+        write(*arguments)
+        written.append(arguments)
+
+    def counted(*arguments):
+        for number, result in enumerate(predict_files(*arguments)):
+            waiting.append(number - len(written))
+            yield result
+
+    monkeypatch.setattr(write_module, "_write", slowly)
+    monkeypatch.setattr(write_module, "predict_files", counted)
+    monkeypatch.setattr(write_module, "BATCH_PIXELS", 100 * 100)  # less than a photograph, more than a mask
+    predict_to_folder(folder, [tmp_path / "in"], tmp_path / "out", device="cpu", size="model")
+    assert waiting == [0] * 4
 
 
 def test_an_overlay_has_no_comment_of_the_photograph(folder, tmp_path):
@@ -382,7 +407,12 @@ def test_a_link_to_nothing_gets_a_line_and_no_mask(segmenter, tmp_path):
 
 @pytest.mark.parametrize(
     "stop",
-    [KeyboardInterrupt(), OSError("disk full"), torch.OutOfMemoryError("8 TiB")],
+    [
+        KeyboardInterrupt(),
+        OSError("disk full"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 TiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_a_call_that_is_interrupted_leaves_the_lines_of_the_one_before(segmenter, tmp_path, monkeypatch, stop):

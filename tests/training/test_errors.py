@@ -15,6 +15,7 @@ from hf_seg.runs.folder import _strangers
 from hf_seg.runs.page import generator
 from hf_seg.runs.record import load_results
 from hf_seg.scoring.confusion import mean_iou
+from hf_seg.training import errors
 from hf_seg.training.errors import (
     RED,
     _short_name,
@@ -144,8 +145,19 @@ def test_page_of_a_run(finished, again, browser, tmp_path, capsys):
     assert text.replace("again", "&lt;b&gt;it") == (run / "errors.html").read_text(encoding="utf-8")
 
 
+def test_out_of_memory(finished, tmp_path, monkeypatch, capsys):
+    def fail(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(errors, "measure_disagreement", fail)
+    assert cli.main(["errors", str(finished), "--out", str(tmp_path)]) == 2
+    assert "error: cpu is out of memory in evaluation, with " in capsys.readouterr().err
+
+
 def test_refused(finished, tmp_path, capsys):
     (tmp_path / "errors.html").write_text("mine")
+    assert cli.main(["errors", str(finished), "--out", str(tmp_path / "errors.html")]) == 2
+    assert "errors.html: is no folder, so nothing can be written to" in capsys.readouterr().err
     assert cli.main(["errors", str(finished), "--out", str(tmp_path)]) == 2
     assert "exists, and `hf-seg errors` has not written it; name another --out" in capsys.readouterr().err
     run = shutil.copytree(finished, tmp_path / "run")

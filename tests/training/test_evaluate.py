@@ -75,6 +75,8 @@ def test_a_run_on_its_own_recipe_has_its_digits(finished, again, evaluate):
 
     status, _, error = evaluate(finished, finished, out)
     assert status == 2 and error.startswith(f"error: {out}: exists, and is not an empty folder; name another")
+    status, _, error = evaluate(finished, finished, out / "results.json" / "out")
+    assert status == 2 and "results.json: is no folder, so nothing can be written to" in error
     with pytest.raises(Refusal, match="is of an evaluation, and the folder has no model; name the run's own folder"):
         load_results(out)
 
@@ -84,6 +86,7 @@ def test_the_digits_of_other_framings_and_precisions(write_recipe, tmp_path, res
     data = {"image_size": [32, 64], "resize": resize, "normalize": "imagenet"}
     data |= {f"max_{split}_samples": count for split, count in (("train", 1), ("validation", 1), ("test", 4))}
     model, training = {"encoder": "test_resnet"}, {"bf16": resize == "crop"}
+    training |= {} if resize == "crop" else {"per_device_eval_batch_size": 3}
     (recipe,) = load_recipes([write_recipe("framed", arch="fcn", model=model, data=data, training=training)])
     own, loaded = Run(recipe, tmp_path / "run"), load_data(recipe.data)
     trainer = build_trainer(own, loaded, build_initial_model(own, loaded.spec)[0], quiet=True)
@@ -93,6 +96,8 @@ def test_the_digits_of_other_framings_and_precisions(write_recipe, tmp_path, res
     examination = examine("run", segmenter, recipe.data, tmp_path / "out", recorded, {})
     assert (examination.size, examination.resize, examination.normalized) == ((32, 64), resize, "imagenet")
     assert examination.trainer.precision == trainer.precision == recorded["train"]["precision"]
+    batches = (each.args.per_device_eval_batch_size for each in (trainer, examination.trainer))
+    assert [*batches] == [1 if resize == "crop" else 3] * 2
     expected, found = trainer.test(), examination.trainer.test()
     for name in ("per_image", "native_per_image"):
         np.testing.assert_array_equal(found.pop(name), expected.pop(name))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_seg.problem import Refusal
 from hf_seg.training import memory
-from hf_seg.training.memory import explain, is_out_of_memory, peak_memory, reset_peak_memory
+from hf_seg.training.memory import explain, explained, peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 
@@ -48,8 +49,16 @@ def test_what_to_do_when_the_memory_does_not_suffice():
 
 
 def test_an_error_that_is_about_memory():
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(RuntimeError) as of_the_machine:
+    args = SimpleNamespace(device=CPU, per_device_eval_batch_size=2)
+
+    def fail(error):
+        raise error
+
+    def take():
         torch.empty(2**60)
-    assert is_out_of_memory(of_the_machine.value)
-    assert not is_out_of_memory(RuntimeError("[enforce fail]"))
+
+    for action in (take, lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))):
+        with pytest.raises(Refusal, match="cpu is out of memory"), explained(args, (32, 32), "evaluation"):
+            action()
+    with pytest.raises(RuntimeError, match="enforce fail"), explained(args, (32, 32), "evaluation"):
+        fail(RuntimeError("[enforce fail]"))

@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from hf_seg.data.sources.download import Archive, check_md5, find_lack, open_archive, wanted_members
-from hf_seg.files import disk_remedy
-from hf_seg.problem import DataError, Level, Problem
+from hf_seg.problem import DataError, Level, Problem, disk_remedy
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 UNSAFE = "Do not unpack it by hand; get it from where the data set is published."

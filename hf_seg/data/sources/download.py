@@ -18,8 +18,8 @@ from datasets.utils import tqdm
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 
-from hf_seg.files import cache_folder, disk_remedy, one_process
-from hf_seg.problem import DataError, Problem
+from hf_seg.files import cache_folder, one_process
+from hf_seg.problem import DataError, Problem, disk_remedy
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,7 @@ from pyarrow import ArrowInvalid, parquet
 from hf_seg.data.file_search import find_files
 from hf_seg.data.sources.class_names import read_names
 from hf_seg.data.sources.split import SPLIT_WORDS
-from hf_seg.files import disk_remedy
-from hf_seg.problem import DataError, Problem
+from hf_seg.problem import DataError, Problem, disk_remedy
 from hf_seg.recipe.rules import is_path_or_hub_id
 
 # lower case; the names under which published data sets have them
