@@ -24,7 +24,7 @@ from hf_seg.runs.page import HTML_PAGES, generator, is_page_of, write_page
 from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_results
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
-from hf_seg.training.evaluate import examine, load_training, section_of
+from hf_seg.training.evaluate import check_root, examine, load_training, section_of
 from hf_seg.training.memory import explained
 from hf_seg.training.trainer import SegTrainer
 
@@ -75,6 +75,8 @@ def write_errors(
     check_writable(page.parent)
     if kept is None:
         raise Refusal(folder, f"holds no {PER_IMAGE}", "test it again by `hf-seg evaluate`", code="errors")
+    remedy = "test it by `hf-seg evaluate` on the data where it is, and name that folder"
+    check_root(folder, results["recipe"]["data"], remedy)
     start_processes()
     evaluation = results.get("evaluation", {"model": str(folder), "label_map": {}})
     segmenter, confusion = load(evaluation["model"]), kept["confusion"]

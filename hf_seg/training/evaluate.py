@@ -178,6 +178,12 @@ def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecip
     return SECTIONS[name](**values)
 
 
+def check_root(folder: Path, data: Mapping[str, Any], remedy: str) -> None:
+    """Refuse a run, by the data section of its record, when the folder of its data is not there."""
+    if data["root"] is not None and not Path(data["root"]).expanduser().is_dir():
+        raise Refusal(folder, f"its data was in {data['root']}, which is not there", remedy, code="record")
+
+
 def find_data(data: str | Path) -> DataRecipe:
     """The data section of a recipe, or that of a folder."""
     place = Path(data).expanduser()

@@ -23,6 +23,7 @@ from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.runs.folder import RECORD, Run, load_run
 from hf_seg.runs.record import environment, load_results
 from hf_seg.scoring.loss import LossWatch
+from hf_seg.training.evaluate import check_root
 from hf_seg.training.setup import build_initial_model, build_trainer
 
 # of a record's `train`
@@ -124,6 +125,8 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     """A run's recipe, ready to be trained quietly, and its record."""
     record = load_results(run_dir)
     load_run(run_dir)
+    if data_root is None:
+        check_root(run_dir, record["recipe"]["data"], "name the folder where it is by --data-root")
     init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
     overrides = ["--training.report_to", "none"]  # the tracker of the run may not be installed here
     overrides += [] if data_root is None else ["--data.root", json.dumps(data_root)]

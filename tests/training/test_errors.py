@@ -167,7 +167,12 @@ def test_refused(finished, tmp_path, capsys):
     (run / "errors.html").write_text(generator("errors"))
     assert cli.main(["errors", str(run)]) == 2
     assert "its data is not what it was tested on (by fingerprint)" in capsys.readouterr().err
-    record["recipe"]["data"]["resize"] = "maybe"
+    record["recipe"]["data"]["root"] = "/gone"
+    (run / "results.json").write_text(json.dumps(record))
+    assert cli.main(["errors", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run}: its data was in /gone, which is not there; test it by `hf-seg evaluate` on the data where" in said
+    record["recipe"]["data"] |= {"root": None, "resize": "maybe"}
     (run / "results.json").write_text(json.dumps(record))
     assert cli.main(["errors", str(run)]) == 2
     assert "results.json: recipe.data.resize is damaged: it must be" in capsys.readouterr().err

@@ -124,6 +124,9 @@ def test_refused(run, ask, tmp_path):
     edit(run / "run.json", lambda record: record["recipe"]["data"].update(name="oxford_pet"))
     status, _, error = ask(run, "--data-root", tmp_path / "nowhere")
     assert status == 2 and error.startswith("error: ") and "nowhere" in error
+    edit(run / "results.json", lambda results: results["recipe"]["data"].update(root="/gone"))
+    status, _, error = ask(run)
+    assert status == 2 and "its data was in /gone, which is not there; name the folder where it is by --data-" in error
     (run / "results.json").write_text("{}")
     status, _, error = ask(run)
     assert status == 2 and "results.json: is not the record of a finished run (format is missing)" in error
