@@ -44,6 +44,12 @@ def write_whole(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    with write_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def check_writable(folder: Path, remedy: str = "name another folder by --out") -> Path:
     """The nearest folder that is there already, of one that is still to be made; a [`Refusal`] when this user cannot
     write in it."""
@@ -57,9 +63,7 @@ def check_writable(folder: Path, remedy: str = "name another folder by --out") -
 
 def write_json(value: Any, path: Path) -> None:
     """Write strict JSON (a number that is not finite becomes null), whole or not at all."""
-    text = json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
-    with write_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(json.dumps(_strict(value), indent=2, allow_nan=False) + "\n", path)
 
 
 def _strict(value: Any) -> Any:

@@ -33,8 +33,8 @@ from hf_seg.data.prepared import CachedPairs, PreparedPairs, UncachedPairs
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header
 from hf_seg.data.transforms import SegTransform
-from hf_seg.files import cache_folder, one_process
-from hf_seg.problem import DataError, PairError, Problem, disk_remedy
+from hf_seg.files import cache_folder, check_writable, one_process
+from hf_seg.problem import DataError, PairError, Problem, Refusal, disk_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,17 @@ def prepare_splits(
 
 
 def _fit(caches: Iterable[SplitCache], folder: Path) -> bool:
-    """Whether the caches that are still to be made take at most `SHARE` of the free disk space; else, say so."""
-    folder.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(each.bytes for each in caches if not each.place.exists()), shutil.disk_usage(folder).free
+    """Whether the caches that are still to be made can be written, and take at most `SHARE` of the free disk space;
+    else, say so."""
+    if not (missing := [each for each in caches if not each.place.exists()]):
+        return True
+    try:
+        check_writable(folder, "so the pictures are decoded again each epoch")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, Refusal) as error:
+        logger.warning("%s", error)
+        return False
+    needed, free = sum(each.bytes for each in missing), shutil.disk_usage(folder).free
     if needed > SHARE * free:
         logger.warning(
             "%s: the prepared pairs would take %.1f GB, more than half of the %.1f GB that are free, so the pictures "

@@ -19,7 +19,7 @@ from hf_seg.data.columns import ClassMask, as_text, has_colors
 from hf_seg.data.pairs import StoredPair, decode_pair, is_file, map_pairs, report_pairs, stored_pairs
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header, open_mask
-from hf_seg.files import cache_folder, one_process, write_whole
+from hf_seg.files import cache_folder, one_process, write_text
 from hf_seg.problem import PairError, Problem
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,12 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
     """
     # two passes, so that no more than some rows are in memory at once
     pictures = (stored for pair in stored_pairs(splits) for stored in (pair.image, pair.mask))
-    folders = {os.path.dirname(stored["path"]) for stored in pictures if is_file(stored)}
+    # of what `init` draws elsewhere, photographs may have absolute paths and masks relative ones
+    folders = {os.path.dirname(os.path.abspath(stored["path"])) for stored in pictures if is_file(stored)}
     root = os.path.commonpath(folders) if folders else ""
-    return _hash_pairs(splits, lambda path: [Path(path).relative_to(root).as_posix(), _stat(path)[0]])[:16]
+    return _hash_pairs(
+        splits, lambda path: [Path(os.path.abspath(path)).relative_to(root).as_posix(), _stat(path)[0]]
+    )[:16]
 
 
 def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], list]) -> str:
@@ -172,8 +175,7 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
     memory = folder / f"{digest.hexdigest()}{suffix}"
     with one_process(memory.with_name(f"{memory.name}.lock"), f"checking the images and masks of {spec.name}"):
         if not memory.exists():
-            with write_whole(memory) as partial:
-                partial.write_text(json.dumps(make()), encoding="utf-8")
+            write_text(json.dumps(make()), memory)
     return json.loads(memory.read_text(encoding="utf-8"))
 
 

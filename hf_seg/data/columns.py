@@ -18,6 +18,7 @@ from hf_seg.data.stored_image import name_of, open_image, open_mask
 from hf_seg.problem import PairError, first
 
 MAX_ID = 65_535
+WHITE = "Save it with 8 bits, or take the one that no mask holds out of classes.json."
 NO_LABELS = (
     "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
 )
@@ -84,7 +85,7 @@ class ClassMask(Image):
         with open_mask(value) as mask:
             raw = raw_values(mask, by_color=self.by_color, name=name_of(value))
         if raw.dtype == bool:
-            raw = raw * np.uint8(white(self.values))
+            raw = raw * np.uint8(white(self.values, name_of(value)) if raw.any() else 0)
         table = _table(self.by_color, tuple(self.values), tuple(self.labels))
         # ids of 32 bits may lie beyond the table: these get its last entry, which is no value's
         labels = table[raw if raw.dtype.kind == "u" else raw.clip(-1, len(table) - 1)]
@@ -142,9 +143,12 @@ def has_colors(mask: PIL.Image.Image) -> bool:
     return mask.format == "GIF" or not (mask.mode in ("1", "L", "LA", "P", "PA") or mask.mode.startswith("I"))
 
 
-def white(values: Collection[int]) -> int:
-    """The id of the white of 1-bit masks: 1, or 255 where that is an id and 1 is none."""
-    return 255 if 255 in values and 1 not in values else 1
+def white(values: Collection[int], name: str) -> int:
+    """The id of the white of a 1-bit mask: 1, or 255 where that is an id and 1 is none; a PairError where both are."""
+    if 1 in values and 255 in values:
+        what = "the mask has 1 bit a pixel, and its white may be 1 or 255, which both have a meaning"
+        raise PairError(name, what, WHITE, code="mask-kind")
+    return 255 if 255 in values else 1
 
 
 def as_text(value: int, by_color: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hf_seg.problem import Problem
@@ -49,12 +50,20 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
                 continue
             if not is_utf8(entry.name):
                 stop(path, "the name is not UTF-8", RENAME, code="file-name")
-            elif entry.is_dir():
+            elif _leads_there(entry.is_dir):
                 waiting.append((path, above | {(status.st_dev, status.st_ino)}))
-            elif entry.is_file():
+            elif _leads_there(entry.is_file):
                 files.append(path)
             elif entry.is_symlink():
                 stop(path, "is a link to nothing", LINKS)
             else:
                 stop(path, "is neither a file nor a folder", "Remove it.")
     return sorted(files), sorted(problems, key=lambda problem: problem.place)
+
+
+def _leads_there(check: Callable[[], bool]) -> bool:
+    """What `is_dir` or `is_file` of an entry says; a link to itself, or through a file, leads nowhere."""
+    try:
+        return check()
+    except OSError:
+        return False

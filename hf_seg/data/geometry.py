@@ -26,8 +26,9 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 def fitted_size(picture: Size, frame: Size) -> Size:
     """The largest size of a picture, its shape kept, within a frame; that which image processors of transformers give
-    it for `max_height` and `max_width`. A side may be 0 where the shapes differ by more than the frame has pixels."""
-    return get_image_size_for_max_height_width(picture, *frame)
+    it for `max_height` and `max_width`. But a side is at least 1, where they make 0 of a long and thin picture's."""
+    height, width = get_image_size_for_max_height_width(picture, *frame)
+    return max(1, height), max(1, width)
 
 
 def centered(inner: Size, outer: Size) -> Box:
@@ -105,14 +106,10 @@ class Framing:
         return letterboxed(picture, self.size) if self.resize == "letterbox" else None
 
     def prepare(self, image_processor: Any, image: Image.Image) -> Tensor:
-        """`pixel_values` of an RGB image, of shape `(3, height, width)`.
-
-        Raises:
-            ValueError: when the image is so long and thin that nothing is left of it.
-        """
+        """`pixel_values` of an RGB image, of shape `(3, height, width)`."""
         picture = image.height, image.width
-        if self.resize == "letterbox" and not all(fitted_size(picture, self.size)):
-            raise ValueError(f"{image.width}×{image.height} pixels are too long and thin to keep their shape")
+        if self.resize == "letterbox" and 1 in (fitted := fitted_size(picture, self.size)):
+            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)  # of which the image processor leaves a line
         # a centre crop, such as MobileViT's, would leave the borders without a class
         whole = {"do_center_crop": False} if getattr(image_processor, "do_center_crop", None) else {}
         pixel_values = image_processor(image, return_tensors="pt", **whole)["pixel_values"][0]

@@ -148,9 +148,6 @@ class SegTransform:
             return pixels, torch.from_numpy(self.prepare_mask(mask))
         size = self.prepared_size
         inner = self.fitted((image.height, image.width), size)
-        if not all(inner):
-            what = f"an image of {image.width}×{image.height} pixels is too long and thin to keep its shape"
-            raise DataError(self.spec.name, what, 'set data.resize to "stretch", or crop it', code="image-size")
         pixels = F.resize(pixels, list(inner), InterpolationMode.BILINEAR, antialias=True)
         labels = torch.from_numpy(self.prepare_mask(mask))
         if self.resize == "letterbox":

@@ -66,6 +66,9 @@ def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep
 
     folders = [Path(path) for path in paths if Path(path).is_dir() and not (Path(path) / "recipe.json").is_file()]
     files = [Path(path) for path in paths if Path(path) not in folders]
+    if overrides and not files:
+        what = f"has no recipe that {overrides[0]} could change"
+        raise RecipeError("hf-seg doctor", what, "name a recipe, or a folder with a recipe.json")
     recipes = _load([path / "recipe.json" if path.is_dir() else path for path in files], overrides, report)
     sections = [(recipe.data, recipe.training) for recipe in recipes]
     sections += [(data, TrainingRecipe()) for folder in folders for data in recognise(folder)]
@@ -114,10 +117,11 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
     for problem in listing.bad_pairs + survey.problems:
         left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
         report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
-    size = max(((0, 0) if data.resize == "crop" else data.size) for data, _ in same)  # crops are not enlarged
+    framings = [(data.size, data.resize) for data, _ in same if data.resize != "crop"]  # crops are not enlarged
+    size, resize = max(framings, default=((0, 0), "crop"))
     known = listing.split_known
     report.problems += find_problems(
-        survey, listing.spec, place=listing.place, size=size, drop=drop, split_known=known
+        survey, listing.spec, place=listing.place, size=size, resize=resize, drop=drop, split_known=known
     )
     if not listing.spec or not known:
         return None
@@ -148,9 +152,11 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
         workers = training.arguments.get("dataloader_num_workers", 0)
         batch = 4 * training.global_train_batch_size * math.prod(transforms["train"].prepared_size)
         problems += check_shared_memory(workers, batch) if workers else []
+    wanted = {prepared_folder(data.cache) for data, _ in same if data.cache not in ("auto", False)}
     for folder in dict.fromkeys(folder for folder, _ in caches):
-        sizes = [cache.bytes for (place, _), cache in caches.items() if place == folder]
-        problems += check_folder(folder, sum(sizes), "the resized pairs")
+        missing = [cache for (place, _), cache in caches.items() if place == folder and not cache.place.exists()]
+        level = "error" if folder in wanted else "warning"
+        problems += check_folder(folder, sum(cache.bytes for cache in missing), level) if missing else []
     for cache in caches.values() if deep else ():
         for file in cache.find_stale():
             what = f"{cache.place} has other pixels for this pair than its files"

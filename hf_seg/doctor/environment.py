@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hf_seg.problem import Problem
+from hf_seg.files import check_writable
+from hf_seg.problem import Level, Problem, Refusal
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SHARED_MEMORY = Path("/dev/shm")
@@ -87,18 +87,23 @@ def _has_nvidia_gpu() -> bool:
     return False
 
 
-def check_folder(folder: Path, needed: int, what: str) -> list[Problem]:
-    """Whether a folder, which need not exist yet, can be written to, and has `needed` bytes free for `what`."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK):
-        code, found = "unwritable-folder", f"cannot be written to, and is for {what}"
-        remedy = "Make it writable, or set HF_HOME to a folder that is; else it is made again in each run."
-    elif (free := shutil.disk_usage(existing).free) < needed:
-        code, found = "full-disk", f"has {free / 1e9:.1f} GB free, and {what} need about {needed / 1e9:.1f} GB"
-        remedy = "Free disk space, or name another folder."
+def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
+    """Whether a folder, which need not exist yet, can be written to, and has `needed` bytes free for resized pairs."""
+    try:
+        existing = check_writable(folder)
+    except Refusal as refusal:
+        (fault,) = refusal.problems
+        code, found = "unwritable-folder", f"is for the resized pairs, and {fault.place} {fault.what}"
+        remedy = "Make it writable, or name another folder in data.cache or HF_HOME."
     else:
-        return []
-    return [Problem(level="warning", code=code, place=str(folder), what=found, remedy=remedy)]
+        if (free := shutil.disk_usage(existing).free) >= needed:
+            return []
+        code = "full-disk"
+        found = f"has {free / 1e9:.1f} GB free, and the resized pairs need about {needed / 1e9:.1f} GB"
+        remedy = "Free disk space, or name another folder in data.cache."
+    if level == "warning":
+        remedy += " Else the pictures are decoded again each epoch."
+    return [Problem(level=level, code=code, place=str(folder), what=found, remedy=remedy)]
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from hf_seg.data.classes import FILE_NAME, Classes, load_classes
+from hf_seg.data import NO_PAIR
+from hf_seg.data.classes import FILE_NAME, Classes, load_classes, read_classes
 from hf_seg.data.columns import UprightImage, as_text
 from hf_seg.data.pairs import ALL, map_pairs, report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder, oxford_pet, polygons, table_files
 from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
 from hf_seg.data.sources.split import FILE_NAME as SPLIT_FILE
-from hf_seg.data.sources.split import SPLITS, draw_folders, join_names, save_split
+from hf_seg.data.sources.split import SPLITS, check_enough, draw_folders, join_names, save_split
 from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.data.stored_image import measure_range, sample_values
@@ -33,7 +34,7 @@ from hf_seg.doctor.duplicates import find_duplicates
 from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
 from hf_seg.doctor.survey import RARE, Survey
-from hf_seg.files import parse_json, write_whole
+from hf_seg.files import check_writable, parse_json, write_text
 from hf_seg.problem import DataError, Problem
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
@@ -119,6 +120,9 @@ def init(
             flag = f"--{option.replace('_', '-')}"
             raise DataError(place.absolute(), f"{flag} is for {what}", "Leave it out.")
     root = Path(out or place).expanduser().resolve()
+    if place.is_dir():
+        folder.find_root(str(place))
+    check_writable(root, "name another folder by --out" if out else "make the folder writable")
     _refuse_existing(root, overwrite)
     if of_files:
         kind, drawn = find_layout(place.resolve(), layout).name, []
@@ -141,8 +145,8 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
         what = f"holds {' and '.join(existing)} already"
         raise DataError(root, what, "move them away, or add --overwrite.", code="exists")
     try:
-        written = parse_json((root / WRITTEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = dict(parse_json((root / WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         written = {}
     foreign = [name for name in existing if (root / name).is_symlink() or _hash(root / name) != written.get(name)]
     if foreign:
@@ -203,18 +207,21 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     survey, by_color = survey_classes(source.splits, root) if classes else survey_masks(source.splits)
     problems = source.problems + [problem for problem in survey.problems if problem.level == "error"]
     count = len(survey.facts)
-    too_few = count < 3 and len(source.splits) < len(SPLITS)
-    if problems and (too_few or not count):
+    lacking = [split for split in SPLITS[1:] if split not in source.splits]
+    empty = [split for split, rows in survey.usable.items() if not rows]
+    left = len(survey.usable.get(ALL, survey.usable.get("train", ())))
+    if problems and (empty or left <= len(lacking)):
         raise report_pairs(name, problems, count + len(problems))
     if not count:
         raise DataError(name, "holds no pair", "Is this the right folder?")
-    if too_few:
-        what = f"{count} pairs cannot be split into train, validation and test: at least 3 are needed"
-        raise DataError(name, what, "Add pairs.", code="split")
+    check_enough(name, left, lacking)
+    if empty:
+        raise DataError(name, f"the {empty[0]} split holds no pair that can be used", NO_PAIR, code="empty-split")
     if classes is None:
         names, where = source.find_names(survey.pixels(), by_color)
         guessed = guess_classes(name, survey, by_color, names)
-        _write(root / FILE_NAME, _format_classes(guessed))
+        read_classes(guessed, str(root / FILE_NAME))  # what it would refuse is not written
+        write_text(_format_classes(guessed), root / FILE_NAME)
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
         where = f"from {where}" if names else where
@@ -222,11 +229,11 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
             facts.counts = {classes.meaning[value]: pixels for value, pixels in facts.counts.items()}
     hints = [*_hint_at_classes(survey, classes), *_divide_films(root, source, survey, written)]
     recipe = build_recipe(root, arch, [facts.size for facts in survey.facts], source.keys)
-    _write(root / "recipe.json", json.dumps(recipe, indent=2) + "\n")
+    write_text(json.dumps(recipe, indent=2) + "\n", root / "recipe.json")
     rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
     shown = [next(stored_pairs({split: source.splits[split].select([row])})) for split, row in rows]
     plot_preview(shown, source.splits[rows[0][0]].features["image"], classes, root / "preview.png")
-    _write(root / WRITTEN, json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n")
+    write_text(json.dumps({name: _hash(root / name) for name in OUTPUTS}, indent=1) + "\n", root / WRITTEN)
     say("\n".join([_describe(source, survey, classes, by_color, where), *map(printable, hints)]), keep="\n")
     if problems:
         say(f"\n{report_pairs(name, problems, count + len(problems))}", keep="\n")
@@ -385,12 +392,3 @@ def _format_classes(content: dict[str, Any]) -> str:
     classes = ",\n".join(f"    {json.dumps(entry)}" for entry in content["classes"])
     rest = f',\n  "ignore": {json.dumps(content["ignore"])}' if "ignore" in content else ""
     return f'{{\n  "classes": [\n{classes}\n  ]{rest}\n}}\n'
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    try:
-        with write_whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(path, f"cannot be written: {error.strerror}", "make the folder writable") from None

@@ -14,13 +14,15 @@ from datasets import Dataset
 
 from hf_seg.data.check import find_other_palette
 from hf_seg.data.classes import MAX_CLASSES, distinct_colors, load_classes, writable_name
-from hf_seg.data.columns import as_text, has_colors, is_gray, white
+from hf_seg.data.columns import MAX_ID, as_text, has_colors, is_gray, white
 from hf_seg.data.pairs import StoredPair, map_pairs
 from hf_seg.data.sources import folder
+from hf_seg.data.sources.class_names import VOID
 from hf_seg.data.stored_image import open_header
 from hf_seg.doctor.survey import Survey, survey_pairs
-from hf_seg.problem import DataError, PairError
+from hf_seg.problem import DataError, PairError, first
 
+VOID_NAMES = {"ignore", "ignored", "void", "unlabeled", "unlabelled"}
 SPREAD = 8  # so many times as far from the other ids as these are from each other, 255 is void and no shade of grey
 
 
@@ -58,7 +60,7 @@ def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
         others = set().union(*(facts.counts for facts in survey.facts if not facts.mask_kind.endswith(" 1")))
         for facts in survey.facts:
             if facts.mask_kind.endswith(" 1") and 1 in facts.counts:
-                facts.counts[white(others)] = facts.counts.pop(1)
+                facts.counts[white(others, f"the mask of {facts.name}")] = facts.counts.pop(1)
     return survey, by_color
 
 
@@ -73,8 +75,9 @@ def _is_colored(pair: StoredPair) -> bool:
 def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int, str] | None = None) -> dict[str, Any]:
     """Guess the content of `classes.json` from the masks: a class for each id or colour, void where that is certain.
 
-    Two classes, 0 and another id or black and white, become background and foreground. 255, or 65535, is void beside
-    two or more ids without a gap, or when it is far from them (`SPREAD`); shades of grey are classes.
+    Two classes, 0 and another id or black and white, become background and foreground. 255, or 65535, is void when its
+    name is one of `VOID_NAMES`; without a name, beside two or more ids without a gap, or when it is far from them
+    (`SPREAD`): shades of grey are classes.
 
     Args:
         name (`str`): the data set, for messages.
@@ -85,13 +88,21 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
     Raises:
         DataError: when the masks hold one value only, or too many to be classes.
     """
-    counts, names = survey.pixels(), names or {}
+    counts = survey.pixels()
+    names = {value: label for value, label in (names or {}).items() if label and (by_color or 0 <= value <= MAX_ID)}
     values = sorted(counts)
-    void = []
-    if not by_color and len(values) > 2 and values[-1] in (255, 65_535) and values[-1] not in names:
+    if not by_color and (beyond := [value for value in values if not 0 <= value <= MAX_ID]):
+        masks = first(facts.name for facts in survey.facts if beyond[0] in facts.counts)
+        what = f"the masks hold the id {beyond[0]}, and ids are 0 to {MAX_ID}; so do those of {masks}"
+        raise DataError(name, what, "write void as 255 and classes as small ids", code="mask-values")
+    called_void = {value for value in VOID & names.keys() if not by_color and names[value].lower() in VOID_NAMES}
+    names = {value: label for value, label in names.items() if value not in called_void}
+    void = [value for value in values if value in called_void]
+    values = [value for value in values if value not in called_void]
+    if not by_color and len(values) > 2 and values[-1] in VOID - names.keys():
         *steps, last = (after - before for before, after in itertools.pairwise(values))
         if last > (1 if max(steps) == 1 else SPREAD * max(steps)):
-            void = [values.pop()]
+            void.append(values.pop())
     if len(values) > MAX_CLASSES:
         rarest = min(values, key=counts.__getitem__)
         what = (
@@ -122,7 +133,10 @@ def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[
         return ["background", "foreground"]
     names = [writable_name(given.get(value, f"class_{index}")) for index, value in enumerate(values)]
     often = {name for name, count in Counter(names).items() if count > 1}  # classes.json wants different ones
-    return [f"{name} ({value})" if name in often else name for name, value in zip(names, values, strict=True)]
+    return [
+        f"{name} ({as_text(value, by_color)})" if name in often else name
+        for name, value in zip(names, values, strict=True)
+    ]
 
 
 def _display_colors(survey: Survey, ids: list[int]) -> list[int]:

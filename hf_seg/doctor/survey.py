@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Features
 
-from hf_seg.data import NOTHING_COUNTS
+from hf_seg.data import NO_PAIR, NOTHING_COUNTS
 from hf_seg.data.check import find_other_palette, reads_ids
 from hf_seg.data.columns import UprightImage, raw_values
 from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
@@ -178,10 +178,8 @@ def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Ite
             "note", "exif-orientation", name, f"{what} and {done}", "Look at some of them with their masks."
         )
     if max(width, height) >= LONG * min(width, height):
-        what = f"is {width}×{height} pixels, and becomes a square"
-        yield _problem(
-            "note", "long-image", name, what, "Cut it into parts: its length and width shrink by different factors."
-        )
+        remedy = "Cut it into parts: in a small input little is left of its shorter side, or of its shape."
+        yield _problem("note", "long-image", name, f"is {width}×{height} pixels, long and thin", remedy)
     if width * height > PIL.Image.MAX_IMAGE_PIXELS:
         what = f"has {width * height / 1e6:.0f} million pixels: decoding it takes long, and much memory"
         yield _problem(
@@ -214,6 +212,7 @@ def find_problems(
     *,
     place: str,
     size: tuple[int, int],
+    resize: str = "stretch",
     drop: bool = False,
     split_known: bool = True,
 ) -> Iterator[Problem]:
@@ -221,20 +220,20 @@ def find_problems(
 
     Args:
         place (`str`): the data set, for messages.
-        size (`tuple[int, int]`): height and width that pictures are resized to.
+        size (`tuple[int, int]`), resize (`str`): height and width that pictures are resized to, and how.
         drop (`bool`): pairs that cannot be used are left out, instead of refused.
         split_known (`bool`): the splits are those of a run.
     """
     for name, rows in survey.usable.items():
         if split_known and not rows and (drop or not survey.pair_counts[name]):
-            remedy = "Each of train, validation and test needs one."
-            yield _problem("error", "empty-split", place, f"the {name} split holds no pair that can be used", remedy)
+            yield _problem("error", "empty-split", place, f"the {name} split holds no pair that can be used", NO_PAIR)
     height, width = size
-    small = [facts.size for facts in survey.facts if facts.size[0] < width or facts.size[1] < height]
+    below = all if resize == "letterbox" else any
+    small = [facts.size for facts in survey.facts if below((facts.size[0] < width, facts.size[1] < height))]
     if small:
-        what = f"{len(small):,} of {len(survey.facts):,} images have a side below image_size {width}×{height}"
+        what = f"{len(small):,} of {len(survey.facts):,} images are enlarged to image_size {width}×{height}"
         width, height = min(small, key=min)
-        remedy = "They are enlarged, which costs time and adds nothing: a smaller image_size may do."
+        remedy = "It costs time and adds nothing: a smaller image_size may do."
         yield _problem("note", "small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
     if gray := sum(facts.gray for facts in survey.facts):
         what = f"{gray:,} of {len(survey.facts):,} images have one channel, which is read as red, green and blue alike"

@@ -146,13 +146,10 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
 
 @torch.inference_mode()
 def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -> Segmented:
-    """Segment one RGB photograph, or raise a [`PhotographError`]; `size` is width and height of the mask."""
+    """Segment one RGB photograph; `size` is width and height of the mask."""
     start = time.perf_counter()
     framing, picture = Framing.of(shown.image_processor), (photograph.height, photograph.width)
-    try:
-        pixel_values, size = framing.prepare(shown.image_processor, photograph), size[::-1]
-    except ValueError as error:
-        raise PhotographError(f"{error}. Cut it into parts first.") from error
+    pixel_values, size = framing.prepare(shown.image_processor, photograph), size[::-1]
 
     def scores_of(batch: Tensor) -> tuple[Tensor, bool]:
         """Scores, and whether they are positive, as those of Mask2Former and MaskFormer, instead of logits."""
@@ -189,11 +186,11 @@ def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str |
     """The answer to a file: HTML with each model's mask, legend and facts, or with what is wrong with the file."""
     try:
         photograph = read_photograph(path, decode)
-        shown_photograph = photograph.copy()
-        shown_photograph.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        results = [segment(shown, photograph, shown_photograph.size) for shown in models]
     except PhotographError as error:
         return problem(str(error))
+    shown_photograph = photograph.copy()
+    shown_photograph.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    results = [segment(shown, photograph, shown_photograph.size) for shown in models]
     source = data_url(shown_photograph, "JPEG", quality=90)
     panels = [panel(shown, result, source) for shown, result in zip(models, results, strict=True)]
     agreement = ""

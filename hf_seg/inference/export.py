@@ -29,7 +29,7 @@ from hf_seg.files import write_whole
 from hf_seg.inference.exported import load_model
 from hf_seg.inference.predict import expand_paths, read_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.problem import PairError, Problem, Refusal, one_line
+from hf_seg.problem import Problem, Refusal, one_line
 from hf_seg.scoring.upsampling import upsampled_argmax
 
 if TYPE_CHECKING:
@@ -295,13 +295,8 @@ def _batches(
             image = read_image(item, segmenter.value_range) if isinstance(item, Path) else item
             if isinstance(image, Problem):
                 unreadable.append(image)
-                continue
-            try:
-                pixel_values = segmenter.prepare(image, item if isinstance(item, Path) else "")
-            except PairError as error:
-                unreadable.append(error.problem)
             else:
-                yield center_crop(pixel_values, size, 0)  # of a picture of any size, one window
+                yield center_crop(segmenter.prepare(image), size, 0)  # of a picture of any size, one window
 
     prepared, first = prepare(), True
     while batch := list(islice(prepared, BATCH_SIZE)):

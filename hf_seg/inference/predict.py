@@ -143,16 +143,12 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options)
 
 
 def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
-    def read(path: Path) -> tuple[Path, Image.Image, Tensor] | Problem:
+    def read(path: Path) -> tuple[Path, Image.Image, Tensor | None] | Problem:
         image = read_image(path, segmenter.value_range)
         if isinstance(image, Problem):
             return image
-        # of a tile, to see that it can be: the others have its size, and are prepared when they are cut
-        seen = image.crop((0, 0, *(min(options.tile, side) for side in image.size))) if options.tile else image
-        try:
-            return path, image, segmenter.prepare(seen, path)
-        except PairError as error:
-            return error.problem
+        # a tile is prepared when it is cut
+        return path, image, None if options.tile else segmenter.prepare(image)
 
     windows = options.tile or segmenter.framing.resize == "crop"
     predict_batch = _predict_windows if windows else _predict_whole

@@ -32,7 +32,7 @@ from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, hidden_bars, read_header, verify_download
-from hf_seg.problem import PairError, Refusal, first, one_line
+from hf_seg.problem import Refusal, first, one_line
 
 # Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
 # EoMT, DETR) are not here: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding.
@@ -92,16 +92,9 @@ class Segmenter:
             raise Refusal("the model's config.json", what, remedy) from None
         return [tuple(colour) for colour in colours.tolist()]
 
-    def prepare(self, image: Image.Image, place: str | os.PathLike = "") -> Tensor:
-        """`pixel_values` of one image, of shape `(3, height, width)`; padded as [`Framing`] says.
-
-        Raises:
-            PairError: when its image processor cannot use the image, which is too long and thin; `place` names it.
-        """
-        try:
-            return self.framing.prepare(self.image_processor, image)
-        except ValueError as error:
-            raise PairError(place, str(error), "Cut it into parts first", code="image-size") from error
+    def prepare(self, image: Image.Image) -> Tensor:
+        """`pixel_values` of one image, of shape `(3, height, width)`; padded as [`Framing`] says."""
+        return self.framing.prepare(self.image_processor, image)
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:

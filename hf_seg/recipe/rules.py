@@ -263,8 +263,8 @@ def _encoder_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
     """Rules between the keys of `data`."""
     name, root = data.get("name"), data.get("root")
-    if data.get("cache") == "":
-        yield "data.cache", "is empty", 'it must be true, false, "auto" or the name of a folder'
+    if isinstance(cache := data.get("cache"), str) and cache.lower() in ("", "true", "false", "none", "null"):
+        yield "data.cache", f'is the text "{cache}"', 'it must be true, false, "auto" or the name of a folder'
     if str(name).startswith("synthetic_") and root is not None:
         yield "data.root", "generated data has no folder", "leave it out"
     if name == "folder" and "root" in data and root is None:

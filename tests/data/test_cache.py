@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from hf_seg.data import cache, load_spec, load_splits
 from hf_seg.data.cache import prepare_splits
+from hf_seg.data.prepared import UncachedPairs
 from hf_seg.data.transforms import build_transforms, collate
 from hf_seg.problem import DataError
 
@@ -243,7 +244,10 @@ def test_a_full_disk(pet_folder, tmp_path, more):
     assert left and all(name.endswith(".lock") for name in left)
 
 
-def test_a_folder_that_cannot_be_made(pets, tmp_path):
+def test_a_folder_that_cannot_be_made(pets, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file")
+    assert isinstance(prepare(pets, "auto")["train"], UncachedPairs)
+    assert "so the pictures are decoded again each epoch" in caplog.text
     with pytest.raises(DataError, match="the train pairs of oxford_pet cannot be kept there: .*Not a directory"):
         prepare(pets, str(tmp_path / "file" / "cache"))

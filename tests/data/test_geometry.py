@@ -10,7 +10,6 @@ from hf_seg.data.geometry import Framing, blend, centered, cut, fitted_size, pad
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.data.transforms import SegTransform
 from hf_seg.models.build import build_image_processor
-from hf_seg.problem import DataError
 from hf_seg.scoring.upsampling import upsampled_argmax
 
 SPEC = DatasetSpec(
@@ -104,13 +103,14 @@ def test_padding_stays_out_of_the_loss_of_a_rectangle():
     assert labels.shape == (1, 32, 96) and (labels == 1).sum() == 32 * 32 and (labels == 255).sum() == 32 * 64
 
 
-def test_a_picture_too_thin_is_refused():
+@pytest.mark.parametrize("size", [(1000, 5), (5, 1000)])
+def test_of_a_long_and_thin_picture_a_line_is_left(size):
     transform = SegTransform(size=(64, 64), spec=SPEC, resize="letterbox")
-    with pytest.raises(DataError, match=r"an image of 1000×5 pixels is too long and thin to keep its shape"):
-        transform({"image": [Image.new("RGB", (1000, 5))], "mask": [Image.new("L", (1000, 5))]})
+    image = Image.new("RGB", size, (255, 128, 0))
+    seen = transform({"image": [image], "mask": [Image.new("L", size, 1)]})
+    assert (seen["labels"] == 1).sum() == 64 and (seen["labels"] == 255).sum() == 63 * 64
     processor = build_image_processor(size=(64, 64), normalize="none", resize="letterbox")
-    with pytest.raises(ValueError, match="1000×5 pixels are too long and thin"):
-        Framing.of(processor).prepare(processor, Image.new("RGB", (1000, 5)))
+    torch.testing.assert_close(Framing.of(processor).prepare(processor, image), seen["pixel_values"][0])
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (200, 150), (30, 400), (20, 20)])

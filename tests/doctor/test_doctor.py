@@ -6,10 +6,13 @@ import os
 import sys
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as Image_column
 from own_folders import ORIENTATION, as_rgb, scene, write_folder, write_image
 from PIL import Image, ImageEnhance
 
@@ -556,6 +559,53 @@ def test_generated_data(ask, write_recipe):
 def test_a_command_without_paths(capsys, overrides):
     assert cli.main(["doctor", *overrides]) == 2
     assert ("name a recipe or a folder" if overrides else "Missing argument") in capsys.readouterr().err
+
+
+def test_overrides_belong_to_a_recipe(root, capsys):
+    assert cli.main(["doctor", str(root), "--data.layout", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "has no recipe that --data.layout could change; name a recipe, or a folder with a recipe.json" in said
+
+
+@pytest.mark.parametrize("cache", ["auto", True, "file"])
+@pytest.mark.parametrize("fault", ["unwritable-folder", "full-disk"])
+def test_a_cache_that_cannot_be_kept(root, ask, write_recipe, is_refused, tmp_path, monkeypatch, cache, fault):
+    """Where a cache is asked for, training is refused; else it goes on without."""
+    if fault == "full-disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=0, used=0, free=10))
+    (tmp_path / "file").touch(exist_ok=fault == "full-disk")
+    monkeypatch.setattr(
+        "hf_seg.data.cache.cache_folder", lambda: tmp_path / ("new" if fault == "full-disk" else "file")
+    )
+    if cache == "file":
+        cache = str(tmp_path / ("named" if fault == "full-disk" else "file"))
+    recipe = write_recipe("own", data={"name": "folder", "root": str(root), "cache": cache})
+    status, report = ask(recipe)
+    found = [finding for finding in report["findings"] if finding["code"] == fault]
+    assert [finding["level"] for finding in found] == ["warning" if cache == "auto" else "error"]
+    assert status == is_refused(recipe) == (cache != "auto")
+
+
+def test_what_a_letterbox_does_to_pictures(root, ask, write_recipe):
+    long_picture(root)
+    write_image(photo(root, 4), scene(4)[0])
+    write_image(mask(root, 4), scene(4)[1])
+    data = {"name": "folder", "root": str(root), "resize": "letterbox", "image_size": [64, 96]}
+    _, report = ask(write_recipe("own", data=data))
+    found = {finding["code"]: finding["what"] for finding in report["findings"]}
+    assert "square" not in found["long-image"]
+    assert found["small-image"] == "1 of 10 images are enlarged to image_size 96×64 (the smallest is 48×32 pixels)"
+
+
+def test_a_folder_of_tables_with_its_classes(tmp_path, root, capsys):
+    files = {"image": sorted((root / "images").iterdir()), "mask": sorted((root / "masks").iterdir())}
+    columns = {name: [{"bytes": path.read_bytes(), "path": None} for path in paths] for name, paths in files.items()}
+    table = Dataset.from_dict(columns, features=Features({"image": Image_column(), "mask": Image_column()}))
+    (tmp_path / "table").mkdir()
+    table.to_parquet(tmp_path / "table" / "train.parquet")
+    (tmp_path / "table" / "classes.json").write_text(json.dumps(CLASSES))
+    report = doctor.diagnose([tmp_path / "table"])
+    assert report.would_start and [each["name"] for each in report.data] == ["hub"]
 
 
 def test_official_data_is_recognised(pet_folder, cityscapes_folder):

@@ -112,17 +112,19 @@ class TestGpu:
 def test_room_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(environment_check.shutil, "disk_usage", lambda path: Usage(10**10, 9 * 10**9, 10**9))
     folder = tmp_path / "not" / "yet"
-    assert check_folder(folder, 10**9, "the resized pairs") == []
-    (finding,) = check_folder(folder, 2 * 10**9, "the resized pairs")
+    assert check_folder(folder, 10**9, "error") == []
+    (finding,) = check_folder(folder, 2 * 10**9, "error")
     assert finding.code == "full-disk" and finding.place == str(folder)
     assert finding.what == "has 1.0 GB free, and the resized pairs need about 2.0 GB"
     assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment_check.os, "access", lambda path, mode: path != tmp_path)
-    (finding,) = check_folder(tmp_path / "new", 0, "the resized pairs")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    (finding,) = check_folder(tmp_path / "new", 0, "warning")
     assert (finding.level, finding.code) == ("warning", "unwritable-folder")
+    assert finding.what == f"is for the resized pairs, and {tmp_path} may not be written to"
+    assert finding.remedy.endswith("Else the pictures are decoded again each epoch.")
 
 
 def test_shared_memory(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`hf-seg init`: what it says, writes and refuses; and from folders to trained models and predictions."""
 
 import json
+import os
 import shlex
 
 import numpy as np
@@ -301,6 +302,7 @@ def test_names_beside_the_masks(tmp_path, init, name, place):
         ("_classes.csv", "Pixel Value, Class\n0, background\n", "which has no name for 1, 2"),
         ("labelmap.txt", "one\ntwo\n", "which is not lines like name:255,0,0::"),
         ("label_classes.json", "{", 'which is not a list like [{"name"'),
+        ("id2label.json", '{"0": {"name": "a"}, "1": "b", "2": "c"}', 'which is not an object like {"0": "name"}'),
         ("label_classes.json", "[1]", "which is not a list like"),
         ("label_classes.json", '[{"name": "disc", "color": "#ff0000ff"}]', "which has no name for 0, 1, 2"),
     ],
@@ -358,6 +360,20 @@ def official_pets(root):
     (root / "annotations" / "trimaps").mkdir(parents=True)
 
 
+def unnamed_void(root):
+    for path in (write_folder(root, "ids", 3) / "masks").iterdir():
+        ids = np.asarray(Image.open(path)).astype(np.int32)
+        path.unlink()
+        write_image(path.with_suffix(".tif"), np.where(ids == 255, -1, ids))
+
+
+def too_few_in(root, **counts):
+    for split, count in counts.items():
+        write_folder(root / split, "ids", count)
+        for part in ("images", "masks"):
+            (root / split / part).mkdir(parents=True, exist_ok=True)
+
+
 def wrong_classes(root):
     (write_folder(root, "ids", 3) / "classes.json").write_text("{}")
 
@@ -371,6 +387,15 @@ def wrong_classes(root):
         (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
         (black_masks, "the masks hold 0 only, and training needs two classes"),
         (wrong_classes, 'must be an object {"classes": [...]}'),
+        (unnamed_void, "the masks hold the id -1, and ids are 0 to 65535"),
+        (
+            lambda root: too_few_in(root, train=1, test=5),
+            "1 pairs cannot be split into train and validation: at least",
+        ),
+        (
+            lambda root: too_few_in(root, train=6, val=0, test=3),
+            "the validation split holds no pair that can be used. Each of train, validation and test needs one.",
+        ),
         (official_pets, "It needs no init: `hf-seg train oxford-pet-segformer-scratch --data.root /"),
     ],
 )
@@ -382,6 +407,20 @@ def test_what_is_refused(tmp_path, init, prepare, message):
     assert (status, out) == (2, "")
     assert f"error: {root}" in err and message in err  # below the progress bar, if it came that far
     assert not (root / "recipe.json").exists()
+    assert (root / "classes.json").exists() == (prepare is wrong_classes)
+
+
+def test_places_that_cannot_be_used(tmp_path, init):
+    root = write_folder(tmp_path / "own", "ids", 3)
+    status, _, err = init(root, "--out", root / "images" / "photo_00.jpg")
+    assert status == 2 and "photo_00.jpg: is no folder, so nothing can be written to" in err
+    (root / ".hf_seg-init.json").write_text("[1]")
+    (root / "recipe.json").write_text("{}")
+    status, _, err = init(root, "--overwrite")
+    assert status == 2 and "recipe.json is not replaced: init did not write it" in err
+    latin = root.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    status, _, err = init(latin)
+    assert status == 2 and "the name is not UTF-8" in err
 
 
 def test_why_too_few_pairs_are_left_is_said(tmp_path, init):

@@ -114,6 +114,23 @@ def test_one_bit_masks_beside_0_and_255(tmp_path):
     assert set(survey.pixels()) == {0, 1} and not survey.problems  # background and foreground
 
 
+def test_one_bit_masks_whose_white_is_not_known(tmp_path):
+    write_folder(tmp_path, "ids", 3)
+    write_image(tmp_path / "masks" / "photo_01.png", KINDS["one_bit"](scene(1)[1]))
+    with pytest.raises(DataError, match="photo_01.jpg: the mask has 1 bit a pixel, and its white may be 1 or 255"):
+        look(tmp_path)
+
+
+def test_names_of_void_and_names_that_no_mask_can_hold(tmp_path):
+    names = {-1: "license plate", 0: "sky", 1: "tree", 2: "", 70_000: "far", 255: "Void"}
+    guessed = guess(write_folder(tmp_path, "ids", 3), names)
+    assert [entry["name"] for entry in guessed["classes"]] == ["sky", "tree", "class_2"]
+    assert guessed["ignore"] == [255]
+    read_classes(guessed)
+    guessed = guess(write_folder(tmp_path / "without", "palette", 3), {0: "sky", 1: "tree", 2: "house", 255: "ignore"})
+    assert len(guessed["classes"]) == 3 and "ignore" not in guessed
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import html
 import io
 import json
@@ -267,15 +266,6 @@ def test_an_example_that_is_not_there(index, photograph):
     (click,) = [fn.fn for fn in page.fns.values() if fn.fn and fn.fn.__name__ == "show_example"]
     assert click(index).startswith('<p class="problem" role="alert">There is no example ')
     assert click(0).startswith('<div class="results">')
-
-
-def test_a_picture_that_is_too_thin_for_a_letterbox_says_so(folders, tmp_path):
-    (shown,) = shown_models(folders[:1])
-    processor = build_image_processor(size=(64, 64), normalize="none", resize="letterbox")
-    shown = dataclasses.replace(shown, image_processor=processor)
-    Image.new("RGB", (300, 1)).save(tmp_path / "thin.png")
-    answer = demo_app.show([shown], tmp_path / "thin.png")
-    assert "300×1 pixels are too long and thin to keep their shape. Cut it into parts first." in answer
 
 
 def test_no_path_is_no_photograph():

@@ -395,16 +395,6 @@ def test_every_file_that_cannot_be_read_is_told(quick, tmp_path):
     assert all(isinstance(file, Problem) for file in comparison.unreadable)
 
 
-def test_a_picture_that_is_too_thin_for_a_letterbox_is_left_out(quick, tmp_path):
-    build_image_processor(size=(64, 64), normalize="none", resize="letterbox").save_pretrained(quick)
-    for name, size in (("sound", (90, 60)), ("thin", (300, 1))):
-        Image.new("RGB", size, "green").save(tmp_path / f"{name}.png")
-    comparison = export_model(quick, tmp_path / "model.onnx", images=[tmp_path])
-    assert comparison.images == 1
-    (thin,) = comparison.unreadable
-    assert thin.place.endswith("thin.png") and "are too long and thin to keep their shape" in thin.what
-
-
 @pytest.mark.parametrize("broken", [".xml", ".bin"])
 def test_two_files_are_replaced_together_or_not_at_all(quick, tmp_path, monkeypatch, capsys, broken):
     out = tmp_path / "out" / "model.xml"

@@ -264,6 +264,8 @@ data {"max_train_samples": 0}
     max_train_samples: must be a whole number, at least 1, or null, but is 0
 data {"root": ""}
     root: must be a string, not empty, or null, but is ""
+data {"cache": "False"}
+    cache: is the text "False"; it must be true, false, "auto" or the name of a folder
 model {"encoder": 18}
     encoder: must be a string, not empty, or null, but is 18; write it in quotes
 model {"config": []}

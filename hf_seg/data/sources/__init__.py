@@ -12,7 +12,7 @@ from hf_seg.data.columns import StoredImage
 from hf_seg.data.pairs import ALL, Listing
 from hf_seg.data.sources import archives, cityscapes, folder, oxford_pet, synthetic, table, table_files
 from hf_seg.data.sources.download import fetch_parts, find_folder
-from hf_seg.data.sources.layouts import find_layout
+from hf_seg.data.sources.layouts import find_layout, is_picture_folder
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.problem import DataError, Problem
 from hf_seg.recipe.keys import DataRecipe
@@ -31,18 +31,17 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
 
 def recognise(root: Path) -> list[DataRecipe]:
     """The data sets that a folder holds, one of them your own if there is no other."""
-    if not any((root / name).exists() for name in ("masks", "classes.json")):
-        found = []
-        for name, source in OFFICIAL.items():
-            place = find_folder(source, str(root))
-            files = [place / archive.file_name for archive in source.ARCHIVES]
-            if (place / source.SIGN).is_dir() or any(file.is_file() for file in files):
-                found.append(DataRecipe(name=name, root=str(root)))
-        if found:
-            return found
-        if table_files.is_table_folder(root):
-            return [DataRecipe(name="hub", path=str(root))]
-    return [DataRecipe(name="folder", root=str(root))]
+    found = []
+    for name, source in (
+        OFFICIAL.items() if not any((root / own).exists() for own in ("masks", "classes.json")) else ()
+    ):
+        place = find_folder(source, str(root))
+        files = [place / archive.file_name for archive in source.ARCHIVES]
+        if (place / source.SIGN).is_dir() or any(file.is_file() for file in files):
+            found.append(DataRecipe(name=name, root=str(root)))
+    if not found and not is_picture_folder(root) and table_files.is_table_folder(root):
+        return [DataRecipe(name="hub", path=str(root))]
+    return found or [DataRecipe(name="folder", root=str(root))]
 
 
 def fetch(data: DataRecipe) -> None:

@@ -49,9 +49,11 @@ def read_names(file: Path) -> tuple[Names, Names]:
     reader, form = READERS[file.name]
     try:
         ids, colors = reader(file.read_text(encoding="utf-8-sig"))
+        if strange := [name for name in (*ids.values(), *colors.values()) if not isinstance(name, str)]:
+            raise TypeError(f"the name {strange[0]!r} is no text")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise DataError(file, f"cannot be read ({error})", f"it must be {form}") from None
-    return tuple({value: printable(str(name)).strip() for value, name in names.items()} for names in (ids, colors))
+    return tuple({value: printable(name).strip() for value, name in names.items()} for names in (ids, colors))
 
 
 def _lines(text: str) -> list[str]:

@@ -23,6 +23,7 @@ from hf_seg.data.sources.split import (
     SPLIT_WORDS,
     SPLITS,
     UNLABELLED,
+    check_enough,
     draw_split,
     join_names,
     lists_all,
@@ -185,10 +186,7 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
     wanted, source = (SPLITS, found.splits[ALL]) if ALL in own else (found.lacking, found.splits["train"])
     drawn, lists = None, load_split(root, wanted)
     if lists is None:
-        if len(source) <= len(found.lacking):
-            splits, needed = join_names(("train", *found.lacking)), len(found.lacking) + 1
-            what = f"{len(source)} pairs cannot be split into {splits}: at least {needed} are needed"
-            raise DataError(root, what, "Add pairs.", code="split")
+        check_enough(root, len(source), found.lacking)
         lists = draw_split(sorted(source), found.lacking)
         drawn = {split: lists[split] for split in wanted}
     known = {name for part in lists.values() for name in part}
@@ -197,6 +195,8 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
             "Put the files back, or delete these lines. (Deleting the whole file draws a new split, and scores before "
             "and after are then of different test sets.)"
         )
+        if all(os.path.splitext(name)[0] in source for name in gone):
+            remedy = "Write them without the suffix."
         problems = [_split_note(root, name, remedy, "error") for name in gone]
         heading = f"{root / FILE_NAME}: {len(gone)} names in it have no files any more:"
         raise DataError(problems=problems, heading=heading)

@@ -42,7 +42,7 @@ PATTERNS = (
 )
 # how JSON with shapes is known
 ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
-PREVIEW = "preview.png"  # which `init` writes beside the pictures
+PREVIEW, NO_PREVIEW = "preview.png", r"(?!preview\.png$)"  # which `init` writes beside the pictures
 _SPLIT_AND_REST = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})[-_. ]*(\w*)")
 _KIND = re.compile(r"[-_. ](masks?|labels?|gt|seg|label(train)?ids)$|\.(jpe?g|png)$", re.IGNORECASE)
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
@@ -265,7 +265,7 @@ def _annotations(root: Path) -> Iterator[Layout]:
 
 def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterator[Path]:
     """The JSON files of a kind in a folder and two levels below. `limit`: files of each folder that are read."""
-    for place in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):
+    for place in (root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))):
         for file in sorted(place.glob("[!.]*.json"))[:limit]:
             try:
                 content = file.read_bytes()
@@ -296,12 +296,11 @@ def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
             continue
         lines = {file: _read_list(file) for file in lists.values()}
         if any(_PAIR.fullmatch(line) for listed in lines.values() for line in listed):
-            parts = partial(_find_listed_pairs, root, lists, lines)
-            refines = [layout.name for layout in (found if name == "drawn" else whole)]
-            found_pairs = filter(None, map(_PAIR.fullmatch, sum(lines.values(), [])))
-            if any(_listed_path(root, pair[1]).is_file() for pair in found_pairs):
-                yield Layout(name=name, find_parts=parts, refines=refines)
-        elif not lists_all(root) and name != "drawn":
+            matches = map(_PAIR.fullmatch, sum(lines.values(), []))
+            if name == "drawn" or any(match and _listed_path(root, match[1]).is_file() for match in matches):
+                refined, pairs = found if name == "drawn" else whole, partial(_find_listed_pairs, root, lists, lines)
+                yield Layout(name=name, find_parts=pairs, refines=[layout.name for layout in refined])
+        elif name != "drawn" and (ALL in lists or not lists_all(root)):
             for layout in whole:
                 (part,) = layout.find_parts().values()
                 parts = {split: replace(part, source=file, listed=tuple(lines[file])) for split, file in lists.items()}
@@ -335,7 +334,8 @@ def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, lis
 
 def _listed_path(root: Path, name: str) -> Path:
     """A path of a list, which may begin with a slash also below the folder."""
-    return Path(name) if os.path.isabs(name) and os.path.isfile(name) else root / os.path.normpath(name.lstrip("/"))
+    below = root / os.path.normpath(name.lstrip("/"))
+    return Path(name) if os.path.isabs(name) and (os.path.isfile(name) or not below.parent.is_dir()) else below
 
 
 def _read_patterns(root: Path, chosen: str) -> Layout:
@@ -354,7 +354,7 @@ def _find_by_patterns(root: Path, *patterns: str) -> dict[str, Part]:
         before, stars, after = _PATTERN.fullmatch(pattern.removeprefix(f"{base}/")).groups()
         deep = deep or stars != "*" or "/" in before + after
         after = re.escape(after) + ("" if Path(pattern).suffix.lower() in IMAGE_SUFFIXES else r"\.[^./]+")
-        path = f"(?si){re.escape(before)}({'[^/]+' if stars == '*' else '.+'}){after}"
+        path = f"(?si){'' if base else NO_PREVIEW}{re.escape(before)}({'[^/]+' if stars == '*' else '.+'}){after}"
         names = (plain(file.relative_to(root / base).as_posix()) for file in find_files(root / base)[0])
         any_split = re.compile(path.replace("SPLIT", f"(?P<split>{'|'.join(SPLIT_WORDS)})"))
         found = list(filter(None, map(any_split.fullmatch, names)))

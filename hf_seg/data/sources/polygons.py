@@ -23,13 +23,12 @@ import PIL.Image
 import PIL.ImageDraw
 from datasets.utils import tqdm
 
-from hf_seg.data.classes import FILE_NAME, MAX_CLASSES, writable_name
+from hf_seg.data.classes import FILE_NAME, MAX_CLASSES, read_classes, writable_name
 from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
 from hf_seg.data.pairs import ALL
 from hf_seg.data.sources.layouts import find_annotations, plain
 from hf_seg.data.sources.split import SPLIT_WORDS, find_splits
 from hf_seg.data.spec import IGNORE_INDEX
-from hf_seg.files import parse_json
 from hf_seg.problem import DataError
 
 BACKGROUND = "background"
@@ -61,10 +60,14 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     names = [BACKGROUND, *(name for name in dict.fromkeys(names) if name not in (BACKGROUND, VOID))]
     if len(names) > MAX_CLASSES:
         raise DataError(root, f"names {len(names)} classes, and {MAX_CLASSES} are the most", "Fold some.")
+    if drawings and not any(image.is_file() for _, image, *_ in drawings):
+        what = f"has none of the {len(drawings):,} pictures that its {kind} annotations name, such as {drawings[0][1]}"
+        raise DataError(root, what, "Put them there, under these names.")
     # of COCO's files, the names tell too; one of labelme is named as its picture
     words = {file: _split_word(file if kind == "coco" else file.parent, root) for file, *_ in drawings}
     found = {word: word for word in words.values() if word}
-    splits = {word: split for split, word in find_splits(str(root), found).items()} if found else {"": ALL}
+    place = f"{root}, by the names of its annotations and their folders,"
+    splits = {word: split for split, word in find_splits(place, found).items()} if found else {"": ALL}
     pairs: dict[str, list[str]] = {}
     drawn: Counter[bool] = Counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -97,13 +100,19 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
         for split, lines in pairs.items():
             (masks / f"{'default' if split == ALL else split}.txt").write_text("".join(lines), encoding="utf-8")
         classes = [{"name": writable_name(name), "id": index} for index, name in enumerate(names)]
-        text = json.dumps({"classes": classes, "ignore": [IGNORE_INDEX]}, indent=2)
-        (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
+        content = {"classes": classes, "ignore": [IGNORE_INDEX]}
+        read_classes(content)  # what it would refuse is not written
+        (Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2), encoding="utf-8")
         for name in (FILE_NAME, "masks"):
             os.rename(Path(folder) / name, out / name)
     said = [f"  drawn   {drawn[True]:,} shapes in {len(drawings):,} pictures of {kind}"]
     if drawn[False]:
         said.append(f"  note    {drawn[False]:,} annotations have no area (boxes, points, lines) and are not drawn")
+    if kind == "coco" and (bare := sum(not shapes for *_, shapes in drawings)):
+        said.append(
+            f"  note    {bare:,} pictures have no shape, and so are background all over; to leave one out, delete"
+        )
+        said.append("          its line in masks/*.txt")
     listed = {image for _, image, *_ in drawings}
     folders = {image.parent for image in listed}
     if left := sum(path.parent in folders for path in set(pictures) - listed):
@@ -126,7 +135,7 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
     homes = {path.parent for path in pictures}
     for file in find_annotations(root, kind):
         try:
-            content = parse_json(file.read_text(encoding="utf-8-sig"))
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
             classes, found = (_read_coco if kind == "coco" else _read_labelme)(content)
         except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise DataError(file, f"is no {kind} file as expected: {error!r}", "Export it again.") from None
@@ -149,20 +158,31 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
 def _read_coco(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]:
     categories = {entry["id"]: entry["name"].strip() for entry in content["categories"]}
     shapes: dict[Any, Shapes] = {entry["id"]: [] for entry in content["images"]}
-    for entry in content["annotations"]:
-        name = VOID if entry.get("iscrowd") else categories[entry["category_id"]]
-        shapes[entry["image_id"]].append((name, entry.get("segmentation")))
+    for entry in content["annotations"]:  # `iscrowd` does not matter: programs mark so what was painted
+        if entry["image_id"] not in shapes:
+            raise ValueError(f"an annotation is of image {entry['image_id']}, which is not among the images")
+        shapes[entry["image_id"]].append((categories[entry["category_id"]], entry.get("segmentation")))
     # Roboflow's first category is the project: the others' group, with no shape of its own
     used = {categories[entry["category_id"]] for entry in content["annotations"]}
     groups = {entry.get("supercategory") for entry in content["categories"]} - used
-    images = [(each["file_name"], (each["width"], each["height"]), shapes[each["id"]]) for each in content["images"]]
+    images = [
+        (each["file_name"], _size(each["width"], each["height"]), shapes[each["id"]]) for each in content["images"]
+    ]
     return [name for _, name in sorted(categories.items()) if name not in groups], images
 
 
 def _read_labelme(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]:
     shapes = [({"_background_": BACKGROUND}.get(shape["label"], shape["label"]), shape) for shape in content["shapes"]]
-    size = content["imageWidth"], content["imageHeight"]
+    if strange := [name for name, _ in shapes if not isinstance(name, str)]:
+        raise TypeError(f"the label {strange[0]!r} is no text")
+    size = _size(content["imageWidth"], content["imageHeight"])
     return [name for name, _ in shapes], [(content["imagePath"], size, shapes)]
+
+
+def _size(width: Any, height: Any) -> Size:
+    if not all(isinstance(side, int | float) and float(side).is_integer() and side > 0 for side in (width, height)):
+        raise ValueError(f"a picture has {width!r} × {height!r} pixels")
+    return int(width), int(height)
 
 
 def _cover_coco(shape: Any, size: Size) -> np.ndarray | None:

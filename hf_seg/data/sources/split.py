@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_seg.files import parse_json, write_whole
+from hf_seg.files import parse_json, write_text
 from hf_seg.problem import DataError
 
 FILE_NAME = "split.json"
@@ -68,6 +68,14 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
     size = max(1, round(len(names) / 10))
     drawn = {split: sorted(shuffled[n * size : (n + 1) * size]) for n, split in enumerate(held_out)}
     return {"train": sorted(shuffled[len(held_out) * size :])} | drawn
+
+
+def check_enough(place: str | Path, count: int, held_out: Sequence[str]) -> None:
+    """Refuse to draw `held_out` from so few pairs that none would be left to train."""
+    if count <= len(held_out):
+        splits, needed = join_names(("train", *held_out)), len(held_out) + 1
+        what = f"{count} pairs cannot be split into {splits}: at least {needed} are needed"
+        raise DataError(place, what, "Add pairs.", code="split")
 
 
 def draw_folders(names: Collection[str], held_out: Sequence[str]) -> dict[str, list[str]] | None:
@@ -141,8 +149,7 @@ def save_split(root: Path, content: dict[str, Any], otherwise: str) -> None:
     """
     text = json.dumps({"seed": SPLIT_SEED, **content}, indent=1, ensure_ascii=False)
     try:
-        with write_whole(root / FILE_NAME) as partial:
-            partial.write_text(f"{text}\n", encoding="utf-8")
+        write_text(f"{text}\n", root / FILE_NAME)
     except OSError as error:
         what = f"the split cannot be saved ({error.strerror}), and unsaved it could change from run to run"
         remedy = f"Make the folder writable, or {otherwise}."

@@ -23,6 +23,7 @@ from hf_seg.data.sources.split import (
     FILE_NAME,
     SPLITS,
     UNLABELLED,
+    check_enough,
     draw_split,
     find_splits,
     load_row_split,
@@ -170,9 +171,7 @@ def _add_held_out(
     fault = drawn = None
     if saved is None:
         rows = usable["train"].tolist()
-        if len(rows) <= len(lacking):
-            what = f"train has {len(rows)} rows with image and mask, of which {' and '.join(lacking)} cannot be drawn"
-            raise DataError(name, f"{what}: at least {len(lacking) + 1} are needed", "Add rows.", code="split")
+        check_enough(name, len(rows), lacking)
         held_out = draw_split(rows, lacking)
         held_out.pop("train")
         saved, drawn = state | {"held_out": held_out}, state | held_out

@@ -126,6 +126,16 @@ def test_one_bit_masks_beside_0_and_255(own, recipe):
     check_splits(load_splits(data), load_spec(data))
 
 
+def test_one_bit_masks_whose_white_is_not_known(own, recipe, refused):
+    root = own("ids")  # 1 is a class, and 255 is void
+    write_image(root / "masks" / "photo_03.png", KINDS["one_bit"](scene(3)[1]))
+    message = refused(root)
+    assert "photo_03.png: the mask has 1 bit a pixel, and its white may be 1 or 255, which both have" in message
+    write_image(root / "masks" / "photo_03.png", Image.new("1", (48, 32)))  # black is 0 anyway
+    data = recipe("folder", root)
+    check_splits(load_splits(data), load_spec(data))
+
+
 def test_ids_that_fold_into_one_class(own, recipe):
     content = {"classes": IDS["classes"][:2], "label_map": {"2": "disc"}, "ignore": [255]}
     data = recipe("folder", describe(own("ids"), content))
@@ -323,6 +333,10 @@ class TestSplit:
         message = refused(root)
         assert message.startswith(f"{root / 'split.json'}: 1 names in it have no files any more:\n  photo_05\n")
         assert "Put the files back, or delete these lines." in message
+        content = json.loads((root / "split.json").read_text())
+        content["train"] = [f"{name}.jpg" for name in content["train"] if name != "photo_05"]
+        (root / "split.json").write_text(json.dumps(content))
+        assert refused(root).endswith("photo_09.jpg\nWrite them without the suffix.")
 
     def test_by_folders(self, tmp_path, recipe):
         root = describe(tmp_path, CLASSES["ids"])
@@ -579,11 +593,15 @@ class TestLinks:
         (root / "masks" / "photo_03.png").unlink()
         (root / "masks" / "photo_03.png").symlink_to("photo_99.png")
         os.mkfifo(root / "images" / "pipe.jpg")
+        (root / "images" / "itself.jpg").symlink_to("itself.jpg")
+        (root / "images" / "through.jpg").symlink_to("photo_01.jpg/photo.jpg")
         message = refused(root)
         for place, reason in {
             "images/again": "is a link to a folder that holds it",
             "images/up/images": "is a link to a folder that holds it",
             "images/gone": "is a link to nothing",
+            "images/itself.jpg": "is a link to nothing",
+            "images/through.jpg": "is a link to nothing",
             "masks/photo_03.png": "is a link to nothing",
             "images/pipe.jpg": "is neither a file nor a folder",
         }.items():

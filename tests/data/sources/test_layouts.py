@@ -333,6 +333,34 @@ def test_patterns(tmp_path, init, name):
     assert set().union(*found.values()) == expected and (not splits or found["validation"] == {10, 11, 12})
 
 
+def test_patterns_of_all_that_there_is_leave_the_preview_out(tmp_path, init):
+    all_at_once("a/{}.png", "a/{}_s.png")(tmp_path)
+    write_image(tmp_path / "a" / "preview.png", scene(5)[0])  # somebody's photograph
+    write_image(tmp_path / "a" / "preview_s.png", scene(5)[1])
+    for more in ([], ["--overwrite"]):
+        status, out = init(tmp_path, "--images", "**.png", "--masks", "**_s.png", *more)
+        assert status == 0 and f"{tmp_path}: 6 pairs\n" in out
+    assert (tmp_path / "preview.png").is_file() and sum(load_splits(load_recipe(tmp_path)).num_rows.values()) == 6
+
+
+def load_recipe(root):
+    return load_recipes([root / "recipe.json"])[0].data
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_list_of_all_pairs_counts_after_the_split_is_drawn_too(tmp_path, init, more):
+    """CVAT's default.txt names the pictures that are annotated."""
+    put(tmp_path, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", range(7 + more), as_palette)
+    write_image(tmp_path / "JPEGImages" / "20.jpg", scene(20)[0])
+    listed = tmp_path / "ImageSets" / "Segmentation" / "default.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("".join(f"{number}\n" for number in range(7)))
+    assert init(tmp_path)[0] == 0
+    first = load_splits(load_recipe(tmp_path))
+    assert (tmp_path / "split.json").is_file() and sum(first.num_rows.values()) == 7
+    assert load_splits(load_recipe(tmp_path)).num_rows == first.num_rows
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [

@@ -1,6 +1,7 @@
 """Exports of polygons: what `init` draws of COCO's and labelme's JSON, and what it says and refuses."""
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from hf_seg import cli
 from hf_seg.data import load_spec, load_splits
+from hf_seg.data.check import fingerprint
 from hf_seg.recipe import load_recipes
 
 SIZE = (48, 32)
@@ -110,6 +112,7 @@ def test_coco_of_one_file(tmp_path, init):
         "  drawn   9 shapes in 6 pictures of coco",
         "  note    2 annotations have no area (boxes, points, lines) and are not drawn",
     ]
+    assert "  note    1 pictures have no shape, and so are background all over; to leave one out, delete\n" in out
     assert "  note    1 pictures beside these have no annotation and are left out\n" in out
     assert f"Wrote masks, classes.json, recipe.json, preview.png in {root}." in out
     assert set(before) < {*root.rglob("*")} and (root / "masks" / "images" / "default" / "0 ä.png").is_file()
@@ -119,7 +122,7 @@ def test_coco_of_one_file(tmp_path, init):
         covered((BOX, 1), (BAR, 2)),
         covered((BAR, 2), (BOX, 1)),
         covered((BOX, 1), (BAR, 2)),
-        covered((BOX, 1), (BAR, 255)),
+        covered((BOX, 1), (BAR, 2)),  # `iscrowd` is of painted masks, too
         covered(),
         covered((BAR, 2), ((0, 0, 4, 4), 2)),
     ]
@@ -240,6 +243,42 @@ def one_coco(root, **change):
     return root
 
 
+def rename_all(folder):
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_name(f"new {path.name}"))
+
+
+SIZELESS = {"id": 100, "file_name": "0.jpg", "width": "48", "height": None}
+
+
+@pytest.mark.parametrize("label", [1, None])
+def test_a_label_of_labelme_that_is_no_text(tmp_path, init, label):
+    photographs(tmp_path, "{}.jpg", range(3))
+    box = {"label": label, "shape_type": "rectangle", "points": corners(BOX)}
+    (tmp_path / "0.json").write_text(labelme([box], "0.jpg"))
+    status, said = init(tmp_path)
+    assert status == 2 and f"0.json: is no labelme file as expected: TypeError('the label {label} is no text')" in said
+
+
+def test_what_of_coco_does_not_matter(tmp_path, init):
+    root = one_coco(tmp_path / "own", info={"area": float("nan")})
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / ".ipynb_checkpoints" / "result-checkpoint.json").write_bytes((root / "result.json").read_bytes())
+    assert init(root)[0] == 0
+
+
+def test_drawn_masks_of_photographs_that_have_moved(tmp_path, init, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, out = one_coco(tmp_path / "own"), tmp_path / "out"
+    assert init(root, "--out", out)[0] == 0
+    data = load_recipes([out / "recipe.json"])[0].data
+    assert fingerprint(load_splits(data)) == fingerprint(load_splits(dataclasses.replace(data, root="out")))
+    root.rename(tmp_path / "moved")
+    assert cli.main(["doctor", str(out)]) == 1
+    with pytest.raises(ValueError, match=f"default.txt: names {root}/images/0.jpg, which is not there"):
+        load_splits(data)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -251,6 +290,23 @@ def one_coco(root, **change):
                 root, annotations=[{"image_id": 100} | shape(1, {"size": [9, 9], "counts": [0, 81]})]
             ),
             "result.json: has a shape that cannot be drawn",
+        ),
+        (
+            lambda root: one_coco(root, annotations=[{"image_id": 9} | BOTH[0]]),
+            "an annotation is of image 9, which is not",
+        ),
+        (lambda root: one_coco(root, images=[SIZELESS], annotations=[]), "a picture has '48' × None pixels"),
+        (
+            lambda root: one_coco(root, categories=[{"id": 1, "name": " "}, {"id": 7, "name": "bar"}]),
+            "is missing or no text",
+        ),
+        (
+            lambda root: (root / "result.json").rename(root / "test.json"),
+            "by the names of its annotations and their fo",
+        ),
+        (
+            lambda root: rename_all(root / "images"),
+            "has none of the 3 pictures that its coco annotati",
         ),
         (lambda root: write_coco(root / "train.json", ["5.jpg"], [BOTH]), "which split is that? Other files have one"),
         (

@@ -359,7 +359,7 @@ class TestSplits:
 
     def test_too_few_rows(self, tmp_path):
         root = write_parquet(tmp_path / "own", train=make_table(range(2)))
-        assert "train has 2 rows with image and mask, of which validation and test cannot be drawn" in refused(root)
+        assert "2 pairs cannot be split into train, validation and test: at least 3 are needed" in refused(root)
 
     def test_without_train(self, tmp_path):
         DatasetDict({"all": make_table(range(4))}).save_to_disk(tmp_path / "own")
