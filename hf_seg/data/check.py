@@ -45,9 +45,11 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
     # of what `init` draws elsewhere, photographs may have absolute paths and masks relative ones
     folders = {os.path.dirname(os.path.abspath(stored["path"])) for stored in pictures if is_file(stored)}
     root = os.path.commonpath(folders) if folders else ""
-    return _hash_pairs(
-        splits, lambda path: [Path(os.path.abspath(path)).relative_to(root).as_posix(), _stat(path)[0]]
-    )[:16]
+
+    def describe(path: str) -> list:
+        return [Path(os.path.abspath(path)).relative_to(root).as_posix(), _stat(path)[0]]
+
+    return _hash_pairs(splits, describe)[:16]
 
 
 def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], list]) -> str:

@@ -93,7 +93,7 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
     values = sorted(counts)
     if not by_color and (beyond := [value for value in values if not 0 <= value <= MAX_ID]):
         masks = first(facts.name for facts in survey.facts if beyond[0] in facts.counts)
-        what = f"the masks hold the id {beyond[0]}, and ids are 0 to {MAX_ID}; so do those of {masks}"
+        what = f"the masks hold the id {beyond[0]}, and ids are 0 to {MAX_ID}: those of {masks}"
         raise DataError(name, what, "write void as 255 and classes as small ids", code="mask-values")
     called_void = {value for value in VOID & names.keys() if not by_color and names[value].lower() in VOID_NAMES}
     names = {value: label for value, label in names.items() if value not in called_void}

@@ -31,10 +31,8 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
 
 def recognise(root: Path) -> list[DataRecipe]:
     """The data sets that a folder holds, one of them your own if there is no other."""
-    found = []
-    for name, source in (
-        OFFICIAL.items() if not any((root / own).exists() for own in ("masks", "classes.json")) else ()
-    ):
+    found, own = [], any((root / name).exists() for name in ("masks", "classes.json"))
+    for name, source in ({} if own else OFFICIAL).items():
         place = find_folder(source, str(root))
         files = [place / archive.file_name for archive in source.ARCHIVES]
         if (place / source.SIGN).is_dir() or any(file.is_file() for file in files):
