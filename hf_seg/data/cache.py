@@ -79,12 +79,11 @@ def _fit(caches: Iterable[SplitCache], folder: Path) -> bool:
     if not (missing := [each for each in caches if not each.place.exists()]):
         return True
     try:
-        check_writable(folder, "so the pictures are decoded again each epoch")
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, Refusal) as error:
+        existing = check_writable(folder, "so the pictures are decoded again each epoch")
+    except Refusal as error:
         logger.warning("%s", error)
         return False
-    needed, free = sum(each.bytes for each in missing), shutil.disk_usage(folder).free
+    needed, free = sum(each.bytes for each in missing), shutil.disk_usage(existing).free
     if needed > SHARE * free:
         logger.warning(
             "%s: the prepared pairs would take %.1f GB, more than half of the %.1f GB that are free, so the pictures "

@@ -109,7 +109,7 @@ class Framing:
         """`pixel_values` of an RGB image, of shape `(3, height, width)`."""
         picture = image.height, image.width
         if self.resize == "letterbox" and 1 in (fitted := fitted_size(picture, self.size)):
-            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)  # of which the image processor leaves a line
+            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)  # else the image processor leaves nothing
         # a centre crop, such as MobileViT's, would leave the borders without a class
         whole = {"do_center_crop": False} if getattr(image_processor, "do_center_crop", None) else {}
         pixel_values = image_processor(image, return_tensors="pt", **whole)["pixel_values"][0]

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from hf_seg.files import write_whole
+from hf_seg.files import write_text
 from hf_seg.text import Markdown, address, code, link, markdown, markdown_table, printable
 
 
@@ -36,8 +36,7 @@ def describe_input(data: Mapping[str, Any]) -> str:
 
 def write_page(page: str, path: Path) -> None:
     """Write a page, whole or not at all."""
-    with write_whole(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(page, path)
 
 
 def generator(command: str) -> Markdown:

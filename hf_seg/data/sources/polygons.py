@@ -158,7 +158,7 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
 def _read_coco(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]:
     categories = {entry["id"]: entry["name"].strip() for entry in content["categories"]}
     shapes: dict[Any, Shapes] = {entry["id"]: [] for entry in content["images"]}
-    for entry in content["annotations"]:  # `iscrowd` does not matter: programs mark so what was painted
+    for entry in content["annotations"]:  # `iscrowd` does not matter: CVAT's exporter sets it for painted masks
         if entry["image_id"] not in shapes:
             raise ValueError(f"an annotation is of image {entry['image_id']}, which is not among the images")
         shapes[entry["image_id"]].append((categories[entry["category_id"]], entry.get("segmentation")))
