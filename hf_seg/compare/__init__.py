@@ -1,4 +1,4 @@
-"""Runs on the same test images, side by side: what their scores show, and what they do not."""
+"""Compare runs on the same test images: what the differences of their scores show, and what they do not."""
 
 from __future__ import annotations
 
@@ -29,31 +29,30 @@ from hf_seg.runs.record import (
 from hf_seg.scoring.confusion import mean_iou
 
 RESAMPLES = 2000
-LEVEL = 0.95
-CHUNK = 50  # resamples at a time: a matrix for each of them is held
-# Where `results.json` has what is compared: the scores at the input's size, or those at the pictures' own size.
+LEVEL = 0.95  # of the confidence intervals
+CHUNK = 50  # resamples at a time, since each holds a confusion matrix in memory
+# Keys of the compared scores in `results.json`: at the model's input size, or at the pictures' own size.
 OF_INPUT, NATIVE = ("test",), ("test", "native")
-PLACES = {"confusion": OF_INPUT, "native": NATIVE}  # of the arrays in `PER_IMAGE`
+PLACES = {"confusion": OF_INPUT, "native": NATIVE}  # keys of the scores, by array name in `PER_IMAGE`
 
 
 def look_up(results: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under `keys`, one inside the other; None where the last one is missing, or one above it is null."""
+    """The value under nested `keys`; None if the last key is missing or a value above it is null."""
     return reduce(lambda part, key: part and part.get(key), keys, results)
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A finished run or an evaluation: its folder, its `results.json`, and the arrays beside it, None where a file is
-    gone.
+    """A finished run or an evaluation: its folder, its `results.json`, and the arrays saved beside it.
 
     Args:
-        per_image (`dict[tuple[str, ...], np.ndarray]`): confusion matrices `(images, C, C)` of the test images, by
-            the place of their scores, `OF_INPUT` or `NATIVE`; a run of an older version lacks the latter.
-        samples (`dict[str, np.ndarray]`, *optional*): uint8, of some test images: `pixel_values` of shape
+        per_image (`dict[tuple[str, ...], np.ndarray]`): integer confusion matrices `(images, C, C)` of the test
+            images, by `OF_INPUT` or `NATIVE`; runs of older versions have no `NATIVE`. Empty if the file was deleted.
+        samples (`dict[str, np.ndarray]`, *optional*): uint8 arrays of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
-            classes' `palette` of shape `(C, 3)`.
-        roc (`dict[str, np.ndarray]`, *optional*): `fpr` and `tpr` of shape `(C, points)`, NaN where a class does not
-            occur.
+            classes' `palette` of shape `(C, 3)`. None if the file was deleted.
+        roc (`dict[str, np.ndarray]`, *optional*): `fpr` and `tpr` of shape `(C, points)`, NaN for a class that does
+            not occur. None if the file was deleted.
     """
 
     folder: Path
@@ -64,7 +63,7 @@ class Tested:
 
     @property
     def arm(self) -> str:
-        """Its name without the seed."""
+        """The run's name without the seed."""
         return re.sub(r"-seed\d+$", "", self.results["recipe"]["name"])
 
     @property
@@ -73,16 +72,17 @@ class Tested:
 
     @property
     def seed(self) -> int | None:
-        """None of an evaluation of a model whose training is not known."""
+        """The seed of the training; None for an evaluation of a model whose training is not known."""
         return look_up(self.recipe, ("training", "seed"))
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the runs of a recipe, which differ in their seeds only; or evaluations.
+    """One side of a comparison: the runs of a recipe, which differ only in the seed; or an evaluation.
 
     Args:
-        place (`tuple[str, ...]`): `OF_INPUT`, or `NATIVE` where arms have inputs of different sizes.
+        place (`tuple[str, ...]`): keys of the compared scores: `OF_INPUT`, or `NATIVE` if the inputs of the arms
+            differ.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Arm:
 
     @property
     def scores(self) -> list[float]:
-        """The compared mIoU of each run."""
+        """The compared mIoU of each run, in [0, 1]."""
         return self.values(*self.place, "mean_iou")
 
     @property
     def hardware(self) -> list[str]:
-        """What the runs were trained or evaluated on, and in which precision; more than one where seeds differ."""
+        """Hardware and precision of the training or evaluation, sorted; several if the runs differ in them."""
         results = [run.results for run in self.runs]
         precisions = [(each["train"] or each["evaluation"])["precision"] for each in results]
         pairs = zip(results, precisions, strict=True)
@@ -104,48 +104,49 @@ class Arm:
 
     @property
     def evaluated(self) -> bool:
-        """Whether the scores of a run come from `hf-seg evaluate`, which knows nothing of times and validation."""
+        """Whether a run is an evaluation by `hf-seg evaluate`, which has no training times and validation scores."""
         return None in self.values("train")
 
     def values(self, *keys: str) -> list[Any]:
-        """What each run's `results.json` has there, see [`look_up`]."""
+        """The value of each run's `results.json` under `keys`, see [`look_up`]."""
         return [look_up(run.results, keys) for run in self.runs]
 
     def mean(self, *keys: str) -> float:
         return statistics.fmean(self.values(*keys))
 
     def deviation(self, *keys: str) -> float | None:
-        """The sample standard deviation; None of a single run."""
+        """The sample standard deviation over runs; None for a single run."""
         return statistics.stdev(self.values(*keys)) if len(self.runs) > 1 else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the compared mIoU of `first` is than that of `second`."""
+    """The compared mIoU of `first` minus that of `second`."""
 
     first: Arm
     second: Arm
     mean: float  # over seeds, in [-1, 1]
     interval: tuple[float, float] | None  # 95 % confidence interval over test images
-    by_class: dict[str, float]  # of the IoU of each class that both have
+    by_class: dict[str, float]  # differences of the IoU, by class name, for classes that both have
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of the compared mIoU, the best one first, and the differences of all pairs of them."""
+    """Arms sorted by the compared mIoU, the best first, and the differences of all pairs of arms."""
 
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
-    protocol: dict[str, list[Any]]  # "training.learning_rate" and other keys that differ, with the value of each arm
+    protocol: dict[str, list[Any]]  # recipe keys that differ, such as "training.learning_rate" → the value of each arm
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare finished runs and evaluations, at least two. Runs whose recipes differ in the seed only are one arm.
+    """Compare at least two finished runs and evaluations. Runs whose recipes differ only in the seed form one arm.
 
-    Where their inputs differ in size, or in how pictures are brought to it, scores at the pictures' own size count.
+    If the inputs differ in size or in `data.resize`, the scores at the pictures' own size are compared.
 
     Raises:
-        Refusal: when a folder holds no finished run, or the runs were not tested on the same images and classes.
+        Refusal: when a folder holds no finished run or evaluation, or they were not tested on the same images and
+            classes.
     """
     runs = [load_tested(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)
@@ -158,13 +159,13 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 
 def differing_protocol(arms: Sequence[Arm]) -> dict[str, list[Any]]:
-    """The keys of data and training in which the arms differ, with the value of each; None where it is not known."""
+    """The keys of data and training in which the arms differ → the value of each arm, None where it is not known."""
     recipes = [arm.runs[0].recipe | {"model": {}} for arm in arms]
     known = next((recipe for recipe in recipes if recipe["training"]), None)
     if known is None:
         recipes = [recipe | {"training": {}} for recipe in recipes]
     unknown = [number for number, recipe in enumerate(recipes) if recipe["training"] is None]
-    for number in unknown:  # does not differ by what nobody knows
+    for number in unknown:  # an unknown training must not count as a difference
         augment = {"augment": known["data"]["augment"]}
         recipes[number] |= {"training": known["training"], "data": recipes[number]["data"] | augment}
     protocol = differing_keys(recipes)
@@ -179,7 +180,7 @@ def load_tested(folder: Path) -> Tested:
     """Read a finished run or an evaluation.
 
     Raises:
-        Refusal: when there is none, a score is missing, or a file is damaged.
+        Refusal: when the folder holds neither, a score is missing, or a file is damaged or of another run.
     """
     results = load_results(folder, or_evaluation=True)
     scores = ["mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou.mean", "native.mean_iou"]
@@ -201,7 +202,7 @@ def load_tested(folder: Path) -> Tested:
 
 
 def check_comparable(runs: Sequence[Tested]) -> None:
-    """Refuse runs that were not tested on the same images and classes: the first that differs from the first run."""
+    """Refuse fewer than two runs, and runs that were not tested on the same images and classes as the first one."""
     if len(runs) < 2:
         raise Refusal("compare", "name at least two runs", code="too-few-runs")
     for run in runs[1:]:
@@ -217,9 +218,9 @@ def check_comparable(runs: Sequence[Tested]) -> None:
 
 
 def group(runs: Sequence[Tested]) -> list[Arm]:
-    """Put runs together whose recipes differ in the seed only; their names differ in `-seedN` at most.
+    """Group runs whose recipes differ only in the seed into arms; the names of such runs differ at most in `-seedN`.
 
-    Runs of one name whose inputs differ are arms of their own, whose names say the input.
+    Runs of the same name but with different inputs become separate arms, with the input in their names.
     """
     arms: dict[tuple[str, str], list[Tested]] = {}
     for run in runs:
@@ -244,7 +245,11 @@ def group(runs: Sequence[Tested]) -> list[Arm]:
 
 
 def difference(first: Arm, second: Arm, resampled: Mapping[str, np.ndarray]) -> Difference:
-    """The difference of two arms' test scores, with an interval where [`bootstrap`] has scores of both, by name."""
+    """Build the [`Difference`] of two arms, with an interval if `resampled` has the [`bootstrap`] scores of both.
+
+    Args:
+        resampled: arm name → its bootstrap scores, of shape `(resamples,)`.
+    """
     by_class, interval = {}, None
     for name in first.runs[0].results["data"]["class_names"]:
         keys = (*first.place, "per_category_iou", name)
@@ -263,21 +268,21 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Scores under resampled test images: what the paired percentile bootstrap takes the differences of.
+    """Scores on resampled test images; the paired percentile bootstrap takes differences of these.
 
-    Each resample draws as many images as there are, with replacement, and takes the *same* ones for all arms: what
-    makes an image hard for two of them does not blur their difference.
+    Each resample draws as many images as there are, with replacement, and uses the *same* images for all arms: an
+    image that is hard for two arms then does not widen the interval of their difference.
 
     Args:
-        arms: of each arm's runs the confusion matrices, integers of shape `(images, C, C)`, of the same images in the
-            same order.
-        statistic: maps matrices `(resamples, C, C)` to a score each.
+        arms: for each arm, the confusion matrices of its runs: integers of shape `(images, C, C)`, all of the same
+            images in the same order.
+        statistic: maps confusion matrices `(resamples, C, C)` to scores `(resamples,)`.
 
     Returns:
-        `np.ndarray` of shape `(arms, resamples)`: each arm's score, the mean over its runs.
+        `np.ndarray` of shape `(arms, resamples)`, float64: each arm's score, the mean over its runs.
 
     Raises:
-        ValueError: when the runs do not have the same images and classes.
+        ValueError: when the matrices of the runs have different shapes.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
@@ -300,13 +305,13 @@ def bootstrap(
 
 
 def percentile_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle share `level`, in (0, 1), of resampled differences: the ends of their confidence interval."""
+    """The ends of the confidence interval: the central share `level`, in (0, 1), of the resampled differences."""
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def verdict(difference: Difference) -> str:
-    """One sentence on what a difference shows, and what it does not."""
+    """Describe in one sentence what a difference shows, and what it does not."""
     first, second = difference.first, difference.second
     points = f"{100 * difference.mean:.1f} points of mIoU"
     if difference.interval is None:

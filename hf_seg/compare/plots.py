@@ -1,4 +1,4 @@
-"""The pictures of a comparison: curves, accuracy against cost, confusion matrices, the same images for all."""
+"""The plots of a comparison: learning and ROC curves, accuracy against cost, confusion matrices, sample images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +16,15 @@ from hf_seg.runs.figure import COLOURS, FAINT, WIDTH, colour_masks, draw_columns
 from hf_seg.runs.page import describe_input
 from hf_seg.runs.plots import draw_confusion
 
-COLUMNS = 3  # confusion matrices in a row
-MOST_ARMS = 6  # beside an image and its truth
-MARKERS = "o^s"  # one for each of the dashes
-LEGEND_LINE = 0.19  # inches
+COLUMNS = 3  # confusion matrices per row
+MOST_ARMS = 6  # shown beside an image and its true mask
+MARKERS = "o^s"  # the next one for each round through the colours
+LEGEND_LINE = 0.19  # inches; height of a line of the legend
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names of arms without the words that all of them begin with, such as the data set's."""
+    """Names of arms without the words, separated by "-", that all begin with, such as the data set's name;
+    shortened."""
     words = [name.split("-") for name in names]
     shared = 0
     while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
@@ -32,23 +33,23 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def point_look(index: int) -> dict:
-    """Colour and marker of an arm that is a point."""
+    """Colour and marker of an arm that is drawn as a point."""
     marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
     return {"color": line_look(index)["color"], "marker": marker, "linestyle": "none"}
 
 
 @contextmanager
 def open_figure_of_arms(names: Sequence[str], path: Path, height: float, look=line_look) -> Iterator[Figure]:
-    """A figure with a legend of the arms, of two columns, below it."""
+    """Open a figure `height` inches high, plus a legend of the arms in two columns below it."""
     with open_figure(path, height + LEGEND_LINE * -(-len(names) // 2), layout="constrained") as figure:
         yield figure
-        # matplotlib leaves out the labels that begin with "_" where it has to find the handles itself
+        # pass handles: if matplotlib collects them itself, it leaves out labels that begin with "_"
         handles = [Line2D([], [], **look(index)) for index in range(len(names))]
         figure.legend(handles, labels(names), loc="outside lower left", ncols=2)
 
 
 def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, float]]:
-    """Of each epoch that has the value: epoch, mean over seeds, least and greatest."""
+    """Yield epoch, mean over seeds, least and greatest value for each epoch that has the value `key`."""
     values: dict[float, list[float]] = {}
     for run in arm.runs:
         for entry in look_up(run.results, ("train", "history")) or ():
@@ -58,20 +59,20 @@ def mean_and_range(arm: Arm, key: str) -> Iterator[tuple[float, float, float, fl
 
 
 def use_log_scale(axes) -> None:
-    """A logarithmic x axis that says 0.01 and 100, not powers of ten in markup that is not rendered."""
+    """Make the x axis logarithmic, with labels such as 0.01 and 100: the markup of powers of ten is not rendered."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_learning(arms: Sequence[Arm], path: Path) -> None:
-    """Draw training loss and validation mIoU over the epochs: a line an arm, with the range of its seeds."""
+    """Draw training loss and validation mIoU over the epochs: one line per arm, with the range of its seeds."""
     with open_figure_of_arms([arm.name for arm in arms], path, height=3.4) as figure:
         left, right = figure.subplots(1, 2)
         for axes, key in ((left, "loss"), (right, "eval_mean_iou")):
             for index, arm in enumerate(arms):
                 epochs, means, least, greatest = np.reshape([*mean_and_range(arm, key)], (-1, 4)).T
-                marker = "o" if len(epochs) == 1 else None  # a line through one point is nothing
+                marker = "o" if len(epochs) == 1 else None  # a line through one point is invisible
                 axes.plot(epochs, means, linewidth=1.4, marker=marker, **line_look(index))
                 axes.fill_between(epochs, least, greatest, color=line_look(index)["color"], alpha=0.2, linewidth=0)
             axes.set(xlabel="epoch")
@@ -82,10 +83,11 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_cost(arms: Sequence[Arm], path: Path) -> None:
-    """Draw the compared mIoU over multiply-adds an image and, where all have the same hardware, over images a second.
+    """Draw the compared mIoU over multiply-adds per image and, if all runs used the same hardware, over images per
+    second.
 
-    A point an arm; bars are standard deviations over seeds. Arms of one name, which differ in their input, are joined
-    by a line, and each point says its input.
+    Each arm is a point; bars are standard deviations over seeds. Arms of the same name, which differ in their input,
+    are joined by a line, and each point is labelled with its input.
     """
     costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
@@ -116,7 +118,8 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
-    """Draw the ROC curves of each class against the rest, of first runs that have `roc`: a panel a class."""
+    """Draw the ROC curves of each class against the rest, one panel per class. The first run of each arm must have
+    `roc`."""
     curves = [arm.runs[0].roc for arm in arms]
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5
@@ -129,7 +132,7 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
             for arm_number, curve in enumerate(curves):
                 axes.plot(curve["fpr"][index], curve["tpr"][index], linewidth=1.2, **line_look(arm_number))
             use_log_scale(axes)
-            axes.set(xlim=(1e-3, 1), ylim=(0, 1.01))  # what matters is in the first per cent
+            axes.set(xlim=(1e-3, 1), ylim=(0, 1.01))  # most differences are below a false positive rate of 1 %
             axes.set_title(shorten(class_names[index], 18), fontsize=8)
             if number % columns == 0:
                 axes.set_ylabel("true positive rate", fontsize=8)
@@ -139,7 +142,7 @@ def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path:
 
 
 def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
-    """Draw the arms' test confusion matrices, seeds added up, each row as shares of its true class."""
+    """Draw each arm's test confusion matrix, summed over seeds, each row as shares of its true class."""
     rows, count = -(-len(arms) // COLUMNS), len(class_names)
     names = [shorten(name, 14) for name in class_names]
     size = 8 if count <= 5 else 5
@@ -158,7 +161,8 @@ def plot_confusions(arms: Sequence[Arm], class_names: Sequence[str], path: Path)
 
 
 def plot_same_images(arms: Sequence[Arm], path: Path) -> None:
-    """Draw test images, true masks and those of up to six arms, whose first runs have `samples` of the same images."""
+    """Draw test images, true masks and the masks of up to six arms. The first runs of the arms must have `samples` of
+    the same images."""
     arms = arms[:MOST_ARMS]
     shown = arms[0].runs[0].samples
     truth, palette = shown["labels"], shown["palette"]

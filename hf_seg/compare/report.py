@@ -1,4 +1,4 @@
-"""A comparison of runs as a report: Markdown, and HTML that needs no other file."""
+"""The report of a comparison: Markdown with plots beside it, and a single HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ PICTURES = CONFUSIONS, LEARNING, COST, ROC, SAME_IMAGES = [
 def build_report(
     comparison: Comparison, pictures: Mapping[str, str] | None = None, template: str = "comparison.md.jinja"
 ) -> str:
-    """The report; `pictures` are names of those that [`write_report`] draws → their addresses."""
+    """Render the report. `pictures` maps the names of the plots that [`write_report`] draws to their paths or data
+    URLs."""
     results, best = comparison.arms[0].runs[0].results, comparison.arms[0]
     return PAGES.get_template(f"compare/{template}").render(
         arms=comparison.arms,
@@ -45,7 +46,8 @@ def build_report(
 
 
 def _ceilings(arms: Sequence[Arm]) -> dict[str, float]:
-    """The highest scores at the pictures' own size, by the size of the masks, of all arms: the largest first."""
+    """The highest mIoU that masks of each size can reach at the pictures' own size, for all arms, the largest
+    first."""
     found = {}
     for arm in arms:
         resize = arm.runs[0].recipe["data"]["resize"]
@@ -56,23 +58,24 @@ def _ceilings(arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
-    """The mean over seeds of what `results.json` has under `keys`, and the deviation where there are several."""
+    """Format the mean over seeds of the value under `keys` in `results.json`, in units of `unit`, and the standard
+    deviation if there are several seeds."""
     if None in arm.values(*keys):
-        return "–"  # as of a class that does not occur, or of an evaluation
+        return "–"  # such as a class that does not occur, or a training value of an evaluation
     mean, deviation = arm.mean(*keys) / unit, arm.deviation(*keys)
     return format(mean, form) if deviation is None else f"{mean:{form}} ± {deviation / unit:{form}}"
 
 
 def check_out(folder: Path) -> None:
-    """Refuse to write a report into a folder that holds anything but a report."""
+    """Refuse a folder that is not empty and does not hold a report of `hf-seg compare`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(folder / PAGE, "compare"):
         what = "exists, and holds other files than a report of `hf-seg compare`"
         raise Refusal(folder, what, "name another folder by --out", code="compare")
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write `comparison.md` with its pictures beside it, and `comparison.html` with the pictures in it; pictures of an
-    earlier report there are removed.
+    """Write `comparison.md` with its plots beside it, and `comparison.html` with the plots embedded. Plots of an
+    earlier report in the folder are removed.
 
     Raises:
         Refusal: as [`check_out`].
@@ -102,13 +105,14 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 
 def have_roc(arms: Sequence[Arm]) -> bool:
-    """Whether the ROC curves of the arms' first runs are still there, and a class has one in all of them."""
+    """Whether the first run of each arm still has its ROC curves, and at least one class has a curve in all of
+    them."""
     kept = [arm.runs[0].roc for arm in arms]
     return None not in kept and not np.all(np.any([np.isnan(roc["fpr"]).any(axis=1) for roc in kept], axis=0))
 
 
 def have_same_samples(arms: Sequence[Arm]) -> bool:
-    """Whether the samples of the arms' first runs are still there, and are the same test images."""
+    """Whether the first run of each arm still has its samples, and these are of the same test images."""
     kept = [arm.runs[0].samples for arm in arms]
     return None not in kept and all(
         np.array_equal(samples[key], kept[0][key]) for samples in kept for key in ("pixel_values", "labels", "palette")

@@ -1,5 +1,6 @@
-"""Before a run: what about data and machine would hurt it, and the recipe for your own data.
+"""Before a run: `hf-seg doctor` finds problems of the data and the machine, `hf-seg init` makes a recipe for your
+data.
 
-The advice is written where a problem is found: in survey.py (pairs, splits, duplicates), in environment.py (the
-machine) and, for what training refuses, in hf_seg/data. doctor.py puts it together.
+The code that finds a problem also holds the advice: survey.py (pairs, splits, duplicates), environment.py (the
+machine), and hf_seg/data for what training refuses. doctor.py collects the problems.
 """

@@ -1,8 +1,7 @@
-"""`hf-seg doctor`: everything in the data and on the machine that would hurt a training run, before it starts.
+"""`hf-seg doctor`: find problems of the data and the machine before a training run starts.
 
-The story: packages → recipes → each data set once: its pairs, what its splits hold, duplicates → disk space → a step
-of each recipe.
-What training would refuse is found by the functions that training refuses it with.
+The order: packages → recipes → each data set once: its pairs, its splits, duplicates → disk space → a step of each
+recipe. Errors that training would stop with are found by the same functions that training calls.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, TrainingRecipe
 from hf_seg.text import printable
 
-if TYPE_CHECKING:  # at run time only after check_packages: where torch is broken, hf_seg.data cannot be imported
+if TYPE_CHECKING:  # at run time only after check_packages: hf_seg.data cannot be imported if torch is broken
     from hf_seg.data.pairs import Listing
     from hf_seg.data.spec import DatasetSpec
     from hf_seg.doctor.survey import Survey
 
 Sections = list[tuple[DataRecipe, TrainingRecipe]]
 
-FILES_SHOWN = 10  # of a code, unless all are asked for
-# not what is examined
+FILES_SHOWN = 10  # problems shown per code, unless --all is given
+# Recipes that differ only in these keys have the same pairs, which are examined once.
 PREPARATION = {"image_size": 64, "resize": "stretch", "normalize": "none", "augment": "none", "cache": "auto"}
 
 
 @dataclass(kw_only=True)
 class Report:
-    """What the doctor found."""
+    """The findings of the doctor."""
 
     problems: list[Problem] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)  # of each data set `name`, `place` and `splits`
-    # of each recipe `name`, `seconds` an epoch without its validation, `epochs`, `megabytes`
+    data: list[dict[str, Any]] = field(default_factory=list)  # for each data set `name`, `place`, `splits`; `layout`
+    # for each recipe `name`, `seconds` of an epoch without its validation, `epochs`, `megabytes` of memory or None
     estimates: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -50,19 +49,19 @@ class Report:
 
 
 def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep: bool = False) -> Report:
-    """Examine what the runs of recipes would meet; there is an error exactly where training would refuse to start.
-    Nothing is written, unpacked or trained.
+    """Examine data and machine for the runs of recipes. The report has an error exactly if training would refuse to
+    start. Nothing is written, unpacked or trained.
 
     Args:
-        paths: recipe files; a folder stands for the `recipe.json` in it, else for the pictures that it holds.
+        paths: recipe files; a folder stands for the `recipe.json` in it, or without one for the data that it holds.
         overrides: `--section.key value` pairs, as in training.
-        deep: decode the pictures again for each cache of resized pairs, and compare.
+        deep: decode all pictures again and compare them with each cache of resized pairs.
     """
     report = Report(problems=check_packages())
     if not report.would_start:
         return report
     report.problems += check_gpu()
-    from hf_seg.data.sources import recognise  # where torch is broken, check_packages has said so
+    from hf_seg.data.sources import recognise  # only now, since it needs a working torch
 
     folders = [Path(path) for path in paths if Path(path).is_dir() and not (Path(path) / "recipe.json").is_file()]
     files = [Path(path) for path in paths if Path(path) not in folders]
@@ -72,7 +71,7 @@ def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep
     recipes = _load([path / "recipe.json" if path.is_dir() else path for path in files], overrides, report)
     sections = [(recipe.data, recipe.training) for recipe in recipes]
     sections += [(data, TrainingRecipe()) for folder in folders for data in recognise(folder)]
-    groups: dict[str, Sections] = {}  # runs on the same pairs: these are examined once, however they are prepared
+    groups: dict[str, Sections] = {}  # runs on the same pairs, however these are prepared
     for data, training in sections:
         groups.setdefault(repr(dataclasses.replace(data, **PREPARATION)), []).append((data, training))
     for same in groups.values():
@@ -84,7 +83,8 @@ def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep
 
 
 def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[Recipe]:
-    """All recipes of a launch; when that would be refused, those that are in order by themselves."""
+    """Load all recipes of a launch. If that fails, report the problems and return the recipes that can be loaded
+    alone."""
     if not files:
         return []
     try:
@@ -93,13 +93,14 @@ def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[R
         report.problems += error.problems
     recipes: dict[Path, Recipe] = {}
     for file in files:
-        with suppress(RecipeError):  # is among the problems above
+        with suppress(RecipeError):  # already reported above
             recipes |= {recipe.path: recipe for recipe in load_recipes([file], overrides)}
     return list(recipes.values())
 
 
 def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, dict[str, int]] | None:
-    """Returns what a step can be tried with: the classes, and how many pairs of each split can be used."""
+    """Examine the data set that all of `same` use, and add to the report. Return its spec and the number of usable
+    pairs by split, for a trial step; None if training could not start on it."""
     from hf_seg.data.sources import examine_archives, list_data
     from hf_seg.doctor.survey import Survey, describe, find_problems, survey_pairs
 
@@ -117,7 +118,7 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
     for problem in listing.bad_pairs + survey.problems:
         left_out = drop and problem.level == "error" and problem.code != "mask-palettes"
         report.problems.append(dataclasses.replace(problem, level="warning") if left_out else problem)
-    framings = [(data.size, data.resize) for data, _ in same if data.resize != "crop"]  # crops are not enlarged
+    framings = [(data.size, data.resize) for data, _ in same if data.resize != "crop"]  # a crop is not enlarged
     size, resize = max(framings, default=((0, 0), "crop"))
     known = listing.split_known
     report.problems += find_problems(
@@ -131,7 +132,8 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
 
 
 def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) -> list[Problem]:
-    """Disk and shared memory that the runs on one data set need; with `deep`, also pairs held wrongly by a cache."""
+    """Find a lack of disk space or shared memory for the runs on one data set; with `deep`, also outdated cached
+    pairs."""
     from hf_seg.data.cache import SplitCache, prepared_folder
     from hf_seg.data.check import in_memory
     from hf_seg.data.transforms import build_transforms
@@ -139,7 +141,7 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
     if in_memory(listing.splits):
         return []
     splits = dict(listing.splits)
-    if same[0][0].on_bad_pair == "drop":  # as a run's cache is of those that are left
+    if same[0][0].on_bad_pair == "drop":  # a run then caches only the usable pairs
         splits = {name: split.select(list(survey.usable[name])) for name, split in splits.items()}
     caches: dict[tuple[Path, str], SplitCache] = {}
     problems = []
@@ -166,7 +168,7 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
 
 
 def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int], report: Report) -> list[Problem]:
-    """What a launch would find by its trial step; and how long a run would take."""
+    """Take the trial step of a launch and return its problems; add an estimate of time and memory to the report."""
     from hf_seg.launch import estimate, try_out
 
     file = str(recipe.path)
@@ -177,7 +179,7 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int], report: 
         return [dataclasses.replace(each, what=f"{each.place}: {each.what}", **of_step) for each in error.problems]
     try:
         seconds, megabytes = estimate(recipe, spec, counts)
-    except Refusal as error:  # in a full batch; a launch does not try one
+    except Refusal as error:  # a full batch failed; a launch does not try one, so this is a warning
         return [dataclasses.replace(each, level="warning", place=file) for each in error.problems]
     epochs = recipe.training.num_train_epochs
     report.estimates.append({"name": recipe.name, "seconds": seconds, "epochs": epochs, "megabytes": megabytes})
@@ -188,7 +190,7 @@ def _try_out(recipe: Recipe, spec: DatasetSpec, counts: dict[str, int], report: 
 
 
 def as_json(report: Report) -> str:
-    """The report as one JSON object: `findings`, and `summary` with `would_start`, `levels`, `codes` and `data`."""
+    """The report as JSON: `findings`, and `summary` with `would_start`, `levels`, `codes`, `data` and `estimates`."""
     levels = Counter(problem.level for problem in report.problems)
     summary = {
         "would_start": report.would_start,
@@ -202,7 +204,7 @@ def as_json(report: Report) -> str:
 
 
 def as_text(report: Report, *, show_all: bool = False) -> str:
-    """The report for people: what was looked at, problems by level and code, and whether training would start."""
+    """The report as text: the data sets, estimates, problems by level and code, and whether training would start."""
     lines = []
     for data in report.data:
         counts = ", ".join(f"{split['pairs']:,} {name}" for name, split in data["splits"].items())

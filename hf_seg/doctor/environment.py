@@ -1,4 +1,4 @@
-"""What of this machine and its Python would hurt a run. The standard library and packaging are enough to say so."""
+"""Find problems of this machine and its Python packages. Importing this module needs no torch, which may be broken."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hf_seg.problem import Level, Problem, Refusal
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SHARED_MEMORY = Path("/dev/shm")
-NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor; first byte of the class
+NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor; first byte of the PCI class
 
 
 def check_packages() -> list[Problem]:
-    """Packages that are missing, too old, or do not fit each other; with an error, not even data can be examined."""
+    """Find packages that are missing, too old or incompatible. After an error, not even the data can be examined."""
     return [*_requirements(), *_torchvision()]
 
 
@@ -35,14 +35,14 @@ def _requirements() -> Iterator[Problem]:
         except metadata.PackageNotFoundError:
             yield Problem(code="missing-package", place=name, what="is not installed", remedy=remedy)
             continue
-        if not wanted.contains(version.base_version):  # a candidate for release or a build for CUDA is as good
+        if not wanted.contains(version.base_version):  # without release candidate or CUDA suffix
             what = f"is version {version}; hf_seg was tested with {wanted}"
             yield Problem(level="warning", code="old-package", place=name, what=what, remedy=remedy)
 
 
 def _torchvision() -> Iterator[Problem]:
-    # A torchvision that was built for another torch fails when its operators are used or registered, and transformers
-    # then says "Could not import module 'SegformerForSemanticSegmentation'".
+    # A torchvision built for another torch fails when its operators are registered or used; transformers then reports
+    # only "Could not import module 'SegformerForSemanticSegmentation'".
     try:
         import torch
         from torchvision.ops import nms
@@ -88,7 +88,8 @@ def _has_nvidia_gpu() -> bool:
 
 
 def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
-    """Whether a folder, which need not exist yet, can be written to, and has `needed` bytes free for resized pairs."""
+    """Find out whether a folder, which need not exist yet, is writable and has `needed` bytes free for resized
+    pairs."""
     try:
         existing = check_writable(folder)
     except Refusal as refusal:
@@ -107,7 +108,7 @@ def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
-    """Whether the data loader's workers can hand over their batches, of which each keeps two ready."""
+    """Find out whether shared memory has room for the batches of the data loader's workers, two batches for each."""
     needed = 2 * workers * batch_bytes
     if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []

@@ -1,4 +1,4 @@
-"""`hf-seg init`: from photographs and masks to a recipe that trains on them and a picture of both."""
+"""`hf-seg init`: examine photographs and masks, and write a recipe that trains on them and a preview of both."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.text import printable, say
 
 OUTPUTS = ("recipe.json", "preview.png")
-WRITTEN = ".hf_seg-init.json"  # hashes of these: --overwrite is for what init itself has written
-MAX_IMAGE_SIZE = 256  # the root of an input's pixels
-LARGE, WINDOW = 1024, 512  # pictures with a longer side than the first get windows of the second
-SQUARE = 1.05  # longer side ÷ shorter one, at most
-SCARCE = 0.01  # share of the pixels
-ALIKE = 0.1  # share of the pictures
-MAX_ALIKE = 1_000_000  # pairs of pictures that are looked at
-MEASURED = 100  # pictures of each split, for the value range
-MIN_STEPS = 1500  # of training: as many as the study's protocol makes on Oxford-IIIT Pet
+WRITTEN = ".hf_seg-init.json"  # their hashes: --overwrite replaces only files that init itself has written
+MAX_IMAGE_SIZE = 256  # pixels; root of height × width of the model's input
+LARGE, WINDOW = 1024, 512  # pixels; pictures whose longer side is above LARGE are trained on in windows of WINDOW
+SQUARE = 1.05  # a picture counts as square up to this longer side ÷ shorter side
+SCARCE = 0.01  # share of the labelled pixels below which a class gets a hint
+ALIKE = 0.1  # share of the pictures that look like another one, from which on folders are held out
+MAX_ALIKE = 1_000_000  # at most this many pairs of similar pictures are used
+MEASURED = 100  # at most this many pictures per split are used to measure the value range
+MIN_STEPS = 1500  # training steps, as in the study's protocol on Oxford-IIIT Pet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,15 @@ class Source:
     """Your own data, before anything is decoded."""
 
     name: str  # for messages
-    keys: dict[str, Any]  # of the recipe's data section
-    splits: Mapping[str, Dataset]  # tables with `image` and `mask`, pictures as stored; no split is drawn yet
-    problems: list[Problem]  # files and rows that are no pair
-    # from what the masks hold, and whether that is colours: the names that the data set has for it, and where they
-    # stand; or no names, and why
+    keys: dict[str, Any]  # keys of the recipe's data section
+    splits: Mapping[str, Dataset]  # tables with `image` and `mask`, not decoded; no split is drawn yet
+    problems: list[Problem]  # files and rows that are not a pair
+    # takes the values in the masks and whether they are colours; returns the data set's names (value → name) and their
+    # source, or no names and the reason
     find_names: Callable[[Collection[int], bool], tuple[dict[int, str], str]]
-    about: list[str]  # lines for people
-    written: list[str] = field(default_factory=list)  # what was drawn of it
-    to_divide: tuple[str, list[str]] = ("", [])  # the split that others are drawn from at random, and its pairs' names
+    about: list[str]  # lines of the printed description
+    written: list[str] = field(default_factory=list)  # files that init has drawn from annotations
+    to_divide: tuple[str, list[str]] = ("", [])  # the split that lacking splits are drawn from, and its pairs' names
 
 
 def init(
@@ -77,18 +77,17 @@ def init(
     overwrite: bool = False,
     **table: str | None,
 ) -> bool:
-    """Look at photographs and masks, print what there is, and write `classes.json`, `recipe.json` and `preview.png`.
+    """Examine photographs and masks, print a description, and write `classes.json`, `recipe.json` and `preview.png`.
 
     Args:
-        source: a folder in one of the layouts of docs/data.md, a folder of Parquet files or of what `save_to_disk` has
-            written, or a Hub id.
-        out: the folder to write to, made if need be; by default `source`. Not for a folder of masks. A `classes.json`
-            in it is used and kept.
+        source: a folder in one of the layouts of docs/data.md, a folder of Parquet files, a folder that `save_to_disk`
+            has written, or a Hub id.
+        out: the folder to write to, created if necessary; by default `source`. Not allowed for a folder with masks. A
+            `classes.json` in it is used and kept.
         arch (`str`): `"segformer"` or `"fcn"`.
-        layout (`str`, *optional*): how to read a folder that matches several layouts; or patterns of the files in a
-            folder that matches none, `IMAGES + MASKS`.
-        overwrite (`bool`): write `recipe.json` and `preview.png` even where they exist, if they are as this function
-            wrote them.
+        layout (`str`, *optional*): the layout of a folder that matches several; or, for a folder that matches none,
+            the patterns of its files as `IMAGES + MASKS`.
+        overwrite (`bool`): replace `recipe.json` and `preview.png` if they are as this function wrote them.
         table (`str`, *optional*): `revision`, `config_name`, `image_column`, `mask_column`, as in a recipe; not for a
             folder of files.
 
@@ -96,7 +95,8 @@ def init(
         `bool`: whether all pairs can be used.
 
     Raises:
-        DataError: when no pair can be used, the masks cannot be classes, or one of the files is there already.
+        DataError: when an argument is wrong, too few pairs can be used, the values of the masks cannot be classes, or
+            one of the files exists already.
     """
     place = Path(source).expanduser()
     given = {key: value for key, value in table.items() if value is not None}
@@ -200,7 +200,7 @@ def _describe_splits(splits: Mapping[str, Collection]) -> str:
 
 
 def _write_all(root: Path, source: Source, arch: str) -> bool:
-    """Look at all pairs, write the files, and say so."""
+    """Examine all pairs, write the files, and print a description. Return whether all pairs can be used."""
     source = _with_value_range(source)
     name, written, where = source.name, [*source.written, *OUTPUTS], ""
     classes = load_classes(root) if os.path.lexists(root / FILE_NAME) else None
@@ -220,7 +220,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     if classes is None:
         names, where = source.find_names(survey.pixels(), by_color)
         guessed = guess_classes(name, survey, by_color, names)
-        read_classes(guessed, str(root / FILE_NAME))  # what it would refuse is not written
+        read_classes(guessed, str(root / FILE_NAME))  # raises for content that must not be written
         write_text(_format_classes(guessed), root / FILE_NAME)
         classes = load_classes(root)
         written.insert(0, FILE_NAME)
@@ -249,7 +249,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
 
 
 def _hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
-    """Which classes are on few pixels, when most are not."""
+    """Name the classes with few pixels, if at most half of the classes are among them."""
     counts = survey.pixels()
     labelled = max(1, counts.total() - counts[IGNORE_INDEX])
     shares = {name: counts[label] / labelled for label, name in enumerate(classes.names)}
@@ -261,8 +261,8 @@ def _hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
 
 
 def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]) -> Iterator[str]:
-    """Where many pictures look like another one, as the frames of a film do, a random split would test with pictures
-    that look like those of train: whole folders are held out instead, or that is said."""
+    """Hold out whole folders, or hint at it, if many pictures look like another one in their folder, as frames of a
+    film do: a random split would test on pictures that look like those of train."""
     split, names = source.to_divide
     held_out = [name for name in SPLITS[1:] if name not in source.splits]
     if not survey.usable.get(split) or os.path.lexists(root / SPLIT_FILE):
@@ -291,7 +291,8 @@ def _folder_of(name: str) -> str:
 
 
 def _with_value_range(source: Source) -> Source:
-    """The same, with photographs as training reads them: deep ones by the range that most of their values are in."""
+    """Return the source with photographs decoded as in training. Those with more than 8 bits are scaled by the range
+    that most of their values lie in, which becomes `data.value_range`."""
     parts = {
         split: dataset.select(range(0, len(dataset), 1 + len(dataset) // MEASURED))
         for split, dataset in source.splits.items()
@@ -313,8 +314,8 @@ def _with_value_range(source: Source) -> Source:
 
 
 def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run on your own data, every key with its value: a small data set gets small batches and many
-    epochs. `keys` say in the data section what data."""
+    """Build the recipe of a run on your own data with all its keys; a small data set gets small batches and many
+    epochs. `sizes` are widths and heights of the pictures; `keys` of the data section say which data."""
     framing, _ = propose_framing(sizes)
     train = max(1, round(0.8 * len(sizes)))
     batch = next((batch for limit, batch in ((200, 8), (1000, 16), (3000, 32)) if train < limit), 64)
@@ -325,18 +326,18 @@ def build_recipe(root: Path, arch: str, sizes: Collection[tuple[int, int]], keys
     training = TrainingRecipe(num_train_epochs=epochs, global_train_batch_size=batch, eval_every_epochs=often)
     path, model = root / "recipe.json", ModelRecipe(arch=arch)
     recipe = Recipe(name="recipe", path=path, model=model, data=data, training=training).to_dict()
-    recipe["data"]["normalize"] = "auto"  # not "none", as from scratch, so that `--model.init imagenet` is enough
+    recipe["data"]["normalize"] = "auto"  # not "none", so that `--model.init imagenet` needs no other change
     return recipe
 
 
 def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any], str]:
-    """`image_size` and `resize` for photographs of these widths and heights; and why, in words."""
+    """Choose `image_size` and `resize` for photographs of these widths and heights; return them and the reason."""
     width, height = (statistics.median(each) for each in zip(*sizes, strict=True))
     if statistics.median(max(size) for size in sizes) > LARGE:
         why = f"most are above {LARGE} pixels: training sees windows of them, so that small things stay visible"
         return {"image_size": WINDOW, "resize": "crop"}, why
     scale = min(1, MAX_IMAGE_SIZE / math.sqrt(width * height))
-    # the nearest multiple of 32, but nothing is enlarged
+    # the nearest multiple of 32 (at least 32) that does not enlarge the picture
     size = [max(32, min(round(side * scale / 32), side // 32) * 32) for side in (height, width)]
     square = sum(max(each) <= SQUARE * min(each) for each in sizes) > len(sizes) / 2
     why = "most are square" if square else "most are not square: padding keeps their shape"
@@ -346,7 +347,7 @@ def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any],
 
 
 def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, names: str) -> str:
-    """What is there, for people."""
+    """Describe the pairs as printed text: images, masks, input size and the share of each class."""
     pairs = survey.facts
     sides = list(zip(*(facts.size for facts in pairs), strict=True))  # widths, heights
     sizes = dict.fromkeys("×".join(str(pick(side)) for side in sides) for pick in (min, max))
@@ -373,7 +374,7 @@ def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, 
 
 
 def class_shares(survey: Survey, classes: Classes) -> list[tuple[str, str, float, int]]:
-    """Of each class, and of what is ignored: what it is in the masks, its name, share of all pixels, pictures."""
+    """For each class and for ignored pixels: values in the masks, name, share of all pixels, number of pictures."""
     counts, rows = survey.pixels(), []
     for label, name in [*enumerate(classes.names), (IGNORE_INDEX, "(ignored)")]:
         values = [as_text(value, classes.by_color) for value, means in classes.meaning.items() if means == label]
@@ -388,7 +389,7 @@ def _counted(kinds: Iterable[str]) -> str:
 
 
 def _format_classes(content: dict[str, Any]) -> str:
-    """JSON with a line for each class, which is easier to edit."""
+    """Format JSON with one line per class, which is easy to edit."""
     classes = ",\n".join(f"    {json.dumps(entry)}" for entry in content["classes"])
     rest = f',\n  "ignore": {json.dumps(content["ignore"])}' if "ignore" in content else ""
     return f'{{\n  "classes": [\n{classes}\n  ]{rest}\n}}\n'

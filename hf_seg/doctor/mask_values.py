@@ -1,4 +1,4 @@
-"""What the masks of your own data hold, and which classes that probably means."""
+"""Examine the values in the masks of your own data, and guess which classes they mean."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from hf_seg.doctor.survey import Survey, survey_pairs
 from hf_seg.problem import DataError, PairError, first
 
 VOID_NAMES = {"ignore", "ignored", "void", "unlabeled", "unlabelled"}
-SPREAD = 8  # so many times as far from the other ids as these are from each other, 255 is void and no shade of grey
+SPREAD = 8  # 255 is void, not a grey value, if its gap to the other ids is more than this many times their largest gap
 
 
 def survey_classes(splits: Mapping[str, Dataset], root: Path) -> tuple[Survey, bool]:
-    """Look at all pairs by `root/classes.json`; returns also whether it gives colours. Where it gives ids, palettes
-    that differ from file to file are refused."""
+    """Survey all pairs with the classes of `root/classes.json`; return the survey and whether the file gives colours.
+
+    Raises:
+        PairError: when the file gives ids, and the masks' palettes differ from file to file.
+    """
     spec, column = folder.build_own_spec(root, name="init", title="", split_rule=""), load_classes(root).build_column()
     decoding = {split: dataset.cast_column("mask", column) for split, dataset in splits.items()}
     survey = survey_pairs(decoding, spec)
@@ -39,11 +42,12 @@ def survey_classes(splits: Mapping[str, Dataset], root: Path) -> tuple[Survey, b
 
 
 def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
-    """Look at all pairs where the masks' meaning is not known, and count what they hold; returns also whether that is
-    colours: so it is when a mask is not grey, or the palettes differ.
+    """Survey all pairs without knowing the classes, and count the values in the masks; return the survey and whether
+    the values are colours. They are if a mask is not grey or the palettes differ; otherwise they are ids.
 
     Raises:
-        PairError: when the palettes differ from file to file, and other masks hold ids.
+        PairError: when the palettes differ from file to file and the other masks hold ids; or when the white of a
+            1-bit mask may be 1 or 255.
     """
     colored = map_pairs(_is_colored, splits, desc="Looking for colours", disable_bar=True)
     by_color = any(found for _, found in colored)
@@ -54,9 +58,9 @@ def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
         values: dict[bool, set[int]] = {True: set(), False: set()}
         for facts in survey.facts:
             values[bool(facts.palette)] |= facts.counts.keys()
-        if not values[False] <= values[True]:  # shades of grey that no palette has are ids, and no colours
+        if not values[False] <= values[True]:  # values that no palette contains are ids, not colours
             raise other_palette
-    if not by_color:  # the white of 1-bit masks, counted as 1, is 255 where the other masks have it so
+    if not by_color:  # white in 1-bit masks was counted as 1; it means 255 if the other masks hold 255
         others = set().union(*(facts.counts for facts in survey.facts if not facts.mask_kind.endswith(" 1")))
         for facts in survey.facts:
             if facts.mask_kind.endswith(" 1") and 1 in facts.counts:
@@ -65,28 +69,29 @@ def survey_masks(splits: Mapping[str, Dataset]) -> tuple[Survey, bool]:
 
 
 def _is_colored(pair: StoredPair) -> bool:
-    """Whether a mask is of a kind that holds colours, and is not merely grey in three channels."""
-    with suppress(Exception), open_header(pair.mask) as mask:  # of a damaged file, which the survey reports
-        # of most, the header says that there is nothing to decode for this
+    """Whether a mask's format can hold colours and not all its pixels are grey."""
+    with suppress(Exception), open_header(pair.mask) as mask:  # a damaged file, which the survey reports
+        # for most masks, the header is enough to answer without decoding
         return mask.mode != "F" and has_colors(mask) and not is_gray(np.asarray(mask.convert("RGB")))
     return False
 
 
 def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """Guess the content of `classes.json` from the masks: a class for each id or colour, void where that is certain.
+    """Guess the content of `classes.json` from the masks: classes for ids or colours, and void ids if certain.
 
-    Two classes, 0 and another id or black and white, become background and foreground. 255, or 65535, is void when its
-    name is one of `VOID_NAMES`; without a name, beside two or more ids without a gap, or when it is far from them
-    (`SPREAD`): shades of grey are classes.
+    Two classes without names, 0 and another id or black and white, become background and foreground. The id 255 or
+    65535 is void if its name is one of `VOID_NAMES`. Without a name, it is void if there are two or more other ids and
+    these are consecutive, or it is far from them (`SPREAD`). Otherwise it is a class, such as one of several grey
+    values.
 
     Args:
         name (`str`): the data set, for messages.
         survey ([`Survey`]), by_color (`bool`): from `survey_masks`.
-        names (`Mapping[int, str]`, *optional*): of ids or colours, as a data set brings them along. What has a name is
-            a class even if no mask holds it.
+        names (`Mapping[int, str]`, *optional*): id or colour → name, from files of the data set. A named value is a
+            class even if no mask holds it.
 
     Raises:
-        DataError: when the masks hold one value only, or too many to be classes.
+        DataError: when the masks hold fewer than two classes, more than `MAX_CLASSES`, or an id out of range.
     """
     counts = survey.pixels()
     names = {value: label for value, label in (names or {}).items() if label and (by_color or 0 <= value <= MAX_ID)}
@@ -132,7 +137,7 @@ def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[
     if not given and len(values) == 2 and values[0] == 0 and (not by_color or values[1] == 0xFFFFFF):
         return ["background", "foreground"]
     names = [writable_name(given.get(value, f"class_{index}")) for index, value in enumerate(values)]
-    often = {name for name, count in Counter(names).items() if count > 1}  # classes.json wants different ones
+    often = {name for name, count in Counter(names).items() if count > 1}  # names must be unique in classes.json
     return [
         f"{name} ({as_text(value, by_color)})" if name in often else name
         for name, value in zip(names, values, strict=True)
@@ -140,7 +145,8 @@ def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[
 
 
 def _display_colors(survey: Survey, ids: list[int]) -> list[int]:
-    """The masks' own palette where they have one that tells the classes apart, else generated colours."""
+    """Colours of the ids as 0xRRGGBB: from a palette of the masks that has different ones for all ids, else
+    generated."""
     palettes = dict.fromkeys(facts.palette for facts in survey.facts if len(facts.palette) > max(ids))
     own = ([palette[index] for index in ids] for palette in palettes)
     chosen = next((colors for colors in own if len(set(colors)) == len(ids)), None)

@@ -1,4 +1,4 @@
-"""The picture by which a person checks a data set: masks over photographs, with a legend."""
+"""The preview of a data set, for checking by eye: masks over photographs, with a legend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ SIDE = 400  # pixels of the longer side of a picture
 
 
 def plot_preview(pairs: Sequence[StoredPair], image_column: Image, classes: Classes, path: str | os.PathLike) -> None:
-    """Draw the masks of 1 to 8 pairs over their photographs, half transparent, to a PNG; what is ignored is black."""
+    """Draw the masks of 1 to 8 pairs, half transparent over their photographs, to a PNG. Ignored pixels are black.
+
+    Args:
+        image_column: decodes the photographs.
+    """
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(classes.palette)] = classes.palette
     pictures, areas, column = [], np.zeros(256, dtype=np.int64), classes.build_column()

@@ -1,4 +1,4 @@
-"""One look at every pair of a data set, for the doctor and `hf-seg init`; and at what the pairs are together."""
+"""Examine every pair of a data set once, for the doctor and `hf-seg init`, and find problems of splits and classes."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from hf_seg.data.stored_image import Stored, is_deep, open_header, open_mask, or
 from hf_seg.doctor.duplicates import find_duplicates, is_flat, thumbnail
 from hf_seg.problem import Level, PairError, Problem
 
-LONG = 4  # times as long as wide, from which on squeezing a picture into a square spoils what is in it
-RARE = 0.001  # share of a split's labelled pixels
-MOSTLY = 0.5  # share of a split's pixels
-MAX_COLORS = 4096  # of one mask; a mask with more is a photograph, or was compressed like one
-MAX_DUPLICATES = 10_000  # a film from one place has as many pairs as it has frames, squared
+LONG = 4  # longer side ÷ shorter side; from this ratio on, resizing to a square distorts a picture too much
+RARE = 0.001  # share of a split's labelled pixels below which a class is rare
+MOSTLY = 0.5  # share of a split's pixels above which the split is mostly ignored
+MAX_COLORS = 4096  # per mask; a mask with more is a photograph or was compressed like one
+MAX_DUPLICATES = 10_000  # pairs reported; in a film from one place, nearly every pair of frames is one
 
 
 @dataclass(kw_only=True, slots=True)
 class PairFacts:
-    """One pair; small things only are kept of it."""
+    """What is kept of one examined pair, without its pixels."""
 
-    name: str  # of the image
-    problems: list[Problem] = field(default_factory=list)  # with an error where it cannot be used
-    size: tuple[int, int] | None = None  # width and height; None: it cannot be used
+    name: str  # the image's path, or a name for messages
+    problems: list[Problem] = field(default_factory=list)  # with an error if the pair cannot be used
+    size: tuple[int, int] | None = None  # width and height; None if the pair cannot be used
     image_kind: str = ""  # format and mode, such as `JPEG RGB`
     mask_kind: str = ""
-    turned: bool = False  # the image is stored lying on its side or on its head
+    turned: bool = False  # an EXIF note says that the stored image is rotated or mirrored
     gray: bool = False  # the image has one channel
-    # class id (255: ignored), or, where the classes are not known, an id or a colour as 0xRRGGBB → pixels
+    # class id (255: ignored) → pixels; if the classes are not known, mask id or colour as 0xRRGGBB → pixels
     counts: dict[int, int] = field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] = ()  # the colours of a palette mask, by id
-    thumbnail: np.ndarray | None = None
+    thumbnail: np.ndarray | None = None  # uint8 of shape (16, 16)
 
 
 @dataclass(kw_only=True)
 class Survey:
-    """What was found."""
+    """The facts of all usable pairs of a data set, and the problems of all its pairs."""
 
-    problems: list[Problem] = field(default_factory=list)  # of the pairs, in their order
-    usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)  # split → row → the pair
+    problems: list[Problem] = field(default_factory=list)  # of all pairs, in their order
+    usable: dict[str, dict[int, PairFacts]] = field(default_factory=dict)  # split → row → facts of the pair
     pair_counts: dict[str, int] = field(default_factory=dict)  # split → number of pairs, usable or not
 
     @property
@@ -61,7 +61,7 @@ class Survey:
         return [facts for rows in self.usable.values() for facts in rows.values()]
 
     def pixels(self, split: str | None = None) -> Counter[int]:
-        """Pixels of each class, id or colour in a split, or in all of them."""
+        """The number of pixels of each class, id or colour, in one split or in all."""
         total: Counter[int] = Counter()
         for facts in self.facts if split is None else self.usable[split].values():
             total.update(facts.counts)
@@ -72,8 +72,9 @@ def survey_pairs(splits: Mapping[str, Dataset], spec: DatasetSpec | None, *, by_
     """Decode every pair once, on all cores.
 
     Args:
-        spec (`DatasetSpec`, *optional*): what the masks mean; None: not known.
-        by_color (`bool`, *optional*): where it is not known, count the masks' colours, or their ids; None: neither.
+        spec (`DatasetSpec`, *optional*): the classes of the masks; None if they are not known.
+        by_color (`bool`, *optional*): if `spec` is None, whether to count the masks' colours or their ids; None to
+            count neither.
     """
     survey = Survey(
         usable={name: {} for name in splits}, pair_counts={name: len(split) for name, split in splits.items()}
@@ -85,7 +86,7 @@ def survey_pairs(splits: Mapping[str, Dataset], spec: DatasetSpec | None, *, by_
         return examine_pair(pair, splits[pair.split].features, spec, by_color=by_color)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's are problems of ours
+        warnings.simplefilter("ignore")  # what Pillow warns of is reported as a Problem
         for pair, facts in map_pairs(examine, splits, desc="Examining"):
             survey.problems += facts.problems
             if facts.size is not None:
@@ -96,7 +97,7 @@ def survey_pairs(splits: Mapping[str, Dataset], spec: DatasetSpec | None, *, by_
 def examine_pair(
     pair: StoredPair, features: Features, spec: DatasetSpec | None, *, by_color: bool | None
 ) -> PairFacts:
-    """Decode a pair once, and say all there is to say of it."""
+    """Decode a pair once, and return its facts and problems; arguments as in [`survey_pairs`]."""
     facts, upright = PairFacts(name=pair.image_name), isinstance(features["image"], UprightImage)
     with ExitStack() as stack:
         if header := _open(pair.image, stack):
@@ -133,14 +134,14 @@ def examine_pair(
 
 
 def _open(stored: Stored, stack: ExitStack) -> PIL.Image.Image | None:
-    """The header; None where it cannot be read: decoding says why."""
-    with suppress(Exception):  # damaged files make Pillow raise anything
+    """Open an image without decoding it; None if its header cannot be read, which decoding will report."""
+    with suppress(Exception):  # for damaged files Pillow raises any exception
         return stack.enter_context(open_header(stored))
     return None
 
 
 def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
-    """Pixels of each value; `getcolors` counts in C, many times faster than sorting the pixels."""
+    """Count the pixels of each id or colour. `getcolors` counts in C, many times faster than sorting the pixels."""
     if by_color and not mask.mode.startswith(("I", "F")):
         colors = mask.convert("RGB").getcolors(MAX_COLORS)
         if colors is None:
@@ -198,7 +199,7 @@ def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
 def _orientation(header: PIL.Image.Image) -> int:
     try:
         return orientation(header)
-    except Exception:  # a broken note: where it counts, decode_pair says so
+    except Exception:  # a broken EXIF note: decode_pair reports it if it matters
         return 1
 
 
@@ -216,13 +217,13 @@ def find_problems(
     drop: bool = False,
     split_known: bool = True,
 ) -> Iterator[Problem]:
-    """What is to be said of the splits, and of photographs that are blank or there twice.
+    """Find problems of the splits and classes, and photographs that are small, grey, blank or duplicates.
 
     Args:
         place (`str`): the data set, for messages.
-        size (`tuple[int, int]`), resize (`str`): height and width that pictures are resized to, and how.
-        drop (`bool`): pairs that cannot be used are left out, instead of refused.
-        split_known (`bool`): the splits are those of a run.
+        size (`tuple[int, int]`), resize (`str`): height and width in pixels that pictures are resized to, and how.
+        drop (`bool`): whether pairs that cannot be used are left out instead of refused.
+        split_known (`bool`): whether the splits are those of a run.
     """
     for name, rows in survey.usable.items():
         if split_known and not rows and (drop or not survey.pair_counts[name]):
@@ -311,7 +312,8 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
 
 
 def describe(survey: Survey, spec: DatasetSpec | None) -> dict[str, Any]:
-    """The numbers of each split, ready for JSON: `ignored_share` of all pixels, `class_shares` of those that count."""
+    """The numbers of each split, ready for JSON: `pairs`, `usable` pairs, `ignored_share` of all pixels, and
+    `class_shares` of the labelled pixels."""
     described = {}
     for name, rows in survey.usable.items():
         described[name] = {"pairs": survey.pair_counts[name], "usable": len(rows)}

@@ -1,1 +1,1 @@
-"""What of a run goes to the Hugging Face Hub, and how."""
+"""Pushing runs to the Hugging Face Hub: which files are uploaded, and how."""

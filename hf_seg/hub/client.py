@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: who may write where, uploads that are tried again, and errors that say what to do."""
+"""Access to the Hugging Face Hub: checks of write permission, uploads with retries, errors that name a remedy."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from hf_seg.runs.card import without_private_parts
 from hf_seg.runs.record import changed_keys
 from hf_seg.text import without_secrets
 
-WAITS = (4.0, 16.0, 64.0)  # seconds before each further attempt; huggingface_hub has tried several times by itself
-LONGEST_WAIT = 300.0  # what a server may ask for by Retry-After
+WAITS = (4.0, 16.0, 64.0)  # seconds before each further attempt; huggingface_hub itself retries several times
+LONGEST_WAIT = 300.0  # seconds; a longer Retry-After of the server is cut to this
 TIMEOUT = httpx2.Timeout(connect=10, read=60, write=60, pool=60)  # seconds; by default huggingface_hub waits for ever
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # hub_… in a recipe
+HUB_KEYS = {"repo_id": "model_id", "revision": "revision", "private": "private_repo"}  # in a recipe with "hub_" before
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where a run goes."""
+    """The repository and branch that a run is pushed to."""
 
     repo_id: str  # owner/name
-    revision: str | None = None  # a branch, made when it is not there; None is main
-    private: bool | None = None  # of a repository that is still to be made; None is the owner's default
+    revision: str | None = None  # a branch, created if it does not exist; None is main
+    private: bool | None = None  # applies if the repository is created; None is the owner's default
 
 
 def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> dict[str, Destination]:
-    """Where the recipes with `push_to_hub` go, by name, found out before anything trains.
+    """Find the [`Destination`] of each recipe with `push_to_hub`, by recipe name; call it before anything trains.
 
     Args:
-        overwrite: names of recipes that may replace another recipe's run on the Hub.
+        overwrite: names of the recipes that may replace a run of another recipe on the Hub.
 
     Raises:
-        HubError: when there is no token or it may not write there, when a repository holds something else, and when
-            the Hub cannot be reached.
+        HubError: when there is no token, the token may not write there, two recipes have the same destination, a
+            repository holds something else, or the Hub cannot be reached.
     """
     found: dict[str, Destination] = {}
     for recipe in recipes:
@@ -65,7 +65,8 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
 
 
 def full_name(repo: str) -> str:
-    """`owner/name` of a repository that the token may write to, or a [`HubError`]; a bare name is the user's own."""
+    """Complete a repository's name to `owner/name`; a bare name is the user's own. Raise a [`HubError`] if the token
+    may not write there."""
     if is_offline_mode():
         raise HubError(repo, "cannot be pushed, since HF_HUB_OFFLINE is set", "unset it")
     if get_token() is None:
@@ -94,7 +95,8 @@ def check_free(where: Destination, recipe: dict[str, Any], remedy: str, *, overw
     """Refuse a repository that holds something other than this recipe's run, by a [`HubError`].
 
     Args:
-        overwrite: whether another recipe's run may be replaced; None where the user has no such option.
+        overwrite: whether a run of another recipe may be replaced; None means no, where the command has no
+            --overwrite.
     """
     repo_id = where.repo_id
     files = list_files(repo_id, revision=where.revision)
@@ -116,7 +118,8 @@ def check_free(where: Destination, recipe: dict[str, Any], remedy: str, *, overw
 
 
 def list_files(repo_id: str, **where: str | None) -> set[str]:
-    """What is in a repository besides what the Hub puts there itself; nothing where there is no such repository."""
+    """Names of a repository's files except those that the Hub creates (`.gitattributes`, `README.md`); empty if no
+    such repository or revision exists. `where` is passed on to `list_repo_files`."""
     try:
         files = attempt(lambda: HfApi().list_repo_files(repo_id, **where), repo_id, expected=True)
     except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -125,8 +128,8 @@ def list_files(repo_id: str, **where: str | None) -> set[str]:
 
 
 def create(where: Destination) -> None:
-    """Make the repository and the branch, where they are not there yet. A new branch begins with the repository's
-    first commit, which holds no run: a later one of main would put another run's files beside this one's."""
+    """Create the repository and the branch if they do not exist. A new branch starts from the first commit, which
+    holds no run: a later commit of main would put another run's files beside this run's."""
     api, repo_id = HfApi(), where.repo_id
     attempt(lambda: api.create_repo(repo_id, private=where.private, exist_ok=True), repo_id)
     if where.revision:
@@ -135,17 +138,18 @@ def create(where: Destination) -> None:
 
 
 def upload(folder: Path, where: Destination, message: str) -> str:
-    """Upload a folder as one commit; returns the commit's URL. What the Hub has already is not sent again."""
+    """Upload a folder as one commit and return its URL. Files that the Hub already has are not sent again."""
     what = {"folder_path": folder, "repo_id": where.repo_id, "revision": where.revision, "commit_message": message}
     return attempt(lambda: HfApi().upload_folder(**what), where.repo_id).commit_url
 
 
 def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
-    """Do something with the Hub; on errors that may pass, again after a while, or when the server says.
+    """Call `action`, which uses the Hub; after a temporary error try again, up to `len(WAITS)` times. The wait before
+    each attempt is the one that the server asks for, else that of `WAITS`.
 
     Args:
-        what: names it in messages.
-        expected: let "there is no such repository or branch" through as huggingface_hub's own error.
+        what: the repository or file, for messages.
+        expected: raise "there is no such repository or revision" as huggingface_hub's own error.
 
     Raises:
         HubError: with the remedy, and without any token.
@@ -155,29 +159,29 @@ def attempt(action: Callable[[], T], what: str, expected: bool = False) -> T:
     while True:
         try:
             return action()
-        except Exception as error:  # huggingface_hub, httpx2 and hf_xet raise a dozen kinds; here they become one
+        except Exception as error:  # huggingface_hub, httpx2 and hf_xet raise a dozen types; all become HubError
             if expected and isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
                 raise
             cause: BaseException = error
             while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
-                cause = cause.__cause__  # huggingface_hub hides what went wrong with a large file
+                cause = cause.__cause__  # huggingface_hub wraps the error of a large file
             wait = next(waits, None)
             if wait is None or not _may_pass(cause):
-                raise explain(cause, what) from None  # the chain may hold request headers
+                raise explain(cause, what) from None  # the chained error may hold request headers
             time.sleep(_retry_after(cause) or wait)
 
 
 @functools.cache
 def _limit_waiting() -> None:
-    hooks = get_session().event_hooks  # of huggingface_hub, for every request
-    # closes the client in use, so not in the middle of an upload
+    hooks = get_session().event_hooks  # the hooks that huggingface_hub runs for every request
+    # this closes the current client, so it must not happen during an upload
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT))
 
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT
-    # hf_xet, the Hub's own transport, has no class of its own for a lost connection
+    # hf_xet, the Hub's own transport, raises RuntimeError when a connection is lost
     return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError))
 
 
@@ -189,7 +193,7 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def explain(error: BaseException, what: str) -> HubError:
-    """What the Hub did not do, and the remedy; without tokens and signatures."""
+    """Turn an error into a [`HubError`] that says what failed and the remedy, without tokens and signed URLs."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__
     if status == 401:
@@ -209,7 +213,7 @@ def explain(error: BaseException, what: str) -> HubError:
 
 
 def redact(text: str) -> str:
-    """Text without the token in use, without what looks like one or like a password, and without any URL's query."""
+    """Return the text without the current token, anything that looks like a token or password, and queries of URLs."""
     token = get_token()
     text = text.replace(token, "***") if token else text
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", without_secrets(text))

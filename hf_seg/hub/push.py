@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub, and when: checkpoints during training, the finished run, and what was left over."""
+"""Pushing a run to the Hub: its checkpoints during training, the finished run, and later a run not pushed before."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from hf_seg.runs.card import build_card, without_private_parts
 from hf_seg.runs.folder import CARD, HUB, MODEL_CODE, PLOTS, PROCESSOR, WEIGHTS, load_run
 from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 
-# What of a run is pushed is named here, file by file: whatever else lies in its folder stays there.
-# Of a checkpoint also, with the strategies "checkpoint" and "all_checkpoints"; pickled arguments stay here.
+# Only files named here, in `model_files` and in `stage_run` are pushed; other files in a run's folder are not.
+# These and RANDOM_STATE belong to a checkpoint, with the strategies "checkpoint" and "all_checkpoints". The pickled
+# training arguments are not pushed.
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "raw_weights.pt")
-STATE = "trainer_state.json"  # which also names the place of the best checkpoint on this machine
-RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # of each rank
+STATE = "trainer_state.json"  # without its private parts: it names the best checkpoint's path on this machine
+RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # one for each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-RECIPE = "recipe.json"  # what the recipe is called on the Hub
+RECIPE = "recipe.json"  # the file that holds the recipe on the Hub
 
 
 def stage(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Link those files that are there from one folder into another, or copy them where links cannot be made.
+    """Hard-link the named files that exist from `source` into `target`, or copy them where linking fails.
 
-    So they stay as they are while they are uploaded, though training goes on and clears old checkpoints away.
+    They remain available for the upload while training goes on and deletes old checkpoints.
 
     Raises:
-        HubError: when a file, or a folder above it, is a symbolic link: it may lead to anything.
+        HubError: when a file, or its folder below `source`, is a symbolic link, which may point anywhere.
     """
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -55,7 +56,11 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Names of what `save_pretrained` of a model and its processor writes."""
+    """Names of the files that `save_pretrained` of a model and its image processor writes.
+
+    Raises:
+        HubError: when the index of sharded weights cannot be read or names other files.
+    """
     shards: set[str] = set()
     index = folder / WEIGHTS[1]
     if index.is_file():
@@ -70,7 +75,8 @@ def model_files(folder: Path) -> list[str]:
 
 
 def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
-    """Everything of a finished run that is published: model, processor, code, recipe, results, pictures and card."""
+    """Write all published files of a finished run to `target`: model, image processor, code, recipe, results, plots
+    and card. Sample images are left out unless the data set's terms allow to publish them."""
     results = load_results(run_dir)
     _stage_model(run_dir, target, run_dir, results, repo_id)
     write_json(without_private_parts(results), target / RESULTS)
@@ -79,7 +85,7 @@ def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
 
 
 def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, Any], repo_id: str) -> None:
-    """What stands there from the first checkpoint on: model, processor, code, recipe and card."""
+    """Write what is published from the first checkpoint on: model, image processor, code, recipe and card."""
     stage(source, target, model_files(source))
     write_json(without_private_parts(load_run(run_dir)["recipe"]), target / RECIPE)
     (target / CARD).write_text(str(build_card(record, repo_id=repo_id)), encoding="utf-8")
@@ -88,22 +94,22 @@ def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, An
 def push_run(
     run_dir: Path, *, repo: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """Upload a finished run, and return the URL of the commit: what `hf-seg push` does.
+    """Upload a finished run, as `hf-seg push` does, and return the URL of the commit.
 
     Args:
-        repo: `owner/name` or a name; by default where the run was pushed before, else where its recipe says, else the
-            run's name.
+        repo: `owner/name` or a name; by default the repository that the run was pushed to before, else the one that
+            its recipe names, else the run's name.
         private, revision: as in [`Destination`].
 
     Raises:
-        Refusal: when there is nothing to push, the run's record cannot be read, or it did not work.
+        Refusal: when the run is not finished, its record cannot be read, or the push fails.
     """
     if not (run_dir / RESULTS).is_file():
         raise HubError(run_dir, f"is no finished run (no {RESULTS})", "launch its recipe again to finish it")
     check_writable(run_dir, f"make it writable, or push a copy of it: {HUB} in it says where it was pushed")
     training = load_results(run_dir)["recipe"]["training"]
     asked = {key: training.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
-    if repo:  # said on the command line, it is not the place that recipe or earlier push meant
+    if repo:  # then revision and privacy of the recipe or an earlier push do not apply
         asked = {"repo_id": repo}
     where = Destination(
         repo_id=full_name(asked.get("repo_id") or run_dir.resolve().name),
@@ -117,7 +123,7 @@ def push_run(
 
 
 def upload_run(run_dir: Path, where: Destination) -> str:
-    """[`stage_run`] and [`upload`], with a note in `hub.json` of what came of it."""
+    """Stage and upload a finished run, note the result in `hub.json`, and return the URL of the commit."""
     note(run_dir, where)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".push-") as folder:
         stage_run(run_dir, Path(folder), where.repo_id)
@@ -127,7 +133,7 @@ def upload_run(run_dir: Path, where: Destination) -> str:
 
 
 def note(run_dir: Path, where: Destination, commit: str | None = None) -> None:
-    """Write `hub.json`: where the run goes, and the commit with all of it, None as long as there is none."""
+    """Write `hub.json`: the destination and the URL of the commit with the finished run, None until there is one."""
     write_json(asdict(where) | {"commit": commit}, run_dir / HUB)
 
 
@@ -146,18 +152,21 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
 
 
 def is_unpushed(run_dir: Path, wanted: bool = False) -> bool:
-    """Whether a finished run was to be on the Hub, or is `wanted` there now, and is not, or not all of it."""
+    """Whether a finished run still has to be pushed: its `hub.json` has no commit, or it has no `hub.json` and is
+    `wanted` on the Hub."""
     noted = _earlier(run_dir)
     return noted["commit"] is None if noted else wanted
 
 
 class Uploads:
-    """What a launch pushes: in the background while training goes on, one upload after the other.
+    """The uploads of a launch: they run in the background during training, one after the other.
 
-    As a context manager it waits at the end for what is under way, or drops it when the launch fails.
+    As a context manager it waits for pending uploads at the end. When the launch fails, it waits for the current one
+    only and drops the others.
 
     Args:
-        where: by run name, from [`destinations`]; empty in all but the main process.
+        where: destinations by run name, from [`destinations`]; empty in all processes but the main one.
+        say: prints a message.
     """
 
     def __init__(self, where: dict[str, Destination], say: Callable[[str], None]):
@@ -172,39 +181,40 @@ class Uploads:
         self.pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
-        """Make the repository of a run; the callbacks, one or none, push its checkpoints with a card.
+        """Create the repository of a run and return the callback that pushes its checkpoints; none if it is not
+        pushed.
 
         Args:
-            record: what `results.json` will say, as far as it is known before training.
+            record: the part of `results.json` that is known before training, for the card.
         """
         if recipe.name not in self.where:
             return []
-        for left_over in run_dir.glob(".push-*"):  # of a launch that was killed
+        for left_over in run_dir.glob(".push-*"):  # left by a launch that was killed
             shutil.rmtree(left_over)
         create(self.where[recipe.name])
         note(run_dir, self.where[recipe.name])
         return [_PushCheckpoints(self, run_dir, self.where[recipe.name], recipe, record)]
 
     def finish(self, run_dir: Path) -> None:
-        """Push a finished run, after its checkpoints that are under way."""
+        """Push a finished run after its pending checkpoints."""
         if run_dir.name in self.where:
             self.pool.submit(self._push_run, run_dir)
 
     def push(self, folder: Path, where: Destination, run: str, message: str) -> None:
-        """Upload a folder of a run in training, then delete it. Whatever goes wrong, training is worth more."""
+        """Upload a staged folder of a run in training, then delete it. A failed upload does not stop training."""
         try:
             with suppress_progress_bars():
                 upload(folder, where, f"Training in progress, {message}")
         except HubError as error:
             self.say(f"{run}: {message} was not pushed ({error}); training goes on")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what is left of it, the next launch clears away
+            shutil.rmtree(folder, ignore_errors=True)  # the next launch removes the rest
 
     def _push_run(self, run_dir: Path) -> None:
         try:
             with suppress_progress_bars():
                 self.say(f"{run_dir.name}: pushed, {upload_run(run_dir, self.where[run_dir.name])}")
-        except Exception as error:  # in a thread nobody would see it; the run itself is finished and safe
+        except Exception as error:  # an error in this thread would go unnoticed; the run itself is finished
             self.unpushed.append(run_dir)
             self.say(
                 f"{run_dir.name}: finished in {run_dir}, but not pushed ({error}); `hf-seg push {run_dir}` pushes it"
@@ -212,7 +222,7 @@ class Uploads:
 
 
 class _PushCheckpoints(TrainerCallback):
-    """Hands each checkpoint to [`Uploads`] as soon as it is written."""
+    """Pass each checkpoint to [`Uploads`] as soon as it is written."""
 
     def __init__(self, uploads: Uploads, run_dir: Path, where: Destination, recipe: Recipe, record: dict[str, Any]):
         self.uploads, self.run_dir, self.where, self.record = uploads, run_dir, where, record
@@ -227,13 +237,13 @@ class _PushCheckpoints(TrainerCallback):
         message = f"epoch {state.epoch:g}"
         try:
             folder = self._stage(state)
-        except Exception as error:  # a full disk, say: training is worth more
+        except Exception as error:  # such as a full disk, which must not stop training here
             self.uploads.say(f"{self.run_dir.name}: {message} was not pushed ({error}); training goes on")
             return
         self.running = self.uploads.pool.submit(self.uploads.push, folder, self.where, self.run_dir.name, message)
 
     def _stage(self, state: TrainerState) -> Path:
-        """A folder with what is pushed of the newest checkpoint."""
+        """Create a folder with the files of the newest checkpoint that are pushed, and return it."""
         checkpoint = self.run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         folder = Path(tempfile.mkdtemp(dir=self.run_dir, prefix=".push-"))
         scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]

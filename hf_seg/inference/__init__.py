@@ -1,1 +1,1 @@
-"""A trained model at work: photographs in, masks out; other runtimes; a page to try it on."""
+"""Inference with a trained model: masks of photographs, export to other runtimes, and a demo page."""

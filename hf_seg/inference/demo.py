@@ -1,4 +1,4 @@
-"""`hf-seg demo`: serve the page of `demo_app` with one model or two, or push it as a Space."""
+"""`hf-seg demo`: serve the page of `demo_app` with one or two models, or push it as a Space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hf_seg.problem import HubError, Problem, Refusal
 from hf_seg.scoring import upsampling
 from hf_seg.text import link, markdown, printable, say
 
-# what a Space needs; the floors are those of pyproject.toml
+# a Space installs these; the minimum versions are those of pyproject.toml
 REQUIREMENTS = (
     "gradio>=6.29.1",
     "pillow>=11.0",
@@ -40,9 +40,9 @@ REQUIREMENTS = (
 )
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}
-SMP = "segmentation-models-pytorch>=0.5"  # where a model is one of smp's
-BESIDE = (geometry, upsampling)  # what the page's app.py imports of hf_seg
-ENLARGED = 4  # the generated pictures are small for a page
+SMP = "segmentation-models-pytorch>=0.5"  # only for a model of segmentation_models_pytorch
+BESIDE = (geometry, upsampling)  # the modules of hf_seg that demo_app.py imports; a Space gets copies
+ENLARGED = 4  # factor; the generated pictures are too small for a page
 
 README = """
 # {title}
@@ -59,15 +59,15 @@ initial weights that they come from allow that.
 
 
 def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until Ctrl-C or SIGTERM, which delete the uploads. It fetches nothing from elsewhere.
+    """Serve the page until Ctrl-C or SIGTERM, then delete the uploaded files. The page loads nothing from other hosts.
 
     Args:
         models: one run folder or Hub id, or two to be compared.
-        host: `"0.0.0.0"` lets other machines in.
+        host: `"0.0.0.0"` allows access from other machines.
 
     Raises:
-        Refusal: before anything is served: when there are more than two models or one cannot be loaded, gradio is
-            missing, or the port is taken.
+        Refusal: before anything is served: when there are more than two models, a model cannot be loaded, gradio is
+            missing, or the port is in use.
     """
     names, segmenters = _load(models)
     from hf_seg.inference import demo_app  # needs gradio
@@ -78,14 +78,14 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
     ]
     with tempfile.TemporaryDirectory() as folder:
         page = demo_app.build_page(shown, _write_examples(Path(folder)), _decode)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for which gradio is prepared
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, which gradio handles
         try:
             page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **demo_app.LAUNCH)
             say(f"serving {' and '.join(names)} on {page.local_url} (Ctrl-C ends it)")
             page.block_thread()
-        except KeyboardInterrupt:  # before gradio waits for it
+        except KeyboardInterrupt:  # before block_thread, which handles it itself
             page.close(verbose=False)
-        except (OSError, OverflowError) as error:  # the second one is a port above 65,535
+        except (OSError, OverflowError) as error:  # OverflowError: a port above 65,535
             what = "cannot be used: the port is in use, or the host is not this machine"
             raise Refusal(f"{host}:{port}", what, "choose others with --port and --host") from error
         finally:
@@ -93,7 +93,7 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
 
 
 def _decode(path: str | Path, value_range: Sequence[float] | None = None) -> Image.Image:
-    """The picture in an uploaded file, as training reads it."""
+    """Decode an uploaded file as training does, to an upright RGB image; raise a `PhotographError` if it cannot be."""
     from hf_seg.inference.demo_app import PhotographError
 
     image = read_image(Path(path), value_range)
@@ -106,13 +106,13 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
     """Push the page as a Space, as one commit, and return its URL.
 
     Args:
-        models: one or two; Hub ids are referred to, a folder's model is uploaded.
-        repo_id: `owner/name` or `name` of the Space, which is made when it is not there.
-        private: of a Space that is still to be made.
+        models: one or two; a Hub id is referenced, the model in a folder is uploaded.
+        repo_id: `owner/name` or `name` of the Space, which is created if it does not exist.
+        private: applies if the Space is created.
 
     Raises:
         Refusal: as [`stage_space`].
-        HubError: when the Hub cannot be reached, or refuses, or the Space holds something else.
+        HubError: when the Hub cannot be reached or refuses, or the Space was not made by `hf-seg demo`.
     """
     with tempfile.TemporaryDirectory() as folder:
         stage_space(models, Path(folder))
@@ -123,17 +123,17 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
             raise HubError(repo_id, "exists on the Hub and was not made by hf-seg demo", "choose another name")
         made = {"space_sdk": "gradio", "private": private or None, "exist_ok": True}
         url = attempt(lambda: api.create_repo(**space, **made), repo_id)
-        more = {"commit_message": "hf-seg demo", "delete_patterns": "models/*"}  # which an earlier push may have left
+        more = {"commit_message": "hf-seg demo", "delete_patterns": "models/*"}  # models of an earlier push
         attempt(lambda: api.upload_folder(**space, folder_path=folder, **more), repo_id)
     return str(url)
 
 
 def stage_space(models: Sequence[str | Path], folder: Path) -> None:
-    """Write what [`push_space`] uploads: the app, its requirements, card and examples, and models that are folders.
+    """Write the files that [`push_space`] uploads: app, requirements, card, examples, and the models in folders.
 
     Raises:
-        Refusal: when there are more than two models, one cannot be loaded or brings other code along, or gradio is
-            missing.
+        Refusal: when there are more than two models, a model cannot be loaded or has code other than that of this
+            version, or gradio is missing.
     """
     names, segmenters = _load(models)
     entries, references, inside = [], [], False
@@ -148,7 +148,7 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
             references.append(source)
             get = functools.partial(snapshot_download, source, allow_patterns=["*.json", "*.py"])
             files = Path(attempt(get, source))
-            revision = files.name  # a Space runs the code that was there when pushed
+            revision = files.name  # pins the model and its code to the commit that is checked now
         if runs_code:
             _check_code(model, files, segmenter.model)
         how = {"trust_remote_code": runs_code, "has_queries": segmenter.has_queries, "colours": segmenter.palette}
@@ -156,10 +156,10 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
     (folder / "models.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     for source in (Path(__file__).with_name("demo_app.py"), *(Path(module.__file__) for module in BESIDE)):
         text = source.read_text(encoding="utf-8")
-        for module in BESIDE:  # there is no hf_seg
+        for module in BESIDE:  # a Space has no hf_seg
             text = text.replace(f"from {module.__name__} import", f"from {module.__name__.rpartition('.')[2]} import")
         (folder / source.name.replace("demo_app", "app")).write_text(text, encoding="utf-8")
-    more = ["scipy"] if any(segmenter.has_queries for segmenter in segmenters) else []  # transformers asks for it
+    more = ["scipy"] if any(segmenter.has_queries for segmenter in segmenters) else []  # for transformers
     more += [SMP] if any(isinstance(segmenter.model, SmpForSemanticSegmentation) for segmenter in segmenters) else []
     (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
     (folder / "examples").mkdir()
@@ -173,7 +173,7 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
 
 
 def _check_code(model: str | Path, files: Path, loaded: PreTrainedModel) -> None:
-    """Refuse a model that brings other code along than this version of hf_seg ships: the Space would run it."""
+    """Refuse a model whose code differs from that of this version of hf_seg: the Space would run it."""
     remedy = "save the model again with this version, or push the run again"
     auto_map = {}
     for auto, each in (("AutoConfig", type(loaded.config)), ("AutoModelForSemanticSegmentation", type(loaded))):
@@ -188,8 +188,8 @@ def _check_code(model: str | Path, files: Path, loaded: PreTrainedModel) -> None
 
 
 def _load(models: Sequence[str | Path]) -> tuple[list[str], list[Segmenter]]:
-    """The models, and what each is called: a run folder's name or the Hub id; where two have one name, with as many
-    of the folders above it as tell them apart."""
+    """Load the models; return their names and segmenters. A name is the run folder's name or the Hub id; if two names
+    are equal, enough parent folders are prepended to tell them apart."""
     if len(models) > 2:
         raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
     if importlib.util.find_spec("gradio") is None:

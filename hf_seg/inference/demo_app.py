@@ -1,5 +1,5 @@
-"""The page of `hf-seg demo` and the `app.py` of its Spaces, which have no hf_seg: it imports libraries, and two files
-that go there with it."""
+"""The page of `hf-seg demo`, and the `app.py` of its Spaces. hf_seg is not installed there, so this file imports only
+libraries and two files of hf_seg that are copied to the Space."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-# of these two, which import libraries only, a Space gets copies beside its app.py
+# a Space gets copies of these two beside its app.py; they import libraries only
 from hf_seg.data.geometry import Framing, cut, slide, strongest
 from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 
-MAX_MEGAPIXELS = 50  # decoded, such a photograph takes 150 MB
-SHOWN_SIDE = 1280  # larger photographs are shown, and their masks made, with this longest side in pixels
-WINDOWS = 4  # a forward pass, of a model that sees photographs through windows
-OPACITY = 55  # per cent, when the page opens
+MAX_MEGAPIXELS = 50  # such a photograph takes 150 MB when decoded
+SHOWN_SIDE = 1280  # pixels; longest side of shown photographs and of masks, larger photographs are reduced
+WINDOWS = 4  # per forward pass, for a model with `data.resize` "crop"
+OPACITY = 55  # per cent, the slider's initial value
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
@@ -65,10 +65,10 @@ CSS = """
   border: 1px solid var(--error-border-color); color: var(--error-text-color);
   background: var(--error-background-fill); }
 """
-# the browser blends the two pictures, so the slider needs no answer from the server
+# the browser blends mask and photograph, so the slider needs no request to the server
 SET_OPACITY = "opacity => { document.documentElement.style.setProperty('--mask-opacity', opacity / 100) }"
 WAITING = '<p class="waiting">The result appears here.</p>'
-SYSTEM_FONTS = ["system-ui", "sans-serif"]  # gradio's named fonts may be fetched from elsewhere
+SYSTEM_FONTS = ["system-ui", "sans-serif"]  # gradio may load its named fonts from another host
 LAUNCH = {
     "css": f":root {{ --mask-opacity: {OPACITY / 100}; }}" + CSS,
     "theme": gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]),
@@ -82,17 +82,17 @@ LAUNCH = {
 
 
 class PhotographError(ValueError):
-    """A file is no photograph that the page can show; the message is for its reader."""
+    """Raised for a file that is not a photograph that the page can show; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
 class ShownModel:
     """A model on the page."""
 
-    name: str  # its heading
+    name: str  # the heading above its result
     model: PreTrainedModel  # in eval mode, on its device
     image_processor: BaseImageProcessor
-    colours: Sequence[Sequence[int]]  # RGB in [0, 255], one a class
+    colours: Sequence[Sequence[int]]  # one RGB colour per class, integers in [0, 255]
 
     @property
     def class_names(self) -> list[str]:
@@ -101,21 +101,22 @@ class ShownModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """What a model made of a photograph."""
+    """The result of a model for one photograph."""
 
-    mask: np.ndarray  # class ids, of shape (height, width)
-    shares: dict[int, float]  # class id → share of the mask's pixels, largest first; those that occur
-    mean_confidence: float  # as [`hf_seg.inference.predict.Prediction`] has it
-    input_size: tuple[int, int]  # width and height in pixels that the model saw
+    mask: np.ndarray  # class ids, int64, of shape (height, width)
+    shares: dict[int, float]  # class id → share of the mask's pixels, largest first; only classes that occur
+    mean_confidence: float  # as in [`hf_seg.inference.predict.Prediction`]
+    input_size: tuple[int, int]  # width and height of `pixel_values`
     seconds: float  # from the photograph to the mask
 
 
 def decode(path: str | Path, value_range: Sequence[float] | None = None) -> Image.Image:
-    """Decode a file where hf_seg is not installed; elsewhere the page gets the function that training uses."""
+    """Decode a file to an upright RGB image where hf_seg is not installed; elsewhere `build_page` is given the
+    function that training uses."""
     with Image.open(path) as file:
-        file.filename = ""  # else Pillow maps the file, and scrambles an uncompressed TIFF that is stored lying
+        file.filename = ""  # else Pillow memory-maps the file, and an uncompressed, rotated TIFF is decoded wrongly
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith(("I", "F")):  # Pillow would make all black or white of more than 8 bits
+    if image.mode.startswith(("I", "F")):  # Pillow would clip more than 8 bits to black or white
         if value_range is None:
             raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
         shades = np.nan_to_num(np.interp(np.asarray(image), value_range, (0, 255)))
@@ -124,7 +125,8 @@ def decode(path: str | Path, value_range: Sequence[float] | None = None) -> Imag
 
 
 def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> Image.Image:
-    """The photograph in a file: RGB, upright, at its own size, at most `MAX_MEGAPIXELS`; or a [`PhotographError`]."""
+    """Read a photograph as RGB, upright and at its own size; raise a [`PhotographError`] if the file cannot be read or
+    has more than `MAX_MEGAPIXELS`."""
     name = Path(str(path)).name
     try:
         with Image.open(path) as file:
@@ -135,7 +137,7 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, above 179 megapixels
         pass
-    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, …
+    except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise PhotographError(
             f"{name} cannot be read as an image: it is damaged, or no JPEG, PNG, WebP, GIF, BMP or TIFF file."
         ) from error
@@ -146,13 +148,14 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
 
 @torch.inference_mode()
 def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -> Segmented:
-    """Segment one RGB photograph; `size` is width and height of the mask."""
+    """Segment one RGB photograph; `size` is the width and height of the mask in pixels."""
     start = time.perf_counter()
     framing, picture = Framing.of(shown.image_processor), (photograph.height, photograph.width)
     pixel_values, size = framing.prepare(shown.image_processor, photograph), size[::-1]
 
     def scores_of(batch: Tensor) -> tuple[Tensor, bool]:
-        """Scores, and whether they are positive, as those of Mask2Former and MaskFormer, instead of logits."""
+        """Scores, float32 `(batch, C, h, w)`, and whether they are positive (of Mask2Former, MaskFormer), not
+        logits."""
         outputs = shown.model(pixel_values=batch.to(shown.model.device, shown.model.dtype))
         if "masks_queries_logits" not in outputs:
             return outputs.logits.float(), False
@@ -183,7 +186,7 @@ def problem(text: str) -> str:
 
 
 def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str | Path], Image.Image] = decode) -> str:
-    """The answer to a file: HTML with each model's mask, legend and facts, or with what is wrong with the file."""
+    """Segment the photograph in a file; return HTML with each model's mask, legend and facts, or an error message."""
     try:
         photograph = read_photograph(path, decode)
     except PhotographError as error:
@@ -201,12 +204,12 @@ def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str |
 
 
 def panel(shown: ShownModel, result: Segmented, photograph: str) -> str:
-    """HTML of one model's result; `photograph` is the picture as a data URL."""
+    """HTML of one model's result; `photograph` is the photograph as a data URL."""
     height, width = result.mask.shape
     mask = data_url(Image.fromarray(np.array(shown.colours, dtype=np.uint8)[result.mask]), "PNG")
     seen = " × ".join(str(side) for side in result.input_size)
     facts = f"sees {seen} pixels · mean confidence {per_cent(result.mean_confidence)} · {result.seconds:.2f} s"
-    # as wide as the panel, but never taller than the window
+    # as wide as the panel, but at most 60 % of the window's height
     box = f"aspect-ratio: {width} / {height}; width: min(100%, {60 * width / height:.1f}vh)"
     return (
         f'<section class="result"><h2>{escape(shown.name)}</h2><div class="stage"><div class="picture" style="{box}">'
@@ -217,7 +220,7 @@ def panel(shown: ShownModel, result: Segmented, photograph: str) -> str:
 
 
 def legend(shown: ShownModel, result: Segmented) -> str:
-    """HTML list of the classes that occur, with colour and share."""
+    """HTML list of the classes that occur, each with its colour and share of the pixels."""
     lines = []
     for index, share in result.shares.items():
         colour = "rgb({}, {}, {})".format(*shown.colours[index])
@@ -230,7 +233,7 @@ def legend(shown: ShownModel, result: Segmented) -> str:
 
 
 def escape(text: str) -> str:
-    """Text from outside for HTML: escaped, and printable as by [`hf_seg.text.printable`]. Spaces have no hf_seg."""
+    """Make text from outside printable and escape it for HTML. A Space does not have [`hf_seg.text.printable`]."""
     return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
@@ -249,25 +252,25 @@ def build_page(
     examples: Sequence[str | Path] = (),
     decode: Callable[..., Image.Image] = decode,
 ) -> gr.Blocks:
-    """The page; `launch(**LAUNCH)` serves it.
+    """Build the page; its `launch(**LAUNCH)` serves it.
 
     Args:
         models: one, or two to be compared.
         examples: image files to try, shown as thumbnails.
-        decode: from an image file and the `value_range` that the models were trained with to the picture, RGB and
-            upright.
+        decode: takes an image file and the `value_range` that the models were trained with, and returns an upright RGB
+            image.
     """
     for shown in models[:1]:
         decode = functools.partial(decode, value_range=getattr(shown.image_processor, "value_range", None))
 
     def show_example(index: int) -> str:
-        if index not in range(len(examples)):  # the page does not ask for it, but a program may
+        if index not in range(len(examples)):  # a request of another program, not of the page
             return problem(f"There is no example {index}, only 0 to {len(examples) - 1}.")
         return show(models, examples[int(index)], decode)
 
     names = " and ".join(shown.name for shown in models)
     subject = "The model" if len(models) == 1 else "Each of the two models"
-    # uploads are deleted an hour after they came, and when the server ends
+    # uploads are deleted an hour after they were made, and when the server ends
     with gr.Blocks(title=f"Segmentation: {names}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             f"<h1>Semantic segmentation</h1><p>Drop a photograph. {subject} says for every pixel what is there.</p>",
@@ -286,7 +289,7 @@ def build_page(
                 opacity = gr.Slider(0, 100, OPACITY, step=1, label=label, elem_id="opacity")
                 results = gr.HTML(WAITING, apply_default_css=False, elem_id="results")
 
-        def show_upload(path: str) -> tuple[None, str]:  # None: the next photograph can be dropped at once
+        def show_upload(path: str) -> tuple[None, str]:  # None empties the upload field for the next photograph
             return None, show(models, path, decode)
 
         upload.upload(show_upload, upload, [upload, results], api_visibility="private")
@@ -297,12 +300,12 @@ def build_page(
 
 
 def load_models(folder: Path) -> list[ShownModel]:
-    """Load the models that a Space's `models.json` names: folders next to it, or Hub ids at a revision."""
+    """Load the models that a Space's `models.json` names: folders next to it, or Hub ids with a revision."""
     models = []
     for entry in json.loads((folder / "models.json").read_text(encoding="utf-8")):
         inside = folder / entry["model"]
         source = str(inside) if inside.is_dir() else entry["model"]
-        revision, trust = entry["revision"], entry["trust_remote_code"]  # the code was compared when this was pushed
+        revision, trust = entry["revision"], entry["trust_remote_code"]  # `stage_space` has checked the code
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForUniversalSegmentation if entry["has_queries"] else AutoModelForSemanticSegmentation
         model = auto.from_pretrained(source, use_safetensors=True, revision=revision, trust_remote_code=trust).eval()

@@ -1,4 +1,4 @@
-"""A model as a file of ONNX or OpenVINO, which gets its name only when it computes what PyTorch computes."""
+"""Export a model to ONNX or OpenVINO. The file is kept only if its results agree with PyTorch's."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ if TYPE_CHECKING:
     from transformers.exporters import DynamoConfig, ExportQuantizer, HfExporter
 
 OPSET = 20
-EQUAL_LABELS = 0.999  # at least this share of the pixels
-EQUAL_LABELS_INT8 = 0.9  # below it something is broken; what int8 costs is measured on the test set
-LOGITS_TOLERANCE = 1e-3  # a logit's largest difference, as a share of the largest logit
+EQUAL_LABELS = 0.999  # smallest share of pixels that must get the same class
+EQUAL_LABELS_INT8 = 0.9  # a lower share means a fault; the accuracy lost to int8 is measured on the test set
+LOGITS_TOLERANCE = 1e-3  # largest difference between two logits, as a share of the largest logit
 GENERATED_IMAGES = 16
 BATCH_SIZE = 16
-LARGEST_FILE = 2**31 - 2**24  # bytes of weights: ONNX files end at 2 GiB, and the graph takes some of them
-CALIBRATED = 256  # pictures that an int8 model's ranges are taken from, at most
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights: an ONNX file has at most 2 GiB, and the graph needs some of them
+CALIBRATED = 256  # at most this many pictures calibrate the ranges of an int8 model
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
 EXTRAS = {"onnx": "export", "openvino": "openvino"}
-FILES = {"onnx": "model.onnx", "openvino": "model.xml"}  # OpenVINO writes weights into a .bin beside it
+FILES = {"onnx": "model.onnx", "openvino": "model.xml"}  # OpenVINO writes the weights into a .bin beside it
 
 
 class DisagreementError(Refusal):
-    """Nothing has been kept: the exported model does not compute what PyTorch computes."""
+    """The exported model does not agree with PyTorch; its file was not kept."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How a file, run by onnxruntime or OpenVINO, agrees with PyTorch."""
+    """How well a file, run by onnxruntime or OpenVINO, agrees with PyTorch."""
 
-    images: int  # that both have computed
-    batch_sizes: tuple[int, ...]  # that were run, ascending
-    largest_difference: float  # of two logits, absolute
-    largest_logit: float  # of PyTorch's, absolute
-    equal_labels: float  # share of the pixels at the model's input size, in [0, 1]
-    unreadable: tuple[Problem, ...]  # of the files that were left out
+    images: int  # number of images compared
+    batch_sizes: tuple[int, ...]  # the batch sizes tested, ascending
+    largest_difference: float  # largest absolute difference between two logits
+    largest_logit: float  # largest absolute logit of PyTorch
+    equal_labels: float  # share of pixels with the same class, at the model's input size, in [0, 1]
+    unreadable: tuple[Problem, ...]  # one for each file that was left out
     int8: bool = False
 
     @property
     def agrees(self) -> bool:
-        """Whether labels and logits are equal within `EQUAL_LABELS` and `LOGITS_TOLERANCE`; of int8 models labels
-        within `EQUAL_LABELS_INT8`."""
+        """Whether classes and logits agree within `EQUAL_LABELS` and `LOGITS_TOLERANCE`; for an int8 model, whether
+        the classes agree within `EQUAL_LABELS_INT8`."""
         if not math.isfinite(self.largest_logit + self.largest_difference):
             return False
         if self.int8:
@@ -93,22 +93,23 @@ def export_model(
     images: Sequence[str | Path] | None = None,
     int8: bool = False,
 ) -> Comparison:
-    """Write a model as one ONNX file, or as the two files of OpenVINO, and compare it with PyTorch on images.
+    """Export a model to one ONNX file or to the two files of OpenVINO, and compare it with PyTorch on images.
 
-    Input `pixel_values`, float32 `(batch, 3, height, width)`, and output `logits`, float32
-    `(batch, num_labels, h, w)`: `batch` is free, the sizes are those of the image processor. What the pixels have to
-    be and what the classes mean is in the file's metadata (see [`metadata_of`]).
+    The input is `pixel_values`, float32 `(batch, 3, height, width)`, and the output `logits`, float32 `(batch,
+    num_labels, h, w)`. The batch size is free; height and width are those of the image processor. The file's metadata
+    says how to prepare images and what the classes mean (see [`metadata_of`]).
 
     Args:
-        out: the file, written whole or not at all; its folder is created. OpenVINO's weights stand beside it, in a
-            `.bin` of the same name.
-        images: files, folders and patterns to compare on; else on generated ones.
-        int8: compute with weights and activations of 8 bits, by onnxruntime's or OpenVINO's own quantizer. The ranges
-            of the activations are taken from the images, at most `CALIBRATED`, which must be given.
+        out: the file, written whole or not at all; its folder is created. OpenVINO's weights are written beside it, to
+            a `.bin` of the same name.
+        images: files, folders and patterns of the images to compare on; by default generated images.
+        int8: quantize weights and activations to 8 bits with the quantizer of onnxruntime or of OpenVINO's NNCF.
+            `images` must be given: the ranges of the activations are taken from at most `CALIBRATED` of them.
 
     Raises:
-        DisagreementError: when the file is beyond the tolerance. It is not kept, and an older one stays as it was.
-        Refusal: when the model, the images, the file or a missing package do not let it be written.
+        DisagreementError: when the results differ by more than the tolerance. The new file is not kept, and an older
+            one stays unchanged.
+        Refusal: when the model or the images cannot be used, the file cannot be written, or a package is missing.
     """
     out = Path(out)
     if missing := [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]:
@@ -124,7 +125,7 @@ def export_model(
     write = write_onnx if kind == "onnx" else write_openvino
     try:
         with write_whole(out) as partial, tempfile.TemporaryDirectory() as folder:
-            partial.touch()  # where this fails, nobody should have waited for the export
+            partial.touch()  # fail before the long export if the folder cannot be written to
             file = Path(folder) / out.name
             write(segmenter, file, samples)
             comparison = compare(segmenter, file, pictures, int8)
@@ -134,7 +135,7 @@ def export_model(
                 logits = "" if int8 else f"{LOGITS_TOLERANCE:g} of the largest logit and "
                 raise DisagreementError(model, what, f"the tolerance is {logits}{labels}")
             shutil.copyfile(file, partial)
-            if kind == "openvino":  # copied last: where one of the two cannot be, both stay as they were
+            if kind == "openvino":  # `out` gets its name after the .bin: if this copy fails, both files stay unchanged
                 with write_whole(out.with_suffix(".bin")) as weights:
                     shutil.copyfile(file.with_suffix(".bin"), weights)
     except OSError as error:
@@ -143,7 +144,8 @@ def export_model(
 
 
 def check_place(out: Path, kind: str) -> None:
-    """Refuse a file that stands for something else, or whose name does not say its kind."""
+    """Refuse a path that is a folder, a file that hf_seg did not export, or a name with another suffix than the
+    kind's."""
     suffix, title = Path(FILES[kind]).suffix, {"onnx": "an ONNX", "openvino": "an OpenVINO"}[kind]
     if out.is_dir():
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / FILES[kind]}")
@@ -155,8 +157,8 @@ def check_place(out: Path, kind: str) -> None:
 
 
 def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
-    """Write a model as an ONNX file with its metadata, and have it checked by onnx; refuse one that this cannot do.
-    With `samples`, of [`calibration_samples`], it computes in 8 bits."""
+    """Write a model as an ONNX file with its metadata, and check the file with onnx; refuse a model that cannot be
+    exported. With `samples` of [`calibration_samples`] the model is quantized to 8 bits."""
     import onnx
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
@@ -166,15 +168,16 @@ def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Ten
     with _explained(segmenter, "ONNX"):
         program = _export(segmenter, OnnxExporter(), OnnxConfig(opset_version=OPSET), quantizer)
         program = torch.onnx.ONNXProgram(program, None)
-        program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})  # else a number of torch: s99
-        program.model.metadata_props.clear()  # a quantizer's own
+        program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})  # else torch's name for it, such as s99
+        program.model.metadata_props.clear()  # a quantizer adds its own
         program.model.metadata_props.update(metadata_of(segmenter))
         onnx.checker.check_model(program.model_proto, full_check=True)
     program.save(path, external_data=False)
 
 
 def write_openvino(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
-    """Write a model as OpenVINO's `.xml`, with its metadata under `hf_seg`, and `.bin`; `samples` as above."""
+    """Write a model as OpenVINO's `.xml`, with its metadata under `hf_seg`, and `.bin`; `samples` as for
+    [`write_onnx`]."""
     from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig, OpenVINOExporter
 
     quantizer = NNCFOpenVINOQuantizer(calibration_dataset=samples) if samples else None
@@ -186,8 +189,9 @@ def write_openvino(segmenter: Segmenter, path: Path, samples: Sequence[dict[str,
 
 
 def calibration_samples(segmenter: Segmenter, pictures: Sequence[Path]) -> list[dict[str, Tensor]]:
-    """The batches that a quantizer takes ranges from, of 4 pictures: NNCF's are wrong where one has a single picture
-    (equal labels on 77 % of the pixels for SegFormer-B0, and on 99 % with 2 or 4). Empty where none can be read."""
+    """Batches of 4 pictures, `{"pixel_values": (4, 3, height, width)}`, that a quantizer takes ranges from; empty if
+    no picture can be read. With batches of 1, NNCF's ranges are wrong: SegFormer-B0 then gives the same class as
+    PyTorch on 77 % of the pixels, and on 99 % with batches of 2 or 4."""
     spread = pictures[:: -(-len(pictures) // CALIBRATED)]
     images = [image for batch in _batches(segmenter, spread, []) for image in batch]
     images += images[: -len(images) % 4]
@@ -197,7 +201,7 @@ def calibration_samples(segmenter: Segmenter, pictures: Sequence[Path]) -> list[
 def _export(
     segmenter: Segmenter, exporter: HfExporter, config: DynamoConfig, quantizer: ExportQuantizer | None
 ) -> Any:
-    """The exported program, in which the batch's size is free."""
+    """Export the model with a free batch size, and return the exporter's program."""
     config.dynamic_shapes, config.quantizer = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}, quantizer
     pixel_values = torch.zeros(2, 3, *input_size(segmenter))
     return exporter.export(segmenter.model, {"pixel_values": pixel_values}, config).program
@@ -205,8 +209,8 @@ def _export(
 
 @contextlib.contextmanager
 def _explained(segmenter: Segmenter, title: str) -> Iterator[None]:
-    """Refuse what cannot be exported, and say nothing else: the libraries print steps and bars, and warn of versions
-    that they were not tested with."""
+    """Refuse a model that cannot be exported, and hide the libraries' output: they print steps and progress bars, and
+    warn of versions that they were not tested with."""
     kind, handlers = segmenter.model.config.model_type, [*logging.root.handlers]
     if segmenter.has_queries:
         raise Refusal("", f"a {kind} outputs queries; only models with logits per pixel can be exported")
@@ -215,7 +219,7 @@ def _explained(segmenter: Segmenter, title: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
-    except Exception as error:  # tracing a model raises nearly anything
+    except Exception as error:  # tracing a model can raise almost any exception
         raise Refusal("", f"transformers cannot export this {kind} to {title} ({one_line(error)[:500]})") from error
     finally:
         logging.disable(logging.NOTSET)
@@ -223,7 +227,7 @@ def _explained(segmenter: Segmenter, title: str) -> Iterator[None]:
 
 
 def metadata_of(segmenter: Segmenter) -> dict[str, str]:
-    """What a program needs to prepare images and to read the logits: values in JSON (docs/inference.md)."""
+    """Metadata that a program needs to prepare images and to read the logits; values are JSON (docs/inference.md)."""
     processor = segmenter.image_processor
     values = {
         "class_names": segmenter.class_names,
@@ -242,7 +246,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 
 
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
-    """Height and width of the model's input; refuse an image processor where they depend on the image."""
+    """Height and width of the model's input; refuse an image processor whose output size depends on the image."""
     if segmenter.input_size is None:
         what = "the image processor does not set one input size, and an ONNX file needs one"
         raise Refusal("", what, "set its size")
@@ -250,12 +254,17 @@ def input_size(segmenter: Segmenter) -> tuple[int, int]:
 
 
 def generated_images() -> list[Image.Image]:
-    """Pictures to compare on where no photographs are at hand, the same every time."""
+    """Draw the pictures to compare on where no photographs are given; they are the same every time."""
     return [draw_pet(np.random.default_rng(number))[0] for number in range(GENERATED_IMAGES)]
 
 
 def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image], int8: bool = False) -> Comparison:
-    """Run a file on the CPU by its own runtime, and the fp32 model that it was made from by PyTorch."""
+    """Run an exported file on the CPU with its runtime and the original fp32 model with PyTorch, and compare the
+    results.
+
+    Raises:
+        Refusal: when the file cannot be loaded, or none of the images can be read.
+    """
     exported = load_model(path)
     unreadable: list[Problem] = []
     sizes, equal, pixels = set(), 0, 0
@@ -263,7 +272,7 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
     for pixel_values in _batches(segmenter, images, unreadable):
         expected = segmenter.scores(pixel_values)
         found = exported.scores(pixel_values)
-        # torch's maximum keeps a NaN, Python's may not
+        # torch.maximum keeps NaN, Python's max may not
         difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
         ours, theirs = (upsampled_argmax(logits, pixel_values.shape[-2:])[0] for logits in (expected, found))
@@ -286,7 +295,8 @@ def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Imag
 def _batches(
     segmenter: Segmenter, images: Sequence[Path | Image.Image], unreadable: list[Problem]
 ) -> Iterator[Tensor]:
-    """`pixel_values` of the images in batches; at the front the first image once more, in a batch of another size."""
+    """Yield `pixel_values` of the images in batches, before them a batch of another size made of the first image.
+    Problems of unreadable files are appended to `unreadable`."""
 
     size = input_size(segmenter)
 
@@ -296,7 +306,7 @@ def _batches(
             if isinstance(image, Problem):
                 unreadable.append(image)
             else:
-                yield center_crop(segmenter.prepare(image), size, 0)  # of a picture of any size, one window
+                yield center_crop(segmenter.prepare(image), size, 0)  # for resize "crop": the middle window
 
     prepared, first = prepare(), True
     while batch := list(islice(prepared, BATCH_SIZE)):
@@ -307,7 +317,7 @@ def _batches(
 
 
 def _is_export(path: Path) -> bool:
-    """Whether [`write_onnx`] or [`write_openvino`] has written a file, which may be replaced then."""
+    """Whether a file was written by [`write_onnx`] or [`write_openvino`], and so may be replaced."""
     try:
         if path.suffix == ".xml":
             import openvino
@@ -317,6 +327,6 @@ def _is_export(path: Path) -> bool:
             import onnx
 
             names = {entry.key for entry in onnx.load(path, load_external_data=False).metadata_props}
-    except Exception:  # of a file of another kind, as many as there are kinds
+    except Exception:  # files of other kinds raise many types of exceptions
         return False
     return {"class_names", "image_processor"} <= set(names)

@@ -1,4 +1,4 @@
-"""A file of `hf-seg export` in the place of a [`Segmenter`]: `.onnx`, or `.xml` of OpenVINO."""
+"""Use a file of `hf-seg export`, `.onnx` or OpenVINO's `.xml`, in place of a [`Segmenter`]."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from hf_seg.data.geometry import Framing, Size
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import Refusal, one_line
 
-NEEDED = ("class_names", "image_processor", "image_size", "resize")  # of the file's metadata
+NEEDED = ("class_names", "image_processor", "image_size", "resize")  # required keys of the file's metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedSegmenter:
-    """What evaluation needs of a [`Segmenter`], from a file that onnxruntime or OpenVINO computes on the CPU."""
+    """The attributes of a [`Segmenter`] that evaluation needs, for a file that onnxruntime or OpenVINO runs on the
+    CPU."""
 
-    run: Callable[[np.ndarray], np.ndarray]  # pixel_values to logits
+    run: Callable[[np.ndarray], np.ndarray]  # maps `pixel_values` to `logits`, both float32
     about: dict[str, Any]  # the file's metadata, see [`hf_seg.inference.export.metadata_of`]
     model = None
     has_queries = False
@@ -35,7 +36,7 @@ class ExportedSegmenter:
 
     @property
     def image_processor(self) -> SimpleNamespace:
-        """The settings of the image processor that the model had."""
+        """The settings of the image processor of the exported model, as attributes."""
         return SimpleNamespace(**self.about["image_processor"])
 
     @property
@@ -57,10 +58,10 @@ class ExportedSegmenter:
 
 
 def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
-    """What [`load_segmenter`] loads, or a file that `hf-seg export` has written.
+    """Load a model as [`load_segmenter`] does, or a file that `hf-seg export` has written.
 
     Raises:
-        Refusal: as [`load_segmenter`]; when the file's runtime is missing, or the file is not such a one.
+        Refusal: as [`load_segmenter`]; also when the file's runtime is missing or the file is not an export of hf_seg.
     """
     path = Path(model)
     if path.suffix not in RUNTIMES:
@@ -74,13 +75,13 @@ def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
         if missing := [name for name in NEEDED if name not in about]:
             raise ValueError(f"its metadata has no {', '.join(missing)}")
         segmenter = ExportedSegmenter(run=run, about=about)
-        # raise when they are of another kind
+        # these raise if the metadata has values of other types
         segmenter.framing, segmenter.image_processor.do_normalize, ", ".join(segmenter.class_names)
     except ImportError as error:
         extra = "export" if name == "onnxruntime" else name
         remedy = f"run `pip install 'hf_seg[{extra}]'`"
         raise Refusal(path, f"{name} is not installed", remedy, code="evaluate") from error
-    except Exception as error:  # the runtimes' kinds have nothing else in common
+    except Exception as error:  # the runtimes' errors have no other base class in common
         what = f"cannot be read as a file of hf_seg ({one_line(error)})"
         raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate") from error
     return segmenter
@@ -98,7 +99,7 @@ def _open_openvino(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict
     import openvino
 
     model = openvino.Core().read_model(path)
-    # bf16, the default of processors that have it, would round what training has not
+    # the default on processors with bf16 instructions is bf16, which would change the results
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     metadata = {name: value.astype(str) for name, value in model.get_rt_info(["hf_seg"]).astype(dict).items()}
     return lambda pixel_values: compiled({"pixel_values": pixel_values})["logits"], metadata

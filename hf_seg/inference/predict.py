@@ -1,4 +1,4 @@
-"""Batched inference: photographs in, masks out. `write.predict_to_folder` puts them into a folder."""
+"""Batched inference: predict the masks of photographs. `write.predict_to_folder` writes them to a folder."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from hf_seg.inference.segmenter import Segmenter, load_segmenter
 from hf_seg.problem import PairError, Problem, Refusal
 from hf_seg.scoring.upsampling import upsample, upsample_picture, upsampled_argmax
 
-BATCH_PIXELS = 2**25  # of the photographs in a batch (100 MB as RGB); one photograph alone may have more
+BATCH_PIXELS = 2**25  # most pixels of the photographs in a batch (100 MB as RGB); a single photograph may have more
 REMEDY = "name image files, folders of them, or a pattern such as 'in/*.jpg'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model made of one photograph."""
+    """The prediction of a model for one photograph."""
 
     path: Path
     image: Image.Image  # RGB and upright, at its own size
-    mask: np.ndarray  # class ids of shape (height, width), uint8, or uint16 above 256 classes
-    class_shares: dict[str, float]  # share of the mask's pixels, of each class that occurs
-    # mean over the pixels of the winning class's softmax score; for a query model of its share of the pixel's scores
+    mask: np.ndarray  # class ids of shape (height, width), uint8, or uint16 for more than 256 classes
+    class_shares: dict[str, float]  # class name → share of the mask's pixels, for each class that occurs
+    # mean over the pixels of the predicted class's probability: its softmax score, or for a query model its share of
+    # the sum of the pixel's scores
     mean_confidence: float
 
 
@@ -46,11 +47,12 @@ class Options:
     """How photographs are segmented.
 
     Args:
-        size: of the masks: `"native"`, that of each photograph, or `"model"`, that which the model saw.
-        flip: average with the mirror image's scores (twice the time).
-        tile: side in pixels of windows that slide over the photograph with 25 % overlap, each of which is segmented
-            by itself; for photographs with far more detail than the model's input size keeps.
-        batch_size: images or tiles a forward pass.
+        size: size of the masks: `"native"` for the size of each photograph, `"model"` for the size of the model's
+            input.
+        flip: average the scores with those of the mirrored image (takes twice the time).
+        tile: side in pixels of square tiles that overlap by at least 25 %; each is segmented by itself. For
+            photographs with far more detail than the model's input size keeps.
+        batch_size: images or tiles per forward pass.
     """
 
     size: str = "native"
@@ -75,15 +77,17 @@ def predict(
     dtype: str = "float32",
     **options,
 ) -> Iterator[Prediction | Problem]:
-    """Segment photographs; files are decoded in the background while the model computes.
+    """Segment photographs. Files are decoded in the background while the model computes.
 
     Args:
-        model: a loaded model, or with `device` and `dtype` what [`load_segmenter`] takes.
+        model: a loaded model; or a run's folder or Hub id, which is passed to [`load_segmenter`] with `device` and
+            `dtype`.
         paths: files, folders (searched with their subfolders) and glob patterns.
-        options: of [`Options`].
+        options: arguments of [`Options`].
 
     Yields:
-        [`Prediction`], or the [`Problem`] of a file that got no mask; in the order of [`expand_paths`].
+        The [`Prediction`] of each file, or the [`Problem`] of a file that got no mask; in the order of
+        [`expand_paths`].
 
     Raises:
         Refusal: before anything is predicted: when an option, a path or the model cannot be used.
@@ -94,10 +98,10 @@ def predict(
 
 
 def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, the image files in folders (by suffix, sorted) and the matches of patterns, each once.
+    """List the given files, the image files in folders (by suffix, sorted) and the matches of patterns, each once.
 
     Raises:
-        Refusal: when there is none for a path, or a link in a folder leads to a folder that it lies in.
+        Refusal: when a path gives no file, or a link in a folder leads to a folder that contains the link.
     """
     found: dict[str, Path] = {}
     for given in map(Path, paths):
@@ -117,7 +121,7 @@ def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _images_in(root: Path) -> list[Path]:
-    """The image files below a folder, in order; a link to nothing is one, whose record will say so."""
+    """The image files below a folder, sorted. Broken links are included; reading one gives its [`Problem`]."""
     files, obstacles = find_files(root)
     for obstacle in obstacles:
         if Path(obstacle.place).is_dir():
@@ -127,7 +131,8 @@ def _images_in(root: Path) -> list[Path]:
 
 
 def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image | Problem:
-    """Read an image file as training does: RGB, turned upright; or say why training would refuse it."""
+    """Read an image file as training does, as upright RGB; or return the [`Problem`] for which training would refuse
+    it."""
     try:
         return open_image({"path": str(path), "bytes": None}, upright=True, value_range=value_range)
     except PairError as error:
@@ -135,7 +140,8 @@ def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image |
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
-    """[`predict`] for files that are known; refuses at once what it refuses."""
+    """[`predict`] for a loaded model and a list of files. Raises its [`Refusal`] when called, not at the first
+    item."""
     if options.tile and segmenter.framing.resize == "crop":
         height, width = segmenter.framing.size
         raise Refusal("tile", f"the model has windows of its own, of {width}×{height} pixels", "leave the option out")
@@ -147,27 +153,28 @@ def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options
         image = read_image(path, segmenter.value_range)
         if isinstance(image, Problem):
             return image
-        # a tile is prepared when it is cut
+        # tiles are prepared when they are cut
         return path, image, None if options.tile else segmenter.prepare(image)
 
     windows = options.tile or segmenter.framing.resize == "crop"
     predict_batch = _predict_windows if windows else _predict_whole
     decoding: list[Future] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        # a batch ahead is decoded while this one is computed; more would only fill the memory
+        # decode the next batch while the model computes this one; decoding more would only take memory
         for ahead in chain(_batches(files, options.batch_size), [[]]):
             ready, decoding = decoding, [pool.submit(read, path) for path in ahead]
             yield from predict_batch(segmenter, [future.result() for future in ready], options)
 
 
 def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
-    """Files for one forward pass each: at most `batch_size`, and no more pixels than `BATCH_PIXELS`."""
+    """Group files into batches of at most `batch_size` files and `BATCH_PIXELS` pixels (a single file may have
+    more)."""
     batch, total = [], 0
     for path in files:
         try:
             with open_header({"path": str(path), "bytes": None}) as header:
                 pixels = header.width * header.height
-        except Exception:  # read_image says what is wrong with it
+        except Exception:  # read_image will report the problem
             pixels = 0
         if batch and (len(batch) == batch_size or total + pixels > BATCH_PIXELS):
             yield batch
@@ -178,7 +185,8 @@ def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
 
 
 def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
-    """Each image resized as a whole by the image processor; those that end up of one shape go together."""
+    """Segment images that the image processor resizes as a whole; those of the same resulting shape share a forward
+    pass."""
     by_shape = defaultdict(list)
     for number, item in enumerate(batch):
         if not isinstance(item, Problem):
@@ -197,7 +205,7 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
 
 
 def _predict_windows(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
-    """Each image through windows: of the model's own size, or tiles that are each resized to it."""
+    """Segment each image in windows of the model's input size, or in tiles that are resized to it."""
     framing = segmenter.framing
 
     def of_windows(windows: Tensor) -> Tensor:

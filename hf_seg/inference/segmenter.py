@@ -1,4 +1,4 @@
-"""A model with its image processor: from `pixel_values` to scores of the classes. Loaded from a folder or the Hub."""
+"""A model with its image processor, loaded from a folder or the Hub: maps `pixel_values` to scores of the classes."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from transformers import (
     PreTrainedModel,
 )
 
-import hf_seg.models  # noqa: F401  (FCN becomes known to the Auto classes)
+import hf_seg.models  # noqa: F401  (registers FCN with the Auto classes)
 from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
 from hf_seg.models.weight_files import check_config, check_parameters, hidden_bars, read_header, verify_download
 from hf_seg.problem import Refusal, first, one_line
 
-# Model types that put out classes and masks of queries instead of logits a pixel. Others of their kind (OneFormer,
-# EoMT, DETR) are not here: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding.
+# Model types that output classes and masks of queries instead of logits per pixel. Similar ones (OneFormer, EoMT,
+# DETR) are left out: they need more than `pixel_values`, such as a task prompt, offsets of patches or a padding mask.
 QUERY_MODELS = ("mask2former", "maskformer")
 DTYPES = ("float32", "bfloat16", "float16")
-LARGEST_SIDE = 2**14  # in pixels, of a model's input
+LARGEST_SIDE = 2**14  # pixels; of a model's input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """A semantic segmentation model with its image processor; made by [`load_segmenter`]."""
+    """A semantic segmentation model in eval mode with its image processor; created by [`load_segmenter`]."""
 
     model: PreTrainedModel
     image_processor: BaseImageProcessor
 
     @cached_property
     def framing(self) -> Framing:
-        """How pictures meet the model's input."""
+        """How pictures are brought to the model's input size."""
         return Framing.of(self.image_processor)
 
     @cached_property
     def input_size(self) -> Size | None:
-        """Height and width of the model's input; None where they follow from the picture."""
+        """Height and width of the model's input; None where they depend on the picture."""
         if self.framing.size:
             return self.framing.size
         wide, tall = (tuple(self.prepare(Image.new("RGB", size)).shape[-2:]) for size in ((97, 61), (61, 97)))
@@ -67,17 +67,18 @@ class Segmenter:
 
     @property
     def has_queries(self) -> bool:
-        """Whether the model puts out classes and masks of queries, instead of logits a pixel."""
+        """Whether the model outputs classes and masks of queries instead of logits per pixel."""
         return self.model.config.model_type in QUERY_MODELS
 
     @property
     def value_range(self) -> list[float] | None:
-        """What a run was trained with as `data.value_range`, for the opener of pictures."""
+        """The `data.value_range` that the run was trained with, needed to open pictures; None if it had none."""
         return getattr(self.image_processor, "value_range", None)
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
-        """One RGB colour a class: those that a run of hf_seg saved in config.json, else 256 distinct ones in turn."""
+        """One RGB colour per class, in [0, 255]: those that a run of hf_seg saved in config.json, else 256 distinct
+        colours, repeated for more classes."""
         classes, saved = len(self.class_names), getattr(self.model.config, "palette", None)
         if not saved:
             return list(islice(cycle(islice(distinct_colors(), 256)), classes))
@@ -86,22 +87,23 @@ class Segmenter:
             fits = all(type(part) is int and 0 <= part <= 255 for part in colours.flat)
             if colours.shape != (classes, 3) or not fits:
                 raise ValueError
-        except (ValueError, IndexError):  # of numpy: lists of several lengths, and no list at all
+        except (ValueError, IndexError):  # from numpy: lists of different lengths, or not a list at all
             what = f"has a palette that does not give {classes} classes a colour each"
             remedy = "write three whole numbers from 0 to 255 for each class, or remove it"
             raise Refusal("the model's config.json", what, remedy) from None
         return [tuple(colour) for colour in colours.tolist()]
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """`pixel_values` of one image, of shape `(3, height, width)`; padded as [`Framing`] says."""
+        """`pixel_values` of one RGB image, of shape `(3, height, width)`, padded as [`Framing`] says."""
         return self.framing.prepare(self.image_processor, image)
 
     @torch.inference_mode()
     def scores(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
         """Scores of the classes, float32 `(batch, num_labels, h, w)`, for `pixel_values` `(batch, 3, height, width)`.
 
-        The highest one wins a pixel. They are the logits; for a query model the queries' mask scores, summed by their
-        classes. With `flip`, they are the mean of the images' and of their mirror images' scores.
+        A pixel gets the class with the highest score. Scores are the logits; for a query model, the mask scores of the
+        queries, weighted with their class probabilities and summed per class. With `flip`, they are averaged with the
+        scores of the mirrored images.
         """
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         scores = self._scores(pixel_values)
@@ -115,24 +117,25 @@ class Segmenter:
         return torch.stack([each["segmentation_scores"] for each in maps]).float()
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """One image's scores, made to sum to 1 a pixel: by softmax, but for a query model, whose are positive already.
+        """Turn one image's scores `(num_labels, h, w)` into probabilities that sum to 1 at each pixel: by softmax, or
+        by division by their sum for a query model, whose scores are positive.
 
-        Two scores that differ by little may come out equal, so they do not say which class wins.
+        Scores that differ very little may become equal probabilities, so use the scores to find the class.
         """
         return F.normalize(scores, p=1, dim=0) if self.has_queries else scores.softmax(dim=0)
 
 
 def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str = "float32") -> Segmenter:
-    """Load a model for inference. Its weights have to be safetensors: nothing that was downloaded is unpickled.
+    """Load a model for inference. Its weights must be safetensors, so that no downloaded file is unpickled.
 
     Args:
-        model: a run's folder or a Hub id, of any semantic segmentation model of transformers that puts out logits a
-            pixel, or a Mask2Former or MaskFormer.
+        model: a run's folder or a Hub id, of any semantic segmentation model of transformers that outputs logits per
+            pixel, or of a Mask2Former or MaskFormer.
         device: such as `"cpu"` or `"cuda:1"`; by default the accelerator if there is one.
-        dtype: what to compute in: `"float32"`, `"bfloat16"` or `"float16"`.
+        dtype: dtype of the weights and the computation: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Raises:
-        Refusal: when there is no such device or model, or it is damaged or none that segments pictures.
+        Refusal: when the device or model does not exist, or the model is damaged or not a segmentation model.
     """
     device = _device(device)
     if dtype not in DTYPES:
@@ -148,16 +151,16 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
             raise Refusal(model, what, "name the folder of a finished run, or unset HF_HUB_OFFLINE to download it")
     try:
         segmenter, report = _load(model, dtype)
-    except ImportError as error:  # Mask2Former and MaskFormer want SciPy, for a loss that is not computed here
+    except ImportError as error:  # Mask2Former and MaskFormer need SciPy, for a loss that is not computed here
         raise Refusal(model, one_line(error)) from error
-    except Exception as error:  # a damaged or hostile folder makes transformers and torch raise nearly anything
-        _verify_downloads(model)  # a damaged file explains more than what came of it
+    except Exception as error:  # for a damaged or hostile folder, transformers and torch may raise any exception
+        _verify_downloads(model)  # "the file is damaged" is a better message than its consequences
         what = f"no semantic segmentation model with its image processor could be loaded ({one_line(error)})"
         remedy = "name the folder of a finished run, or a Hub id of such a model"
         raise Refusal(model, what, remedy) from error
     _verify_downloads(model)
     _check_tensors(model, segmenter.model, report["mismatched_keys"])
-    segmenter.model.to(device, memory_format=torch.channels_last)  # convolutions gain by it
+    segmenter.model.to(device, memory_format=torch.channels_last)  # faster convolutions
     _try_out(model, segmenter, report["missing_keys"])
     return segmenter
 
@@ -177,7 +180,8 @@ def _device(device: str | None) -> str:
 
 
 def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
-    """The model with its image processor, and transformers' report of its tensors. Code in the folder is not run."""
+    """Load the model with its image processor; return also transformers' report of its tensors. Code in the folder is
+    not run."""
     header = read_header(model)
     check_config(model, header)
     image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
@@ -210,7 +214,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
+            ignore_mismatched_sizes=True,  # so that the report lists them all
             output_loading_info=True,
         )
     make_fast(loaded)
@@ -218,7 +222,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
 
 
 def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterable[tuple]) -> None:
-    """Refuse tensors of other shapes, and values that are not finite."""
+    """Refuse tensors of wrong shape and values that are not finite."""
     if mismatched := sorted(mismatched):
         shapes = (f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched)
         raise Refusal(place, f"its file of weights is not of the model in config.json: {first(shapes)}")
@@ -231,10 +235,11 @@ def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterab
 
 @torch.inference_mode()
 def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) -> None:
-    """Segment a grey ramp, then again with NaN for what the file has no weights for: what shows is needed."""
-    # transformers makes up random weights for what is missing. Some models on the Hub lack tensors that their forward
-    # pass never uses, such as DPT's first residual layer.
-    tensors = segmenter.model.state_dict()  # whole numbers, such as a batch norm's counter, are for training only
+    """Segment a grey ramp, then once more with NaN in place of weights missing from the file. If the scores change,
+    the forward pass needs these weights, and the model is refused."""
+    # transformers initialises missing weights randomly. Some models on the Hub lack tensors that their forward pass
+    # never uses, such as DPT's first residual layer.
+    tensors = segmenter.model.state_dict()  # integers, such as a batch norm's counter, are for training only
     absent = {name: tensors[name] for name in sorted(missing) if tensors[name].is_floating_point()}
     try:
         ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
@@ -244,7 +249,7 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
         scores = segmenter.scores(pixel_values)
         for tensor in absent.values():
             tensor.fill_(torch.nan)
-        # fused attention may make numbers of NaN, but not the same numbers
+        # fused attention may turn NaN into numbers, but not into the same numbers as before
         needed = absent and not torch.allclose(scores, segmenter.scores(pixel_values))
     except Exception as error:
         raise Refusal(place, f"it cannot segment a picture: {one_line(error)}") from error
@@ -262,7 +267,7 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
 
 
 def _verify_downloads(model: str | Path) -> None:
-    """Verify the weights that the cache has of a Hub id; a folder's are the user's own."""
+    """Verify the cached weights of a Hub id. Weights in a folder are the user's own and are not verified."""
     config = None if os.path.isdir(model) else try_to_load_from_cache(str(model), "config.json")
     for path in sorted(Path(config).parent.glob("*.safetensors")) if isinstance(config, str) else ():
         try:

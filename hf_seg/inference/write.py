@@ -1,4 +1,4 @@
-"""`hf-seg predict`: masks, overlays and a line of numbers for each photograph, in a folder."""
+"""`hf-seg predict`: write a mask, an overlay and a line of numbers for each photograph to a folder."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from hf_seg.problem import Problem, Refusal
 from hf_seg.text import say
 
 LINES = "predictions.jsonl"
-# Of a photograph's files. An overlay is a PNG where it has a side that a JPEG cannot have.
+# Endings of a photograph's files. An overlay with a side above LARGEST_JPEG is a PNG.
 MASK, OVERLAY, LARGE_OVERLAY = ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
-LARGEST_JPEG = 65_535
-LONGEST_NAME = 255  # bytes, where the file system does not say
-NOTE = b"hf_seg "  # and a SHA-256, in a file's comment
-NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around it
+LARGEST_JPEG = 65_535  # pixels; longest side of a JPEG
+LONGEST_NAME = 255  # bytes, where the file system does not report it
+NOTE = b"hf_seg "  # a file's comment starts with this, before a SHA-256
+NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around NOTE
 
 
 def predict_to_folder(
@@ -47,23 +47,25 @@ def predict_to_folder(
     dtype: str = "float32",
     **options,
 ) -> list[Problem]:
-    """[`predict`], with everything written to a folder.
+    """[`predict`] photographs and write the results to a folder.
 
-    For each photograph `NAME.png` (the mask as an indexed PNG with the classes' colours) and `NAME_overlay.jpg` (the
-    mask over the photograph; a PNG when it has a side above 65,535 pixels), under the photographs' common folder; and
-    `predictions.jsonl`, whole or not at all, with a line for each file: `file`, `mask`, `overlay`, `height`, `width`,
-    `class_shares`, `mean_confidence`, or `file` and `error`.
+    For each photograph this writes `NAME.png` (the mask as an indexed PNG with the classes' colours; 16-bit grey for
+    more than 256 classes) and `NAME_overlay.jpg` (the mask over the photograph; a PNG if a side is above 65,535
+    pixels), in the same subfolders as below the photographs' common folder. `predictions.jsonl`, written whole or not
+    at all, has a line for each file: `file`, `mask`, `overlay`, `height`, `width`, `class_shares` and
+    `mean_confidence`, or `file` and `error`.
 
     Args:
         out: the folder, which is created. Images in it are not segmented.
+        model, paths, device, dtype, options: as in [`predict`].
 
     Returns:
-        `list[Problem]`: of the files that were left out.
+        `list[Problem]`: one for each file that was left out.
 
     Raises:
         Refusal: as [`predict`]; also, before the model is loaded, when a path lies in `out`, or when a file would be
-            overwritten that this function has not written. When the folder cannot be written to, or the device is out
-            of memory, what was written until then stays.
+            overwritten that this function did not write. Also when writing fails or memory runs out; the files written
+            so far stay.
     """
     chosen, out = Options(**options), Path(out)
     files = _outside(paths, out)
@@ -106,7 +108,7 @@ def _write_all(
                 line |= {"class_shares": result.class_shares, "mean_confidence": result.mean_confidence}
             lines.write(json.dumps(line) + "\n")
             del result
-            # encoding is slower than the model: do not pile up photographs
+            # encoding is slower than the model: limit the photographs that wait in memory
             while len(written) > 64 or sum(pixels for pixels, _ in written) > BATCH_PIXELS:
                 written.popleft()[1].result()
         for _, future in written:
@@ -122,12 +124,12 @@ def _write(prediction: Prediction, palette: np.ndarray, mask_place: Path, overla
     _save(mask, mask_place)
     coloured = Image.fromarray(palette[prediction.mask]).resize(prediction.image.size, Image.Resampling.NEAREST)
     overlay = Image.blend(prediction.image, coloured, 0.5)
-    overlay.info = {}  # the photograph's comment is not published with it, nor longer than a JPEG can hold
+    overlay.info = {}  # drops the photograph's comment: it may be private, or too long for a JPEG
     _save(overlay, overlay_place, quality=90)
 
 
 def _save(image: Image.Image, place: Path, **options) -> None:
-    """Write an image file with the note by which [`written_here`] knows it."""
+    """Write an image file with the comment by which [`written_here`] recognises it."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG" if place.suffix == ".png" else "JPEG", **options)
     with write_whole(place) as partial:
@@ -135,7 +137,7 @@ def _save(image: Image.Image, place: Path, **options) -> None:
 
 
 def _noted(encoded: bytes) -> bytes:
-    """A PNG or a JPEG of Pillow with a comment: the SHA-256 of all its other bytes."""
+    """Add a comment to an encoded PNG or JPEG of Pillow: the SHA-256 of all its other bytes."""
     note = NOTE + hashlib.sha256(encoded).hexdigest().encode()
     at, _ = NOTE_PLACES[encoded[:4]]
     if encoded.startswith(b"\x89PNG"):
@@ -147,7 +149,7 @@ def _noted(encoded: bytes) -> bytes:
 
 
 def written_here(path: Path) -> bool:
-    """Whether a mask or an overlay is, byte for byte, what hf_seg has written: a mask that was edited is not."""
+    """Whether a mask or an overlay is byte for byte as hf_seg has written it, and was not edited since."""
     try:
         found = path.read_bytes()
         at, around = NOTE_PLACES[found[:4]]
@@ -157,10 +159,11 @@ def written_here(path: Path) -> bool:
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
-    """The files of paths that do not lie in the output folder; refuse a path that does, or leads there only."""
+    """The files of `paths` that do not lie in the output folder. Refuse a path that lies in it, and paths all of whose
+    files do."""
 
     @functools.cache
-    def lies_in_out(place: Path) -> bool:  # by the folder itself, so that links and letter case do not matter
+    def lies_in_out(place: Path) -> bool:  # samefile, so that links and letter case do not matter
         if os.path.exists(place) and os.path.samefile(place, out):
             return True
         return place != place.parent and lies_in_out(place.parent)
@@ -182,15 +185,16 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
 
 
 def _longest_name(out: Path) -> int:
-    """How many bytes a file's name may have in the output folder; refuse one that cannot be written to."""
+    """Most bytes that a file's name may have in the output folder; refuse a folder that cannot be written to."""
     there = check_writable(out)
     return os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
 
 
 def _output_names(files: Sequence[Path], longest: int) -> dict[Path, str]:
-    """Each file's place below the common folder, without ending: no two files get a mask or an overlay of one name."""
-    # A name has the photograph's suffix or a number where it would be taken otherwise, also on file systems that do
-    # not tell letter case or Unicode forms apart, and is cut where it would have more than `longest` bytes.
+    """Map each file to its output path below the common folder, without ending, so that no two outputs have the same
+    name."""
+    # Where a name would be taken otherwise, the photograph's suffix or a number is added; names that differ only in
+    # letter case or Unicode form count as the same. Names are cut to `longest` bytes.
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
     places = {path: Path(os.path.relpath(os.path.abspath(path), root)) for path in files}
     counts = Counter(_folded(place.with_suffix("")) for place in places.values())
@@ -217,7 +221,7 @@ def _folded(name: Path | str) -> str:
 
 
 def _check_places(out: Path, names: Iterable[str]) -> None:
-    """Refuse to overwrite what hf_seg has not written."""
+    """Refuse to overwrite files that hf_seg did not write or that were changed."""
     places = (out / (name + ending) for name in names for ending in ENDINGS)
     foreign = [place for place in places if os.path.lexists(place) and not written_here(place)]
     if os.path.lexists(out / LINES) and not _are_lines(out / LINES):
@@ -228,7 +232,7 @@ def _check_places(out: Path, names: Iterable[str]) -> None:
 
 
 def _are_lines(path: Path) -> bool:
-    """Whether a file holds lines of ours: the first one has the keys that ours have."""
+    """Whether a file is a `predictions.jsonl` of hf_seg, or empty, judged by the keys of its first line."""
     try:
         with open(path, "rb") as file:
             first = file.readline(2**20)
