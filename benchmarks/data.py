@@ -1,14 +1,14 @@
 """Images per second of hf_seg's cache against `datasets` and PIL: `python benchmarks/data.py`.
 
-Pairs of original size become batches of 64 at 64×64, ready for the model. The baseline is what many training scripts
+Pairs of original size become batches of 64 at 64×64, ready for the model. The baseline does what many training scripts
 do: `datasets` image columns with a transform for each pair (PIL's resize, then a float tensor), read by a DataLoader
-with as many workers as there are cores; each of its epochs costs the same. hf_seg's first pass decodes, checks and
-resizes all pairs on all cores and caches them; later passes read shuffled batches from the cache and convert them to
-float. Each way has a process of its own; medians over repeats. Memory is what it grew by, with its workers, the mapped
-pages of the cache included.
+with one worker per core; each of its epochs takes equally long. hf_seg's first pass decodes, checks and resizes all
+pairs on all cores and caches them; later passes read shuffled batches from the cache and convert them to float. Each
+measurement runs in its own process; the table shows medians over repeats. Memory is the growth of the process and its
+workers, including the mapped pages of the cache.
 
-`--data` names a folder with original files, in `oxford-iiit-pet` and `cityscapes`; without it, generated pictures are
-enlarged to 500×375 (JPEG) and 2048×1024 (PNG).
+`--data` names a folder with the original files, in `oxford-iiit-pet` and `cityscapes`; without it, generated pictures
+are enlarged to 500×375 (JPEG) and 2048×1024 (PNG).
 """
 
 import argparse
@@ -31,7 +31,7 @@ from hf_seg.recipe.keys import DataRecipe
 
 BATCH = 64
 CORES = len(os.sched_getaffinity(0))
-LATER_SECONDS = 2.0  # at least, of later passes
+LATER_SECONDS = 2.0  # later passes are repeated for at least this long
 
 
 def count(loader) -> int:
@@ -39,7 +39,7 @@ def count(loader) -> int:
 
 
 def baseline(recipe: DataRecipe) -> dict:
-    """One pass of `datasets` and PIL."""
+    """Measure one pass of `datasets` and PIL: images per second as `rate`, and `megabytes`."""
     pairs = load_splits(recipe)["train"].cast_column("image", Image()).cast_column("mask", Image())
     pairs = pairs.with_transform(PerPair(load_spec(recipe)))
     with PeakMemory() as memory:
@@ -50,7 +50,7 @@ def baseline(recipe: DataRecipe) -> dict:
 
 
 def ours(recipe: DataRecipe, folder: str) -> dict:
-    """The first pass, into an empty folder, and later ones."""
+    """Measure hf_seg's first pass into an empty folder (`rate`, images per second), later passes, and `megabytes`."""
     spec, splits = load_spec(recipe), load_splits(recipe)
     transforms = build_transforms(recipe, spec)
     del splits["validation"], splits["test"]
@@ -66,7 +66,7 @@ def ours(recipe: DataRecipe, folder: str) -> dict:
 
 
 def compare(name: str, pairs: int, data: Path | None, repeats: int) -> list[str]:
-    """One row of the table."""
+    """Measure one data set, and return its row of the table."""
     runs: dict[str, list[dict]] = {"baseline": [], "ours": []}
     with tempfile.TemporaryDirectory() as temporary:
         root, _ = build_root(name, Path(temporary), data, pairs)

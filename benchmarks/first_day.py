@@ -1,10 +1,10 @@
-"""From the export of an annotation program to a mask on a new photograph: how long the commands take, what they say.
+"""From the export of an annotation program to masks of new photographs: time and messages of the commands.
 
     python benchmarks/first_day.py
     python benchmarks/first_day.py --only COCO labelme --out day
 
-Draws leaves and stones, writes them as CVAT, Roboflow, labelme and Label Studio (COCO) export them, and runs for each
-`hf-seg init` and the two commands that it prints. Nothing is edited in between.
+Draws leaves and stones, and writes them as CVAT, Roboflow, labelme and Label Studio (COCO) export them. For each
+export, it runs `hf-seg init` and the two commands that this prints after "Then:". Nothing is edited in between.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = (120, 90)
+SIZE = (120, 90)  # width and height in pixels
 COLORS = {"background": (0, 0, 0), "leaf": (61, 61, 245), "stone": (250, 50, 83)}
 NAMES = list(COLORS)
 Shapes = list[tuple[str, list[tuple[float, float]]]]  # name and outline
 
 
 def draw_scene(number: int) -> tuple[Image.Image, Shapes]:
-    """A photograph, and what is on it, the last on top."""
+    """Draw a photograph; return it and its shapes, the topmost one last."""
     random = np.random.default_rng(number)
     shapes: Shapes = []
     pixels = np.array((120, 100, 70)) + random.normal(0, 10, 3)
@@ -56,7 +56,7 @@ def draw_scene(number: int) -> tuple[Image.Image, Shapes]:
 
 
 def draw_mask(shapes: Shapes) -> np.ndarray:
-    """Class ids."""
+    """Draw the mask of the shapes: class ids, uint8 of shape (height, width)."""
     mask = Image.new("L", SIZE)
     for name, outline in shapes:
         ImageDraw.Draw(mask).polygon(outline, fill=NAMES.index(name))
@@ -64,7 +64,7 @@ def draw_mask(shapes: Shapes) -> np.ndarray:
 
 
 def export_cvat(root: Path, count: int) -> None:
-    """Segmentation mask 1.1, with images."""
+    """Write CVAT's format "Segmentation mask 1.1", with images."""
     lines = [f"{name}:{','.join(map(str, color))}::" for name, color in COLORS.items()]
     _write(root / "labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *sorted(lines)]) + "\n")
     _write(root / "ImageSets" / "Segmentation" / "default.txt", "".join(f"IMG_{n:04}\n" for n in range(count)))
@@ -78,7 +78,7 @@ def export_cvat(root: Path, count: int) -> None:
 
 
 def export_roboflow(root: Path, count: int) -> None:
-    """Semantic Segmentation Masks."""
+    """Write Roboflow's format "Semantic Segmentation Masks"."""
     _write(root / "README.dataset.txt", "# leaves > 2026-01-01\nProvided by a Roboflow user\n")
     _write(root / "README.roboflow.txt", "leaves - v1\n\nThis dataset was exported via roboflow.com\n")
     for number in range(count):
@@ -92,7 +92,7 @@ def export_roboflow(root: Path, count: int) -> None:
 
 
 def export_labelme(root: Path, count: int) -> None:
-    """A JSON beside each photograph, which holds it once more."""
+    """Write labelme's format: beside each photograph a JSON file, which also contains the photograph."""
     for number in range(count):
         image, shapes = draw_scene(number)
         stored = io.BytesIO()
@@ -110,7 +110,7 @@ def export_labelme(root: Path, count: int) -> None:
 
 
 def export_coco(root: Path, count: int) -> None:
-    """Label Studio's COCO with images: result.json beside images/."""
+    """Write Label Studio's COCO format with images: result.json beside images/."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
@@ -147,8 +147,8 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def live(name: str, folder: Path, count: int) -> tuple[list[float], int, float]:
-    """One day: the seconds of each command; how many lines on stderr are errors or warnings; and the share of the
-    pixels of new photographs that are right."""
+    """Run the commands on one export. Return the seconds of each command, the number of lines on stderr with errors or
+    warnings, and the share of the new photographs' pixels whose class is right."""
     root, new = folder / name, folder / f"{name}-new"
     EXPORTS[name](root, count)
     truth = {}

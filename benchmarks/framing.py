@@ -1,8 +1,8 @@
-"""Stretched, letterboxed or cropped, at the same cost of training: `python benchmarks/framing.py`.
+"""Compare stretch, letterbox and crop at the same cost of training: `python benchmarks/framing.py`.
 
-Generated streets of 480×360 pixels are trained on by SegFormer-B0 from random weights, with the same number of steps
-and of pixels a step. Scores are those of the test pictures at their own size (`test.native`), the same for all.
-`stretch 4:3` has the pictures' shape, so that nothing is squeezed. Runs that are there already are not made again.
+SegFormer-B0 is trained from random weights on generated streets of 480×360 pixels, with the same number of steps and
+about the same number of pixels per step. All scores are at the test pictures' own size (`test.native`). `stretch 4:3`
+has the pictures' aspect ratio, approximately, so that they are not distorted. Finished runs are not repeated.
 """
 
 import argparse
@@ -26,7 +26,8 @@ WAYS = {
 
 
 def write_streets(folder: Path, counts: dict[str, int]) -> None:
-    """Streets with their masks, once; nothing of them lies beyond the 19 classes but what is void."""
+    """Write streets with their masks, unless they exist, and classes.json: each pixel has one of 19 classes or is
+    void."""
     street.WIDTH, street.HEIGHT, street.FOCAL = WIDTH, HEIGHT, WIDTH * street.SCALE
     for number, (split, count) in enumerate(counts.items()):
         for index in range(count):

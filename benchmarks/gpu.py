@@ -1,14 +1,14 @@
-"""A training step on a GPU, by model, batch, precision and the way it is launched: `python benchmarks/gpu.py`.
+"""Time of a training step on a GPU, by model, batch size, precision and launch method: `python benchmarks/gpu.py`.
 
-One Markdown table in under six minutes. At 64×64 a GPU waits for Python to launch its kernels: CUDA graphs and
+Prints one Markdown table in under six minutes. At 64×64 a GPU waits for Python to launch its kernels; CUDA graphs and
 `torch.compile` launch many at once. The step is that of the bare loop in `train_step.py`: forward, loss, backward,
-clipping, optimiser, on a batch that lies on the device. Eager rows and CUDA graphs come first, then compilation, as
-far as the time reaches; a row that fails or is not reached says why. fp32 multiplies in full precision; tf32 lets
-convolutions and matrix products round to TF32; bf16 is autocast, on top of what fp32 allows.
+clipping and optimiser on a batch in the device's memory. Eager rows and CUDA graphs come first, then compilation,
+until the time is over; a row that fails or is not reached says why. fp32 multiplies in full precision; tf32 allows
+convolutions and matrix products to round to TF32; bf16 is autocast with the settings of fp32.
 
-`start` is the time until the first steps are done, capturing or compiling included. The share of the peak is that of
-three times the forward pass's multiply-adds, since the backward pass takes twice as many. `SegTrainer` launches its
-kernels in the same way as the bare loop, with batches of 64. On a CPU there are eager rows only.
+`start` is the time until the first steps are done, including capturing or compiling. The share of the peak counts
+three times the multiply-adds of the forward pass, since the backward pass needs twice as many. `SegTrainer` uses the
+same launch method as the bare loop, with batches of 64. On a CPU there are only eager rows.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from hf_seg.training.graphs import GraphedModel
 
 MODELS = {"SegFormer-B0": "segformer", "FCN ResNet-50": "fcn"}
 PRECISIONS = ("bf16", "tf32", "fp32")
-# Dense, as the vendor's data sheet of the SXM parts has them, in TFLOP/s; the H200 has the H100's arithmetic.
+# TFLOP/s without sparsity, from the vendor's data sheets of the SXM versions; the H200 has the same units as the H100.
 PEAKS = {name: {"bf16": 989, "tf32": 494, "fp32": 67} for name in ("H100", "H200")}
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # pixels; height and width
 
 
 def graphs(model: nn.Module, pixel_values: torch.Tensor, bf16: bool) -> GraphedModel:
-    """As `training.cuda_graphs` does."""
+    """Wrap the model as `training.cuda_graphs` does."""
     graphed = GraphedModel(model, torch.bfloat16 if bf16 else None)
     graphed.capture(pixel_values)
     return graphed
@@ -61,7 +61,8 @@ def recipe_of(arch: str, precision: str, batch: int) -> Recipe:
 
 
 def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a step over `repeats` times `steps` of them, and seconds until the first `steps` are done."""
+    """Median seconds of a step, over `repeats` measurements of `steps` steps; and seconds until the first `steps` are
+    done."""
     batch = recipe.training.global_train_batch_size
     spec = load_spec(recipe.data)
     set_seed(0)
@@ -81,7 +82,7 @@ def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, rep
 
 
 def trainer_ratio(arch: str, way: str, device: torch.device, steps: int) -> float:
-    """An epoch of `SegTrainer` ÷ one of the bare loop, as `train_step.py` measures it; in bf16 on a GPU."""
+    """Time of an epoch of `SegTrainer` ÷ that of the bare loop, measured as in `train_step.py`; in bf16 on a GPU."""
     recipe = recipe_of(arch, "fp32" if device.type == "cpu" else "bf16", BATCH)
     recipe.data.max_train_samples = steps * BATCH
     recipe.training.cuda_graphs, recipe.training.compile = way == "CUDA graphs", way == "compile"
@@ -109,13 +110,13 @@ def peak_of(device: torch.device, precision: str) -> float | None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, short enough for a cell."""
+    """The first line of an error, cut to fit a table cell."""
     said = (str(error).strip().splitlines() or [""])[0].replace("|", "/")
     return f"{type(error).__name__}: {said}"[:120]
 
 
 class TimeIsOver(BaseException):
-    """No `Exception`, so that no library takes it for trouble of its own."""
+    """A `BaseException`, so that no library catches it as an error of its own."""
 
 
 def ring(*_) -> None:
@@ -142,7 +143,7 @@ def main() -> None:
     head = ["model", "batch", "precision", "way", "ms a step", "images/s", "of the peak", "start, s"]
     print_table([*head, "SegTrainer ÷ bare loop"])
     signal.signal(signal.SIGALRM, ring)
-    # what starts quickly first; and of what compiles for long, what one would use
+    # first what starts quickly; compilation comes last, with the most useful precision first
     groups = [["eager", "CUDA graphs"], ["compile"]] if on_gpu else [["eager"]]
     precisions = PRECISIONS if on_gpu else ("bf16", "fp32")
     for ways in groups:
@@ -155,7 +156,7 @@ def main() -> None:
                 cells = row_of(name, batch, precision, way, device, options)
             except TimeIsOver:
                 cells = ["not measured: the time is over", *"––––"]
-            except Exception as error:  # whatever it is, the next row may work
+            except Exception as error:  # the next row may still work
                 cells = [f"failed: {reason(error)}", *"––––"]
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,8 +1,8 @@
 """Images per second of hf_seg's `predict` against transformers' pipeline: `python benchmarks/inference.py`.
 
-Both segment the same JPEG photographs of 500×375 pixels from disk to class ids at native size, with the same weights.
-The pipeline runs as it comes (one by one) and with its own batching; its masks are put together into one map of ids,
-which is what `predict` returns. Prints a Markdown table of medians over repeats, with the ratio to the pipeline.
+Both read the same JPEG photographs of 500×375 pixels and predict class ids at native size, with the same weights. The
+pipeline runs with its defaults (one by one) and with its own batching; its masks are merged into one map of ids, as
+`predict` returns it. Prints a Markdown table of medians over repeats, with the ratio to the faster pipeline.
 """
 
 import argparse
@@ -27,7 +27,8 @@ DATA = DataRecipe(name="synthetic_pet", max_train_samples=100, max_validation_sa
 
 
 def photographs(folder: Path) -> list[Path]:
-    """A hundred generated photographs, enlarged to the size of a Pet photograph."""
+    """Write a hundred generated photographs, enlarged to 500×375 pixels, the size of a Pet photograph; return their
+    paths."""
     paths = []
     for index, row in enumerate(load_splits(DATA)["train"]):
         paths.append(folder / f"{index:03}.jpg")
@@ -49,7 +50,7 @@ def save_model(arch: str, folder: Path) -> Path:
 
 
 def ids_of(masks: list[dict], label2id: dict[str, int]) -> np.ndarray:
-    """The pipeline's masks, one a class, as one map of ids."""
+    """Merge the pipeline's masks, one per class, into one map of ids, uint8 of shape (height, width)."""
     ids = np.zeros(masks[0]["mask"].size[::-1], dtype=np.uint8)
     for mask in masks:
         ids[np.asarray(mask["mask"]) > 0] = label2id[mask["label"]]
@@ -57,7 +58,7 @@ def ids_of(masks: list[dict], label2id: dict[str, int]) -> np.ndarray:
 
 
 def compare(folder: Path, paths: list[Path], repeats: int) -> str:
-    """One row of the table."""
+    """Measure one model, and return its row of the table."""
     segmenter = load_segmenter(folder, device="cpu")
     segment = pipeline("image-segmentation", model=str(folder), device="cpu")
     label2id = segmenter.model.config.label2id

@@ -1,7 +1,8 @@
-"""`mean_iou` the way upstream computes it, written from its definition: every map is kept, then counted one by one.
+"""`mean_iou` as `evaluate`'s script computes it, written from its definition: all maps are stored, then counted one by
+one.
 
-`evaluate` loads this file as it would load the real script, so that storing the maps (as encoded pictures, by the
-writer of `datasets`) is `evaluate`'s own work.
+`evaluate` loads this file as it would load the real script, so it stores the maps itself, as encoded pictures with the
+writer of `datasets`.
 """
 
 import datasets

@@ -1,4 +1,5 @@
-"""What the benchmark programs share: a fresh process for each way, peak memory, the machine in one line, tables."""
+"""Tools of all benchmarks: run a function in a new process, measure peak memory, describe the machine, print
+tables."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from hf_seg.runs.record import environment
 
 
 def machine(device: str = "cpu") -> str:
-    """One line for above a table."""
+    """Describe the machine in one line, to print above a table."""
     what = environment(torch.device(device))
     return (
         f"{what['hardware']}, {len(psutil.Process().cpu_affinity())} cores, {torch.get_num_threads()} threads, "
@@ -22,21 +23,21 @@ def machine(device: str = "cpu") -> str:
 
 
 def in_own_process(function: Callable, *arguments) -> Any:
-    """Call a function in a process that nothing was done in before, so that memory and caches are its own."""
+    """Call a function in a new process and return its result, so that memory and caches are not shared."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
         return process.submit(_call, get_start_method(), function, *arguments).result()
 
 
 def _call(start_method: str, function: Callable, *arguments) -> Any:
-    # a spawned process would spawn its data loaders' workers too, and each would load all libraries again
+    # else a spawned process would also spawn its data loader workers, and each would import all libraries again
     set_start_method(start_method, force=True)
     return function(*arguments)
 
 
 class PeakMemory:
-    """Megabytes by which this process and those that it starts grow at most, while the `with` block runs.
+    """Measure by how many megabytes this process and its children grow at most during the `with` block.
 
-    Memory that processes share counts once. It is looked at twice a second, and `look` does so in between.
+    Memory that processes share counts once. It is sampled twice a second, and whenever `look` is called.
     """
 
     def __enter__(self) -> "PeakMemory":
@@ -67,7 +68,7 @@ class PeakMemory:
         for process in [self.process, *self.process.children(recursive=True)]:
             try:
                 total += process.memory_full_info().pss
-            except psutil.NoSuchProcess:  # a data loader's worker that has just ended
+            except psutil.NoSuchProcess:  # a data loader worker that has just ended
                 pass
         return total
 

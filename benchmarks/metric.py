@@ -1,10 +1,12 @@
-"""Seconds and memory of `SegMetric` against `evaluate`'s way to a mean IoU: `python benchmarks/metric.py`.
+"""Time and memory of `SegMetric` against `mean_iou` of `evaluate`: `python benchmarks/metric.py`.
 
-Both are handed the same batches of uint8 maps and asked for the scores, which have to agree to 1e-9; only their work
-is timed. Memory is what the process grew by. Each measurement has a process of its own; medians over repeats.
+Both get the same batches of uint8 maps and compute the scores, which must agree to 1e-9; only the metric's work is
+timed. Memory is the growth of the process. Each measurement runs in its own process; the table shows medians over
+repeats.
 
-Without `--script`, upstream's way is benchmarks/mean_iou.py: the same storing of maps, by `evaluate` itself, and a
-computation map by map with `np.histogram`, as upstream documents it. `--script` takes a copy of the real one.
+Without `--script`, benchmarks/mean_iou.py stands for upstream's script: `evaluate` stores the maps in the same way,
+and the computation is done map by map with `np.histogram`, as upstream documents it. `--script` names a copy of the
+real script.
 """
 
 import argparse
@@ -19,13 +21,14 @@ from measure import PeakMemory, in_own_process, machine, print_row, print_table
 
 from hf_seg.scoring.metrics import SegMetric
 
-# maps, height, width, classes, maps in a batch
+# number of maps, height, width, classes, maps per batch
 SETS = {"Oxford-IIIT Pet, test": (3669, 64, 64, 3, 64), "Cityscapes, test": (500, 1024, 2048, 19, 4)}
-BLOCK = 16  # classes lie in squares of this side, so that the maps compress as real ones do
+BLOCK = 16  # pixels; maps consist of squares with this side, so that they compress like real maps
 
 
 def batches(count: int, height: int, width: int, num_labels: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """Reference maps with a tenth of their pixels void, and predictions that are wrong at the borders."""
+    """Yield batches of uint8 maps `(batch, height, width)`: references with a tenth of their pixels void, and
+    predictions that are wrong at the borders."""
     random = np.random.default_rng(0)
     for start in range(0, count, batch):
         size = (min(batch, count - start), height // BLOCK, width // BLOCK)
@@ -36,7 +39,7 @@ def batches(count: int, height: int, width: int, num_labels: int, batch: int) ->
 
 
 def measure(way: str, script: str, shape: tuple[int, int, int, int, int]) -> dict:
-    """Seconds in the metric, megabytes and scores of one way."""
+    """Measure one metric: seconds of its work, megabytes, and its scores."""
     num_labels = shape[3]
     if way == "ours":
         metric, arguments = SegMetric(num_labels), {}

@@ -1,7 +1,7 @@
-"""mIoU of finished runs, plain and averaged with the mirrored image: `python benchmarks/mirrored.py RUN…`.
+"""mIoU of finished runs, without and with averaging over the mirrored image: `python benchmarks/mirrored.py RUN…`.
 
-Class probabilities of an image and of its mirror image, mirrored back, are averaged: twice the work of a prediction.
-It is a way to predict, not a way to train, and no score of a run or a comparison makes use of it. Computed in fp32.
+The class probabilities of an image and of its mirror image, mirrored back, are averaged, which takes twice the time.
+This concerns prediction only: scores of runs and comparisons do not use it. Computed in fp32.
 """
 
 import argparse
@@ -25,7 +25,8 @@ BATCH = 64
 
 
 def probabilities(segmenter: Segmenter, pixel_values: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Class probabilities `(batch, C, height, width)`: plain, and averaged with those of the mirrored images."""
+    """Yield class probabilities `(batch, C, height, width)`: first plain, then averaged with those of the mirrored
+    images."""
     model, pixel_values = segmenter.model, pixel_values.to(segmenter.model.device)
     plain, mirrored = (
         upsample(model(pixel_values=images).logits, size).softmax(dim=1)
@@ -37,7 +38,7 @@ def probabilities(segmenter: Segmenter, pixel_values: Tensor, size: tuple[int, i
 
 @torch.inference_mode()
 def score(run: Path, split: str) -> list[float]:
-    """The two mIoUs of a split."""
+    """The two mIoUs of a split, plain and averaged."""
     data, results = load_recipes([run / "run.json"])[-1].data, load_results(run)
     spec, splits = load_spec(data), load_splits(data)
     if fingerprint(splits) != results["data"]["fingerprint"]:

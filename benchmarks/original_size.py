@@ -1,7 +1,7 @@
-"""Data roots in the official layouts whose pictures have their original size: few pictures, linked many times.
+"""Make data roots in the official layouts with pictures of original size: a few pictures, linked many times.
 
-The pictures are those of a data root at hand (`--data`, a folder with oxford-iiit-pet and cityscapes), or drawn by
-hf_seg and enlarged. Each link is a picture of its own to whatever reads the root, and is decoded as one.
+The pictures come from an existing data root (`--data`, a folder with oxford-iiit-pet and cityscapes), or are drawn by
+hf_seg and enlarged. A program that reads the root sees each link as a separate picture and decodes it.
 """
 
 from itertools import cycle
@@ -15,20 +15,20 @@ from hf_seg.data.sources import cityscapes, oxford_pet
 from hf_seg.recipe.keys import DataRecipe
 
 Pair = tuple[Path, Path]
-VALIDATION_SHARE = {"oxford_pet": 1 / 9, "cityscapes": 359 / 2616}  # of the number of train pairs
+VALIDATION_SHARE = {"oxford_pet": 1 / 9, "cityscapes": 359 / 2616}  # validation pairs ÷ train pairs
 TRAIN_PAIRS = {"oxford_pet": 3312, "cityscapes": 2616}
 SYNTHETIC = {"oxford_pet": "synthetic_pet", "cityscapes": "synthetic_cityscapes"}
-DRAWN = {"oxford_pet": ((500, 375), 100), "cityscapes": ((2048, 1024), 6)}  # width and height, pictures
+DRAWN = {"oxford_pet": ((500, 375), 100), "cityscapes": ((2048, 1024), 6)}  # width and height; number of pictures
 CITIES = ("aachen", "tuebingen", "ulm", "zurich")  # the last three are validation
 
 
 def build_root(name: str, folder: Path, data: Path | None, train_pairs: int) -> tuple[Path, dict[str, int]]:
-    """Make a data root with as many train pairs as asked for, validation in the official proportion, one test pair.
+    """Make a data root with `train_pairs` train pairs, validation pairs in the official proportion, and one test pair.
 
     Args:
         name (`str`): `oxford_pet` or `cityscapes`.
         folder (`Path`): where to make it.
-        data (`Path`, *optional*): folder with original files in the official layouts; drawn ones if None.
+        data (`Path`, *optional*): folder with original files in the official layouts; None to draw pictures.
         train_pairs (`int`): number of train pairs.
 
     Returns:
@@ -60,7 +60,7 @@ def _image_of(mask: Path) -> Path:
 
 
 def _draw(name: str, folder: Path) -> list[Pair]:
-    """Generated pictures, enlarged; with some noise, or they would be decoded faster than photographs."""
+    """Generate and enlarge pictures; noise is added so that they do not decode faster than photographs."""
     size, count = DRAWN[name]
     folder.mkdir(parents=True)
     recipe = DataRecipe(
@@ -82,7 +82,8 @@ def _draw(name: str, folder: Path) -> list[Pair]:
 
 
 def _link_pets(root: Path, found: list[Pair], train_pairs: int) -> int:
-    """Every tenth name of trainval is validation. Returns the number of names in trainval."""
+    """Link the pairs in the layout of Oxford-IIIT Pet, where every tenth name of trainval is validation; return the
+    number of names in trainval."""
     count = train_pairs + train_pairs // 9
     names = [f"pet_{number:05}" for number in range(count)]
     for name, (image, mask) in zip([*names, "test_00000"], cycle(found), strict=False):

@@ -1,4 +1,4 @@
-"""The three ways of `benchmarks/peers.py`: each trains one job and notes how long its epochs and evaluations take."""
+"""The three training methods of `benchmarks/peers.py`. Each trains one job and measures its epochs and evaluations."""
 
 import statistics
 import time
@@ -34,7 +34,7 @@ MEAN_IOU = str(Path(__file__).with_name("mean_iou.py"))
 
 @dataclass(kw_only=True)
 class Job:
-    """What one way is to train, and where."""
+    """The data, model, folder and number of epochs of one training."""
 
     data: DataRecipe
     arch: str
@@ -46,7 +46,7 @@ class Job:
         return load_spec(self.data)
 
     def build_model(self):
-        """transformers' and torchvision's model as everybody gets it: without hf_seg's faster forward passes."""
+        """Build the model of transformers or torchvision without hf_seg's faster forward passes."""
         torch.manual_seed(0)
         classes = {"id2label": self.spec.id2label, "label2id": self.spec.label2id}
         if self.arch == "fcn":
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(kw_only=True)
 class Times:
-    """Seconds of each epoch and of each evaluation; megabytes that the process grew by."""
+    """Seconds of each epoch and of each evaluation; megabytes by which the process grew."""
 
     epochs: list[float] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
@@ -90,7 +90,7 @@ def hf_seg_way(job: Job, times: Times) -> None:
 
 
 def as_files(job: Job):
-    """The splits as `datasets` gives them to everybody."""
+    """Load the splits with the `Image` columns of `datasets` instead of those of hf_seg."""
     return load_splits(job.data).cast_column("image", Image()).cast_column("mask", Image())
 
 

@@ -1,16 +1,17 @@
-"""Seconds of a run of hf_seg, of the Hugging Face example and of a plain PyTorch loop: `python benchmarks/peers.py`.
+"""Time of a run of hf_seg, of the Hugging Face example and of a plain PyTorch loop: `python benchmarks/peers.py`.
 
 All three train the same model on the same pairs of original size, resized to 64×64, with AdamW and a global batch of
-64, each in a process of its own:
+64, each in its own process:
 
-- hf_seg: its own path, as a launch takes it; building the model and the cache belongs to the first epoch.
-- example: as transformers' semantic segmentation example does it. `Trainer` in fp32, a transform of `datasets` that
-  decodes and resizes pair by pair in each epoch, evaluation that gathers all logits, and `mean_iou` over all maps.
-- plain: as the study did it. A Dataset of files and a DataLoader with two workers, fp32, evaluation by `mean_iou`.
+- hf_seg: trained as in a launch; the first epoch includes building the model and the cache.
+- example: like transformers' semantic segmentation example. `Trainer` in fp32, a transform of `datasets` that decodes
+  and resizes each pair in each epoch, an evaluation that gathers all logits, and `mean_iou` over all maps.
+- plain: like the code of the study. A Dataset of files and a DataLoader with two workers, fp32, evaluation with
+  `mean_iou`.
 
-30 epochs are extrapolated: first + 29 × later (median) + 15 evaluations, one after every second epoch; saving
-checkpoints is left out. Memory is what the process grew by, with its workers. `--data` names a folder with original
-files, in `oxford-iiit-pet` and `cityscapes`; without it, generated pictures are enlarged.
+The time of 30 epochs is extrapolated: first + 29 × later (median) + 15 evaluations, one after every second epoch,
+without saving checkpoints. Memory is the growth of the process and its workers. `--data` names a folder with the
+original files, in `oxford-iiit-pet` and `cityscapes`; without it, generated pictures are enlarged.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How training scripts commonly prepare their data: pair by pair, with PIL; the baseline of several benchmarks."""
+"""The baseline of several benchmarks: prepare data pair by pair with PIL, as training scripts commonly do."""
 
 import numpy as np
 import torch
@@ -6,11 +6,14 @@ from PIL import Image
 
 from hf_seg.data import DatasetSpec
 
-SIZE = 64
+SIZE = 64  # pixels; height and width
 
 
 class PerPair:
-    """A transform for `Dataset.with_transform`: resize, scale to [0, 1], look up the labels."""
+    """A transform for `Dataset.with_transform`: resize, scale to [0, 1], look up the labels.
+
+    A pair gives `pixel_values`, float32 of shape `(3, 64, 64)`, and `labels`, integers of shape `(64, 64)`.
+    """
 
     def __init__(self, spec: DatasetSpec):
         self.table = np.array(spec.label_table)

@@ -1,10 +1,10 @@
-"""Images per second as data and ranks grow: `python benchmarks/scale.py`.
+"""Images per second by the number of pairs and ranks: `python benchmarks/scale.py`.
 
-SegFormer-B0 at a global batch of 64 on cached pairs, by `SegTrainer` under torchrun: on n pairs and on 8n pairs with
-one rank, and on n pairs with two ranks, each rank on one thread. What two ranks could reach at most on this machine
-is shown by two programs of one rank at the same time, which have the two ranks' batches of 32 each, and share the
-processor's memory and cache, but exchange nothing. What counts are the epochs after the first. All take turns; medians
-over repeats. It needs two cores that nothing else uses.
+`SegTrainer` trains SegFormer-B0 on cached pairs under torchrun with a global batch of 64: n pairs and 8n pairs on one
+rank, and n pairs on two ranks, each rank with one thread. The upper limit for two ranks on this machine is measured
+with two programs of one rank that run at the same time: they have the batches of 32 of the two ranks and share memory
+and cache of the processor, but do not communicate. The first epoch is left out. The measurements take turns; the table
+shows medians over repeats. Two cores must be free.
 """
 
 import argparse
@@ -28,7 +28,7 @@ FACTOR = 8
 
 
 def train(root: str, epochs: int, batch: int, out: Path) -> None:
-    """One rank's work, started by torchrun. The main process writes the images per second of each epoch."""
+    """Train as one rank, started by torchrun. The main process writes the images per second of each epoch to `out`."""
     state = PartialState(cpu=True)
     torch.set_num_threads(1)
     data = DataRecipe(name="oxford_pet", root=root, cache=str(Path(root).parent / "cache"))
@@ -42,7 +42,8 @@ def train(root: str, epochs: int, batch: int, out: Path) -> None:
 
 
 def launch(root: Path, epochs: int, ranks: int, programs: int) -> float:
-    """Median images per second of the epochs after the first, all programs together."""
+    """Run `programs` trainings at the same time; return their summed images per second, the median after the first
+    epoch."""
     with tempfile.TemporaryDirectory() as temporary:
         outs = [Path(temporary) / str(number) / "rates.json" for number in range(programs)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]

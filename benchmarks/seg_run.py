@@ -1,4 +1,4 @@
-"""hf_seg's own training, as `hf_seg/train.py` sets it up, for programs that time it."""
+"""Build recipes and trainers as `hf_seg/train.py` does, for benchmarks that time training."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BATCH = 64
 
 
 class EpochTimer(TrainerCallback):
-    """Seconds of each epoch, the evaluation after it left out."""
+    """Measure the seconds of each epoch, without the evaluation after it."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -30,7 +30,7 @@ class EpochTimer(TrainerCallback):
 
 
 def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH) -> Recipe:
-    """A recipe by the defaults of hf_seg, which evaluates and saves after the last epoch only."""
+    """Build a recipe with the defaults of hf_seg, except that it evaluates and saves only after the last epoch."""
     training = TrainingRecipe(
         num_train_epochs=epochs,
         global_train_batch_size=batch,
@@ -42,6 +42,6 @@ def build_recipe(*, arch: str, data: DataRecipe, epochs: int, batch: int = BATCH
 
 
 def build_quiet_trainer(recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> SegTrainer:
-    """As a launch builds it, but for the logs, which would run into the table."""
+    """Build the trainer of a launch, but without log output, which would disturb the table."""
     run, data = Run(recipe, folder), load_data(recipe.data)
     return build_trainer(run, data, build_initial_model(run, data.spec)[0], callbacks, quiet=True)

@@ -1,8 +1,9 @@
-"""Images per second and disk space as inputs grow: `python benchmarks/sizes.py`.
+"""Images per second and disk space by input size: `python benchmarks/sizes.py`.
 
-Pictures of 2048×1024 become batches ready for the model: resized to squares, and as random windows of 1024×1024
-(`data.resize` "crop"). The baseline decodes each picture every time (`data.cache` false); the cache keeps prepared
-pairs, or for windows whole pictures, on the disk. One process, shuffled; medians over repeats, taken by turns.
+Pictures of 2048×1024 become batches ready for the model: resized to squares, or as random windows of 1024×1024
+(`data.resize` "crop"). The baseline decodes each picture every time (`data.cache` false). The cache keeps prepared
+pairs on disk; for windows, it keeps whole pictures. One process reads shuffled batches. The two take turns, and the
+table shows medians over repeats.
 """
 
 import argparse
@@ -26,11 +27,11 @@ WAYS = {
     "512×512": {"image_size": 512},
     "windows of 1024×1024": {"image_size": 1024, "resize": "crop"},
 }
-LEAST_SECONDS = 3.0
+LEAST_SECONDS = 3.0  # passes are repeated for at least this long
 
 
 def rate(recipe: DataRecipe, cache: str | bool, batch: int) -> float:
-    """Training images per second, the making of the cache left out."""
+    """Training images per second, without the time to fill the cache."""
     spec, splits = load_spec(recipe), load_splits(recipe)
     transforms = build_transforms(recipe, spec)
     del splits["validation"], splits["test"]

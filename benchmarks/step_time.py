@@ -1,6 +1,6 @@
 """Seconds per training step of 64 images at 64×64, by precision and memory layout: `python benchmarks/step_time.py`.
 
-Prints a Markdown table of medians; in brackets the ratio to fp32 in torch's default layout, measured in the same run.
+Prints a Markdown table of medians; the ratio to fp32 in torch's default layout, from the same run, is in brackets.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BEST = "bf16, channels_last"
 
 
 def build_step(build, device: torch.device, bf16: bool, channels_last: bool) -> Callable[[], None]:
-    """A training step: forward, loss, backward, optimiser; it ends when the device is done."""
+    """Build a function that takes a training step (forward, loss, backward, optimiser) and waits for the device."""
     torch.manual_seed(0)
     model = build().to(device).train()
     make_fast(model)
@@ -52,7 +52,7 @@ def build_step(build, device: torch.device, bf16: bool, channels_last: bool) -> 
             torch.cuda.synchronize()
 
     step()
-    step()  # the first two choose kernels and fill caches
+    step()  # the first two steps select kernels and fill caches
     return step
 
 
@@ -67,7 +67,7 @@ def step_time(step: Callable[[], None], repeats: int) -> float:
 
 
 def print_operators(step: Callable[[], None], repeats: int) -> None:
-    """Where the time of a step goes, by operator, longest first."""
+    """Print the time of a step by operator, longest first."""
     with torch.profiler.profile() as profile:
         for _ in range(repeats):
             step()

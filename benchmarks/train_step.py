@@ -1,10 +1,10 @@
-"""Seconds of a training epoch: `SegTrainer` on cached pairs against a bare loop: `python benchmarks/train_step.py`.
+"""Time of a training epoch, `SegTrainer` on cached pairs against a bare loop: `python benchmarks/train_step.py`.
 
-The bare loop has the same model, precision, memory layout, loss, clipping and optimiser, and its batches lie in the
-device's memory as the model takes them. Trainer's side also reads shuffled batches from the cache, converts them,
-counts labelled pixels, schedules the learning rate and logs. Epochs of the two take turns in one process; medians, the
-first epoch of each left out. `--parts` also shows what the trainer's epochs are spent on; the rest is the optimiser
-for the most part.
+The bare loop has the same model, precision, memory layout, loss, clipping and optimiser; its batches are in the
+device's memory, ready for the model. The trainer also reads shuffled batches from the cache, converts them, counts
+labelled pixels, schedules the learning rate and logs. The two take turns, epoch by epoch, in one process; the table
+shows medians without the first epoch. `--parts` also shows what the trainer spends its time on; the rest is mostly the
+optimiser.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from hf_seg.recipe.keys import DataRecipe
 from hf_seg.scoring.loss import SegLoss
 from hf_seg.training.arguments import precision_of, use_channels_last
 
-# of an epoch of the trainer → the method that does it
+# part of an epoch → the method of the trainer that does it
 PARTS = {
     "forward, loss, backward": "training_step",
     "clipping": "_clip_grad_norm",
@@ -36,7 +36,7 @@ PARTS = {
 
 
 def put_clocks_around_parts(trainer) -> dict[str, float]:
-    """Returns the seconds of each part, which grow while the trainer trains."""
+    """Time the methods of `PARTS`. Return the seconds of each part, which are added up while the trainer trains."""
     seconds = dict.fromkeys(PARTS, 0.0)
 
     def clocked(part: str, method: Callable) -> Callable:
@@ -54,14 +54,14 @@ def put_clocks_around_parts(trainer) -> dict[str, float]:
 
 
 def compiled(model, pixel_values: torch.Tensor, bf16: bool):
-    """As `training.compile` does."""
-    with torch.no_grad():  # transformers takes a lock in a first forward, at which the compiler would cut the graph
+    """Compile the model as `training.compile` does."""
+    with torch.no_grad():  # the first forward pass of transformers takes a lock, which would break the graph
         model(pixel_values=pixel_values)
     return torch.compile(model, mode="reduce-overhead", dynamic=False)
 
 
 class TakeTurns(TrainerCallback):
-    """Times each epoch of the trainer, and an epoch of the bare loop after it."""
+    """Time each epoch of the trainer, and an epoch of the bare loop after it, in seconds."""
 
     def __init__(self, bare_epoch: Callable[[], None]):
         self.bare_epoch, self.trainer, self.bare = bare_epoch, [], []
@@ -85,8 +85,12 @@ def now() -> float:
 def bare_loop(
     model, recipe: Recipe, device: torch.device, batches: list[dict], wrap: Callable | None = None
 ) -> Callable[[], None]:
-    """An epoch over batches that are in memory. What is called is the model on the device, or what `wrap` makes of it,
-    the `pixel_values` of a batch, and whether autocast is on."""
+    """Build a function that trains one epoch on batches that are in memory.
+
+    Args:
+        wrap: takes the model on the device, the `pixel_values` of a batch and whether autocast is on; returns what is
+            called instead of the model. None to call the model itself.
+    """
     training = recipe.training
     bf16 = precision_of(training, device) == "bf16"
     model = model.to(device).train()
@@ -112,9 +116,10 @@ def bare_loop(
 def compare(
     recipe: Recipe, device: torch.device, steps: int, wrap: Callable | None = None, parts: bool = False
 ) -> tuple[float, float, list[float]]:
-    """Median seconds of an epoch, the trainer's and the bare loop's; and shares of the trainer's, if asked for.
+    """Median seconds of an epoch of the trainer and of the bare loop; with `parts`, also the share of each of `PARTS`
+    in the trainer's time.
 
-    `wrap` is that of [`bare_loop`]; the recipe says what the trainer makes of the model.
+    `wrap` is that of [`bare_loop`]; the trainer wraps its model as the recipe says.
     """
     with tempfile.TemporaryDirectory() as temporary:
         trainer = build_quiet_trainer(recipe, Path(temporary))
