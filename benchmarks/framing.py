@@ -26,8 +26,7 @@ WAYS = {
 
 
 def write_streets(folder: Path, counts: dict[str, int]) -> None:
-    """Write streets with their masks, unless they exist, and classes.json: each pixel has one of 19 classes or is
-    void."""
+    """Write streets with masks, unless they exist, and classes.json; each pixel has one of 19 classes or is void."""
     street.WIDTH, street.HEIGHT, street.FOCAL = WIDTH, HEIGHT, WIDTH * street.SCALE
     for number, (split, count) in enumerate(counts.items()):
         for index in range(count):

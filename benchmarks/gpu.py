@@ -61,7 +61,7 @@ def recipe_of(arch: str, precision: str, batch: int) -> Recipe:
 
 
 def step_seconds(recipe: Recipe, way: str, device: torch.device, steps: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a step, over `repeats` measurements of `steps` steps; and seconds until the first `steps` are
+    """Median seconds of a step over `repeats` measurements of `steps` steps; seconds until the first `steps` are
     done."""
     batch = recipe.training.global_train_batch_size
     spec = load_spec(recipe.data)

@@ -27,8 +27,7 @@ DATA = DataRecipe(name="synthetic_pet", max_train_samples=100, max_validation_sa
 
 
 def photographs(folder: Path) -> list[Path]:
-    """Write a hundred generated photographs, enlarged to 500×375 pixels, the size of a Pet photograph; return their
-    paths."""
+    """Write 100 generated photographs, enlarged to the size of a Pet photograph (500×375); return their paths."""
     paths = []
     for index, row in enumerate(load_splits(DATA)["train"]):
         paths.append(folder / f"{index:03}.jpg")

@@ -1,5 +1,4 @@
-"""`mean_iou` as `evaluate`'s script computes it, written from its definition: all maps are stored, then counted one by
-one.
+"""`mean_iou` as `evaluate`'s script computes it, written from its definition: store all maps, count them one by one.
 
 `evaluate` loads this file as it would load the real script, so it stores the maps itself, as encoded pictures with the
 writer of `datasets`.

@@ -1,5 +1,4 @@
-"""Tools of all benchmarks: run a function in a new process, measure peak memory, describe the machine, print
-tables."""
+"""Tools of the benchmarks: run a function in a new process, measure peak memory, name the machine, print tables."""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -1,12 +1,11 @@
 """Time and memory of `SegMetric` against `mean_iou` of `evaluate`: `python benchmarks/metric.py`.
 
 Both get the same batches of uint8 maps and compute the scores, which must agree to 1e-9; only the metric's work is
-timed. Memory is the growth of the process. Each measurement runs in its own process; the table shows medians over
-repeats.
+timed. Memory is the growth of the process. Each measurement has its own process; results are medians over repeats.
 
 Without `--script`, benchmarks/mean_iou.py stands for upstream's script: `evaluate` stores the maps in the same way,
-and the computation is done map by map with `np.histogram`, as upstream documents it. `--script` names a copy of the
-real script.
+and they are counted one by one with `np.histogram`, as upstream documents it. `--script` names a copy of the real
+script.
 """
 
 import argparse

@@ -25,7 +25,7 @@ BATCH = 64
 
 
 def probabilities(segmenter: Segmenter, pixel_values: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Yield class probabilities `(batch, C, height, width)`: first plain, then averaged with those of the mirrored
+    """Yield class probabilities `(batch, C, height, width)`: plain, then averaged with those of the mirrored
     images."""
     model, pixel_values = segmenter.model, pixel_values.to(segmenter.model.device)
     plain, mirrored = (

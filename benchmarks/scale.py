@@ -42,8 +42,7 @@ def train(root: str, epochs: int, batch: int, out: Path) -> None:
 
 
 def launch(root: Path, epochs: int, ranks: int, programs: int) -> float:
-    """Run `programs` trainings at the same time; return their summed images per second, the median after the first
-    epoch."""
+    """Run `programs` trainings at once; return the sum of their images per second (median after the first epoch)."""
     with tempfile.TemporaryDirectory() as temporary:
         outs = [Path(temporary) / str(number) / "rates.json" for number in range(programs)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]

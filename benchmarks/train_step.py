@@ -3,7 +3,7 @@
 The bare loop has the same model, precision, memory layout, loss, clipping and optimiser; its batches are in the
 device's memory, ready for the model. The trainer also reads shuffled batches from the cache, converts them, counts
 labelled pixels, schedules the learning rate and logs. The two take turns, epoch by epoch, in one process; the table
-shows medians without the first epoch. `--parts` also shows what the trainer spends its time on; the rest is mostly the
+shows medians without the first epoch. `--parts` also shows the trainer's time by part; the rest is mostly the
 optimiser.
 """
 

@@ -81,8 +81,7 @@ class Arm:
     """One side of a comparison: the runs of a recipe, which differ only in the seed; or an evaluation.
 
     Args:
-        place (`tuple[str, ...]`): keys of the compared scores: `OF_INPUT`, or `NATIVE` if the inputs of the arms
-            differ.
+        place (`tuple[str, ...]`): keys of the compared scores: `OF_INPUT`, or `NATIVE` if the arms' inputs differ.
     """
 
     name: str
@@ -145,8 +144,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     If the inputs differ in size or in `data.resize`, the scores at the pictures' own size are compared.
 
     Raises:
-        Refusal: when a folder holds no finished run or evaluation, or they were not tested on the same images and
-            classes.
+        Refusal: when a folder holds no finished run or evaluation, or their test images or classes differ.
     """
     runs = [load_tested(folder) for folder in dict.fromkeys(map(Path.resolve, folders))]
     check_comparable(runs)

@@ -23,8 +23,7 @@ LEGEND_LINE = 0.19  # inches; height of a line of the legend
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names of arms without the words, separated by "-", that all begin with, such as the data set's name;
-    shortened."""
+    """Short names of arms: without the "-"-separated words that all begin with, such as the data set's name."""
     words = [name.split("-") for name in names]
     shared = 0
     while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
@@ -83,8 +82,7 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_cost(arms: Sequence[Arm], path: Path) -> None:
-    """Draw the compared mIoU over multiply-adds per image and, if all runs used the same hardware, over images per
-    second.
+    """Draw the compared mIoU over multiply-adds per image and, if all used the same hardware, over images per second.
 
     Each arm is a point; bars are standard deviations over seeds. Arms of the same name, which differ in their input,
     are joined by a line, and each point is labelled with its input.
@@ -118,8 +116,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_roc_side_by_side(arms: Sequence[Arm], class_names: Sequence[str], path: Path) -> None:
-    """Draw the ROC curves of each class against the rest, one panel per class. The first run of each arm must have
-    `roc`."""
+    """Draw ROC curves of each class against the rest, one panel per class. The arms' first runs must have `roc`."""
     curves = [arm.runs[0].roc for arm in arms]
     shown = [index for index in range(len(class_names)) if not any(np.isnan(c["fpr"][index]).any() for c in curves)]
     columns = COLUMNS if len(shown) <= 2 * COLUMNS else 5

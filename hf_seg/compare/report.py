@@ -22,8 +22,7 @@ PICTURES = CONFUSIONS, LEARNING, COST, ROC, SAME_IMAGES = [
 def build_report(
     comparison: Comparison, pictures: Mapping[str, str] | None = None, template: str = "comparison.md.jinja"
 ) -> str:
-    """Render the report. `pictures` maps the names of the plots that [`write_report`] draws to their paths or data
-    URLs."""
+    """Render the report. `pictures` maps names of the plots of [`write_report`] to their paths or data URLs."""
     results, best = comparison.arms[0].runs[0].results, comparison.arms[0]
     return PAGES.get_template(f"compare/{template}").render(
         arms=comparison.arms,
@@ -46,8 +45,7 @@ def build_report(
 
 
 def _ceilings(arms: Sequence[Arm]) -> dict[str, float]:
-    """The highest mIoU that masks of each size can reach at the pictures' own size, for all arms, the largest
-    first."""
+    """The highest mIoU that masks of each size can reach at the pictures' own size, of all arms, largest first."""
     found = {}
     for arm in arms:
         resize = arm.runs[0].recipe["data"]["resize"]
@@ -67,7 +65,7 @@ def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
 
 
 def check_out(folder: Path) -> None:
-    """Refuse a folder that is not empty and does not hold a report of `hf-seg compare`."""
+    """Refuse a file, or a folder that is not empty and does not hold a report of `hf-seg compare`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(folder / PAGE, "compare"):
         what = "exists, and holds other files than a report of `hf-seg compare`"
         raise Refusal(folder, what, "name another folder by --out", code="compare")
@@ -105,8 +103,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 
 def have_roc(arms: Sequence[Arm]) -> bool:
-    """Whether the first run of each arm still has its ROC curves, and at least one class has a curve in all of
-    them."""
+    """Whether the first run of each arm still has its ROC curves, and some class has a curve in all of them."""
     kept = [arm.runs[0].roc for arm in arms]
     return None not in kept and not np.all(np.any([np.isnan(roc["fpr"]).any(axis=1) for roc in kept], axis=0))
 

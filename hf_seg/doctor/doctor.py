@@ -39,7 +39,7 @@ class Report:
     """The findings of the doctor."""
 
     problems: list[Problem] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)  # for each data set `name`, `place`, `splits`; `layout`
+    data: list[dict[str, Any]] = field(default_factory=list)  # of each data set `name`, `place`, `splits`, `layout`
     # for each recipe `name`, `seconds` of an epoch without its validation, `epochs`, `megabytes` of memory or None
     estimates: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,8 +83,7 @@ def diagnose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, deep
 
 
 def _load(files: list[Path], overrides: Sequence[str], report: Report) -> list[Recipe]:
-    """Load all recipes of a launch. If that fails, report the problems and return the recipes that can be loaded
-    alone."""
+    """Load all recipes of a launch. If that fails, report why and return the recipes that can be loaded alone."""
     if not files:
         return []
     try:
@@ -132,8 +131,7 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
 
 
 def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) -> list[Problem]:
-    """Find a lack of disk space or shared memory for the runs on one data set; with `deep`, also outdated cached
-    pairs."""
+    """Find a lack of disk space or shared memory for the runs on a data set; with `deep`, also outdated caches."""
     from hf_seg.data.cache import SplitCache, prepared_folder
     from hf_seg.data.check import in_memory
     from hf_seg.data.transforms import build_transforms

@@ -37,8 +37,7 @@ def find_duplicates(thumbnails: np.ndarray) -> Iterator[tuple[int, int, float]]:
             they all look alike.
 
     Yields:
-        `tuple[int, int, float]`: the indices of two thumbnails, the lower one first, and their similarity in [0.95,
-        1].
+        `tuple[int, int, float]`: two indices, the lower one first, and the similarity in [0.95, 1].
     """
     (places,) = np.nonzero(~is_flat(thumbnails))
     kept = thumbnails[places]
@@ -62,8 +61,7 @@ def is_flat(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _in_blocks(measure: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray) -> np.ndarray:
-    """Apply `measure` to all thumbnails, block by block, since its intermediate results take many times their
-    memory."""
+    """Apply `measure` to all thumbnails in blocks: its intermediate results take many times their memory."""
     blocks = [thumbnails[start : start + PAIRS_AT_ONCE] for start in range(0, max(1, len(thumbnails)), PAIRS_AT_ONCE)]
     return np.concatenate([measure(block) for block in blocks])
 

@@ -88,8 +88,7 @@ def _has_nvidia_gpu() -> bool:
 
 
 def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
-    """Find out whether a folder, which need not exist yet, is writable and has `needed` bytes free for resized
-    pairs."""
+    """Check that a folder, which need not exist yet, is writable and has `needed` bytes free for resized pairs."""
     try:
         existing = check_writable(folder)
     except Refusal as refusal:
@@ -108,7 +107,7 @@ def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
-    """Find out whether shared memory has room for the batches of the data loader's workers, two batches for each."""
+    """Check that shared memory has room for the batches of the data loader's workers, two batches for each."""
     needed = 2 * workers * batch_bytes
     if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []

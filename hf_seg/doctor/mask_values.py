@@ -81,8 +81,7 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
 
     Two classes without names, 0 and another id or black and white, become background and foreground. The id 255 or
     65535 is void if its name is one of `VOID_NAMES`. Without a name, it is void if there are two or more other ids and
-    these are consecutive, or it is far from them (`SPREAD`). Otherwise it is a class, such as one of several grey
-    values.
+    these are consecutive, or it is far from them (`SPREAD`). Otherwise it is a class, such as a grey value.
 
     Args:
         name (`str`): the data set, for messages.
@@ -145,8 +144,7 @@ def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[
 
 
 def _display_colors(survey: Survey, ids: list[int]) -> list[int]:
-    """Colours of the ids as 0xRRGGBB: from a palette of the masks that has different ones for all ids, else
-    generated."""
+    """Colours of the ids as 0xRRGGBB: from a palette of the masks where it tells all ids apart, else generated."""
     palettes = dict.fromkeys(facts.palette for facts in survey.facts if len(facts.palette) > max(ids))
     own = ([palette[index] for index in ids] for palette in palettes)
     chosen = next((colors for colors in own if len(set(colors)) == len(ids)), None)

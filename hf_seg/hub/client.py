@@ -65,8 +65,8 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
 
 
 def full_name(repo: str) -> str:
-    """Complete a repository's name to `owner/name`; a bare name is the user's own. Raise a [`HubError`] if the token
-    may not write there."""
+    """Complete a repository's name to `owner/name`, by default the user's; a [`HubError`] if the token may not write
+    there."""
     if is_offline_mode():
         raise HubError(repo, "cannot be pushed, since HF_HUB_OFFLINE is set", "unset it")
     if get_token() is None:

@@ -152,8 +152,8 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
 
 
 def is_unpushed(run_dir: Path, wanted: bool = False) -> bool:
-    """Whether a finished run still has to be pushed: its `hub.json` has no commit, or it has no `hub.json` and is
-    `wanted` on the Hub."""
+    """Whether a finished run is to be pushed: its `hub.json` has no commit, or it has none and is `wanted` on the
+    Hub."""
     noted = _earlier(run_dir)
     return noted["commit"] is None if noted else wanted
 
@@ -181,8 +181,7 @@ class Uploads:
         self.pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def begin(self, recipe: Recipe, run_dir: Path, record: dict[str, Any]) -> list[TrainerCallback]:
-        """Create the repository of a run and return the callback that pushes its checkpoints; none if it is not
-        pushed.
+        """Create a run's repository and return the callback that pushes its checkpoints; none if it is not pushed.
 
         Args:
             record: the part of `results.json` that is known before training, for the card.

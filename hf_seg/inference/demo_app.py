@@ -154,8 +154,7 @@ def segment(shown: ShownModel, photograph: Image.Image, size: tuple[int, int]) -
     pixel_values, size = framing.prepare(shown.image_processor, photograph), size[::-1]
 
     def scores_of(batch: Tensor) -> tuple[Tensor, bool]:
-        """Scores, float32 `(batch, C, h, w)`, and whether they are positive (of Mask2Former, MaskFormer), not
-        logits."""
+        """Scores, float32 `(batch, C, h, w)`; and whether they are positive (of query models) instead of logits."""
         outputs = shown.model(pixel_values=batch.to(shown.model.device, shown.model.dtype))
         if "masks_queries_logits" not in outputs:
             return outputs.logits.float(), False
@@ -257,8 +256,7 @@ def build_page(
     Args:
         models: one, or two to be compared.
         examples: image files to try, shown as thumbnails.
-        decode: takes an image file and the `value_range` that the models were trained with, and returns an upright RGB
-            image.
+        decode: takes an image file and the `value_range` of the models' training; returns an upright RGB image.
     """
     for shown in models[:1]:
         decode = functools.partial(decode, value_range=getattr(shown.image_processor, "value_range", None))

@@ -95,7 +95,7 @@ def export_model(
 ) -> Comparison:
     """Export a model to one ONNX file or to the two files of OpenVINO, and compare it with PyTorch on images.
 
-    The input is `pixel_values`, float32 `(batch, 3, height, width)`, and the output `logits`, float32 `(batch,
+    The input is `pixel_values`, float32 `(batch, 3, height, width)`; the output is `logits`, float32 `(batch,
     num_labels, h, w)`. The batch size is free; height and width are those of the image processor. The file's metadata
     says how to prepare images and what the classes mean (see [`metadata_of`]).
 
@@ -103,7 +103,7 @@ def export_model(
         out: the file, written whole or not at all; its folder is created. OpenVINO's weights are written beside it, to
             a `.bin` of the same name.
         images: files, folders and patterns of the images to compare on; by default generated images.
-        int8: quantize weights and activations to 8 bits with the quantizer of onnxruntime or of OpenVINO's NNCF.
+        int8: quantise weights and activations to 8 bits with the quantizer of onnxruntime or of OpenVINO's NNCF.
             `images` must be given: the ranges of the activations are taken from at most `CALIBRATED` of them.
 
     Raises:
@@ -144,8 +144,7 @@ def export_model(
 
 
 def check_place(out: Path, kind: str) -> None:
-    """Refuse a path that is a folder, a file that hf_seg did not export, or a name with another suffix than the
-    kind's."""
+    """Refuse a folder, an existing file that hf_seg did not export, and a name without the suffix of the kind."""
     suffix, title = Path(FILES[kind]).suffix, {"onnx": "an ONNX", "openvino": "an OpenVINO"}[kind]
     if out.is_dir():
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / FILES[kind]}")
@@ -158,7 +157,7 @@ def check_place(out: Path, kind: str) -> None:
 
 def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
     """Write a model as an ONNX file with its metadata, and check the file with onnx; refuse a model that cannot be
-    exported. With `samples` of [`calibration_samples`] the model is quantized to 8 bits."""
+    exported. With `samples` of [`calibration_samples`] the model is quantised to 8 bits."""
     import onnx
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
@@ -176,8 +175,7 @@ def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Ten
 
 
 def write_openvino(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
-    """Write a model as OpenVINO's `.xml`, with its metadata under `hf_seg`, and `.bin`; `samples` as for
-    [`write_onnx`]."""
+    """Write a model as OpenVINO's `.xml`, with metadata under `hf_seg`, and `.bin`; `samples` as in [`write_onnx`]."""
     from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig, OpenVINOExporter
 
     quantizer = NNCFOpenVINOQuantizer(calibration_dataset=samples) if samples else None
@@ -259,8 +257,7 @@ def generated_images() -> list[Image.Image]:
 
 
 def compare(segmenter: Segmenter, path: Path, images: Sequence[Path | Image.Image], int8: bool = False) -> Comparison:
-    """Run an exported file on the CPU with its runtime and the original fp32 model with PyTorch, and compare the
-    results.
+    """Compare an exported file, run on the CPU by its runtime, with the original fp32 model, run by PyTorch.
 
     Raises:
         Refusal: when the file cannot be loaded, or none of the images can be read.

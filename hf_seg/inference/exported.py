@@ -22,8 +22,7 @@ NEEDED = ("class_names", "image_processor", "image_size", "resize")  # required 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedSegmenter:
-    """The attributes of a [`Segmenter`] that evaluation needs, for a file that onnxruntime or OpenVINO runs on the
-    CPU."""
+    """The parts of a [`Segmenter`] that evaluation needs, for a file that onnxruntime or OpenVINO runs on the CPU."""
 
     run: Callable[[np.ndarray], np.ndarray]  # maps `pixel_values` to `logits`, both float32
     about: dict[str, Any]  # the file's metadata, see [`hf_seg.inference.export.metadata_of`]

@@ -47,8 +47,7 @@ class Options:
     """How photographs are segmented.
 
     Args:
-        size: size of the masks: `"native"` for the size of each photograph, `"model"` for the size of the model's
-            input.
+        size: size of the masks: `"native"`, that of each photograph, or `"model"`, that of the model's input.
         flip: average the scores with those of the mirrored image (takes twice the time).
         tile: side in pixels of square tiles that overlap by at least 25 %; each is segmented by itself. For
             photographs with far more detail than the model's input size keeps.
@@ -80,8 +79,7 @@ def predict(
     """Segment photographs. Files are decoded in the background while the model computes.
 
     Args:
-        model: a loaded model; or a run's folder or Hub id, which is passed to [`load_segmenter`] with `device` and
-            `dtype`.
+        model: a loaded model; or a run's folder or Hub id for [`load_segmenter`], with `device` and `dtype`.
         paths: files, folders (searched with their subfolders) and glob patterns.
         options: arguments of [`Options`].
 
@@ -131,8 +129,7 @@ def _images_in(root: Path) -> list[Path]:
 
 
 def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image | Problem:
-    """Read an image file as training does, as upright RGB; or return the [`Problem`] for which training would refuse
-    it."""
+    """Read an image file as training does, to upright RGB; or return the [`Problem`] that training would report."""
     try:
         return open_image({"path": str(path), "bytes": None}, upright=True, value_range=value_range)
     except PairError as error:
@@ -140,8 +137,7 @@ def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image |
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
-    """[`predict`] for a loaded model and a list of files. Raises its [`Refusal`] when called, not at the first
-    item."""
+    """[`predict`] for a loaded model and files. A [`Refusal`] is raised by the call, not at the first item."""
     if options.tile and segmenter.framing.resize == "crop":
         height, width = segmenter.framing.size
         raise Refusal("tile", f"the model has windows of its own, of {width}×{height} pixels", "leave the option out")
@@ -167,8 +163,7 @@ def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options
 
 
 def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
-    """Group files into batches of at most `batch_size` files and `BATCH_PIXELS` pixels (a single file may have
-    more)."""
+    """Group files into batches of at most `batch_size` files and `BATCH_PIXELS` (a single file may have more)."""
     batch, total = [], 0
     for path in files:
         try:
@@ -185,8 +180,7 @@ def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
 
 
 def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Iterator[Prediction | Problem]:
-    """Segment images that the image processor resizes as a whole; those of the same resulting shape share a forward
-    pass."""
+    """Segment images resized as a whole by the image processor; those of equal shape share a forward pass."""
     by_shape = defaultdict(list)
     for number, item in enumerate(batch):
         if not isinstance(item, Problem):

@@ -180,8 +180,8 @@ def _device(device: str | None) -> str:
 
 
 def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
-    """Load the model with its image processor; return also transformers' report of its tensors. Code in the folder is
-    not run."""
+    """Load a model with its image processor; return also transformers' report of tensors. The folder's code is not
+    run."""
     header = read_header(model)
     check_config(model, header)
     image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)

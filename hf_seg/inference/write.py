@@ -159,8 +159,7 @@ def written_here(path: Path) -> bool:
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
-    """The files of `paths` that do not lie in the output folder. Refuse a path that lies in it, and paths all of whose
-    files do."""
+    """The files of `paths` outside the output folder; refuse a path that lies in it, and paths without other files."""
 
     @functools.cache
     def lies_in_out(place: Path) -> bool:  # samefile, so that links and letter case do not matter
@@ -191,8 +190,7 @@ def _longest_name(out: Path) -> int:
 
 
 def _output_names(files: Sequence[Path], longest: int) -> dict[Path, str]:
-    """Map each file to its output path below the common folder, without ending, so that no two outputs have the same
-    name."""
+    """Each file → its output path below the common folder, without ending; no two outputs have the same name."""
     # Where a name would be taken otherwise, the photograph's suffix or a number is added; names that differ only in
     # letter case or Unicode form count as the same. Names are cut to `longest` bytes.
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
