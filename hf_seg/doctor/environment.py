@@ -49,7 +49,10 @@ def _torchvision() -> Iterator[Problem]:
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0, 0.5]), 0.5)
     except Exception as error:
-        versions = {name: metadata.version(name) for name in ("torch", "torchvision")}
+        try:
+            versions = {name: metadata.version(name) for name in ("torch", "torchvision")}
+        except metadata.PackageNotFoundError:
+            return  # `_requirements` reports it
         needs = [line for line in metadata.requires("torchvision") or () if Requirement(line).name == "torch"]
         what = (
             f"torchvision {versions['torchvision']} does not work with torch {versions['torch']} "

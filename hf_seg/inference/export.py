@@ -246,7 +246,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
     """Height and width of the model's input; refuse an image processor whose output size depends on the image."""
     if segmenter.input_size is None:
-        what = "the image processor does not set one input size, and an ONNX file needs one"
+        what = "the image processor does not set one input size, and an exported file needs one"
         raise Refusal("", what, "set its size")
     return segmenter.input_size
 

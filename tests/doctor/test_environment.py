@@ -58,6 +58,13 @@ def test_a_torchvision_for_another_torch(installed, monkeypatch):
     )
 
 
+def test_no_torchvision(installed, monkeypatch):
+    installed(["torchvision>=0.29"], torch="2.15.0")
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)  # importing it raises ModuleNotFoundError
+    (finding,) = check_packages()
+    assert (finding.code, finding.place) == ("missing-package", "torchvision")
+
+
 def test_a_torchvision_that_cannot_be_imported(tmp_path):
     # the real way in which it shows: hf_seg.data cannot be imported, and the doctor must say why all the same
     (tmp_path / "torchvision").mkdir()
