@@ -40,26 +40,26 @@ NOTHING_COUNTS = "Correct its masks, or what classes.json says of their values."
 
 @dataclass(kw_only=True)
 class SegData:
-    """What a run reads. The mappings are by split: `"train"`, `"validation"` and `"test"`."""
+    """The data of a run. The mappings have the keys `"train"`, `"validation"` and `"test"`."""
 
     spec: DatasetSpec
     splits: Mapping[str, Dataset]  # the pairs as they are stored, with the columns `image` and `mask`
-    transforms: Mapping[str, SegTransform]  # from these to the model's input
+    transforms: Mapping[str, SegTransform]  # turn these pairs into the model's input
     prepared: Mapping[str, PreparedPairs]  # resized pairs, ready to be read in batches
-    dropped: list[Problem] | None = None  # the pairs that were left out; None where none may be
+    dropped: list[Problem] | None = None  # pairs left out; None unless data.on_bad_pair is "drop"
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pairs of each split."""
+        """The number of pairs of each split."""
         return {name: len(split) for name, split in self.splits.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Names the pairs: the same files give the same 16 hex digits, wherever they are."""
+        """16 hex digits that identify the pairs: the same files give the same digits in any folder."""
         return fingerprint(self.splits)
 
     def describe(self) -> dict[str, Any]:
-        """What a run records of its data; ready for JSON."""
+        """Return what a run records about its data, as JSON-compatible values."""
         return {
             "name": self.spec.name,
             **self.spec.describe(),
@@ -74,10 +74,10 @@ def load_data(data: DataRecipe) -> SegData:
     """Load, check and prepare the data of a recipe.
 
     Raises:
-        DataError: when it is not there, is incomplete, has an empty split or one without a class, or a pair cannot be
-            used.
+        DataError: when the data set is missing or incomplete, a split is empty or has no pixel with a class, or a pair
+            cannot be used.
     """
-    from hf_seg.data.cache import prepare_splits  # torch takes seconds, and who lists pairs does without it
+    from hf_seg.data.cache import prepare_splits  # importing torch takes seconds, and listing pairs does not need it
     from hf_seg.data.transforms import build_transforms
 
     spec, splits, dropped = load_pairs(data)
@@ -91,27 +91,27 @@ def load_data(data: DataRecipe) -> SegData:
 
 
 def _has_labels(pairs: PreparedPairs, ignore_index: int) -> bool:
-    """Whether a pixel counts; mostly the first pair shows it."""
+    """Whether any pixel has a class; usually the first pair already has one."""
     return any((pairs[index]["labels"] != ignore_index).any() for index in range(len(pairs)))
 
 
 def load_splits(data: DataRecipe) -> DatasetDict:
-    """Load the three splits of a recipe's data set; nothing is decoded yet, unless bad pairs are to be dropped.
+    """Load the three splits of a recipe's data set. Pairs are not decoded yet, unless bad pairs are dropped.
 
     Returns:
         [`DatasetDict`]: `train`, `validation` and `test`, each with the columns `image` (an RGB PIL image on access)
-        and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). The data sets
-        that hf_seg knows are given as stored, without EXIF rotation. Of your own data, photographs are upright and
-        masks hold class ids; rows of a table also have their `origin`, a name for messages.
+        and `mask` (a PIL image of one 8-bit channel; the spec's label table says what its values mean). Pictures of
+        the data sets that hf_seg knows are as stored, without EXIF rotation. In your own data, images are rotated by
+        their EXIF orientation and masks hold class ids; a table also has `origin`, the name of a row in messages.
 
     Raises:
-        DataError: when the data set is not there, cannot be had, is incomplete, or has an empty split.
+        DataError: when the data set is missing, cannot be downloaded or loaded, is incomplete, or has an empty split.
     """
     return load_pairs(data)[1]
 
 
 def load_pairs(data: DataRecipe) -> tuple[DatasetSpec, DatasetDict, list[Problem] | None]:
-    """What the masks mean, the splits as of [`load_splits`], and what was left out (None where nothing may be)."""
+    """Return the spec, the splits of [`load_splits`], and the problems of dropped pairs (None: dropping is off)."""
     fetch(data)
     listing, drop = list_data(data), data.on_bad_pair == "drop"
     listing.refuse(drop=drop)
@@ -133,14 +133,14 @@ def load_pairs(data: DataRecipe) -> tuple[DatasetSpec, DatasetDict, list[Problem
 
 
 def describe_dropped(dropped: list[Problem] | None) -> dict[str, Any]:
-    """What a run records of the pairs that were left out, ready for JSON: nothing, unless `on_bad_pair` is "drop"."""
+    """Return what a run records about dropped pairs, as JSON-compatible values: {} unless `on_bad_pair` is "drop"."""
     if dropped is None:
         return {}
     described = {"dropped": [{"file": problem.place, "reason": problem.what} for problem in dropped]}
     return described | ({"note": f"{len(dropped)} {NOT_COMPARABLE}"} if dropped else {})
 
 
-@functools.cache  # once a process, though a launch loads its data several times
+@functools.cache  # warns once per process, although a launch loads its data several times
 def _warn(lines: tuple[str, ...]) -> None:
     for line in lines:
         logger.warning("%s", printable(line))

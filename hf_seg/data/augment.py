@@ -1,6 +1,6 @@
-"""Augmentation of whole batches: each image of its own, all of them in a few operations, on whichever device they are.
+"""Augment whole batches on their device: each image gets its own random values, in a few operations for all images.
 
-Nothing is done image by image: on a GPU that would be hundreds of small kernels for a batch of 64.
+There is no loop over images: on a GPU it would start hundreds of small kernels for a batch of 64.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CROP_SCALE = (0.5, 1.0)  # share of the area
+CROP_SCALE = (0.5, 1.0)  # least and greatest fraction of the area
 STRONG_CROP_SCALE = (0.25, 1.0)
 ANGLE = 30  # degrees, either way
 CROP_RATIO = (3 / 4, 4 / 3)
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE = 0.1  # of a full turn
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the grey of a colour, ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the luma, ITU-R BT.601
 
 
 def draw_boxes(
@@ -26,13 +26,13 @@ def draw_boxes(
     """Draw the windows of random resized crops.
 
     Args:
-        generator (`torch.Generator`, *optional*): here and below of the CPU; torch's global one if not given.
-        scale (`tuple[float, float]`, *optional*): least and greatest share of the image's area.
+        generator (`torch.Generator`, *optional*): a CPU generator, here and below; torch's global one if not given.
+        scale (`tuple[float, float]`, *optional*): least and greatest fraction of the image's area.
 
     Returns:
         `torch.FloatTensor` of shape `(B, 4)`: top, left, height and width of each window, as fractions of the image in
-        [0, 1]. Area and aspect ratio are drawn as in Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, the
-        ratio within what the area leaves room for.
+        [0, 1]. Area and aspect ratio are drawn as in Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, but
+        the ratio is limited so that the window fits into the image.
     """
     draws = torch.rand(count, 4, generator=generator)
     area = scale[0] + draws[:, 0] * (scale[1] - scale[0])
@@ -48,9 +48,9 @@ def crop_and_resize(
 ) -> tuple[Tensor, Tensor]:
     """Cut a window out of each image and its mask, mirror some, and resize all to one size.
 
-    Images are interpolated by a triangle filter that widens where the window shrinks (what torchvision calls bilinear
-    with antialias), written as a product with one small matrix a side. Masks take the pixel that holds the centre of
-    the target pixel, as `NEAREST_EXACT` does.
+    Images are interpolated by a triangle filter that gets wider when the window is reduced (torchvision's bilinear
+    with antialias), as a product with one small matrix per side. Masks take the pixel under the centre of the target
+    pixel, as `NEAREST_EXACT` does.
 
     Args:
         images (`torch.FloatTensor` of shape `(B, 3, H, W)`), labels (integer tensor of shape `(B, H, W)`).
@@ -58,7 +58,7 @@ def crop_and_resize(
         flipped (`torch.BoolTensor` of shape `(B,)`): which images are mirrored left to right.
 
     Returns:
-        The images, `(B, 3, *size)`, and the labels, `(B, *size)`, of their types.
+        The images, `(B, 3, *size)`, and the labels, `(B, *size)`, with their dtypes.
     """
     sides = enumerate(images.shape[-2:])
     samples = [_samples(boxes[:, axis] * side, boxes[:, axis + 2] * side, size[axis], side) for axis, side in sides]
@@ -71,7 +71,7 @@ def crop_and_resize(
 
 
 def _samples(start: Tensor, length: Tensor, size: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Along one side: the pixel `(B, size)` under each target pixel's centre, and its filter `(B, size, pixels)`."""
+    """For one side: the pixel under each target pixel's centre `(B, size)` and its filter `(B, size, pixels)`."""
     step = (length / size)[:, None]
     centers = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step
     positions = torch.arange(pixels, device=start.device) + 0.5
@@ -81,13 +81,13 @@ def _samples(start: Tensor, length: Tensor, size: int, pixels: int) -> tuple[Ten
 
 
 def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Turn each image and its mask about the centre, by up to 30 degrees either way.
+    """Rotate each image and its mask about the centre, by a random angle of up to 30 degrees either way.
 
-    What comes in from beyond the edges is the image and the mask mirrored there, so that no pixel is made up.
+    Beyond the edges, the image and the mask are mirrored, so that no pixel is invented.
 
     Args:
         images (`torch.FloatTensor` of shape `(B, 3, H, W)`): interpolated bilinearly.
-        labels (integer tensor of shape `(B, H, W)`): take the nearest pixel.
+        labels (integer tensor of shape `(B, H, W)`): sampled at the nearest pixel.
     """
     angle = ((2 * torch.rand(len(images), generator=generator) - 1) * math.radians(ANGLE)).to(images.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -101,11 +101,11 @@ def rotate(images: Tensor, labels: Tensor, generator: torch.Generator | None = N
 def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Change contrast, brightness, saturation and hue of each image at random.
 
-    All four are linear in the colour, so that one 3×3 matrix and one offset an image do them together. Hue is turned
-    around the grey axis at constant luma, in YIQ.
+    All four are affine in the colour, so one 3×3 matrix and one offset per image do them together. Hue is rotated
+    about the grey axis at constant luma, in YIQ.
 
     Args:
-        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): RGB in [0, 1], as the result.
+        images (`torch.FloatTensor` of shape `(B, 3, H, W)`): RGB in [0, 1]; so is the result.
     """
     draws = (2 * torch.rand(len(images), 4, generator=generator) - 1).to(images.device)
     limits = enumerate((BRIGHTNESS, CONTRAST, SATURATION))
@@ -119,9 +119,9 @@ def jitter_colors(images: Tensor, generator: torch.Generator | None = None) -> T
 
 
 def _turn_hue(angle: Tensor, saturation: Tensor) -> Tensor:
-    """Matrices `(B, 3, 3)` that turn the hue by an angle in radians and scale the saturation, at constant luma."""
+    """Matrices `(B, 3, 3)` that rotate the hue by an angle in radians and scale the saturation, at constant luma."""
     to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
-    # inverted on the CPU: on a GPU that would wait for the device
+    # inverted on the CPU: on a GPU, `inv` would wait for the device
     from_yiq, to_yiq = torch.linalg.inv(to_yiq).to(angle.device), to_yiq.to(angle.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     turn = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))

@@ -1,8 +1,8 @@
-"""Prepared pairs, kept once on the disk and read by memory-mapping: training never waits for decoding twice.
+"""Cache prepared pairs on disk and read them by memory-mapping, so that training waits for decoding only once.
 
-A cache is a folder of .npy files for one split, at one size, or at the pictures' own sizes where training crops. It
-is written aside and renamed when it is whole, so that a crash, a full disk or a second launch never leaves one that is
-read wrongly.
+A cache is a folder of .npy files for one split, at one size, or at the pictures' own sizes for `data.resize` "crop".
+It is written under another name and renamed when complete, so that a crash, a full disk or a second launch never
+leaves an incomplete cache under the final name.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from hf_seg.problem import DataError, PairError, Problem, Refusal, disk_remedy
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what the arrays hold: another one where `SegTransform.prepare` makes something else of a pair
-SHARE = 0.5  # of the free disk space that the caches of a data set may take where `data.cache` is "auto"
+VERSION = 1  # of the arrays' content; change it when `SegTransform.prepare` returns something else for a pair
+SHARE = 0.5  # of the free disk space: the most that a data set's caches may take with `data.cache` "auto"
 REMEDY = "Name another folder in data.cache, or set it to false: every epoch then decodes the pictures again."
 
 
 def prepare_splits(
     splits: DatasetDict, spec: DatasetSpec, transforms: Mapping[str, SegTransform], cache: bool | str = "auto"
 ) -> dict[str, PreparedPairs]:
-    """Check every pair of a data set, and make the splits ready to be read in batches of prepared pairs.
+    """Check every pair of a data set, and return its splits as datasets of prepared pairs.
 
     Args:
-        cache (`bool` or `str`): False: pairs are decoded each time that they are read. True: they are kept below the
-            cache folder of hf_seg, or, by name, in a folder of your own. A cache that is there is used; its pairs
-            were checked when it was made. `"auto"`: as True, unless the caches that are still to be made would take
-            more than half of the free disk space. Generated data is kept in memory.
+        cache (`bool` or `str`): False: pairs are decoded each time they are read. True: they are cached in the cache
+            folder of hf_seg; a path: in that folder. An existing cache is used; its pairs were checked when it was
+            written. `"auto"`: like True, but False if the missing caches cannot be written or would take more than
+            half of the free disk space. Generated data is kept in memory, unless False.
 
     Raises:
         DataError: as `check_splits`, for all splits together; or when the cache cannot be written.
@@ -74,8 +74,8 @@ def prepare_splits(
 
 
 def _fit(caches: Iterable[SplitCache], folder: Path) -> bool:
-    """Whether the caches that are still to be made can be written, and take at most `SHARE` of the free disk space;
-    else, say so."""
+    """Whether the missing caches can be written and take at most `SHARE` of the free disk space; if not, log a
+    warning."""
     if not (missing := [each for each in caches if not each.place.exists()]):
         return True
     try:
@@ -96,19 +96,19 @@ def _fit(caches: Iterable[SplitCache], folder: Path) -> bool:
 
 
 def prepared_folder(cache: bool | str) -> Path:
-    """Where a recipe with this `data.cache` keeps prepared pairs."""
+    """Return the folder in which a recipe with this `data.cache` keeps prepared pairs."""
     return cache_folder() / "prepared" if cache in (True, False, "auto") else Path(cache).expanduser()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCache:
-    """The cache of one split, there or still to be made."""
+    """The cache of one split, which may not exist yet."""
 
     name: str  # of the split
     dataset: Dataset
     spec: DatasetSpec
     transform: SegTransform
-    folder: Path | None  # the cache's parent, made if need be; None: in memory only
+    folder: Path | None  # parent of the cache's folder, created if missing; None: in memory only
 
     @property
     def crops(self) -> bool:
@@ -117,7 +117,7 @@ class SplitCache:
 
     @cached_property
     def pixels(self) -> int:
-        """Of all its pictures together."""
+        """The number of pixels of all pictures together."""
         if not self.crops:
             return len(self.dataset) * math.prod(self.transform.prepared_size)
         pairs = map_pairs(_count_pixels, {self.name: self.dataset}, desc="Measuring", disable_bar=True)
@@ -136,7 +136,7 @@ class SplitCache:
 
     @property
     def place(self) -> Path:
-        """The cache's own folder, which changes with whatever changes the arrays."""
+        """The cache's own folder; its name depends on everything that affects the arrays."""
         # decoders and resizing may round differently from version to version
         height, width = self.transform.prepared_size
         size = "own" if self.crops else f"{width}x{height}"
@@ -148,7 +148,7 @@ class SplitCache:
         return self.folder / f"{self.spec.name}-{self.name}-{size}-{key}"
 
     def uncached(self) -> PreparedPairs:
-        """The pairs, decoded each time that they are read."""
+        """Return the pairs without a cache: they are decoded each time they are read."""
         if self.crops:
             return self._crop(DecodedPictures(self.dataset, self.transform))
         return UncachedPairs(self.dataset, self.transform)
@@ -159,9 +159,9 @@ class SplitCache:
         return RandomCrops(pictures, self.transform.size, self.spec.ignore_index)
 
     def load(self, problems: list[Problem]) -> PreparedPairs | None:
-        """Open the cache, or make it, on all cores; with many processes on a machine, one makes it.
+        """Open the cache, or create it, on all cores; of several processes on a machine, only one creates it.
 
-        Pairs that cannot be used are added to `problems`; nothing is kept then.
+        Problems of pairs that cannot be used are added to `problems`; then no cache is kept.
 
         Raises:
             DataError: when the cache cannot be written.
@@ -179,7 +179,7 @@ class SplitCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with one_process(self.folder / f"{place.name}.lock", doing):
-                if (cached := self._open(place)) is None:  # no other process was quicker
+                if (cached := self._open(place)) is None:  # no other process has created it meanwhile
                     self._write(place, problems)
                     cached = self._open(place)
             return self._crop(cached) if self.crops and cached else cached
@@ -189,7 +189,7 @@ class SplitCache:
             raise DataError(self.folder, what, remedy, code="full-disk") from error
 
     def find_stale(self) -> list[str]:
-        """Decode the pairs again; returns the images of those of which the cache holds other pixels."""
+        """Decode the pairs again; return the image names of those whose pixels differ from the cache."""
         cached = self._open(self.place)
         if cached is None:
             return []
@@ -202,7 +202,7 @@ class SplitCache:
         return [pair.image_name for pair, stale in compared if stale]
 
     def _open(self, place: Path) -> CachedPairs | StoredPictures | None:
-        """The cache; None when it is not there, or, with a warning, when it is not what it should be."""
+        """Open the cache; return None if it does not exist or, with a warning, if it is damaged."""
         if not place.exists():
             return None
         try:
@@ -225,14 +225,14 @@ class SplitCache:
         except PairError as error:
             return error.problem
         prepared = self.transform.prepare({"image": [image], "mask": [mask]})
-        if self.crops:  # a window of it is then in few places of the file
+        if self.crops:  # channels last: a window is then in fewer places of the file
             prepared["pixel_values"] = prepared["pixel_values"].permute(0, 2, 3, 1)
         return prepared
 
     def _prepare_all(self, problems: list[Problem]) -> Iterator[dict[str, Tensor]]:
-        """Every pair in order, decoded, checked and resized, in batches of one; problems are added to the list."""
+        """Yield good pairs in order, decoded, checked and resized, as batches of one; the others go to `problems`."""
         desc, threads = f"Preparing {self.spec.name} {self.name}", torch.get_num_threads()
-        torch.set_num_threads(1)  # each thread of the pass would share its resizing out among as many threads again
+        torch.set_num_threads(1)  # else each thread of `map_pairs` would start as many threads again to resize
         try:
             pairs = map_pairs(self._prepare, {self.name: self.dataset}, desc=desc, disable_bar=self.folder is None)
             for _, prepared in pairs:
@@ -244,17 +244,17 @@ class SplitCache:
             torch.set_num_threads(threads)
 
     def _write(self, place: Path, problems: list[Problem]) -> None:
-        """Write the cache, whole or not at all: not at all, too, when a pair cannot be used."""
+        """Write the cache completely or, also when a pair cannot be used, not at all."""
         needed, free = self.bytes, shutil.disk_usage(place.parent).free
         if needed > free:
             raise OSError(f"they take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
         partial = place.with_name(f"{place.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         partial.mkdir()
         before = len(problems)
         try:
             with ExitStack() as stack:
-                # Not through a memory map: on a full disk, that would kill the process instead of raising an error.
+                # Not memory-mapped: on a full disk, that would kill the process instead of raising an error.
                 files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb")) for key in self.shapes}
                 for key, shape in self.shapes.items():
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -271,7 +271,7 @@ class SplitCache:
                     file.flush()
                     os.fsync(file.fileno())
             if len(problems) == before:
-                shutil.rmtree(place, ignore_errors=True)  # a damaged one
+                shutil.rmtree(place, ignore_errors=True)  # a damaged cache, if any
                 os.replace(partial, place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -281,5 +281,5 @@ def _count_pixels(pair: StoredPair) -> int:
     try:
         with open_header(pair.image) as image:
             return image.width * image.height
-    except Exception:  # of any kind of damage; decoding it says which
+    except Exception:  # any kind of damage; decoding reports it
         return 0

@@ -1,4 +1,4 @@
-"""Validating every image and mask once, before anything expensive starts; and naming the data that was used."""
+"""Check every image and mask once, before anything expensive starts; and identify the data by a fingerprint."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ OTHER_PALETTE = (
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> str:
-    """Name the data of a run: the same files give the same fingerprint, wherever and on whichever machine they lie.
+    """Identify the data of a run: the same files give the same fingerprint, in any folder and on any machine.
 
-    It covers the names of the splits and, in order, each file's name below the folder that holds all of them and its
-    size in bytes, or, for generated data, the encoded bytes themselves. Files are not read.
+    It covers the names of the splits and, in order, each file's path below the common folder of all files and its size
+    in bytes. Of pictures in a table and of generated ones, it covers the encoded bytes. Files are not read.
 
     Returns:
-        `str`: 16 hex digits, the beginning of a SHA-256.
+        `str`: the first 16 hex digits of a SHA-256.
     """
-    # two passes, so that no more than some rows are in memory at once
+    # two passes, so that only some rows are in memory at a time
     pictures = (stored for pair in stored_pairs(splits) for stored in (pair.image, pair.mask))
-    # of what `init` draws elsewhere, photographs may have absolute paths and masks relative ones
+    # where `init` drew masks into another folder, images may have absolute paths and masks relative ones
     folders = {os.path.dirname(os.path.abspath(stored["path"])) for stored in pictures if is_file(stored)}
     root = os.path.commonpath(folders) if folders else ""
 
@@ -53,7 +53,7 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
 
 
 def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], list]) -> str:
-    """A SHA-256 of all pairs, in order: of files, what the function says of a path; else, the encoded bytes."""
+    """SHA-256 of all pairs, in order: of `describe_file(path)` for files, of the encoded bytes otherwise."""
     digest = hashlib.sha256()
     for pair in stored_pairs(splits):
         for stored in (pair.image, pair.mask):
@@ -64,11 +64,11 @@ def _hash_pairs(splits: Mapping[str, Dataset], describe_file: Callable[[str], li
 
 
 def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
-    """Check every image and mask, in parallel; a data set of files that passed is remembered on this machine.
+    """Check every image and mask, in parallel. A data set of files that passed is not checked again on this machine.
 
     Raises:
-        DataError: when a file cannot be decoded, an image and its mask differ in size, a mask has not one 8-bit
-            channel, or a mask holds a value outside the label table.
+        DataError: when a file cannot be decoded, an image and its mask differ in size, a mask does not have exactly
+            one 8-bit channel, or a mask holds a value outside the label table.
     """
 
     def check() -> None:
@@ -79,8 +79,8 @@ def check_splits(splits: DatasetDict, spec: DatasetSpec) -> None:
 
 
 def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict, list[Problem]]:
-    """Leave out every pair that `check_splits` would refuse, and say what is wrong with each; remembered, so that all
-    processes leave out the same."""
+    """Leave out every pair that `check_splits` would refuse; return the other pairs, and what is wrong with those left
+    out. The result is remembered, so that all processes leave out the same pairs."""
 
     def find() -> list[tuple[str, int, dict[str, str]]]:
         return [(split, row, dataclasses.asdict(problem)) for split, row, problem in _find_bad_pairs(splits, spec)]
@@ -94,7 +94,7 @@ def drop_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> tuple[DatasetDict,
 
 
 def _find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, int, Problem]]:
-    """Decode every pair, on all cores; returns split and row of those that cannot be used, and what is wrong."""
+    """Decode every pair, on all cores; return split, row and problem of each pair that cannot be used."""
 
     def check(pair: StoredPair) -> Problem | None:
         try:
@@ -108,7 +108,7 @@ def _find_bad_pairs(splits: DatasetDict, spec: DatasetSpec) -> list[tuple[str, i
 
 
 def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
-    """Refuse to read the indices of palettes as ids where palettes differ; remembered, as in `check_splits`."""
+    """Raise a PairError if palette indices are read as ids but palettes differ; remembered as in `check_splits`."""
 
     def compare() -> None:
         if error := find_other_palette(splits):
@@ -119,20 +119,20 @@ def check_palettes(splits: DatasetDict, spec: DatasetSpec) -> None:
 
 
 def reads_ids(splits: Mapping[str, Dataset]) -> bool:
-    """Whether the masks are decoded by `classes.json`, and it gives ids."""
+    """Whether the masks are decoded by a `classes.json` that gives the classes as ids."""
     columns = [dataset.features["mask"] for dataset in splits.values()]
     return any(isinstance(column, ClassMask) and not column.by_color for column in columns)
 
 
 def find_other_palette(splits: Mapping[str, Dataset]) -> PairError | None:
-    """Find two masks whose palettes give different colours to an index that both hold; the error names both.
+    """Find two masks whose palettes give different colours to an index that both use; return an error that names them.
 
-    The headers are read; where all palettes are the same, as mostly, no mask is decoded.
+    First, only the headers are read: if all palettes are the same, as is usual, no mask is decoded.
     """
     desc = "Comparing palettes"
     if len({palette for _, palette in map_pairs(_stored_palette, splits, desc=desc)} - {None}) < 2:
         return None
-    seen: dict[int, tuple[int, str]] = {}  # index → the colour that it has first, and in which file
+    seen: dict[int, tuple[int, str]] = {}  # index → its colour in the first mask that uses it, and that mask
     for pair, colors in map_pairs(_used_colors, splits, desc=desc):
         for index, color in colors.items():
             first, file = seen.setdefault(index, (color, pair.mask_name))
@@ -144,7 +144,7 @@ def find_other_palette(splits: Mapping[str, Dataset]) -> PairError | None:
 
 
 def _stored_palette(pair: StoredPair) -> tuple[str, bytes] | None:
-    with suppress(Exception), open_header(pair.mask) as mask:  # of a damaged file, which decoding reports
+    with suppress(Exception), open_header(pair.mask) as mask:  # of a damaged file: decoding will report it
         if _has_palette(mask):
             return mask.palette.rawmode, bytes(mask.palette.palette)
     return None
@@ -164,9 +164,9 @@ def _has_palette(mask: PIL.Image.Image) -> bool:
 
 
 def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Callable[[], Any]) -> Any:
-    """The JSON value that `make` gives for a data set of files, made once on this machine unless it raises."""
+    """Return the JSON value of `make()`; it is stored on disk, and used again while the data set is unchanged."""
     if in_memory(splits):
-        return make()  # generated data has no name and date to be remembered by, and is checked quickly
+        return make()  # generated data has no file names and times to recognise it by, and is checked quickly
     folder = cache_folder() / "checked"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,20 +182,20 @@ def _remembered(splits: DatasetDict, spec: DatasetSpec, suffix: str, make: Calla
 
 
 def in_memory(splits: Mapping[str, Dataset]) -> bool:
-    """Whether the data was generated: its pictures are bytes in memory, and neither files nor in mapped tables."""
+    """Whether the data was generated: its pictures are bytes in memory, not files and not in memory-mapped tables."""
     first = ((split, next(stored_pairs({name: split}), None)) for name, split in splits.items())
     return any(pair is not None and not is_file(pair.image) and not split.cache_files for split, pair in first)
 
 
 def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
-    """A hash of a split, 64 hex digits, that changes when a file, the way of decoding it or the label table does.
+    """Hash a split to 64 hex digits, which change when a file, the way of decoding it or the label table changes.
 
-    Files count by path, size and times of change, and so do the files of a mapped table; generated pictures by their
-    bytes.
+    Files, also those of a memory-mapped table, are identified by path, size and times of change; generated pictures
+    by their bytes.
     """
     first = next(stored_pairs({name: dataset}), None)
     if first is not None and not is_file(first.image) and dataset.cache_files:
-        # rows may have been left out since, so that the files alone do not say which these are
+        # the split may contain only some rows of the files, so the rows are part of the hash
         files = [[file["filename"], *_stat(file["filename"])] for file in dataset.cache_files]
         content = [files, dataset.select_columns("origin")[:]["origin"]]
     else:
@@ -205,9 +205,9 @@ def describe_state(name: str, dataset: Dataset, spec: DatasetSpec) -> str:
 
 
 def _stat(path: str) -> tuple[int, int, int]:
-    """Size in bytes, and times of change in ns; -1 for what is not there, which decoding will report by name.
+    """Return size in bytes, mtime and ctime in ns; each is -1 for a missing file, which decoding will report.
 
-    The second one is the inode's, which a program that restores the first one (cp -p, rsync -t, unzip) cannot set.
+    Programs that restore the mtime of a file (cp -p, rsync -t, unzip) cannot set its ctime.
     """
     try:
         status = os.stat(path)

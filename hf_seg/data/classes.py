@@ -1,4 +1,4 @@
-"""`classes.json`: what the masks of a person's own folder mean, strictly checked."""
+"""`classes.json`: the classes in the masks of a user's own data, strictly checked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hf_seg.problem import DataError, Problem, did_you_mean
 from hf_seg.text import printable
 
 FILE_NAME = "classes.json"
-MAX_CLASSES = 255  # class ids are kept in 8 bits, of which 255 stands for what is ignored
+MAX_CLASSES = 255  # class ids have 8 bits, and 255 is the ignored label
 KEYS = ("classes", "ignore", "label_map")
 CLASS_KEYS = ("name", "id", "color")
 ID = f"a whole number from 0 to {MAX_ID}"
-CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories
 COLOUR = 'a colour, "#rrggbb" or [red, green, blue] from 0 to 255'
 
 Color = tuple[int, int, int]
@@ -31,21 +31,21 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The classes of a person's own masks."""
+    """The classes of a user's own masks."""
 
     names: tuple[str, ...]  # the position is the class id
     palette: tuple[Color, ...]
     by_color: bool  # masks hold the classes' colours, not ids
-    meaning: dict[int, int]  # what masks may hold, an id or a colour as 0xRRGGBB → class id, or 255 (ignored)
+    meaning: dict[int, int]  # allowed mask value, an id or a colour as 0xRRGGBB → class id, or 255 (ignored)
 
     def build_column(self) -> ClassMask:
-        """The column that decodes masks to class ids."""
+        """Build the column type that decodes masks to class ids."""
         values, labels = list(self.meaning), list(self.meaning.values())
         return ClassMask(by_color=self.by_color, values=values, labels=labels)
 
 
 def load_classes(root: Path) -> Classes:
-    """Read `root/classes.json`; a DataError says that it is absent, or everything that is wrong in it."""
+    """Read `root/classes.json`; raise a DataError if it is missing, or with all that is wrong in it."""
     path = root / FILE_NAME
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
@@ -63,7 +63,7 @@ def load_classes(root: Path) -> Classes:
 
 
 def read_classes(content: Any, place: str = FILE_NAME) -> Classes:
-    """What the JSON of `classes.json` says; a DataError, everything that is wrong in it."""
+    """Read the parsed JSON of `classes.json`; raise a DataError with all that is wrong in it."""
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         what = 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color'
@@ -86,7 +86,7 @@ def read_classes(content: Any, place: str = FILE_NAME) -> Classes:
 
 
 def writable_name(name: str) -> str:
-    """A class's name without characters that move the cursor, end a line, or cannot be written to a file."""
+    """Return a class name, escaped if it has characters that control a terminal or cannot be written to a file."""
     return printable(name) if any(unicodedata.category(character) in CONTROL for character in name) else name
 
 
@@ -98,7 +98,7 @@ class _Reader:
         self.problems: list[Problem] = []
         self.meaning: dict[int, int] = {}
         self.palette: list[Color | None] = []
-        # what must not be there twice → the key where it is first
+        # value that may occur only once → key of its first occurrence
         self.names: dict[str, str] = {}
         self.values: dict[int, str] = {}
         self.colors: dict[int, str] = {}
@@ -130,7 +130,7 @@ class _Reader:
             self.refuse(f"{place}.{wanted}", "is missing", f"give {self.kind}: all classes have one, or none")
         color = _color(entry.get("color"))
         self.palette.append(None if color is None else (color >> 16, color >> 8 & 255, color & 255))
-        if "color" in entry and not self.by_color:  # otherwise it was looked at above
+        if "color" in entry and not self.by_color:  # `by_color`: it was checked above
             if color is None:
                 self._mismatch(f"{place}.color", COLOUR, entry["color"])
             else:
@@ -179,7 +179,7 @@ def _id(value: Any) -> int | None:
 
 
 def _color(value: Any) -> int | None:
-    """A colour as 0xRRGGBB, or None for what is none."""
+    """Return a colour as 0xRRGGBB; None if the value is not a colour."""
     if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         return int(value[1:], 16)
     if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
@@ -197,7 +197,7 @@ def _known(name: str, known: Iterable[str]) -> str:
 
 
 def distinct_colors(taken: Iterable[Color] = ()) -> Iterator[Color]:
-    """RGB colours without end that are easily told apart, all different and none of them in `taken`."""
+    """Yield endless RGB colours in [0, 255] that are easy to tell apart, all different and none of them in `taken`."""
     seen = set(taken)
     for index in itertools.count():
         # multiples of the golden ratio, modulo 1, never come close to each other

@@ -1,4 +1,4 @@
-"""The columns `image` and `mask` of a table, which decode on access: as stored, upright, or to class ids."""
+"""Column types for the `image` and `mask` of a table, decoded on access: as stored, upright, or to class ids."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ COLOURS = (
 
 @dataclass
 class StoredImage(Image):
-    """`datasets.Image` without its EXIF rotation: with the mode RGB for photographs, without for masks.
+    """`datasets.Image` without its EXIF rotation: the mode RGB is for photographs, other modes or none for masks.
 
-    Masks carry no EXIF, and those of the official data sets belong to the stored pixels. `datasets.Image` would turn a
-    photograph with an orientation tag and leave its mask as it is; after a turn by 180° not even the sizes would tell.
+    Masks have no EXIF data, and those of the official data sets match the stored pixels. `datasets.Image` would rotate
+    a photograph with an orientation tag but not its mask; after 180°, even their sizes would still agree.
     """
 
     _type: str = field(default="StoredImage", init=False, repr=False)
 
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
-        if isinstance(value, PIL.Image.Image):  # as in datasets.Image: decoding what is decoded changes nothing
+        if isinstance(value, PIL.Image.Image):  # decoded already; datasets.Image accepts it, too
             return value
         if self.mode == "RGB":
             return open_image(value, upright=False)
@@ -49,10 +49,10 @@ class StoredImage(Image):
 
 @dataclass
 class UprightImage(Image):
-    """A photograph as people see it, and as they draw masks over it: RGB, turned as its EXIF note says.
+    """A photograph as viewers and annotation programs show it: RGB, rotated by its EXIF orientation.
 
     Args:
-        value_range (`list[float]`, *optional*): as of `open_image`.
+        value_range (`list[float]`, *optional*): as in `open_image`.
     """
 
     value_range: list[float] | None = None
@@ -66,12 +66,12 @@ class UprightImage(Image):
 
 @dataclass
 class ClassMask(Image):
-    """A mask that decodes to class ids (mode L; 255 is ignored), whatever its file holds.
+    """A mask that decodes to class ids (mode L; 255 is ignored), from the ids or colours in its file.
 
     Args:
-        by_color (`bool`): the file's colours count, not its ids.
-        values (`list[int]`): what the masks may hold: ids in [0, 65535], or colours as 0xRRGGBB.
-        labels (`list[int]`): of each value, the class id, or 255 for what is ignored.
+        by_color (`bool`): read the file's colours, not its ids.
+        values (`list[int]`): allowed values of the masks: ids in [0, 65535], or colours as 0xRRGGBB.
+        labels (`list[int]`): the class id of each value, or 255 (ignored).
     """
 
     by_color: bool = False
@@ -87,7 +87,7 @@ class ClassMask(Image):
         if raw.dtype == bool:
             raw = raw * np.uint8(white(self.values, name_of(value)) if raw.any() else 0)
         table = _table(self.by_color, tuple(self.values), tuple(self.labels))
-        # ids of 32 bits may lie beyond the table: these get its last entry, which is no value's
+        # 32-bit ids outside the table get its last entry, which is always INVALID
         labels = table[raw if raw.dtype.kind == "u" else raw.clip(-1, len(table) - 1)]
         if (labels == INVALID).any():
             unknown, counts = np.unique(raw[labels == INVALID], return_counts=True)
@@ -97,7 +97,7 @@ class ClassMask(Image):
 
 
 def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairError:
-    """What is wrong with a mask that holds values that classes.json does not name: value → number of pixels."""
+    """Build the error for a mask with values that classes.json does not list. `counts`: value → number of pixels."""
     most = sorted(counts, key=lambda value: -counts[value])
     named = first(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most)
     remedy = (
@@ -110,14 +110,14 @@ def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairErr
 
 
 def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarray:
-    """What a mask's file holds, pixel by pixel; transparency is left out.
+    """Return the values of a mask's pixels as its file stores them, without transparency.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: ids (bool for 1-bit masks, uint8, uint16 or int32), or colours as
         0xRRGGBB (int32).
 
     Raises:
-        PairError: when the mask holds no such thing.
+        PairError: when the mask does not hold values of that kind.
     """
     if mask.mode == "F" or (by_color and mask.mode.startswith("I")):
         raise PairError(name, f"the mask has the mode {mask.mode}", NO_LABELS, code="mask-kind")
@@ -134,17 +134,17 @@ def raw_values(mask: PIL.Image.Image, *, by_color: bool, name: str) -> np.ndarra
 
 
 def is_gray(pixels: np.ndarray) -> bool:
-    """Whether RGB pixels are ids in three equal channels."""
+    """Whether RGB pixels `(height, width, 3)` have three equal channels, so that they may be ids."""
     return bool((pixels == pixels[..., :1]).all())
 
 
 def has_colors(mask: PIL.Image.Image) -> bool:
-    """Whether a mask's file holds colours and no ids; of a GIF, the indices mean nothing."""
+    """Whether a mask's file holds colours, not ids. A GIF holds colours: its palette indices mean nothing."""
     return mask.format == "GIF" or not (mask.mode in ("1", "L", "LA", "P", "PA") or mask.mode.startswith("I"))
 
 
 def white(values: Collection[int], name: str) -> int:
-    """The id of the white of a 1-bit mask: 1, or 255 where that is an id and 1 is none; a PairError where both are."""
+    """Return the id of white in a 1-bit mask: 255 if it is in `values`, else 1; raise a PairError if both are."""
     if 1 in values and 255 in values:
         what = "the mask has 1 bit a pixel, and its white may be 1 or 255, which both have a meaning"
         raise PairError(name, what, WHITE, code="mask-kind")
@@ -155,7 +155,7 @@ def as_text(value: int, by_color: bool) -> str:
     return f"#{value:06x}" if by_color else str(value)
 
 
-@lru_cache(maxsize=4)  # a table of colours has 32 MB, and looking a pixel up in it is the fastest way
+@lru_cache(maxsize=4)  # a table of colours takes 32 MB; looking pixels up in it is the fastest way
 def _table(by_color: bool, values: tuple[int, ...], labels: tuple[int, ...]) -> np.ndarray:
     table = np.full((2**24 if by_color else MAX_ID + 1) + 1, INVALID, np.int16)
     table[list(values)] = labels
@@ -163,8 +163,8 @@ def _table(by_color: bool, values: tuple[int, ...], labels: tuple[int, ...]) -> 
 
 
 with warnings.catch_warnings():
-    # Registered, so that tables which datasets writes and reads again (map, save_to_disk) keep these types. That the
-    # function is experimental need not be said to everybody who trains a model.
+    # Registered, so that tables that `datasets` writes and reads again (map, save_to_disk) keep these types. The
+    # warning that this function is experimental is of no use to users.
     warnings.simplefilter("ignore", UserWarning)
     for column in (StoredImage, UprightImage, ClassMask):
         register_feature(column, column.__name__)

@@ -1,4 +1,4 @@
-"""Pictures at their own size, for `data.resize` "crop": random windows of them for training, all of them otherwise."""
+"""Pictures at their own size, for `data.resize` "crop": random windows for training, whole pictures otherwise."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
     from hf_seg.data.transforms import SegTransform
 
-SCALES = (0.5, 2.0)  # of the picture, before a window of the model's size is cut out
-MOST = 0.75  # of a window's labelled pixels may be of one class,
-DRAWS = 10  # unless none of so many windows is better: MMSegmentation's `cat_max_ratio` for Cityscapes
+SCALES = (0.5, 2.0)  # range of the picture's scale, before a window of the model's size is cut out
+MOST = 0.75  # a window is drawn again if one class has this fraction of its labelled pixels or more,
+DRAWS = 10  # up to this many draws: MMSegmentation's `cat_max_ratio` for Cityscapes
 
 
 class StoredPictures:
-    """Pictures of several sizes one behind the other in flat arrays, which may be mapped from a folder."""
+    """Pictures of different sizes, concatenated in flat arrays, which may be memory-mapped from a folder.
+
+    Args:
+        pixels, labels: uint8 of shape `(3 * n,)` and `(n,)`, with n pixels in all; colours are the last axis.
+        sizes: height and width of each picture, integers of shape `(pictures, 2)`.
+    """
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, sizes: np.ndarray, folder: Path | None = None):
         self.pixels, self.labels, self.sizes, self.folder = pixels, labels, sizes, folder
@@ -36,7 +41,7 @@ class StoredPictures:
 
     @classmethod
     def open(cls, folder: Path) -> StoredPictures:
-        """Map the files of a cache; raises OSError, ValueError or EOFError when they are not there or not whole."""
+        """Memory-map the files of a cache; raise OSError, ValueError or EOFError if they are missing or incomplete."""
         pixels, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixel_values", "labels"))
         return cls(pixels, labels, np.load(folder / "sizes.npy"), folder)
 
@@ -44,7 +49,7 @@ class StoredPictures:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """A pair, not copied: `pixel_values`, uint8 `(height, width, 3)`, and `labels`, uint8 `(height, width)`."""
+        """Views of a pair: `pixel_values`, uint8 `(height, width, 3)`, and `labels`, uint8 `(height, width)`."""
         (start, end), size = self.starts[index : index + 2], self.sizes[index]
         pixels, labels = self.pixels[3 * start : 3 * end], self.labels[start:end]
         return {"pixel_values": pixels.reshape(*size, 3), "labels": labels.reshape(size)}
@@ -53,12 +58,12 @@ class StoredPictures:
         return sum(count_pixels(self[index]["labels"]) for index in range(len(self)))
 
     def __reduce__(self):
-        # pickled as it is, a memory-mapped array would travel to each worker in full
+        # pickling a memory-mapped array would send all of its data to each worker
         return (StoredPictures.open, (self.folder,)) if self.folder else super().__reduce__()
 
 
 class DecodedPictures:
-    """Decodes pictures each time that they are read."""
+    """Pictures that are decoded each time they are read."""
 
     def __init__(self, dataset: Dataset, transform: SegTransform):
         self.dataset, self.transform = dataset, transform
@@ -67,7 +72,7 @@ class DecodedPictures:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """As [`StoredPictures`] has it."""
+        """Return a pair in the format of [`StoredPictures`]."""
         pair = {key: values[0].numpy() for key, values in self.transform.prepare(self.dataset[[index]]).items()}
         return pair | {"pixel_values": pair["pixel_values"].transpose(1, 2, 0)}
 
@@ -79,7 +84,7 @@ Pictures = StoredPictures | DecodedPictures
 
 
 class WholePairs(PreparedPairs):
-    """For evaluation: pictures at their own size, so that a batch holds one."""
+    """Whole pictures at their own size, for evaluation; a batch must have exactly one."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
@@ -94,9 +99,9 @@ class WholePairs(PreparedPairs):
 
 
 class RandomCrops(PreparedPairs):
-    """For training: of each picture one window, drawn again each epoch.
+    """One random window of each picture, for training; drawn again each epoch.
 
-    The windows follow from `seed`, the epoch and the picture, so that a run that is resumed sees the same ones.
+    The windows depend only on `seed`, the epoch and the picture's index, so a resumed run sees the same ones.
 
     Args:
         size: height and width of the windows.
@@ -107,7 +112,7 @@ class RandomCrops(PreparedPairs):
         self.seed = self.epoch = 0
         self.decodes = isinstance(pictures, DecodedPictures)
 
-    def set_epoch(self, epoch: int) -> None:  # which accelerate's loaders call
+    def set_epoch(self, epoch: int) -> None:  # accelerate's loaders call it
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -126,7 +131,7 @@ class RandomCrops(PreparedPairs):
         (top, left, bottom, right), inner = draw_crop(pair["labels"], self.size, self.ignore_index, random)
         pixels, labels = (torch.from_numpy(np.array(each[top:bottom, left:right])) for each in pair.values())
         image = F.resize(pixels.permute(2, 0, 1), list(inner), InterpolationMode.BILINEAR, antialias=True)
-        # the pixel that holds the centre of the target pixel, as everywhere
+        # takes the pixel under the centre of the target pixel, as for all masks
         mask = F.resize(labels[None], list(inner), InterpolationMode.NEAREST_EXACT)[0]
         return pad(image, self.size, 0), pad(mask, self.size, self.ignore_index)
 
@@ -138,8 +143,8 @@ def draw_crop(labels: np.ndarray, size: Size, ignore_index: int, random: np.rand
         labels: class ids of the picture, `(height, width)`.
 
     Returns:
-        `tuple`: the window in the picture as it is stored; and the size to resize it to, which is smaller than `size`
-        where the scaled picture is.
+        `tuple`: the window as a box in the unscaled picture; and the size to resize it to, which is smaller than
+        `size` where the scaled picture is smaller.
     """
     scale = random.uniform(*SCALES)
     sides = list(zip(labels.shape, size, strict=True))

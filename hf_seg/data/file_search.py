@@ -1,4 +1,4 @@
-"""The files below a folder, in folders that are links, too; nothing is left out without being named."""
+"""Find the files below a folder, also in linked folders; every path that cannot be used is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READABLE = "Make it readable, or remove it."
 
 
 def is_utf8(path: str | os.PathLike) -> bool:
-    """Whether a path is text: bytes of another encoding stand in it as lone surrogates, which no file can hold."""
+    """Whether a path is valid UTF-8: Python reads other bytes as lone surrogates, which no file can store."""
     return not any("\ud800" <= character <= "\udfff" for character in os.fspath(path))
 
 
@@ -23,8 +23,8 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     """List all files below a folder. Links are followed; names that begin with a dot are left out.
 
     Returns:
-        `tuple`: the files, sorted; and links to nothing or to a folder that holds them, folders that cannot be read,
-        names that are not UTF-8, devices and the like.
+        `tuple`: the files, sorted; and a problem for each broken or circular link, folder that cannot be read, name
+        that is not UTF-8, and device or similar.
     """
     files: list[Path] = []
     problems: list[Problem] = []
@@ -62,7 +62,7 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
 
 
 def _leads_there(check: Callable[[], bool]) -> bool:
-    """What `is_dir` or `is_file` of an entry says; a link to itself, or through a file, leads nowhere."""
+    """Return `is_dir()` or `is_file()` of an entry; False if it raises, as for a link to itself or through a file."""
     try:
         return check()
     except OSError:

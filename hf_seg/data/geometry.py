@@ -1,6 +1,6 @@
-"""How pictures of any size meet a model's one input size, and how its output meets the pictures again.
+"""Fit pictures of any size to a model's input size, and map its output back to the pictures.
 
-Shared by training and by all that uses a trained model; Spaces get this file without the rest of hf_seg.
+Training and inference share this file; Spaces get a copy of it without the rest of hf_seg.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import get_image_size_for_max_height_width
 
-OVERLAP = 0.25  # of two neighbouring windows, as a share of their side
+OVERLAP = 0.25  # least overlap of two neighbouring windows, as a fraction of their side
 
 Size = tuple[int, int]  # height and width
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def fitted_size(picture: Size, frame: Size) -> Size:
-    """The largest size of a picture, its shape kept, within a frame; that which image processors of transformers give
-    it for `max_height` and `max_width`. But a side is at least 1, where they make 0 of a long and thin picture's."""
+    """Return the largest size of a picture within a frame, with its aspect ratio kept. transformers' image processors
+    compute the same for `max_height` and `max_width`; but here a side is at least 1, while theirs may be 0."""
     height, width = get_image_size_for_max_height_width(picture, *frame)
     return max(1, height), max(1, width)
 
 
 def centered(inner: Size, outer: Size) -> Box:
-    """Where `inner` lies in the middle of `outer`."""
+    """The box of `inner` in the middle of `outer`."""
     top, left = ((outside - inside) // 2 for inside, outside in zip(inner, outer, strict=True))
     return top, left, top + inner[0], left + inner[1]
 
 
 def letterboxed(picture: Size, frame: Size) -> Box:
-    """Where a picture lies that keeps its shape, in the middle of a frame that it is made to fit."""
+    """The box of a picture that is resized to fit a frame, with its aspect ratio kept, in the middle of the frame."""
     return centered(fitted_size(picture, frame), frame)
 
 
 def cut(values: Tensor, box: Box) -> Tensor:
-    """The part of `(…, height, width)` in a box."""
+    """Return the part of `values` `(…, height, width)` in a box, as a view."""
     top, left, bottom, right = box
     return values[..., top:bottom, left:right]
 
 
 def pad(values: Tensor, size: Size, fill: float | Tensor) -> Tensor:
-    """`(…, height, width)` in the middle of a larger size; `fill` is what is around it."""
+    """Put `values` `(…, height, width)` in the middle of a larger size, with `fill` around them."""
     padded = values.new_empty(*values.shape[:-2], *size)
     padded[...] = fill
     cut(padded, centered(values.shape[-2:], size)).copy_(values)
@@ -57,27 +57,27 @@ def pad(values: Tensor, size: Size, fill: float | Tensor) -> Tensor:
 
 
 def center_crop(values: Tensor, size: Size, fill: float) -> Tensor:
-    """The middle of `(…, height, width)`, padded where that is smaller."""
+    """Crop `values` `(…, height, width)` to `size` about their centre; pad them with `fill` where they are smaller."""
     inner = tuple(map(min, values.shape[-2:], size))
     return pad(cut(values, centered(inner, values.shape[-2:])), size, fill)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """How an image processor's pictures meet the model: the `data.resize` of the run that saved it.
+    """How an image processor fits pictures to the model's input: the `data.resize` of the run that saved it.
 
-    transformers' own image processor resizes for `"letterbox"` and leaves the padding out, and does nothing for
-    `"crop"`; the padding and the windows are done here. A centre crop of other image processors is left out: every
-    pixel of a photograph gets a class.
+    The image processor of transformers resizes for `"letterbox"` but does not pad, and keeps the size for `"crop"`;
+    this module does the padding and the windows. The centre crop of other image processors is switched off, so that
+    every pixel of a photograph gets a class.
     """
 
     resize: Literal["stretch", "letterbox", "crop"]
-    size: Size | None  # of the model's input; None where only the image processor knows
-    black: Tensor  # of shape (3, 1, 1): what it makes of black
+    size: Size | None  # of the model's input; None for `"stretch"`, where the image processor resizes
+    black: Tensor  # float32 of shape (3, 1, 1): a black pixel after normalisation
 
     @classmethod
     def of(cls, image_processor: Any) -> Framing:
-        """Read it from the settings that [`hf_seg.models.build.build_image_processor`] saves."""
+        """Read the framing from the settings that [`hf_seg.models.build.build_image_processor`] saves."""
         resize, size = "stretch", None
         if image_processor.do_resize:
             limits = dict(image_processor.size)
@@ -94,22 +94,22 @@ class Framing:
         return cls(resize=resize, size=(size["height"], size["width"]), black=black[:, None, None])
 
     def frame(self, picture: Size) -> Size | None:
-        """The size at which the model's input holds a picture, padding included; None where nothing is padded."""
+        """The size of a picture in the model's input, padding included; None where nothing is padded."""
         if self.resize == "crop":
             return max(picture[0], self.size[0]), max(picture[1], self.size[1])
         return self.size
 
     def box(self, picture: Size) -> Box | None:
-        """Where in the model's input a picture lies; None where it is all of it."""
+        """The box of a picture in the model's input; None if the picture fills it."""
         if self.resize == "crop":
             return centered(picture, self.frame(picture))
         return letterboxed(picture, self.size) if self.resize == "letterbox" else None
 
     def prepare(self, image_processor: Any, image: Image.Image) -> Tensor:
-        """`pixel_values` of an RGB image, of shape `(3, height, width)`."""
+        """Return the `pixel_values` of an RGB image, of shape `(3, height, width)`."""
         picture = image.height, image.width
         if self.resize == "letterbox" and 1 in (fitted := fitted_size(picture, self.size)):
-            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)  # else the image processor leaves nothing
+            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)  # else its result has 0 pixels
         # a centre crop, such as MobileViT's, would leave the borders without a class
         whole = {"do_center_crop": False} if getattr(image_processor, "do_center_crop", None) else {}
         pixel_values = image_processor(image, return_tensors="pt", **whole)["pixel_values"][0]
@@ -117,14 +117,14 @@ class Framing:
 
 
 def windows(size: Size, window: Size) -> list[Box]:
-    """Windows that cover a size: evenly spread, the last ones ending at its borders, neighbours overlapping by at
-    least a quarter. Where a size is smaller than the window, the window is as small."""
+    """Return windows that cover `size`: evenly spaced from border to border, neighbours overlapping by at least a
+    quarter. Where a side of `size` is shorter than the window, the window gets the length of that side."""
     (tops, height), (lefts, width) = (_starts(length, side) for length, side in zip(size, window, strict=True))
     return [(top, left, top + height, left + width) for top in tops for left in lefts]
 
 
 def _starts(length: int, side: int) -> tuple[list[int], int]:
-    """Where windows begin along one side, and how long they are."""
+    """Return where windows begin along one side, and their length."""
     if length <= side:
         return [0], length
     count = 1 + math.ceil((length - side) / (side * (1 - OVERLAP)))
@@ -134,15 +134,15 @@ def _starts(length: int, side: int) -> tuple[list[int], int]:
 def blend(
     size: Size, window: Size, batch_size: int, probabilities: Callable[[list[Box]], Iterable[Tensor]]
 ) -> Iterator[Tensor]:
-    """Probabilities of a picture from those of its windows, which weigh less towards their borders.
+    """Compute the probabilities of a picture from those of its windows, with smaller weights near window borders.
 
     Args:
-        probabilities: from at most `batch_size` boxes to those of each one's pixels,
+        probabilities: maps at most `batch_size` boxes to the probabilities of each box's pixels, of shape
             `(C, bottom - top, right - left)`.
 
     Yields:
-        `torch.FloatTensor` of shape `(C, rows, width)`, from the top down, as soon as no other window reaches them:
-        all at once would take a gigabyte for 20 classes and 12 megapixels. They sum to 1 a pixel.
+        `torch.FloatTensor` of shape `(C, rows, width)`: strips from top to bottom, each as soon as no other window
+        overlaps it. All at once would take 1 GB for 20 classes and 12 megapixels. They sum to 1 at each pixel.
     """
     rows = [list(group) for _, group in groupby(windows(size, window), key=lambda box: box[0])]
     tops = [row[0][0] for row in rows[1:]]
@@ -168,8 +168,8 @@ def blend(
 def slide(
     pixel_values: Tensor, window: Size, batch_size: int, probabilities: Callable[[Tensor], Tensor]
 ) -> Iterator[Tensor]:
-    """[`blend`] the probabilities of windows, `(batch, 3, *window)` to `(batch, C, *window)`, that are cut out of
-    `pixel_values` `(3, height, width)`."""
+    """Cut windows out of `pixel_values` `(3, height, width)` and [`blend`] their probabilities, where `probabilities`
+    maps `(batch, 3, *window)` to `(batch, C, *window)`."""
 
     def of_windows(boxes: list[Box]) -> Tensor:
         return probabilities(torch.stack([cut(pixel_values, box) for box in boxes]))
@@ -178,7 +178,7 @@ def slide(
 
 
 def strongest(strips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Class ids and their probabilities, each of shape `(height, width)`, from what [`blend`] gives."""
+    """Return the most probable class ids (int64) and their probabilities, each `(height, width)`, from [`blend`]."""
     confidence, ids = zip(*(strip.max(dim=0) for strip in strips), strict=True)
     return torch.cat(ids), torch.cat(confidence)
 

@@ -1,4 +1,4 @@
-"""Pairs of image and mask: decoding and checking ONE of them, the one parallel pass over many, and listing them."""
+"""Pairs of image and mask: decoding and checking one pair, the parallel pass over many pairs, and listing them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hf_seg.problem import DataError, PairError, Problem, Refusal
 
 T = TypeVar("T")
 
-ALL = "pairs"  # in place of the splits of a listing, where it is not known which pair is in which
-AT_ONCE = 256  # pairs that are in memory at a time: a picture's bytes may lie in its table's row
+ALL = "pairs"  # the only key of a listing's `splits` when it is not known which pair is in which split
+AT_ONCE = 256  # pairs in memory at a time: a table's rows may contain the bytes of the pictures
 
 SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
 SAME = "An image and its mask must have the same width and height."
@@ -41,7 +41,7 @@ class StoredPair:
     index: int
     image: Stored
     mask: Stored
-    origin: str | None = None  # where it comes from, when that is no file, such as `org/name train[7]`
+    origin: str | None = None  # row of a table, such as `org/name train[7]`; None for other sources
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class StoredPair:
 
     @property
     def image_name(self) -> str:
-        """For messages; of files, the path."""
+        """The image in messages: its path if it is a file, else its row."""
         return self.image["path"] if is_file(self.image) else f"{self.origin or self.name}, image"
 
     @property
@@ -58,12 +58,12 @@ class StoredPair:
 
 
 def is_file(stored: Stored) -> bool:
-    """Whether a picture is a file of its own; else its bytes stand in the table."""
+    """Whether a picture is a file of its own; otherwise the table contains its bytes."""
     return stored["bytes"] is None
 
 
 def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
-    """Every pair as stored, some at a time: the bytes of a table's pictures need not fit into memory."""
+    """Yield every pair as stored, reading `AT_ONCE` at a time: the pictures of a table may be larger than memory."""
     for split, dataset in splits.items():
         stored = dataset.with_format(None)
         for column in ("image", "mask"):
@@ -78,15 +78,16 @@ def stored_pairs(splits: Mapping[str, Dataset]) -> Iterator[StoredPair]:
 def map_pairs(
     work: Callable[[StoredPair], T], splits: Mapping[str, Dataset], *, desc: str, disable_bar: bool = False
 ) -> Iterator[tuple[StoredPair, T]]:
-    """One pass over all pairs, in order, on all cores; gives each with what `work` returned for it.
+    """Apply `work` to all pairs, on all cores; yield each pair with its result, in order.
 
-    Pillow's decoders let go of the interpreter lock, so threads use all cores and nothing has to be copied.
+    Pillow's decoders release the GIL, so threads use all cores and nothing is copied between processes.
 
     Args:
-        desc (`str`), disable_bar (`bool`): of the progress bar, which is on terminals only and is gone at the end.
+        desc (`str`): title of the progress bar, which is shown only on terminals and removed at the end.
+        disable_bar (`bool`): show no progress bar.
     """
     waiting = stored_pairs(splits)
-    off = disable_bar or None  # None: where stderr is no terminal
+    off = disable_bar or None  # None: tqdm shows no bar if stderr is not a terminal
     bar = tqdm(desc=desc, total=sum(map(len, splits.values())), unit=" pairs", disable=off, leave=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         while pairs := list(itertools.islice(waiting, AT_ONCE)):
@@ -95,18 +96,18 @@ def map_pairs(
 
 
 def image_name(split: str, dataset: Dataset, index: int) -> str:
-    """What messages call the image of a pair: its file, or where it stands."""
+    """Return the name of a pair's image in messages: its path, or its row."""
     (pair,) = stored_pairs({split: dataset.select([index])})
     return replace(pair, index=index).image_name
 
 
 def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """Decode one pair as access to its table would, to an RGB image and a mask of the same size and one 8-bit channel.
+    """Decode one pair as reading it from its table does: an RGB image, and a mask of the same size in mode L or P.
 
     Raises:
         PairError: when the pair cannot be used.
     """
-    image = features["image"].decode_example(pair.image | {"path": pair.image_name})  # by which its errors name it
+    image = features["image"].decode_example(pair.image | {"path": pair.image_name})  # the name in error messages
     mask = features["mask"].decode_example(pair.mask | {"path": pair.mask_name})
     if mask.mode not in ("L", "P"):
         raise PairError(pair.mask_name, f"the mask has the mode {mask.mode}", CHANNELS, code="mask-kind")
@@ -121,7 +122,7 @@ def decode_pair(pair: StoredPair, features: Features, spec: DatasetSpec) -> tupl
 
 
 def check_sizes(pair: StoredPair, image: PIL.Image.Image, mask: PIL.Image.Image, *, upright: bool) -> None:
-    """Refuse an image and a mask whose sizes differ; `upright`: the image was turned as its EXIF note says."""
+    """Raise a PairError if the sizes differ. `upright`: the image was rotated by its EXIF orientation."""
     if image.size == mask.size:
         return
     sizes = " but the mask is ".join("{}x{}".format(*size) for size in (image.size, mask.size))
@@ -132,24 +133,24 @@ def check_sizes(pair: StoredPair, image: PIL.Image.Image, mask: PIL.Image.Image,
 
 
 def report_pairs(name: str, problems: list[Problem], total: int) -> DataError:
-    """One refusal for many pairs: names up to ten, counts them all, gives each remedy once."""
+    """Build one error for many pairs: it names up to ten, counts all of them, and gives each remedy once."""
     heading = f"{name}: {len(problems)} of {total} image and mask pairs cannot be used:"
     return DataError(problems=problems, heading=heading)
 
 
 @dataclass(kw_only=True)
 class Listing:
-    """The pairs that a data section names, also where a run would be refused; nothing is decoded for it."""
+    """The pairs of a recipe's data section, listed even if a run would be refused; none is decoded."""
 
     place: str  # the data set, for messages
-    layout: str = ""  # of your own folder: how it is read
-    spec: DatasetSpec | None = None  # None when it cannot be had
-    # tables with the columns `image` and `mask`; one, `ALL`, where it is not known which pair is in which split
+    layout: str = ""  # layout of your own folder; empty for other sources
+    spec: DatasetSpec | None = None  # None when it cannot be read
+    # tables with the columns `image` and `mask`; a single one, `ALL`, if it is not known which pair is in which split
     splits: DatasetDict | None = None
-    refusals: list[Refusal] = field(default_factory=list)  # what a run stops with
-    bad_pairs: list[Problem] = field(default_factory=list)  # files and rows that are no pair
+    refusals: list[Refusal] = field(default_factory=list)  # errors; a run raises the first one
+    bad_pairs: list[Problem] = field(default_factory=list)  # files and rows that are not a pair
     notes: list[Problem] = field(default_factory=list)  # warnings
-    save_split: Callable[[], None] | None = None  # keeps the split that was drawn; training calls it
+    save_split: Callable[[], None] | None = None  # writes a drawn split to split.json; loading the data calls it
 
     @property
     def split_known(self) -> bool:
@@ -157,15 +158,15 @@ class Listing:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Note a refusal instead of raising it: there may be more to list."""
+        """Record a refusal instead of raising it, so that listing continues."""
         try:
             yield
         except Refusal as refusal:
             self.refusals.append(refusal)
 
     def refuse(self, *, drop: bool) -> None:
-        """Raise what a run stops with; `drop`: files and rows that are no pair are left out."""
-        if self.bad_pairs and not drop and self.spec:  # before a split is drawn of what is only a part
+        """Raise the refusal that stops a run, if any. `drop`: files and rows that are not a pair are left out."""
+        if self.bad_pairs and not drop and self.spec:  # before a split of only the good pairs is saved
             total = sum(map(len, (self.splits or {}).values())) + len(self.bad_pairs)
             raise report_pairs(self.place, self.bad_pairs, total)
         if self.refusals:

@@ -1,4 +1,4 @@
-"""What training and evaluation read batches from."""
+"""Datasets that training and evaluation read batches from."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 
 class PreparedPairs(torch.utils.data.Dataset):
-    """The pairs of one split as `SegTransform.prepare` makes them, read a whole batch at a time."""
+    """The pairs of one split, as `SegTransform.prepare` returns them, read a whole batch at a time."""
 
-    decodes = False  # each time that a pair is read
+    decodes = False  # whether a pair is decoded each time it is read
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch, as torch's loaders ask for it.
+        """Return a batch. The loaders of torch call this method.
 
         Returns:
             `dict`: `pixel_values`, uint8 of shape `(batch, 3, height, width)`; `labels`, uint8 of shape
-            `(batch, height, width)`; `index`, int64 of shape `(batch,)`: the positions asked for.
+            `(batch, height, width)`; `index`, int64 of shape `(batch,)`: the given `indices`.
         """
         raise NotImplementedError
 
     def count_labels(self) -> np.ndarray:
-        """Pixels of each label, 255 included, in all masks as they are prepared: int64 of shape `(256,)`. The padding
-        of a letterbox may be left out, and pictures that are cropped count as a whole."""
+        """Count the pixels of each label, 255 included, in all prepared masks: int64 of shape `(256,)`. Letterbox
+        padding may be left out, and pictures that training crops are counted whole."""
         raise NotImplementedError
 
 
 class UncachedPairs(PreparedPairs):
-    """Decodes pairs each time that they are read."""
+    """Pairs that are decoded each time they are read."""
 
     decodes = True
 
@@ -61,14 +61,18 @@ class UncachedPairs(PreparedPairs):
 
 
 class CachedPairs(PreparedPairs):
-    """Reads pairs from arrays, in memory or mapped from a folder: the rows that are asked for, and nothing else."""
+    """Pairs in arrays, in memory or memory-mapped from a folder; only the requested rows are read.
+
+    Args:
+        pixel_values, labels: uint8 of shape `(pairs, 3, height, width)` and `(pairs, height, width)`.
+    """
 
     def __init__(self, pixel_values: np.ndarray, labels: np.ndarray, folder: Path | None = None):
         self.pixel_values, self.labels, self.folder = pixel_values, labels, folder
 
     @classmethod
     def open(cls, folder: Path) -> CachedPairs:
-        """Map the files of a cache; raises OSError, ValueError or EOFError when they are not there or not whole."""
+        """Memory-map the files of a cache; raise OSError, ValueError or EOFError if they are missing or incomplete."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixel_values", "labels")), folder)
 
     def __len__(self) -> int:
@@ -86,22 +90,22 @@ class CachedPairs(PreparedPairs):
         return sum(count_pixels(self.labels[start : start + 64]) for start in range(0, len(self), 64))
 
     def __reduce__(self):
-        # pickled as it is, a memory-mapped array would travel to each worker in full
+        # pickling a memory-mapped array would send all of its data to each worker
         return (CachedPairs.open, (self.folder,)) if self.folder else super().__reduce__()
 
 
 def black_pairs(count: int, size: Size) -> CachedPairs:
-    """Black pictures of the first class, as many as there are to be, in no memory."""
+    """`count` black pictures whose pixels all have the first class; they take no memory."""
     nothing = np.zeros((1, 1, 1, 1), np.uint8)
     return CachedPairs(np.broadcast_to(nothing, (count, 3, *size)), np.broadcast_to(nothing[0], (count, *size)))
 
 
 def count_pixels(labels: np.ndarray) -> np.ndarray:
-    return np.bincount(labels.ravel(), minlength=256)  # which makes 8 bytes of 1, so not of too many at a time
+    return np.bincount(labels.ravel(), minlength=256)  # makes 8 bytes of 1, so pass only some masks at a time
 
 
 def decode_and_count(dataset: Dataset, transform: SegTransform) -> np.ndarray:
-    """What `count_labels` gives of pairs that are not kept: their masks are decoded, on all cores."""
+    """Return `count_labels` of pairs that are not cached: decode their masks, on all cores."""
     decode = dataset.features["mask"].decode_example
 
     def count(pair: StoredPair) -> np.ndarray:

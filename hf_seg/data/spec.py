@@ -1,32 +1,32 @@
-"""What a data set's masks mean (class names, colours, the table from raw mask values to class ids), and its terms."""
+"""The classes of a data set (names, colours, table from raw mask values to class ids), and its terms of use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-IGNORE_INDEX = 255  # label of pixels that neither loss nor metric counts
-INVALID = -1  # table entry of a raw value that no mask of the data set may hold
+IGNORE_INDEX = 255  # label of pixels that loss and metrics ignore
+INVALID = -1  # table entry of raw values that no mask of the data set may contain
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """The classes of a data set, how its mask files encode them, and what has to be said of it elsewhere."""
+    """The classes of a data set, how its mask files encode them, and the facts that model cards need about it."""
 
     name: str  # as in a recipe's `data.name`
     class_names: tuple[str, ...]  # the position is the class id
-    palette: tuple[tuple[int, int, int], ...]  # one RGB colour a class, components in [0, 255]
+    palette: tuple[tuple[int, int, int], ...]  # one RGB colour per class, components in [0, 255]
     label_table: tuple[int, ...]  # of length 256: raw mask value → class id, `ignore_index`, or `INVALID`
     ignore_index: int = IGNORE_INDEX
-    title: str | None = None  # for readers; by default `name`
+    title: str | None = None  # name for readers; `describe` gives `name` if None
     homepage: str | None = None  # where the data set and its terms are published
-    terms: str | None = None  # what one may do with the data, in a sentence or two; None when it is not known
-    # of the terms that bind a model trained on the data, as the Hub's metadata wants it: lower case, with hyphens
+    terms: str | None = None  # permitted uses of the data, in a sentence or two; None if not known
+    # name, in the Hub's metadata, of the terms that bind a model trained on the data: lower case, with hyphens
     license_name: str | None = None
     split_rule: str | None = None  # which pictures are train, validation and test
-    publish_images: bool = False  # whether the terms let pictures of the data set be shown in public
-    official_size: str | None = None  # of the pictures as published; a run on others used a reduced copy
-    limits: tuple[str, ...] = ()  # what a model trained on the data cannot know, a sentence or two each
+    publish_images: bool = False  # whether the terms allow showing its pictures in public
+    official_size: str | None = None  # size of the published pictures; a run with smaller ones used a reduced copy
+    limits: tuple[str, ...] = ()  # limits of the data and of models trained on it, a sentence or two each
 
     def __post_init__(self) -> None:
         if len(self.palette) != self.num_labels or len(set(self.class_names)) != self.num_labels:
@@ -50,7 +50,7 @@ class DatasetSpec:
         return {name: index for index, name in enumerate(self.class_names)}
 
     def describe(self) -> dict[str, str | bool | list[str] | None]:
-        """What a run records of its data set, for whoever writes about the run; ready for JSON."""
+        """Return what a run records about its data set, for model cards and reports, as JSON-compatible values."""
         return {
             "title": self.title or self.name,
             "homepage": self.homepage,
@@ -65,5 +65,5 @@ class DatasetSpec:
 
 
 def build_label_table(mapping: Mapping[int, int]) -> tuple[int, ...]:
-    """The table of a [`DatasetSpec`], from raw mask value → class id or `IGNORE_INDEX`; all others are `INVALID`."""
+    """Build the 256-entry label table from raw mask value → class id or `IGNORE_INDEX`; others become `INVALID`."""
     return tuple(mapping.get(value, INVALID) for value in range(256))

@@ -1,4 +1,4 @@
-"""The one place where a stored picture is opened; its header says whether it can be used at all."""
+"""Open and decode stored pictures; those that Pillow would read only in part are refused by their headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from hf_seg.problem import PairError
 
 # An image or mask as a table stores it: {"path": str, "bytes": None} for a file, {"path": None, "bytes": bytes} if
-# it was generated, or both for a row of a table in which pictures lie.
+# it was generated, or both for a row of a table that contains the pictures.
 Stored = dict[str, Any]
 Kind = Literal["image", "mask"]
 
@@ -37,26 +37,26 @@ BANDS = "Save it with the bands that are to be seen: red, green and blue, or one
 PAGES = "Save each page or frame as a picture of its own: only the first would be read."
 IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not read."
 
-# what the tags of a TIFF mean
-COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands by photometric interpretation; of any other, one
+# meaning of the tags of a TIFF
+COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # photometric interpretation → bands; 1 for all others
 BAND_NAMES = {1: "one of grey or ids", 3: "red, green, blue", 4: "cyan, magenta, yellow, black"}
-SAMPLED = 2**16  # values of a picture, of which a range is measured
-UNKNOWN, ALPHA = 0, 2  # of an extra band
-NO_PAGE = 1 | 4  # a smaller copy of another page, or its transparency
+SAMPLED = 2**16  # at most this many values of a picture are used to measure its range
+UNKNOWN, ALPHA = 0, 2  # values of the tag ExtraSamples
+NO_PAGE = 1 | 4  # bits of the tag NewSubfileType: a smaller copy of another page, or its transparency
 
 
 def open_image(stored: Stored, *, upright: bool, value_range: Sequence[float] | None = None) -> PIL.Image.Image:
-    """Decode a photograph, as RGB; one channel becomes three equal ones.
+    """Decode a photograph to RGB with 8 bits per channel; a single channel becomes three equal ones.
 
     Args:
-        stored (`dict`): `path`, by which messages name it, and `bytes`, or None where they stand in the file `path`.
-        upright (`bool`): turn it as its EXIF note says.
-        value_range (`Sequence[float]`, *optional*): of a picture with one channel of more than 8 bits, the value that
-            becomes 0 and the one that becomes 255. Those between are spread evenly and rounded, those beyond are cut
-            off, and NaN becomes 0. `inference.demo_app.decode` does the same where there is no hf_seg.
+        stored (`dict`): `path`, its name in messages, and `bytes`, or None to read the file `path`.
+        upright (`bool`): rotate it by its EXIF orientation.
+        value_range (`Sequence[float]`, *optional*): for a picture with one channel of more than 8 bits, the value that
+            becomes 0 and the one that becomes 255. Values between are mapped linearly and rounded, values outside are
+            clipped, and NaN becomes 0. `inference.demo_app.decode` does the same without hf_seg.
 
     Raises:
-        PairError: when it cannot be decoded, or is of a kind of which a part would be lost in silence.
+        PairError: when it cannot be decoded, or when part of it (bits, bands, pages) would be lost silently.
     """
     with _decoded(stored, "image", deep=value_range is not None) as image:
         if upright:
@@ -73,7 +73,7 @@ def is_deep(image: PIL.Image.Image) -> bool:
 
 
 def sample_values(stored: Stored) -> np.ndarray | None:
-    """Some values of a photograph if it is deep; None if not, or if it cannot be decoded."""
+    """Return at most `SAMPLED` values of a deep photograph; None if it is not deep or cannot be decoded."""
     with suppress(Exception), open_header(stored) as image:
         if is_deep(image):
             values = np.asarray(image).ravel()
@@ -82,7 +82,7 @@ def sample_values(stored: Stored) -> np.ndarray | None:
 
 
 def measure_range(values: np.ndarray) -> list[float]:
-    """The 1st and the 99th percentile of the finite values of deep pictures; the first is below the second."""
+    """Return the 1st and the 99th percentile of the finite values, rounded; the first is below the second."""
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, (1, 99)) if values.size else (0, 0)
     low, high = (float(f"{low:g}"), float(f"{high:g}")) if values.dtype.kind == "f" else (int(low), math.ceil(high))
@@ -91,11 +91,11 @@ def measure_range(values: np.ndarray) -> list[float]:
 
 @contextmanager
 def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
-    """Decode a mask as it is stored, its format still known: `with open_mask(stored) as mask`.
+    """Decode a mask as it is stored; its `format` is kept. Use it as `with open_mask(stored) as mask`.
 
     Raises:
-        PairError: as `open_image`; also when the only thing in it is its transparency, and when what is made of the
-            mask below the `with` raises something else.
+        PairError: as `open_image`; also when only the alpha channel varies, and when the body of the `with` raises
+            any other exception.
     """
     with _decoded(stored, "mask") as mask:
         if mask.mode in ("LA", "PA", "RGBA"):
@@ -107,20 +107,20 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
 
 
 def open_header(stored: Stored) -> PIL.Image.Image:
-    """Read what a file says of its picture; nothing is decoded, or judged."""
+    """Open a picture and read its header; nothing is decoded or checked."""
     if stored["bytes"] is not None:
         return PIL.Image.open(BytesIO(stored["bytes"]))
     if os.path.exists(stored["path"]) and not os.path.isfile(stored["path"]):
         raise OSError("neither a file nor a link to one")  # opening a pipe would wait for ever
     image = PIL.Image.open(stored["path"])
-    image.filename = ""  # else Pillow maps the file, and scrambles an uncompressed TIFF that is stored lying
+    image.filename = ""  # else Pillow memory-maps the file and garbles an uncompressed TIFF stored on its side
     return image
 
 
 def orientation(image: PIL.Image.Image) -> int:
-    """A photograph's EXIF note: 1 is upright as stored; from 5 on, turning it exchanges width and height."""
+    """Return the EXIF orientation: 1 is upright as stored; from 5 on, rotating it swaps width and height."""
     if image.format == "PNG" and image.info.keys().isdisjoint(("exif", "Raw profile type exif")):
-        return 1  # it would be decoded to look for a note behind the pixels
+        return 1  # otherwise Pillow would decode it to look for EXIF data after the pixels
     return image.getexif().get(Base.Orientation, 1)
 
 
@@ -130,7 +130,7 @@ def name_of(stored: Stored) -> str:
 
 @contextmanager
 def _decoded(stored: Stored, kind: Kind, deep: bool = False) -> Iterator[PIL.Image.Image]:
-    """`deep`: an image may have more than 8 bits, too, when it has one channel."""
+    """Decode a picture or raise a PairError. `deep`: an image with one channel may have more than 8 bits."""
     name = name_of(stored)
     try:
         with open_header(stored) as image:
@@ -144,10 +144,10 @@ def _decoded(stored: Stored, kind: Kind, deep: bool = False) -> Iterator[PIL.Ima
 
 
 def _refuse(header: PIL.Image.Image, name: str, kind: Kind, deep: bool) -> None:
-    """Raise for a picture of which Pillow would give a part only; only a deep one is decoded for it."""
+    """Raise a PairError if Pillow would read only part of a picture. Only a refused deep image is decoded for this."""
     if header.format == "TIFF":
         bits = _refuse_bands(header.tag_v2, name, kind)
-    else:  # what Pillow calls RGB may have lost its lower 8 bits
+    else:  # Pillow reads 16-bit RGB as 8-bit RGB, without the lower bits
         bits = 16 if is_deep(header) or any(";16" in str(tile.args) for tile in header.tile) else 8
     if bits > 8 and not is_deep(header):
         raise _too_deep(bits, name, kind)
@@ -155,8 +155,8 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind, deep: bool) -> None:
         low, high = measure_range(np.asarray(header))
         reason = f"the image has more than 8 bits a channel ({bits}); most of its values are from {low:g} to {high:g}"
         raise PairError(name, reason, DEEP, code="deep-image")
-    if getattr(header, "is_animated", False) and header.format != "MPO":  # phones put a preview behind a photograph
-        if header.format == "TIFF":  # which may hold smaller copies of its pages
+    if getattr(header, "is_animated", False) and header.format != "MPO":  # phones store a preview after the photo
+        if header.format == "TIFF":  # may contain smaller copies of its pages
             kinds = [tags.get(Base.NewSubfileType, 0) for tags in _directories(header.fp)]
             pages = 1 + sum(not kind & NO_PAGE for kind in kinds[1:])
         else:
@@ -166,8 +166,8 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind, deep: bool) -> None:
 
 
 def _refuse_bands(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> int:
-    """Raise by the tags of a TIFF, which say more than Pillow's mode, and also where Pillow knows no mode; else give
-    its bits a channel."""
+    """Raise a PairError if a TIFF has too many bands, else return its bits per channel. This reads its tags, which
+    say more than Pillow's mode and exist even where Pillow has no mode."""
     depths = tags.get(Base.BitsPerSample, (1,))
     bands = tags.get(Base.SamplesPerPixel, len(depths))
     colors = COLORS.get(tags.get(Base.PhotometricInterpretation), 1)
@@ -183,10 +183,10 @@ def _too_deep(bits: int, name: str, kind: Kind) -> PairError:
 
 
 def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:
-    """The tags of each page of a TIFF, in an object that the next page's replace; pages need not be decodable."""
+    """Yield the tags of each page of a TIFF, always in the same object; pages need not be decodable."""
     file.seek(0)
     head = file.read(8)
-    tags = ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" else head)  # "+": a file above 4 GB
+    tags = ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" else head)  # "+": BigTIFF, above 4 GB
     seen = {0}
     while tags.next not in seen:
         seen.add(tags.next)
@@ -196,7 +196,7 @@ def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:
 
 
 def _explain(error: Exception, stored: Stored, kind: Kind) -> PairError:
-    """What is to be said of a picture that Pillow refuses."""
+    """Build the PairError for a picture that Pillow cannot decode."""
     name, what = name_of(stored), f"cannot be decoded ({type(error).__name__}: {error})"
     if isinstance(error, PIL.Image.DecompressionBombError):
         return PairError(name, what, HUGE, code="huge-image")

@@ -1,4 +1,4 @@
-"""`SegTransform`: photographs and masks, transformed as one, from a batch of PIL images to tensors."""
+"""`SegTransform` turns a batch of PIL images and their masks into tensors, with the same geometry for both."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ AUGMENTATIONS = ("none", "flip", "standard", "strong")
 
 
 def build_transforms(data: DataRecipe, spec: DatasetSpec) -> dict[str, SegTransform]:
-    """The transform of each split of a recipe's data: only training pairs are augmented."""
+    """Build the transform of each split of a recipe's data; only training pairs are augmented."""
     common = {"size": data.size, "resize": data.resize, "spec": spec, "normalize": data.normalize}
     plain = SegTransform(**common)
     return {"train": SegTransform(augment=data.augment, **common), "validation": plain, "test": plain}
 
 
 def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For torch's loaders, which expect a list of samples: prepared pairs come in whole batches."""
+    """Return the batch unchanged: torch's loaders expect a list of samples, but prepared pairs are read in batches."""
     return batch
 
 
 class SegTransform:
     """Turn a batch of `image` and `mask` columns into `pixel_values` and `labels`.
 
-    The convention, tested against torchvision and equal to the image processor that is saved with the model:
-    the image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias; the mask is
-    mapped by the data set's label table and resized with `NEAREST_EXACT`, whose sample points are the pixel centres
-    that bilinear interpolation uses too (plain `NEAREST` is half a pixel off); pixels are then scaled by 1/255 to
-    [0, 1], and normalised by a mean and a standard deviation only if asked.
+    Images are transformed as in the image processor that is saved with the model; tests compare with torchvision. The
+    image becomes uint8 RGB and is resized as a tensor with bilinear interpolation and antialias. The mask is mapped by
+    the data set's label table and resized with `NEAREST_EXACT`, which samples at the same pixel centres as bilinear
+    interpolation (plain `NEAREST` is half a pixel off). Pixels are then scaled by 1/255 to [0, 1] and, if requested,
+    normalised by a mean and a standard deviation.
 
-    It works in two steps. [`~SegTransform.prepare`], from pictures to small arrays of bytes, is the same for a pair
-    each time: its results can be kept. [`~SegTransform.finish`], from there to the model's input, holds all that is
-    random, and works on whole batches, on the device where they are. Calling the transform does both.
+    It works in two steps. [`~SegTransform.prepare`] turns pictures into small uint8 tensors; its result for a pair is
+    always the same, so it can be cached. [`~SegTransform.finish`] turns these into the model's input; it does all that
+    is random, on whole batches, on the device of the batch. Calling the transform does both.
 
     Args:
         size (`tuple[int, int]`): height and width of the result, in pixels.
-        resize (`str`): `"stretch"`: the aspect ratio is not kept; `"letterbox"`: it is, and what is left over on both
-            sides is black and has no label; `"crop"`: pictures keep their own size here, and training gets windows of
-            `size` from [`hf_seg.data.crops`].
+        resize (`str`): `"stretch"`: the aspect ratio is not kept; `"letterbox"`: it is kept, and the borders on both
+            sides are black with the label `ignore_index`; `"crop"`: pictures keep their own size here, and training
+            gets windows of `size` from [`hf_seg.data.crops`].
         augment (`str`): `"flip"`: mirrored left to right with probability 0.5; `"standard"`: a random crop of 50–100 %
             of the area (aspect ratio 3/4 to 4/3, both relative to the image's own), flip, and a change of brightness,
-            contrast, saturation (±40 %) and hue (±36°) of the image alone; `"strong"`: the same, from a crop of
-            25–100 %, turned by up to 30° either way. Geometry is drawn once for an image and its mask. Crops are taken
-            from a copy of 1.5 or 2 times `size`, so that next to none is enlarged. With `resize` `"crop"` there is no
-            second crop.
-        normalize (`str`): a key of `NORMALIZATIONS`, else pixels are not normalised. (`"auto"` of data without a model
-            means nothing; a trainer refuses it.)
+            contrast, saturation (±40 %) and hue (±36°) of the image only; `"strong"`: the same, but rotated first by
+            up to 30° either way, and with a crop of 25–100 %. An image and its mask get the same geometry. Crops are
+            taken from a copy of 1.5 (standard) or 2 (strong) times `size`, so that hardly any is enlarged. With
+            `resize` `"crop"` there is no second crop.
+        normalize (`str`): a key of `NORMALIZATIONS`; with any other value, pixels are not normalised. (`"auto"` must
+            be resolved before: it depends on the model.)
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class SegTransform:
 
     @property
     def prepared_size(self) -> Size:
-        """Height and width, in pixels, of what `prepare` makes; with `resize` `"crop"` of what training gets of it."""
+        """Height and width, in pixels, of the result of `prepare`; with `resize` `"crop"`, of the training windows."""
         # the smallest crop has a side of at least √(0.5 · 3/4) ≈ 0.61 of the image's, or √(0.25 · 3/4) ≈ 0.43
         factor = 1 if self.resize == "crop" else {"standard": 1.5, "strong": 2}.get(self.augment, 1)
         height, width = self.size
         return int(height * factor), int(width * factor)
 
     def fitted(self, picture: Size, size: Size) -> Size:
-        """What a picture is resized to for an input of `size`."""
+        """The size to which a picture is resized for an input of `size`."""
         return fitted_size(picture, size) if self.resize == "letterbox" else size
 
     def box(self, picture: Size) -> Box | None:
-        """Where a picture lies in the model's input; None where it is all of it."""
+        """The box of a picture in the model's input; None if the picture fills it."""
         return letterboxed(picture, self.size) if self.resize == "letterbox" else None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
@@ -99,7 +99,8 @@ class SegTransform:
 
         Returns:
             `dict`: `pixel_values`, uint8 of shape `(batch, 3, *prepared_size)`; `labels`, uint8 of shape
-            `(batch, *prepared_size)`: class ids, or `spec.ignore_index`.
+            `(batch, *prepared_size)`: class ids, or `spec.ignore_index`. With `resize` `"crop"`, height and width are
+            those of the pictures, which must all have the same size.
 
         Raises:
             DataError: when a mask does not fit its image or the label table.
@@ -113,11 +114,11 @@ class SegTransform:
 
         Args:
             batch (`dict`): what [`~SegTransform.prepare`] returns, on any device.
-            generator (`torch.Generator`, *optional*): of the CPU; torch's global one if not given.
+            generator (`torch.Generator`, *optional*): a CPU generator; torch's global one if not given.
 
         Returns:
             `dict`, on the same device: `pixel_values`, float32 of shape `(batch, 3, *size)`; `labels`, int64 of shape
-            `(batch, *size)`: class ids, or `spec.ignore_index`.
+            `(batch, *size)`: class ids, or `spec.ignore_index`. With `resize` `"crop"`, the given size is kept.
         """
         pixel_values, labels = batch["pixel_values"], batch["labels"]
         pixel_values = F.to_dtype(pixel_values, torch.float32, scale=True)
@@ -155,28 +156,28 @@ class SegTransform:
         return pixels, labels
 
     def prepare_mask(self, mask: Image.Image) -> np.ndarray:
-        """The `labels` of [`~SegTransform.prepare`] for one mask, without the padding of a letterbox: uint8."""
+        """`labels` of [`~SegTransform.prepare`] for one mask, without letterbox padding: uint8 `(height, width)`."""
         if len(mask.getbands()) > 1:
             what = f"a mask of mode {mask.mode} has several channels"
             raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")
-        # counting in C is faster than looking every pixel up
+        # a histogram in C is faster than a look-up of every pixel
         values = np.flatnonzero(mask.histogram()) if mask.mode in ("L", "P") else np.unique(np.asarray(mask))
         strange = values[self._look_up(values) == INVALID]
         if len(strange):
             what = f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
             raise DataError(self.spec.name, what, code="mask-values")
-        # Pillow's NEAREST samples at the pixels' centres, as NEAREST_EXACT
+        # Pillow's NEAREST samples at pixel centres, like torchvision's NEAREST_EXACT
         if self.resize != "crop":
             height, width = self.fitted((mask.height, mask.width), self.prepared_size)
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         return self.class_ids(mask)
 
     def class_ids(self, mask: Image.Image) -> np.ndarray:
-        """A mask at its own size: uint8 of shape `(height, width)`, class ids or `spec.ignore_index`."""
+        """Map a mask, at its own size, to uint8 of shape `(height, width)`: class ids or `spec.ignore_index`."""
         return self._look_up(np.asarray(mask)).astype(np.uint8)
 
     def _look_up(self, ids: np.ndarray) -> np.ndarray:
-        """Class ids; what 16-bit and 32-bit masks hold beyond the table must not wrap round to a class."""
+        """Class ids. Values of 16- and 32-bit masks outside the table become `INVALID`; they never wrap to a class."""
         ids = ids.astype(np.int64)
         inside = (ids >= 0) & (ids < len(self.table))
         return np.where(inside, self.table[np.where(inside, ids, 0)], INVALID)

@@ -1,5 +1,5 @@
-"""Where data comes from: what its masks mean, and which pairs it holds. A new data source is added here, and its
-name in recipe/keys.py; CONTRIBUTING.md has the steps.
+"""Data sources: what their masks mean, and which pairs they contain. Add a new source here, and its name in
+recipe/keys.py; CONTRIBUTING.md has the steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPECS = {spec.name: spec for spec in (oxford_pet.SPEC, cityscapes.SPEC, syntheti
 
 
 def load_spec(data: DataRecipe) -> DatasetSpec:
-    """What the masks of a recipe's data set mean; no file is read but the `classes.json` of your own data."""
+    """Return the spec of a recipe's data set. No picture is read; your own data needs its `classes.json`."""
     if data.name == "folder":
         root = folder.find_root(data.root)
         return folder.build_spec(root, find_layout(root, data.layout))
@@ -30,7 +30,7 @@ def load_spec(data: DataRecipe) -> DatasetSpec:
 
 
 def recognise(root: Path) -> list[DataRecipe]:
-    """The data sets that a folder holds, one of them your own if there is no other."""
+    """Return data sections for the known data sets in a folder; if there are none, one that reads it as your own."""
     found, own = [], any((root / name).exists() for name in ("masks", "classes.json"))
     for name, source in ({} if own else OFFICIAL).items():
         place = find_folder(source, str(root))
@@ -43,15 +43,15 @@ def recognise(root: Path) -> list[DataRecipe]:
 
 
 def fetch(data: DataRecipe) -> None:
-    """Download and unpack what is not there yet of a data set that hf_seg knows."""
+    """Download and unpack the missing parts of a data set that hf_seg knows."""
     if source := OFFICIAL.get(data.name):
         fetch_parts(source, find_folder(source, data.root), may_download=data.root is None)
 
 
 def list_data(data: DataRecipe) -> Listing:
-    """List the pairs of a data section as they are there now, of each split the first `max_*_samples`.
+    """List the pairs of a data section as they exist now: the first `max_*_samples` of each split.
 
-    Nothing is written, and nothing is downloaded but a table from the Hub. Generated data is drawn.
+    Nothing is written to the data's folder, and only tables of the Hub are downloaded. Generated data is drawn.
     """
     limits = {split: getattr(data, f"max_{split}_samples") for split in ("train", "validation", "test")}
     if data.name in synthetic.DRAW:
@@ -68,7 +68,7 @@ def list_data(data: DataRecipe) -> Listing:
 
 
 def examine_archives(data: DataRecipe, place: Path) -> list[Problem]:
-    """What a run would download or unpack first, and what is wrong with the archives in a data set's folder."""
+    """Report what a run would download or unpack first, and what is wrong with archives in the data's folder."""
     if source := OFFICIAL.get(data.name):
         return archives.examine_parts(source, place, may_download=data.root is None) if place.is_absolute() else []
     return list(archives.examine_archives(place)) if data.name == "folder" and place.is_dir() else []
@@ -92,6 +92,6 @@ def _list_official(data: DataRecipe) -> Listing:
 
 
 def _as_stored(columns: dict[str, dict[str, list]]) -> DatasetDict:
-    """Paths or encoded bytes go into the table as they are, and are decoded on access, without EXIF rotation."""
+    """Build tables of paths or encoded bytes, which are decoded on access, without EXIF rotation."""
     features = Features({"image": StoredImage(mode="RGB"), "mask": StoredImage()})
     return DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in columns.items()})

@@ -1,4 +1,4 @@
-"""Packed files in a data folder: what is in them is listed, and nothing is unpacked."""
+"""Examine the archives in a data folder without unpacking them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNSAFE = "Do not unpack it by hand; get it from where the data set is published.
 
 
 def examine_parts(source: ModuleType, folder: Path, *, may_download: bool) -> list[Problem]:
-    """What `fetch_parts` would refuse (errors) or do first (notes), given the same; nothing is written."""
+    """Report what `fetch_parts` would refuse (errors) or do (notes) with the same arguments; nothing is written."""
     title, lacking = source.SPEC.title, [each for each in source.ARCHIVES if not (folder / each.part).is_dir()]
     problems: list[Problem] = []
     if folder.is_dir():
@@ -38,12 +38,12 @@ def examine_parts(source: ModuleType, folder: Path, *, may_download: bool) -> li
 def examine_archives(
     folder: Path, *, needed: Collection[str] = (), official: Sequence[Archive] = ()
 ) -> Iterator[Problem]:
-    """Look into the archives that lie in a folder, but not in folders in it.
+    """Examine the archives in a folder, but not in its subfolders.
 
     Args:
-        needed (`Collection[str]`, *optional*): names of those that a run would unpack: what is wrong with them stops
-            it, and the checksums of .zip files' members are compared.
-        official (`Sequence[Archive]`, *optional*): what those of these names must be.
+        needed (`Collection[str]`, *optional*): names of the archives that a run would unpack: their problems are
+            errors, and the checksums of .zip members are compared.
+        official (`Sequence[Archive]`, *optional*): the official archives, which files of the same names must be.
     """
     known = {archive.file_name: archive for archive in official}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES)):
@@ -62,14 +62,14 @@ def _examine(path: Path, archive: Archive | None, *, needed: bool) -> Iterator[P
     if archive and archive.md5:
         wrong = check_md5(path, archive)
         if not wrong:
-            return  # what is in it is known
+            return  # the content of the official archive is known
         yield wrong
     unsafe = []
     with open_archive(path) as opened:
         if isinstance(opened, tarfile.TarFile):
             for member in opened:
                 try:
-                    tarfile.data_filter(member, str(path.parent))  # the one that it would be unpacked with
+                    tarfile.data_filter(member, str(path.parent))  # the filter that unpacking uses
                 except tarfile.FilterError as error:
                     unsafe.append(str(error))
             level, what = "error", "would be written outside of the folder, or are no files"
@@ -77,10 +77,10 @@ def _examine(path: Path, archive: Archive | None, *, needed: bool) -> Iterator[P
             for member in wanted_members(opened, path, archive) if archive and needed else ():
                 with opened.open(member) as file:
                     while file.read(1 << 20):
-                        pass  # to the end, where the checksum is compared
+                        pass  # zipfile compares the checksum at the end
             names = opened.namelist()
             unsafe = [name for name in names if {"/", ".."} & {*PurePosixPath(name.replace("\\", "/")).parts}]
-            level, what = "warning", "name a place outside of the folder"  # which zipfile takes out of the names
+            level, what = "warning", "name a place outside of the folder"  # zipfile removes it from the names
     if unsafe:
         shown = ", ".join(unsafe[:3]) + (", …" if len(unsafe) > 3 else "")
         what = f"{len(unsafe)} members {what}: {shown}"

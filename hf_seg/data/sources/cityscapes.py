@@ -12,7 +12,7 @@ from hf_seg.data.sources.download import Archive
 from hf_seg.data.spec import IGNORE_INDEX, DatasetSpec, build_label_table
 from hf_seg.problem import DataError, Problem
 
-# labelId of each of the 19 evaluated classes, with the name and the colour under which the benchmark reports it.
+# labelId, name and colour of each of the benchmark's 19 evaluated classes; the position is the class id.
 CLASSES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -34,7 +34,7 @@ CLASSES = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
-# labelIds run from 0 to 33, and -1 (licence plate), which an 8-bit file can only hold as 255.
+# labelIds are 0 to 33, and -1 (licence plate), which an 8-bit file can only store as 255.
 LABEL_TABLE = build_label_table(
     {value: IGNORE_INDEX for value in (*range(34), 255)}
     | {label_id: train_id for train_id, (label_id, _, _) in enumerate(CLASSES)}
@@ -72,7 +72,7 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "cityscapes"
 PARTS = ("leftImg8bit", "gtFine")
-SIGN = "gtFine"  # by which the doctor knows the data set
+SIGN = "gtFine"  # folder by which the data set is recognised
 IMAGE_SUFFIXES = ("_leftImg8bit.png", "_leftImg8bit.jpg")
 MASK_SUFFIXES = ("_gtFine_labelIds.png",)
 Key = tuple[str, str]  # city and name
@@ -103,7 +103,7 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     official val set is test, since the labels of the official test set are not public.
 
     Raises:
-        DataError: when an image has no mask, a mask no image, or an image is there twice.
+        DataError: when an image has no mask, a mask has no image, or an image exists twice.
     """
     official_train = _match(folder, "train")
     held_out = sorted({city for city, _ in official_train})[-VALIDATION_CITIES:]
@@ -115,7 +115,7 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """All images of train and val that have a mask, whatever else is there."""
+    """List all images of train and val that have a mask; other files are ignored."""
     pairs = []
     for split in ("train", "val"):
         images, masks, _ = _find(folder, split)
@@ -141,12 +141,12 @@ def _match(folder: Path, split: str) -> dict[Key, tuple[Path, Path]]:
 
 
 def _find(folder: Path, split: str) -> tuple[dict[Key, Path], dict[Key, Path], list[Path]]:
-    """Images, masks, and the images whose name another suffix already has."""
+    """Find images, masks, and images that exist a second time with another suffix."""
     images: dict[Key, Path] = {}
     masks: dict[Key, Path] = {}
     twice = []
     for part, suffixes, found in ((PARTS[0], IMAGE_SUFFIXES, images), (PARTS[1], MASK_SUFFIXES, masks)):
-        for path in sorted((folder / part / split).glob("*/[!.]*")):  # macOS leaves ._* on foreign disks
+        for path in sorted((folder / part / split).glob("*/[!.]*")):  # not ._*, which macOS writes to other disks
             for suffix in suffixes:
                 if path.name.endswith(suffix):
                     key = (path.parent.name, path.name.removesuffix(suffix))

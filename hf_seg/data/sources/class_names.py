@@ -1,4 +1,4 @@
-"""Names of classes in the small files that annotation programs write beside the masks."""
+"""Read class names from the small files that annotation programs write beside the masks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hf_seg.problem import DataError
 from hf_seg.text import printable
 
 VOID = {255, 65_535}
-Names = dict[int, str]  # of an id, or of a colour as 0xRRGGBB
+Names = dict[int, str]  # id, or colour as 0xRRGGBB → class name
 
 
 def find_names(folders: Iterable[Path], values: Collection[int], by_color: bool) -> tuple[Names, str]:
-    """The names in the first file that has one for everything in the masks, and the file's name.
+    """Read the first file that has a name for every value in the masks.
 
     Args:
-        values (`Collection[int]`): what the masks hold, ids or colours; of ids, 255 and 65535 need no name.
+        values (`Collection[int]`): the values in the masks, ids or colours; the ids 255 and 65535 need no name.
 
     Returns:
-        `tuple[dict[int, str], str]`: id or colour → name, and the file's name; or empty, and why no file's are taken.
+        `tuple[dict[int, str], str]`: id or colour → name, and the file's name; or empty, and why no file is used.
     """
     lines = []
     for file in dict.fromkeys(folder / name for folder in folders for name in READERS):
@@ -45,7 +45,7 @@ def find_names(folders: Iterable[Path], values: Collection[int], by_color: bool)
 
 
 def read_names(file: Path) -> tuple[Names, Names]:
-    """What a file of one of the known names says: id → name, and colour → name."""
+    """Read a file with one of the known names: id → class name, and colour → class name."""
     reader, form = READERS[file.name]
     try:
         ids, colors = reader(file.read_text(encoding="utf-8-sig"))
@@ -105,7 +105,7 @@ def _color(color: Any) -> int:
     return red << 16 | green << 8 | blue
 
 
-# name of the file → how it is read, and how it must look
+# file name → function that reads it, and description of its format
 READERS: dict[str, tuple[Callable[[str], tuple[Names, Names]], str]] = {
     "id2label.json": (_read_id2label, 'an object like {"0": "name"}'),
     "labelmap.txt": (_read_labelmap, "lines like name:255,0,0::"),

@@ -1,4 +1,4 @@
-"""Getting a data set onto the disk, once per machine: where it lies, downloading, unpacking."""
+"""Find, download and unpack a data set, once per machine."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from hf_seg.problem import DataError, Problem, disk_remedy
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".hf_seg.lock"
-# of an archive that is unpacked; pictures hardly shrink in one, and what grows without end is an attack
+# limits of a .zip file to unpack: pictures are hardly compressible, so one that grows far more is an attack
 MAX_MEMBERS, MAX_GROWTH = 200_000, 20
-UNPACKING = ".hf_seg-unpacking"  # a folder of this name is what a crash left; the next attempt starts it again
+UNPACKING = ".hf_seg-unpacking"  # temporary folder; after a crash, the next attempt starts it again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
     """An official archive, .tar.gz or .zip."""
 
-    part: str  # the folder that it holds
+    part: str  # the folder that it contains
     file_name: str
-    url: str | None = None  # None where it takes an account
+    url: str | None = None  # None where an account is needed
     md5: str | None = None  # 32 hex digits; None when it is not known
-    size: str = ""  # for people
-    wanted: Callable[[str], bool] = bool  # of a .zip file, whether the member of a name is needed
+    size: str = ""  # to show to users
+    wanted: Callable[[str], bool] = bool  # for a .zip file: whether the member with this name is needed
 
 
 def find_folder(source: ModuleType, root: str | None) -> Path:
@@ -46,12 +46,12 @@ def find_folder(source: ModuleType, root: str | None) -> Path:
 
     Args:
         source: `oxford_pet` or `cityscapes`; its `PARTS` are the folders by which the data set is recognised.
-        root (`str`, *optional*): `data.root` of the recipe: the folder itself, or one that holds it under
+        root (`str`, *optional*): `data.root` of the recipe: the folder itself, or one that contains it as
             `FOLDER_NAME`. None: `FOLDER_NAME` in the folder that the environment variable HF_SEG_DATA names (read at
             each call), or in hf_seg's cache folder when that variable is not set.
 
     Raises:
-        DataError: when `root` or HF_SEG_DATA names no folder.
+        DataError: when `root` or HF_SEG_DATA is not an existing folder.
     """
     setting, base = ("data.root", root) if root is not None else ("HF_SEG_DATA", os.environ.get("HF_SEG_DATA"))
     if not base:
@@ -67,7 +67,7 @@ def find_folder(source: ModuleType, root: str | None) -> Path:
 
 
 def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Problem | None:
-    """What [`fetch_parts`] refuses: parts that are neither there nor packed, and that it cannot download."""
+    """Return the problem that stops [`fetch_parts`], or None: missing parts that it cannot unpack or download."""
     absent = [a for a in source.ARCHIVES if not (folder / a.part).is_dir() and not (folder / a.file_name).is_file()]
     if not absent or (may_download and not constants.HF_HUB_OFFLINE and all(archive.url for archive in absent)):
         return None
@@ -84,12 +84,12 @@ def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Proble
 
 
 def fetch_parts(source: ModuleType, folder: Path, *, may_download: bool) -> None:
-    """Make sure that an official data set is in `folder`; what is absent is unpacked, or downloaded and unpacked.
+    """Make sure that an official data set is in `folder`: unpack missing parts, after downloading them if necessary.
 
     Archives that already lie in `folder` are used and kept; downloaded ones are removed once they are unpacked.
 
     Raises:
-        DataError: when something is absent and may not or cannot be downloaded, an archive is damaged, or `folder` is
+        DataError: when something is missing and may not or cannot be downloaded, an archive is damaged, or `folder` is
             not writable.
     """
     if lack := find_lack(source, folder, may_download=may_download):
@@ -121,7 +121,7 @@ def _fetch(archive: Archive, path: Path) -> None:
 
 
 def check_md5(path: Path, archive: Archive) -> Problem | None:
-    """Whether a file is another one than the official archive."""
+    """Return a problem if a file is not the official archive; None if it is, or if its MD5 is not known."""
     if archive.md5 is None or (found := _md5(path)) == archive.md5:
         return None
     what = f"is not the official archive: its MD5 is {found} and not {archive.md5}"
@@ -135,9 +135,9 @@ def _md5(path: Path) -> str:
 
 
 def _download(archive: Archive, path: Path) -> None:
-    """Download an archive to `path`, going on where a broken attempt stopped; `path` appears only when it is whole."""
+    """Download an archive to `path`, resuming an interrupted download; `path` appears only when it is complete."""
     partial = path.with_name(path.name + ".part")
-    # it is whole when the process was killed before the rename below
+    # it is complete if a process was killed just before the rename below
     if not partial.is_file() or _md5(partial) != archive.md5:
         try:
             with open(partial, "ab") as file:
@@ -163,13 +163,13 @@ def _download(archive: Archive, path: Path) -> None:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
-    """Open an archive, and make a DataError of whatever is wrong with it, but not of what is wrong with the disk."""
+    """Open an archive, and turn any exception into a DataError, except for errors of the disk."""
     try:
         with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
             yield archive
     except DataError:
         raise
-    except Exception as error:  # tarfile and zipfile raise any: of each compression, encrypted members, headers, …
+    except Exception as error:  # tarfile and zipfile raise many types: for compression, encryption, headers, …
         if disk_remedy(error):
             raise
         what = f"is damaged or cannot be unpacked: {str(error) or type(error).__name__}"
@@ -177,7 +177,7 @@ def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
 
 
 def _unpack(path: Path, archive: Archive) -> None:
-    """Unpack into a temporary folder first: a crash never leaves half a data set."""
+    """Unpack into a temporary folder first, so that a crash never leaves half a data set."""
     unpacking = path.with_name(UNPACKING)
     shutil.rmtree(unpacking, ignore_errors=True)
     unpacking.mkdir()
@@ -192,7 +192,7 @@ def _unpack(path: Path, archive: Archive) -> None:
                 bar = tqdm(desc=f"Unpacking {path.name}", total=size, unit="B", unit_scale=True, disable=None)
                 with bar as progress:
                     for member in members:
-                        opened.extract(member, unpacking)  # compares the CRC, and takes ".." out of the name
+                        opened.extract(member, unpacking)  # checks the CRC, and removes ".." from the name
                         progress.update(member.file_size)
             (unpacking / archive.part).rename(path.with_name(archive.part))
     finally:
@@ -200,7 +200,7 @@ def _unpack(path: Path, archive: Archive) -> None:
 
 
 def wanted_members(opened: zipfile.ZipFile, path: Path, archive: Archive) -> list[zipfile.ZipInfo]:
-    """The members of a .zip file that a run unpacks; refused are none, and such as cannot be pictures."""
+    """Return the members of a .zip file that a run unpacks; a DataError if none, or if they cannot be pictures."""
     members = [member for member in opened.infolist() if member.filename.startswith(f"{archive.part}/")]
     members = [member for member in members if archive.wanted(member.filename)]
     if not members:

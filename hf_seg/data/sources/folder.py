@@ -49,10 +49,10 @@ class Found:
     """The pairs of a folder, before any split is drawn."""
 
     layout: Layout
-    # each split that has a folder, or `ALL` alone → name → (image, mask), sorted
+    # each split that has a folder, or only `ALL` → name → (image, mask), sorted
     splits: dict[str, dict[str, Pair]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)  # the files that are no pair
-    bad: set[str] = field(default_factory=set)  # the names of those that are not in a validation or test folder
+    problems: list[Problem] = field(default_factory=list)  # the files that are not a pair
+    bad: set[str] = field(default_factory=set)  # their names, without those in validation or test folders
     notes: list[Problem] = field(default_factory=list)  # warnings
 
     @property
@@ -62,7 +62,7 @@ class Found:
 
 
 def find_root(root: str) -> Path:
-    """The folder of `data.root`, which must be there, under a name that can be written into a table."""
+    """Return the folder of `data.root`; it must exist, with a name that is UTF-8, so that tables can store it."""
     folder = Path(root).expanduser()
     if not is_utf8(folder):
         raise DataError(folder, "the name is not UTF-8", RENAME)
@@ -72,7 +72,7 @@ def find_root(root: str) -> Path:
 
 
 def build_spec(root: Path, layout: Layout) -> DatasetSpec:
-    """What the masks of a folder mean, by its layout and its `classes.json`, which must be in order."""
+    """Build the spec of a folder from its layout and its `classes.json`, which must be valid."""
     parts = layout.find_parts()
     drawn = "drawn at random once and kept in split.json"
     rule = f"80 % train, 10 % validation, 10 % test, {drawn}."
@@ -84,7 +84,7 @@ def build_spec(root: Path, layout: Layout) -> DatasetSpec:
 
 
 def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepage: str | None = None) -> DatasetSpec:
-    """What `root/classes.json` says: masks are decoded to class ids, so the label table leaves these as they are."""
+    """Build the spec from `root/classes.json`; masks decode to class ids, so the label table does not change them."""
     classes = load_classes(root)
     return DatasetSpec(
         name=name,
@@ -98,7 +98,7 @@ def build_own_spec(root: Path, *, name: str, title: str, split_rule: str, homepa
 
 
 def list_folder(data: DataRecipe) -> Listing:
-    """The pairs of `data.root`; a split that has no folder is drawn, and not yet saved."""
+    """List the pairs of `data.root`; a split without a folder is drawn, but not saved yet."""
     listing = Listing(place=data.root)
     with listing.going_on():
         root = find_root(data.root)
@@ -106,7 +106,7 @@ def list_folder(data: DataRecipe) -> Listing:
         found = find_pairs(root, data.layout)
         listing.layout = str(found.layout)
         listing.bad_pairs, listing.notes = found.problems, found.notes
-        mask: StoredImage | ClassMask = StoredImage(mode="L")  # decodes, whatever it means
+        mask: StoredImage | ClassMask = StoredImage(mode="L")  # in case classes.json is invalid
         with listing.going_on():
             listing.spec, mask = build_spec(root, found.layout), load_classes(root).build_column()
         splits = {ALL: [pair for pairs in found.splits.values() for pair in pairs.values()]}
@@ -121,7 +121,7 @@ def list_folder(data: DataRecipe) -> Listing:
 
 
 def build_table(pairs: Sequence[Pair], mask: Image, value_range: list[float] | None = None) -> Dataset:
-    """A table of files with the columns `image`, upright, and `mask`, which the given column type decodes."""
+    """Build a table of files with the columns `image`, upright, and `mask`, which the given column type decodes."""
     features = Features({"image": UprightImage(value_range=value_range), "mask": mask})
     return Dataset.from_dict(as_columns(pairs), features=features)
 
@@ -144,7 +144,7 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
             found.splits[split] = pairs
         found.problems += problems
         found.bad |= bad if split in (ALL, "train") else set()
-        if part.source:  # a picture in two lists would be trained on and tested with
+        if part.source:  # a picture in two lists would be used for training and testing
             for other in found.splits.keys() - {split}:
                 if both := sorted(found.splits[other].keys() & pairs.keys()):
                     what = f"names {both[0]}, which is {other} in another list; that is so of {len(both)} pictures"
@@ -172,13 +172,13 @@ def _split_note(root: Path, what: str, remedy: str = "", level: Level = "warning
 
 
 def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, list[str]] | None]:
-    """Give each pair to a split: as the folders say, then as `split.json` says, else at random.
+    """Assign each pair to a split: by its folder, then by `split.json`, else at random.
 
     Returns:
         `tuple`: `train`, `validation` and `test` → (image, mask) files; and what `save_split` must keep, or None.
 
     Raises:
-        DataError: when there are too few pairs to draw from, or `split.json` is not in order or names what is gone.
+        DataError: when there are too few pairs to draw from, or `split.json` is invalid or names missing files.
     """
     own = {split: list(pairs.values()) for split, pairs in found.splits.items()}
     if not found.lacking:
@@ -213,8 +213,8 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
     """Match the files of a part's two folders by their path without suffix, in Unicode's form NFC.
 
     Returns:
-        `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one; the
-        names of these; and whether there is any mask.
+        `tuple`: name → (image, mask), sorted; what is wrong with files that have no partner, or more than one;
+        their names; and whether there is any mask.
     """
     if part.pairs is not None:
         return _match_listed(part)
@@ -222,7 +222,7 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
     masks, more, bad_masks = _files(part.masks, MASK_SUFFIXES, part.mask_path, part.deep)
     of_masks = {path: name for name, path in masks.items()}
     for name, path in [(name, path) for name, path in images.items() if path in of_masks]:
-        if len(of_masks[path]) > len(name):  # the longer pattern, which leaves less of the name, says more
+        if len(of_masks[path]) > len(name):  # keep the match of the longer pattern, whose name is shorter
             del masks[of_masks[path]]
         else:
             del images[name]
@@ -251,7 +251,7 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
 
 
 def _listed_name(line: str, folder: str, known: Collection[str]) -> str:
-    """The name of the picture that a line of a list means: itself, with a suffix, or with the folder before it."""
+    """Return the picture's name for a line of a list, which may have a suffix or begin with folders."""
     path = PurePosixPath(unicodedata.normalize("NFC", line))
     paths = [path, *(path.relative_to(*path.parts[: n + 1]) for n, part in enumerate(path.parts) if part == folder)]
     stems = [each.with_suffix("") for each in paths if each.suffix.lower() in IMAGE_SUFFIXES]
@@ -278,9 +278,9 @@ def _unpaired(path: Path, what: str) -> Problem:
 def _files(
     folder: Path, suffixes: set[str], pattern: re.Pattern[str], deep: bool
 ) -> tuple[dict[str, Path], list[Problem], set[str]]:
-    """Files by what `pattern` finds in their path below `folder`; what is twice there or cannot be used; the names of
-    that. `deep`: with the folders below."""
-    if not folder.is_dir():  # of a validation or test split without masks
+    """Return name → file, where the name is the group of `pattern` in the path below `folder`; what is wrong with
+    duplicate and unusable files; and the names of these. `deep`: include subfolders."""
+    if not folder.is_dir():  # a validation or test split without masks
         return {}, [], set()
 
     def name_of(path: str | Path) -> str | None:
@@ -300,7 +300,7 @@ def _files(
                 problems.append(_unpaired(path, f"there is {found[name].name} beside it"))
                 bad.add(name)
             found[name] = path
-        elif suffix in IMAGE_SUFFIXES:  # of a mask
+        elif suffix in IMAGE_SUFFIXES:  # a mask in a format for images only
             what = f"the mask is a {path.suffix} file, whose compression alters ids and colours"
             problems.append(Problem(code="mask-kind", place=str(path), what=what, remedy=KINDS))
             bad.add(name)
@@ -308,7 +308,7 @@ def _files(
 
 
 def find_ending(images: Collection[str], masks: Collection[str]) -> str:
-    """What all masks' names have more than their images', such as `_mask`; empty when a mask is named as its image."""
+    """Return the ending that all masks add to their images' names, such as `_mask`; empty if there is none."""
     endings = count_endings(images, masks)
     if not endings or not set(images).isdisjoint(masks):
         return ""
@@ -317,11 +317,11 @@ def find_ending(images: Collection[str], masks: Collection[str]) -> str:
 
 
 def count_endings(images: Collection[str], masks: Iterable[str]) -> Counter[str]:
-    """What follows the longest name of an image with which a mask's name begins → how many masks have it."""
+    """Count what follows, in each mask's name, the longest image name at its start: ending → number of masks."""
     endings: Counter[str] = Counter()
     for name in masks:
         for end in range(len(name) - 1, 0, -1):
-            if not name[end].isalnum() and name[:end] in images:  # a digit more is another number
+            if not name[end].isalnum() and name[:end] in images:  # x12 is not a mask of x1
                 endings[name[end:]] += 1
                 break
     return endings

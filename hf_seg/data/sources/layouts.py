@@ -1,7 +1,7 @@
-"""Whose export a folder is: where its photographs and masks lie, by the names of its folders and files.
+"""Recognise the layout of a folder: where its photographs and masks are, by the names of its folders and files.
 
-`SIGNS` is the table: each function gives the layouts of its kind that a folder matches, also incomplete ones.
-`find_layout` decides between them, once.
+Each function in `SIGNS` yields the layouts of its kind that a folder matches, including incomplete ones.
+`find_layout` chooses one of them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PATTERNS = (
     "A pattern is a path below the folder, with one * for what an image and its mask share (** for folders, too), and "
     "SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
 )
-# how JSON with shapes is known
+# kind of JSON with shapes → the keys by which it is recognised
 ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
-PREVIEW, NO_PREVIEW = "preview.png", r"(?!preview\.png$)"  # which `init` writes beside the pictures
+PREVIEW, NO_PREVIEW = "preview.png", r"(?!preview\.png$)"  # `init` writes it beside the pictures
 _SPLIT_AND_REST = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})[-_. ]*(\w*)")
 _KIND = re.compile(r"[-_. ](masks?|labels?|gt|seg|label(train)?ids)$|\.(jpe?g|png)$", re.IGNORECASE)
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
@@ -51,54 +51,54 @@ _PAIR = re.compile(rf"(.+?{_SUFFIX})(?:\t|[ ,]+(?!.*\t))(.+{_SUFFIX})", re.IGNOR
 
 
 def _named(ending: str = "") -> re.Pattern[str]:
-    """What files are called whose names end so before the suffix; the group is what an image and its mask share."""
+    """Build a pattern for paths with `ending` before the suffix; its group is the part that image and mask share."""
     return re.compile(rf"(?s)(.*){re.escape(unicodedata.normalize('NFC', ending))}\.[^./]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Where the pairs of one split lie: in two folders, which may be the same, matched by name."""
+    """Where the pairs of one split are: in two folders, which may be the same, with files matched by name."""
 
     images: Path
-    masks: Path  # may be absent in validation and test
-    # the paths of their files below them, in the form NFC; other files are none of this layout's
+    masks: Path  # may be missing for validation and test
+    # match file paths below these folders, in Unicode form NFC; other files do not belong to the layout
     image_path: re.Pattern[str] = _named()
     mask_path: re.Pattern[str] = _named()
-    deep: bool = True  # with the folders below
-    source: Path | None = None  # a list, and what it says:
-    listed: tuple[str, ...] | None = None  # the names of the pairs
-    pairs: tuple[tuple[Path, Path], ...] | None = None  # or their files, instead of matching
+    deep: bool = True  # include subfolders
+    source: Path | None = None  # the split's list file, if any, which contains
+    listed: tuple[str, ...] | None = None  # either the names of the pairs,
+    pairs: tuple[tuple[Path, Path], ...] | None = None  # or their files; then nothing is matched
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way in which a folder may be read."""
+    """One way to read a folder."""
 
     name: str  # what `data.layout` and `--layout` call it
-    find_parts: Callable[[], dict[str, Part]]  # each split that there is, or `ALL` alone; refuses what is incomplete
-    tool: str = ""  # the program or data set whose folders look so
+    find_parts: Callable[[], dict[str, Part]]  # each existing split, or only `ALL`; raises if incomplete
+    tool: str = ""  # the program or data set that uses this layout
     whole: bool = False  # without splits
-    refines: Collection[str] = ()  # the names of layouts that say less of the same pairs
+    refines: Collection[str] = ()  # names of less specific layouts of the same pairs, which this one replaces
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tool})" if self.tool else self.name
 
 
 def is_picture_folder(root: Path) -> bool:
-    """Whether a folder is laid out as photographs and masks, or nearly so, and is no folder of tables."""
+    """Whether a folder or its split folders contain `images` or `masks`, or folders with other names for both."""
     places = [root, *(root / name for name in _folders(root) if plain(name) in SPLIT_WORDS)]
     words = [{plain(name) for name in _folders(place)} for place in places]
     return any(not own.isdisjoint(PARTS) or (own & IMAGE_WORDS and own & MASK_WORDS) for own in words)
 
 
 def find_layout(root: Path, chosen: str | None = None) -> Layout:
-    """How a folder is laid out.
+    """Find the layout of a folder.
 
     Args:
-        chosen (`str`, *optional*): the name of one of the layouts that it matches; or patterns, `IMAGES + MASKS`.
+        chosen (`str`, *optional*): the name of a layout that the folder matches; or patterns, `IMAGES + MASKS`.
 
     Raises:
-        DataError: when it has no layout of docs/data.md, not the chosen one, or several.
+        DataError: when it matches no layout of docs/data.md, not the chosen one, or several.
     """
     if chosen and "*" in chosen:
         layout = _read_patterns(root, chosen)
@@ -132,7 +132,7 @@ def _lack(missing: Iterable[str], root: Path) -> str:
 
 
 def _two_folders(root: Path) -> Iterator[Layout]:
-    """`images` + `masks`, with splits in both or without."""
+    """`images` + `masks`, with split folders in both or in neither."""
     for images, masks in product(_pick(root, IMAGE_WORDS, PARTS[0]), _pick(root, MASK_WORDS, PARTS[1])):
         name, tool = f"{images}+{masks}", TOOLS.get((plain(images), plain(masks)), "")
         parts = {ALL: Part(images=root / images, masks=root / masks)}
@@ -145,7 +145,7 @@ def _two_folders(root: Path) -> Iterator[Layout]:
 
 
 def _find_inner(images: Path, masks: Path, **paths: Any) -> dict[str, Part]:
-    """The folders of the splits in two folders, which must hold no picture beside these."""
+    """The splits' folders inside the image and the mask folder, in which there must be no other folder or picture."""
     found = []
     for place in (images, masks):
         folders = _folders(place)
@@ -160,7 +160,7 @@ def _find_inner(images: Path, masks: Path, **paths: Any) -> dict[str, Part]:
 
 
 def _in_splits(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path], **paths: Any) -> dict[str, Part]:
-    """The parts of splits that have folders, by the names of these; the masks of validation and test may be absent."""
+    """The parts of the splits, from folder name → folder; the masks of validation and test may be missing."""
     own, of_masks = find_splits(str(root), images), find_splits(str(root), masks)
     if alone := [masks[of_masks[split]] for split in SPLITS if split in of_masks.keys() - own.keys()]:
         raise DataError(alone[0], "holds masks, and there is no folder for their images", LAYOUTS)
@@ -182,7 +182,7 @@ def _split_folders(root: Path) -> Iterator[Layout]:
         sorted({plain(folder) for name in named for folder in _pick(root / name, known, part)})
         for known, part in ((IMAGE_WORDS, PARTS[0]), (MASK_WORDS, PARTS[1]))
     ]
-    # a `test` beside `images` and `masks`, of which nobody knows what it is for
+    # such as a folder `test` beside `images` and `masks`, whose purpose is not known
     both = all(any(plain(name) in known for name in names) for known in (IMAGE_WORDS, MASK_WORDS))
     if any(words) or (both and not set(SPLITS).isdisjoint(named)):
         for images, masks in product(words[0] or PARTS[:1], words[1] or PARTS[1:]):
@@ -196,7 +196,7 @@ def _below(place: Path, word: str) -> Path:
 
 def _sibling_folders(root: Path) -> Iterator[Layout]:
     """`train` + `trainannot`, `val` + `valannot`, …"""
-    # of images and of masks: what follows the split → split → folder
+    # for images and for masks: what follows the split's name → split's name → folder
     words: tuple[dict[str, dict[str, Path]], ...] = ({}, {})
     for name in _folders(root):
         found = _SPLIT_AND_REST.fullmatch(plain(name))
@@ -210,7 +210,7 @@ def _sibling_folders(root: Path) -> Iterator[Layout]:
 
 
 def _one_folder(root: Path) -> Iterator[Layout]:
-    """`x.jpg` beside `x_mask.png`, in one folder or in those of the splits: the ending that pairs the most files."""
+    """`x.jpg` beside `x_mask.png`, in one folder or in split folders, by the ending that pairs the most files."""
     named = {name: root / name for name in _folders(root) if plain(name) in SPLIT_WORDS}
     for prefix, places in (("", [root]), ("SPLIT/", list(named.values()))):
         endings: Counter[str] = Counter()
@@ -227,13 +227,13 @@ def _one_folder(root: Path) -> Iterator[Layout]:
 
 
 def ending_beside(name: str, names: Collection[str]) -> str:
-    """The ending by which a file is the mask of another one among `names`; empty where it is none."""
+    """The ending that makes `name` the mask of another one of `names`; empty if it is not a mask."""
     found = _KIND.search(name)
     return found[0] if found and name[: found.start()] in names else ""
 
 
 def _named_as_folders(root: Path) -> Iterator[Layout]:
-    """`leftImg8bit/…/x_leftImg8bit.png` + `gtFine/…/x_gtFine_labelIds.png`: files are named as the folders."""
+    """`leftImg8bit/…/x_leftImg8bit.png` + `gtFine/…/x_gtFine_labelIds.png`: files end with folder names."""
     folders = _folders(root)
     for images, masks in product([name for name in folders if _is_named(root / name)], folders):
         if images == masks:
@@ -251,20 +251,20 @@ def _named_as_folders(root: Path) -> Iterator[Layout]:
 
 
 def _is_named(place: Path) -> bool:
-    """Whether a picture in a folder ends with the folder's name."""
+    """Whether the first picture found in a folder ends with `_` and the folder's name."""
     pictures = (path.stem for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return next(pictures, "").endswith(f"_{place.name}")
 
 
 def _annotations(root: Path) -> Iterator[Layout]:
-    """Polygons and other shapes in JSON, which `init` draws."""
+    """Polygons and other shapes in JSON, from which `init` draws masks."""
     for kind in ANNOTATIONS:
         if next(find_annotations(root, kind, limit=20), None):
             yield Layout(name=kind, find_parts=partial(_refuse_undrawn, root, kind))
 
 
 def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterator[Path]:
-    """The JSON files of a kind in a folder and two levels below. `limit`: files of each folder that are read."""
+    """Yield the JSON files of a kind in a folder and up to two levels below. `limit`: files to read per folder."""
     for place in (root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))):
         for file in sorted(place.glob("[!.]*.json"))[:limit]:
             try:
@@ -281,8 +281,8 @@ def _refuse_undrawn(root: Path, kind: str) -> dict[str, Part]:
 
 
 def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
-    """`train.txt`, `val.txt` and `test.txt` of names in a layout without splits, or of lines `image mask`, as `init`
-    writes them for what it draws."""
+    """`train.txt`, `val.txt` and `test.txt`, with names for a layout without splits, or with lines `image mask`, as
+    `init` writes them for masks that it draws."""
     whole = [layout for layout in found if layout.whole]
     for name, below in (("lists", ""), ("ImageSets", "ImageSets/Segmentation"), ("drawn", "masks")):
         place = root / below
@@ -290,7 +290,7 @@ def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
         files = {Path(name).stem: place / name for name in names if Path(name).suffix.lower() == ".txt"}
         if any(SPLIT_WORDS.get(plain(stem)) == "train" for stem in files):
             lists = {split: files[stem] for split, stem in find_splits(str(place), files).items()}
-        elif "default" in files and place != root:  # of CVAT: which pictures have masks
+        elif "default" in files and place != root:  # CVAT's list of pictures that have masks
             lists = {ALL: files["default"]}
         else:
             continue
@@ -333,13 +333,13 @@ def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, lis
 
 
 def _listed_path(root: Path, name: str) -> Path:
-    """A path of a list, which may begin with a slash also below the folder."""
+    """Return the file that a list names; a path relative to the folder may begin with a slash, too."""
     below = root / os.path.normpath(name.lstrip("/"))
     return Path(name) if os.path.isabs(name) and (os.path.isfile(name) or not below.parent.is_dir()) else below
 
 
 def _read_patterns(root: Path, chosen: str) -> Layout:
-    """`rgb/SPLIT/*.jpg + truth/SPLIT/*_gt.png`."""
+    """Build the layout of two patterns, such as `rgb/SPLIT/*.jpg + truth/SPLIT/*_gt.png`."""
     patterns = [os.path.normpath(unicodedata.normalize("NFC", pattern)) for pattern in chosen.split(" + ")]
     good = [bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("/", "..")) for pattern in patterns]
     if good != [True, True] or {pattern.count("SPLIT") for pattern in patterns} not in ({0}, {1}):
@@ -376,12 +376,12 @@ SIGNS = (_two_folders, _split_folders, _sibling_folders, _one_folder, _named_as_
 
 
 def plain(name: str) -> str:
-    """A name as names are compared."""
+    """Return a name in the form used for comparisons: NFC, lower case."""
     return unicodedata.normalize("NFC", name).lower()
 
 
 def _pick(place: Path, words: Collection[str], own: str) -> list[str]:
-    """The folders of a kind, by their names: those that hold a picture, else the one with our own name."""
+    """Return the folders whose names are in `words`: those that contain pictures, else the one named `own`."""
     named = [name for name in _folders(place) if plain(name) in words]
     if named == [own]:
         return named

@@ -40,7 +40,7 @@ SPEC = DatasetSpec(
 
 FOLDER_NAME = "oxford-iiit-pet"
 PARTS = ("images", "annotations")
-SIGN = "annotations/trimaps"  # by which the doctor knows the data set
+SIGN = "annotations/trimaps"  # folder by which the data set is recognised
 ARCHIVES = tuple(
     Archive(part=part, file_name=f"{part}.tar.gz", url=f"{SPEC.homepage}data/{part}.tar.gz", md5=md5, size=size)
     for part, md5, size in (
@@ -48,14 +48,14 @@ ARCHIVES = tuple(
         ("annotations", "95a8c909bbe2e81eed6a22bccdf3f68f", "19 MB"),
     )
 )
-HOW_TO_GET = ""  # it is downloaded
+HOW_TO_GET = ""  # hf_seg downloads it
 
 
 def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     """List the (image, trimap) files of each split.
 
     The 10th, 20th, 30th … name of the official trainval list is validation, its other names are train; the official
-    test list is test. Only names in the lists are read, in their order, so stray files in the folders do no harm.
+    test list is test. Only the listed names are used, in list order, so other files in the folders do no harm.
 
     Raises:
         DataError: when a list or a listed file is missing.
@@ -82,14 +82,14 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """All images that have a trimap, whatever the lists say."""
+    """List all images that have a trimap, independently of the split lists."""
     images = {path.stem: path for path in (folder / "images").glob("[!.]*.jpg")}
     trimaps = {path.stem: path for path in (folder / "annotations" / "trimaps").glob("[!.]*.png")}
     return [(images[name], trimaps[name]) for name in sorted(images.keys() & trimaps.keys())]
 
 
 def _read_list(path: Path) -> list[str]:
-    """Names in a split list: the first word of each line that is neither blank nor a `#` comment."""
+    """Return the names in a split list: the first word of each line that is neither blank nor a `#` comment."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

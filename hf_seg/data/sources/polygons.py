@@ -1,4 +1,4 @@
-"""Polygons and other shapes in the JSON of annotation programs, drawn once into `masks/`: COCO and labelme.
+"""Draw the polygons and other shapes in the JSON of annotation programs (COCO and labelme) into `masks/`, once.
 
 Sources: https://cocodataset.org/#format-data and https://github.com/wkentaro/labelme.
 """
@@ -32,25 +32,25 @@ from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.problem import DataError
 
 BACKGROUND = "background"
-VOID = "__ignore__"  # labelme's word
+VOID = "__ignore__"  # labelme's label for void
 
-Shapes = list[tuple[str, Any]]  # class and shape; later ones are over earlier ones
+Shapes = list[tuple[str, Any]]  # class name and shape; later ones cover earlier ones
 Size = tuple[int, int]  # width, height
 
 
 def draw(root: Path, out: Path, kind: str) -> list[str]:
     """Draw the annotations in `root` into `out/masks`, with lists of the pairs, and write `out/classes.json`.
 
-    Masks hold class ids: 0 is what no shape covers, 255 is void.
+    Masks are PNG files with 8-bit class ids: 0 is what no shape covers, 255 is void.
 
     Args:
         kind (`str`): `"coco"` or `"labelme"`.
 
     Returns:
-        `list[str]`: lines for people.
+        `list[str]`: lines to show to the user.
 
     Raises:
-        DataError: when a file is not of its kind, or the library for it is absent; nothing is written then.
+        DataError: when annotations or pictures are not as expected, or pycocotools is missing; then nothing is kept.
     """
     if kind == "coco" and find_spec("pycocotools") is None:
         remedy = "`pip install 'hf_seg[annotations]'`."
@@ -63,7 +63,7 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     if drawings and not any(image.is_file() for _, image, *_ in drawings):
         what = f"has none of the {len(drawings):,} pictures that its {kind} annotations name, such as {drawings[0][1]}"
         raise DataError(root, what, "Put them there, under these names.")
-    # of COCO's files, the names tell too; one of labelme is named as its picture
+    # the name of a COCO file may contain its split; a labelme file has the name of its picture
     words = {file: _split_word(file if kind == "coco" else file.parent, root) for file, *_ in drawings}
     found = {word: word for word in words.values() if word}
     place = f"{root}, by the names of its annotations and their folders,"
@@ -101,7 +101,7 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
             (masks / f"{'default' if split == ALL else split}.txt").write_text("".join(lines), encoding="utf-8")
         classes = [{"name": writable_name(name), "id": index} for index, name in enumerate(names)]
         content = {"classes": classes, "ignore": [IGNORE_INDEX]}
-        read_classes(content)  # what it would refuse is not written
+        read_classes(content)  # raises before an invalid file is written
         (Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2), encoding="utf-8")
         for name in (FILE_NAME, "masks"):
             os.rename(Path(folder) / name, out / name)
@@ -121,13 +121,13 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
 
 
 def _split_word(place: Path, root: Path) -> str:
-    """The word for a split in the names of a file or folder and of those above it; empty when there is none."""
+    """Return the first word for a split in a path below `root`; empty if there is none."""
     words = re.findall("[a-z]+", plain(place.relative_to(root).as_posix()))
     return next((word for word in words if word in SPLIT_WORDS), "")
 
 
 def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path, Path, Size, Shapes]], list[str]]:
-    """What all files of a kind say: the file, the picture, its size and shapes; and the names of the classes."""
+    """Read all files of a kind: file, picture, size and shapes of each drawing, and the names of the classes."""
     drawings, names = [], []
     places: dict[str, list[Path]] = {}
     for path in pictures:
@@ -145,7 +145,7 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
             same = places.get(name.rpartition("/")[2], [])
             if file.parent in homes:
                 same = [path for path in same if file.parent in path.parents]
-            # of several with one name: by its folders, or by those that the name of the file tells, as of train2017
+            # several with one name: choose by folders in `name`, or by a folder in the JSON's name, such as train2017
             same = [path for path in same if path.as_posix().endswith(f"/{name}")] or same
             told = [path for path in same if any(part in file.stem for part in path.relative_to(root).parts[:-1])]
             image, *others = (told if len(same) > 1 else same) or same or [file.parent / name.rpartition("/")[2]]
@@ -158,11 +158,11 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
 def _read_coco(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]:
     categories = {entry["id"]: entry["name"].strip() for entry in content["categories"]}
     shapes: dict[Any, Shapes] = {entry["id"]: [] for entry in content["images"]}
-    for entry in content["annotations"]:  # `iscrowd` does not matter: CVAT's exporter sets it for painted masks
+    for entry in content["annotations"]:  # `iscrowd` is ignored: CVAT's exporter sets it for painted masks
         if entry["image_id"] not in shapes:
             raise ValueError(f"an annotation is of image {entry['image_id']}, which is not among the images")
         shapes[entry["image_id"]].append((categories[entry["category_id"]], entry.get("segmentation")))
-    # Roboflow's first category is the project: the others' group, with no shape of its own
+    # Roboflow's first category is the project: it is the supercategory of the others and has no shapes
     used = {categories[entry["category_id"]] for entry in content["annotations"]}
     groups = {entry.get("supercategory") for entry in content["categories"]} - used
     images = [
@@ -186,7 +186,7 @@ def _size(width: Any, height: Any) -> Size:
 
 
 def _cover_coco(shape: Any, size: Size) -> np.ndarray | None:
-    """The pixels that COCO's polygons or RLE cover, or None."""
+    """Return the pixels, bool `(height, width)`, that COCO's polygons or RLE cover; None for an empty shape."""
     from pycocotools import mask
 
     if isinstance(shape, list):
@@ -198,7 +198,7 @@ def _cover_coco(shape: Any, size: Size) -> np.ndarray | None:
 
 
 def _cover_labelme(shape: Any, size: Size) -> np.ndarray | None:
-    """The pixels that a polygon, rectangle, circle or mask covers, outline included; None for points and lines."""
+    """As `_cover_coco`, for a polygon, rectangle, circle or mask, outline included; None for points and lines."""
     canvas = PIL.Image.new("1", size)
     pencil, points = PIL.ImageDraw.Draw(canvas), [tuple(point) for point in shape["points"]]
     kind = shape.get("shape_type") or "polygon"

@@ -1,4 +1,4 @@
-"""`split.json`: which pair of your own data is train, validation or test; drawn once, the same ever after."""
+"""`split.json`: which pairs of your own data are train, validation or test; drawn once, and kept from then on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_seg.problem import DataError
 
 FILE_NAME = "split.json"
 SPLITS = ("train", "validation", "test")
-# what a split may be called, in lower case: folders, files and splits of tables alike
+# names of splits, in lower case, for folders, files and splits of tables
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
@@ -29,16 +29,16 @@ UNLABELLED = (
 
 
 def join_names(names: Iterable[str]) -> str:
-    """`a, b and c`."""
+    """Join names to `a, b and c`."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
-    """Which of some folders, or splits of a table, are train, validation and test; other names are left alone.
+    """Find the names (of folders, files or splits of a table) of train, validation and test; others are ignored.
 
     Returns:
-        `dict[str, str]`: `train`, and `validation` and `test` where they are there → the name.
+        `dict[str, str]`: `train`, and `validation` and `test` if they exist → the name.
 
     Raises:
         DataError: when two names mean the same split, or none means train.
@@ -61,7 +61,7 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
     """Draw 10 % (at least one) for each of `held_out` at random, with a fixed seed; `train` is the rest. All sorted.
 
     Args:
-        names (`Sequence`): of the pairs, in an order that is the same every time.
+        names (`Sequence`): the names of the pairs, in the same order every time.
     """
     shuffled = list(names)
     random.Random(SPLIT_SEED).shuffle(shuffled)
@@ -71,7 +71,7 @@ def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[
 
 
 def check_enough(place: str | Path, count: int, held_out: Sequence[str]) -> None:
-    """Refuse to draw `held_out` from so few pairs that none would be left to train."""
+    """Raise a DataError if drawing `held_out` from `count` pairs would leave none for train."""
     if count <= len(held_out):
         splits, needed = join_names(("train", *held_out)), len(held_out) + 1
         what = f"{count} pairs cannot be split into {splits}: at least {needed} are needed"
@@ -79,8 +79,8 @@ def check_enough(place: str | Path, count: int, held_out: Sequence[str]) -> None
 
 
 def draw_folders(names: Collection[str], held_out: Sequence[str]) -> dict[str, list[str]] | None:
-    """The same with whole folders: the smallest ones are held out, until they hold 10 % of the pairs for each split.
-    None where this would leave less than half of the pairs to train."""
+    """Draw as `draw_split`, but whole folders: the smallest ones are held out, until each split has 10 % of the pairs.
+    None if less than half of the pairs would be left for train."""
     folders: dict[str, list[str]] = {}
     for name in sorted(names):
         folders.setdefault(name.rpartition("/")[0], []).append(name)
@@ -94,10 +94,10 @@ def draw_folders(names: Collection[str], held_out: Sequence[str]) -> dict[str, l
 
 
 def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str]] | None:
-    """Read `root/split.json`, which must hold each name once; None when there is none.
+    """Read `root/split.json`, which must contain each name once; None if there is no such file.
 
     Args:
-        wanted (`Sequence[str]`): the splits that it must hold: all three, or those for which there is no folder.
+        wanted (`Sequence[str]`): the splits that it must contain: all three, or those without a folder.
 
     Returns:
         `dict[str, list[str]]`: each of `wanted` → names of pairs (a path below `images` without suffix) in Unicode's
@@ -113,17 +113,17 @@ def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str
 
 
 def lists_all(root: Path) -> bool:
-    """Whether `root/split.json` says of all pairs which split they belong to, whatever their folders are called."""
+    """Whether `root/split.json` lists all three splits; then the names of folders do not count."""
     content = _read(root)
     return isinstance(content, dict) and set(SPLITS) <= content.keys()
 
 
 def load_row_split(root: Path) -> dict[str, Any] | None:
-    """Read `root/split.json` of a table; None when there is none.
+    """Read `root/split.json` of a table; None if there is no such file.
 
     Returns:
-        `dict`: `train_rows`, how many rows the train split had; `content`, a hash of what was in them; `held_out`,
-        `validation`, `test` or both → the numbers of the rows that were taken out of train.
+        `dict`: `train_rows`, the number of rows that train had; `content`, a hash of their pictures' sizes;
+        `held_out`, `validation`, `test` or both → the numbers of the rows that were taken out of train.
     """
     content = _read(root)
     if content is None:
@@ -141,11 +141,11 @@ def load_row_split(root: Path) -> dict[str, Any] | None:
 
 
 def save_split(root: Path, content: dict[str, Any], otherwise: str) -> None:
-    """Write `root/split.json`. Many processes may do so at once: all of them write the same.
+    """Write `root/split.json`. Several processes may do so at once: all write the same content.
 
     Args:
-        content (`dict`): what the file holds, without the seed.
-        otherwise (`str`): what to do where the folder cannot be made writable.
+        content (`dict`): the content of the file, without the seed.
+        otherwise (`str`): a remedy, in case the folder cannot be made writable.
     """
     text = json.dumps({"seed": SPLIT_SEED, **content}, indent=1, ensure_ascii=False)
     try:

@@ -1,6 +1,6 @@
 """A data set with an image and a mask column: on the Hugging Face Hub, in Parquet files, or written by `save_to_disk`.
 
-The pictures' bytes lie in Arrow tables that `datasets` maps into memory; nothing here reads a whole column.
+The pictures' bytes are in Arrow tables that `datasets` memory-maps; nothing here reads a whole column.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".
 
 
 def find_hub_root(data: DataRecipe) -> Path:
-    """The folder of `classes.json` and `split.json`: `data.root`, or the data set's own folder."""
+    """Return the folder of `classes.json` and `split.json`: `data.root`, or the data set's own folder."""
     return find_root(data.root or data.path)
 
 
 def build_hub_spec(data: DataRecipe) -> DatasetSpec:
-    """What the masks mean, by `classes.json`; the data set itself is not touched."""
+    """Build the spec from `classes.json`; the data set itself is not loaded."""
     place, homepage = Path(data.path).expanduser(), None
     title = place.resolve().name or data.path
     if is_hub_id(data.path):
@@ -68,7 +68,7 @@ def build_hub_spec(data: DataRecipe) -> DatasetSpec:
 
 
 def list_table(data: DataRecipe) -> Listing:
-    """The pairs of a table, each with its `origin`; splits that it lacks are drawn from train, and not yet saved."""
+    """List the pairs of a table, each with its `origin`; missing splits are drawn from train, but not saved yet."""
     listing = Listing(place=data_set_name(data.path))
     with listing.going_on():
         root = find_hub_root(data)
@@ -91,9 +91,9 @@ def build_rows(data: DataRecipe, tables: Mapping[str, Dataset]) -> tuple[dict[st
     """Take the image and the mask column of a data set's splits.
 
     Returns:
-        `tuple`: `train`, `validation` and `test`, as far as the data set has them, with the columns `image` and
-        `mask`, pictures as stored, and `origin`, such as `org/name train[12]`; and what the first two are called in
-        the data set.
+        `tuple`: those of `train`, `validation` and `test` that the data set has, with the columns `image` and `mask`
+        (pictures as stored) and `origin`, such as `org/name train[12]`; and the data set's own names of the image and
+        the mask column.
     """
     name = data_set_name(data.path)
     splits = {split: tables[own] for split, own in find_splits(name, tables).items()}
@@ -113,8 +113,8 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
     """Find the rows that have both an image and a mask; nothing is decoded.
 
     Returns:
-        `tuple`: split → row numbers, without a validation or test split in which no row has a mask, as test sets are
-        whose labels are kept secret; and what is wrong with the other rows.
+        `tuple`: split → row numbers, without a validation or test split in which no row has a mask, such as a test set
+        with secret labels; and what is wrong with the other rows.
     """
     usable, problems = {}, []
     for split, dataset in rows.items():
@@ -139,7 +139,7 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
 
 
 def _find_files(dataset: Dataset, column: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Of each row, whether it holds no picture; and row → the file in which the picture lies. No picture is read."""
+    """Return for each row whether it has no picture, and row → file of pictures that are files. No picture is read."""
     stored, paths = (compute.struct_field(dataset.data.column(column), part) for part in ("bytes", "path"))
     absent, no_path = stored.is_null().to_numpy(), paths.is_null().to_numpy()
     rows = np.flatnonzero(absent & ~no_path)
@@ -147,7 +147,7 @@ def _find_files(dataset: Dataset, column: str) -> tuple[np.ndarray, dict[int, st
 
 
 def describe_content(dataset: Dataset) -> str:
-    """16 hex digits of a hash of the sizes of a table's pictures (of files, the names), in order; none is read."""
+    """Hash the byte sizes of a table's pictures (of files, the names), in order, to 16 hex digits; none is read."""
     digest = hashlib.sha256()
     for column in ("image", "mask"):
         for chunk in dataset.data.column(column).chunks:
@@ -161,8 +161,8 @@ def describe_content(dataset: Dataset) -> str:
 def _add_held_out(
     name: str, root: Path, train: Dataset, usable: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """The rows of all three splits: those that the data set lacks are rows of train, by `split.json`, or drawn now.
-    When they are drawn, also what that file shall hold."""
+    """Return the row numbers of all three splits, and the content for `split.json` if a split is drawn now, else None.
+    Splits that the data set lacks get rows of train, as in `split.json`, or drawn now."""
     lacking = [split for split in SPLITS if split not in usable]
     saved = load_row_split(root)
     if saved is None and not lacking:

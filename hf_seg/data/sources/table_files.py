@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub or in a folder, as tables mapped into memory, and what their columns hold."""
+"""Load data sets from the Hugging Face Hub or a folder, as memory-mapped tables, and find their columns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hf_seg.data.sources.split import SPLIT_WORDS
 from hf_seg.problem import DataError, Problem, disk_remedy
 from hf_seg.recipe.rules import is_path_or_hub_id
 
-# lower case; the names under which published data sets have them
+# names of such columns in published data sets, in lower case
 IMAGE_NAMES = {"image", "images", "pixel_values", "img", "photo", "photograph", "picture", "rgb", "input"}
 MASK_NAMES = {
     *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"),
@@ -61,19 +61,19 @@ DAMAGED = "Get the data set's files again; `datasets.load_dataset` must be able 
 
 
 def data_set_name(path: str) -> str:
-    """How messages name a data set: a Hub id as it is, a folder by its path."""
+    """Return a data set's name in messages: a Hub id unchanged, a folder as its absolute path."""
     place = Path(path).expanduser()
     return str(place.absolute()) if place.exists() else path
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path is nothing on this machine and has the form `org/name`."""
+    """Whether a path does not exist on this machine and has the form `org/name`."""
     return not Path(path).expanduser().exists() and is_path_or_hub_id(path)
 
 
 def may_read(path: str, file: str) -> bool:
-    """Whether a file that a table or a configuration names belongs to a data set: no link, `..` or absolute path leads
-    out of its folder, or, of one on the Hub, out of those in which its files are cached."""
+    """Whether a file that a table or a configuration names belongs to the data set: with links and `..` resolved, it
+    is in the data set's folder or, for a data set of the Hub, in one of the folders where its files are cached."""
     places = [Path(path).expanduser()]
     if is_hub_id(path):
         repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="dataset")
@@ -87,13 +87,13 @@ def is_table_folder(folder: Path) -> bool:
 
 
 def load_tables(path: str, revision: str | None, config_name: str | None) -> Mapping[str, Dataset]:
-    """Load all splits of a data set under the names that it gives them. No code of a data set is run.
+    """Load all splits of a data set; the keys are its own names. No code of the data set is run.
 
     Args:
-        path (`str`): a folder, or a Hub id; this and the others as in a recipe.
+        path (`str`): a folder or a Hub id. All arguments are as in a recipe.
 
     Raises:
-        DataError: when it is not there, cannot be reached, or cannot be read.
+        DataError: when it does not exist, cannot be reached, or cannot be read.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -115,17 +115,17 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
             if config_name:
                 remedy = "leave data.config_name out, or name the folder of that configuration in data.path"
                 raise DataError(place, "no README.md in it names configurations", remedy)
-            # Not the folder itself: classes.json and the runs in it would count as data files, too.
+            # Not the folder itself: `datasets` would take classes.json and the runs in it as data files, too.
             builder = load_dataset_builder("parquet", data_files=_by_split(place))
         builder.download_and_prepare()
         return builder.as_dataset()
 
 
-@cache  # a launch loads its data several times, and gets the same commit each time
+@cache  # a launch loads its data several times and must get the same commit each time
 def _load_from_hub(path: str, revision: str | None, config_name: str | None) -> DatasetDict:
     with _explained(path if revision is None else f"{path} at {revision}"):
         builder = load_dataset_builder(path, config_name, revision=revision)
-        # What datasets falls back to, whatever the revision asked for.
+        # Offline, `datasets` falls back to its cache, even if that is another revision.
         if isinstance(builder, Cache) and revision not in (None, "main", builder.hash):
             what = f"the Hub cannot be reached, and the commit in the cache is {builder.hash}"
             raise DataError(f"{path} at {revision}", what, f"{NOT_REACHED} Or set data.revision to that commit.")
@@ -135,7 +135,7 @@ def _load_from_hub(path: str, revision: str | None, config_name: str | None) -> 
 
 
 def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str], bool]) -> None:
-    """The README.md of a data set may name any file of this machine as its data."""
+    """Raise a DataError for data files outside of the data set: a README.md could name any file of this machine."""
     files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
     if outside := [file for file in files if not belongs(file)]:
         what = "is outside of the data set"
@@ -146,7 +146,7 @@ def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str],
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Make one DataError, with a remedy, of all that `datasets` raises when it cannot load a data set."""
+    """Turn any exception that `datasets` raises while loading a data set into a DataError with a remedy."""
     try:
         yield
     except DataError:
@@ -155,7 +155,7 @@ def _explained(name: str) -> Iterator[None]:
         raise DataError(name, _first_line(error).rstrip("."), NOT_FOUND) from error
     except ConnectionError as error:
         raise DataError(name, f"the Hub cannot be reached ({_first_line(error)})", NOT_REACHED) from error
-    except Exception as error:  # of Arrow, of datasets, of the Hub's client, ValueError for a configuration, …
+    except Exception as error:  # those of Arrow, datasets and the Hub's client, ValueError for a configuration, …
         cause = error.__cause__ or error
         what = f"cannot be loaded ({type(cause).__name__}: {_first_line(cause)})"
         raise DataError(name, what, disk_remedy(cause) or DAMAGED) from error
@@ -171,7 +171,7 @@ def _parquet_files(folder: Path) -> tuple[list[Path], list[Problem]]:
 
 
 def _by_split(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files of each split: the word in a file's name counts, else that in the innermost folder's."""
+    """Find the Parquet files of each split, by the word in a file's name, else in the innermost folder with one."""
     files, obstacles = _parquet_files(folder)
     if obstacles:
         raise DataError(problems=obstacles, heading=f"{folder}: not all of it can be searched:")
@@ -180,7 +180,7 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     unnamed, first = [], []
     for file in files:
-        try:  # here, as datasets would not say which file it is
+        try:  # here, because datasets would not say which file is damaged
             columns = parquet.read_schema(file).names
         except (ArrowInvalid, OSError) as error:
             raise DataError(file, f"is not a complete Parquet file ({_first_line(error)})", "Get it again.") from error
@@ -204,10 +204,10 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
 def load_class_names(
     path: str, revision: str | None, features: Features, ids: Collection[int], by_color: bool
 ) -> tuple[dict[int, str], str]:
-    """Names for the ids in the masks that a data set brings along, and where; empty without any, and for colours.
+    """Return the data set's own names for the ids in its masks, and their place; empty if it has none, or for colours.
 
-    They stand in `id2label.json`, or in a `ClassLabel` of one of its tables, which is taken if it is the only one with
-    as many names as the ids call for: others name something else.
+    They are in `id2label.json`, or in a `ClassLabel` column, which is used if it is the only one with as many names as
+    the ids need (the largest id + 1): other ones name something else.
     """
     if by_color:
         return {}, ""
@@ -237,12 +237,12 @@ def _class_label(feature: object) -> ClassLabel | None:
 
 
 def find_columns(name: str, features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """The names of the image and the mask column.
+    """Find the names of the image and the mask column.
 
     Args:
-        name (`str`): of the data set, for messages.
-        image (`str`, *optional*), mask (`str`, *optional*): the names, where a recipe gives them. None: the one column
-            of pictures with a usual name, else the only column of pictures that is left.
+        name (`str`): the data set's name, for messages.
+        image (`str`, *optional*), mask (`str`, *optional*): the names that a recipe gives. None: the only column of
+            pictures with a usual name, else the only column of pictures that is left.
 
     Raises:
         DataError: when a column is not there or holds no pictures, or when more than one could be meant.
@@ -261,7 +261,7 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
             columns[key] = usual[0]
     for key, found in columns.items():
         left = [column for column in pictures if column not in columns.values()]
-        if found is None and len(left) == 1 and any(columns.values()):  # which of two or more is not guessed
+        if found is None and len(left) == 1 and any(columns.values()):  # several are left: do not guess
             columns[key] = left[0]
     for key, found in columns.items():
         if found is None:

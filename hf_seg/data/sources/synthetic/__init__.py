@@ -14,7 +14,7 @@ from hf_seg.data.sources import cityscapes, oxford_pet
 from hf_seg.data.sources.synthetic.pet import draw_pet
 from hf_seg.data.sources.synthetic.street import draw_street
 
-# A picture depends on this, its split and its number alone, so the first n pictures of a split are always the same.
+# A picture depends only on this, its split and its number, so the first n pictures of a split are always the same.
 SEED = 20261123
 SPLIT_SIZES = {"train": 1024, "validation": 128, "test": 128}
 
@@ -40,7 +40,7 @@ def generate(name: str, limits: Mapping[str, int | None]) -> dict[str, dict[str,
 
     Args:
         name (`str`): `synthetic_pet` or `synthetic_cityscapes`.
-        limits (`Mapping[str, int | None]`): split → how many of its first pictures are wanted; None for all of them.
+        limits (`Mapping[str, int | None]`): split → how many of its first pictures to draw; None: all of them.
 
     Returns:
         `dict[str, dict[str, list[dict]]]`: split → columns `image` (JPEG) and `mask` (PNG, raw values as in the real

@@ -1,4 +1,4 @@
-"""Drawing one generated picture in the shape of Oxford-IIIT Pet: an animal on textured ground, and its trimap."""
+"""Draw one generated picture in the style of Oxford-IIIT Pet: an animal on textured ground, and its trimap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCALE = 2  # outlines are drawn twice as large and reduced, for smooth edges
 LINE = np.linspace(-1, 1, SIZE, dtype=np.float32)
 PET, BACKGROUND, BOUNDARY = 1, 2, 3  # raw values of the official trimaps
 
-# Ground and things take their colours from the whole list, animals from its first FURS: no colour gives a class away.
+# Ground and things take their colours from the whole list, animals from its first FURS: no colour reveals a class.
 FURS = 8
 _RGB = bytes.fromhex(
     "3a302c 605c5c 928e8a ded6c8 c68448 e2b680 7a5234 a89474 6c7c54 "
@@ -55,7 +55,7 @@ def tube(
 
 
 def head(rng: np.random.Generator, x: float, y: float, r: float, *, cat: bool, turned: float) -> list[Part]:
-    """A head seen from the front; `turned` in [-1, 1] moves the face to a side."""
+    """A head seen from the front; `turned` in [-1, 1] moves the face sideways."""
     u = rng.uniform
     parts = []
     if cat:
@@ -86,7 +86,7 @@ def head(rng: np.random.Generator, x: float, y: float, r: float, *, cat: bool, t
 
 
 def animal(rng: np.random.Generator) -> list[Part]:
-    """The parts of a cat or a dog, back to front: sitting, standing, lying, or its head and shoulders alone."""
+    """The parts of a cat or a dog, back to front: sitting, standing, lying, or only head and shoulders."""
     u = rng.uniform
     cat = bool(rng.integers(2))
     tail = (0.09, 0.05) if cat else (0.1, 0.03)
@@ -123,13 +123,13 @@ def animal(rng: np.random.Generator) -> list[Part]:
 
 
 def noise(rng: np.random.Generator, across: int, down: int) -> NDArray[np.float32]:
-    """Smooth noise in about [-1, 1] of shape (SIZE, SIZE), with so many cells across and down."""
+    """Draw smooth noise in about [-1, 1], of shape (SIZE, SIZE), with `across` × `down` cells."""
     cells = PIL.Image.fromarray(rng.uniform(-1, 1, (down, across)).astype(np.float32))
     return np.asarray(cells.resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC))
 
 
 def coat(rng: np.random.Generator, colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The fur of an animal or the cover of a thing: RGB of shape (SIZE, SIZE, 3), about [0, 255]."""
+    """Draw the fur of an animal or the surface of a thing: RGB of shape (SIZE, SIZE, 3), about [0, 255]."""
     base, other = colours[rng.choice(len(colours), 2, replace=False)]
     pattern = rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))
     grain = 1 + 0.16 * noise(rng, 40, 24)
@@ -146,23 +146,23 @@ def coat(rng: np.random.Generator, colours: NDArray[np.float32]) -> NDArray[np.f
 
 
 def shrink(layer: PIL.Image.Image, blur: float = 0) -> NDArray[np.float32]:
-    """A layer at the size of the picture, its values in [0, 1]."""
+    """Return a layer reduced to the size of the picture, with values in [0, 1]."""
     layer = layer.reduce(SCALE)
     return np.asarray(layer.filter(ImageFilter.GaussianBlur(blur)) if blur else layer, np.float32) / 255
 
 
 def draw_pet(rng: np.random.Generator) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """Draw an animal from what `rng` gives: an RGB image and a trimap (mode L: 1 animal, 2 background, 3 the band
+    """Draw a random animal: an RGB image and a trimap (mode L: 1 animal, 2 background, 3 the band
     between them), both 96×96."""
     picture = ground(rng)
     for _ in range(rng.integers(4)):
         add_thing(rng, picture)
     silhouette, shades, features = animal_layers(rng)
 
-    # Ragged fur: the outline is blurred and cut again at a level that changes from place to place.
+    # Ragged fur: the outline is blurred, then thresholded at a level that changes from place to place.
     alpha = np.clip(3 * (shrink(silhouette, 0.8) - 0.5 + 0.2 * noise(rng, 48, 48)) + 0.5, 0, 1)
     alpha *= shrink(silhouette) > 0
-    # Rounder towards the rim, with eyes and nose on top, and the shadow that the animal throws.
+    # The fur is darker towards the outline, eyes and nose are on top, and the animal casts a shadow.
     blurred = shrink(silhouette, SIZE / 16)
     fur = coat(rng, COLOURS[:FURS]) * (2.55 * shrink(shades) * (0.55 + 0.5 * blurred))[..., None]
     detail = shrink(features)
@@ -174,7 +174,7 @@ def draw_pet(rng: np.random.Generator) -> tuple[PIL.Image.Image, PIL.Image.Image
 
 
 def animal_layers(rng: np.random.Generator) -> tuple[PIL.Image.Image, PIL.Image.Image, PIL.Image.Image]:
-    """An animal somewhere in the picture: its silhouette (L), the shade of its coat (L, per cent), its face (RGBA)."""
+    """Draw an animal somewhere in the picture: silhouette (L), shade of its coat (L, per cent) and face (RGBA)."""
     size = SIZE * SCALE
     angle, stretch = rng.normal(0, 0.12), rng.choice((-1, 1)) * rng.uniform(0.85, 1.15)
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))]) * (stretch, 1.0)
@@ -195,7 +195,7 @@ def animal_layers(rng: np.random.Generator) -> tuple[PIL.Image.Image, PIL.Image.
 
 
 def ground(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Wall and floor, or a single ground, each with a texture of its own."""
+    """Draw a wall and a floor, or a single ground, each with its own texture."""
     picture = coat(rng, COLOURS) * rng.uniform(0.6, 0.95)
     if rng.uniform() < 0.6:
         horizon = SIZE * rng.uniform(0.3, 0.75) + LINE * SIZE * rng.normal(0, 0.06)
@@ -205,7 +205,7 @@ def ground(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def add_thing(rng: np.random.Generator, picture: NDArray[np.float32]) -> None:
-    """Paint something that is no animal (cushion, box, plank, ball) into the picture, in colours animals have too."""
+    """Paint a thing (cushion, box, plank, ball) into the picture, in colours that animals have, too."""
     size = SIZE * SCALE
     x, y = rng.uniform(0, size, 2)
     rx, ry = rng.uniform(0.06, 0.26, 2) * size
@@ -217,7 +217,7 @@ def add_thing(rng: np.random.Generator, picture: NDArray[np.float32]) -> None:
 
 
 def trimap(alpha: NDArray[np.float32]) -> PIL.Image.Image:
-    """Pixels within about two of the outline are boundary, as annotators leave a band where fur meets ground."""
+    """Build the trimap: boundary is a band from 2 pixels inside the outline to 1 outside, as annotators leave one."""
     inside = PIL.Image.fromarray((alpha > 0.5).astype(np.uint8) * 255)
     core = np.asarray(inside.filter(ImageFilter.BoxBlur(2))) == 255
     reach = np.asarray(inside.filter(ImageFilter.BoxBlur(1))) > 0
@@ -225,7 +225,7 @@ def trimap(alpha: NDArray[np.float32]) -> PIL.Image.Image:
 
 
 def develop(rng: np.random.Generator, picture: NDArray[np.float32]) -> PIL.Image.Image:
-    """Take the photograph: how much light, its colour, a brighter side, contrast, sensor noise."""
+    """Simulate a camera: strength and colour of the light, a brighter side, contrast, sensor noise."""
     across, down = rng.normal(0, 0.16, 2)
     rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in picture.shape[:2])
     light = rng.uniform(0.7, 1.2) * (1 + across * columns + down * rows[:, None])

@@ -1,4 +1,4 @@
-"""Drawing one generated picture in the shape of Cityscapes: a street seen from a car, and its labelIds."""
+"""Draw one generated picture in the style of Cityscapes: a street seen from a car, and its labelIds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_seg.data.sources.synthetic.pet import COLOURS, SCALE, develop
 
 WIDTH, HEIGHT = 192, 96  # the aspect ratio of Cityscapes
 FOCAL = WIDTH * SCALE  # the camera's focal length in pixels
-EYE, NEAR, FAR = 1.9, 5.0, 60.0  # metres: how high the camera is, where what it sees begins, where the houses end
+EYE, NEAR, FAR = 1.9, 5.0, 60.0  # metres: height of the camera, nearest visible distance, where houses end
 LABEL_IDS = {name: label_id for label_id, name, _ in CLASSES} | {"own car": 1, "ground": 6}  # these two are void
 
 Colours = tuple[tuple[int, int, int], ...]
@@ -19,9 +19,9 @@ LEAVES: Colours = ((64, 88, 48), (84, 104, 58), (52, 70, 46), (112, 112, 60))
 SKIES: Colours = ((150, 176, 206), (196, 204, 212), (176, 180, 186), (220, 214, 204))
 PAINT: Colours = ((120, 24, 26), (36, 60, 116), (196, 198, 202), (226, 224, 214), (40, 40, 44), (84, 100, 90))
 DARK, GLASS, PALE, SKIN = ((30, 30, 32),), ((52, 62, 74),), ((226, 222, 214),), ((190, 140, 110), (96, 66, 52))
-# beside the street: least and greatest height, from one opening to the next, an opening's width
+# beside the street, in metres: least and greatest height, distance between openings, width of an opening
 ROWS = {"building": (4, 12, 4, 2.2), "wall": (1.4, 2.6, 99, 1), "fence": (1, 1.8, 1.5, 0.7)}
-# thing → how many at most, the probability of each, from where to where beside the middle of the road, length, colours
+# thing → greatest number, probability of each, least and greatest distance from the road's middle, length, colours
 THINGS: dict[str, tuple[int, float, float, float, float, Colours]] = {
     "tree": (8, 0.6, 6, 9, 0, LEAVES),
     "lamp": (5, 0.5, 4.4, 6, 0, GREYS),
@@ -35,9 +35,9 @@ THINGS: dict[str, tuple[int, float, float, float, float, Colours]] = {
     "motorcycle": (2, 0.5, 0.8, 4, 0, PAINT),
     "bicycle": (3, 0.5, 3, 6, 0, PAINT),
 }
-BOX, CABIN, DISC = 1.0, 0.75, 0.0  # how wide a part is at its top; an ellipse
-# Parts of things, back to front: thing, class, shape; left, bottom, right and top in metres from the foot (what lies
-# right of it is drawn left of it, too); colours, or the brightness relative to the thing's own colour.
+BOX, CABIN, DISC = 1.0, 0.75, 0.0  # relative width of a part's top; DISC is an ellipse
+# Parts of things, back to front: thing, class, shape; left, bottom, right and top in metres from the foot (parts with
+# left ≥ 0 are mirrored to the left, too); colours, or the brightness relative to the thing's own colour.
 PARTS: list[tuple[str, str, float, float, float, float, float, Colours | float]] = [
     ("tree", "vegetation", BOX, -0.2, 0, 0.2, 2.5, ((70, 56, 44),)),
     ("tree", "vegetation", DISC, -1.3, 2.6, 1.2, 5.2, 0.9),
@@ -70,7 +70,7 @@ PARTS: list[tuple[str, str, float, float, float, float, float, Colours | float]]
 
 
 def draw_street(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Draw a street from what `rng` gives: an RGB image and a mask of labelIds (mode L), both 192×96."""
+    """Draw a random street: an RGB image and a mask of labelIds (mode L), both 192×96."""
     street = _Street(rng)
     street.houses(-rng.uniform(8, 11))
     street.houses(rng.uniform(8, 11))
@@ -78,7 +78,7 @@ def draw_street(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     for name, (most, probability, least, greatest, *_) in THINGS.items():
         for _ in range(rng.binomial(most, probability)):
             placed.append((NEAR + 50 * rng.beta(1.2, 2.5), name, rng.choice((-1, 1)) * rng.uniform(least, greatest)))
-    for ahead, name, right in sorted(placed, reverse=True):  # what is nearer hides what is farther away
+    for ahead, name, right in sorted(placed, reverse=True):  # far to near: nearer things hide farther ones
         street.thing(name, right, ahead)
         if name in ("bicycle", "motorcycle") and rng.uniform() < 0.75:
             street.thing("person", right, ahead, label="rider", lift=0.3)
@@ -89,7 +89,7 @@ def draw_street(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
 
 
 class _Street:
-    """A picture and its mask, drawn as one. All lengths are metres: to the right (x), up (low, high) and ahead."""
+    """A picture and its mask, drawn together. All lengths are metres: to the right (x), up (low, high) and ahead."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng, size = rng, (WIDTH * SCALE, HEIGHT * SCALE)
@@ -123,7 +123,7 @@ class _Street:
         self.fill(label, colour, [(x, y, ahead) for x, y in ([(x0, high), (x1, low)] if top == DISC else corners)])
 
     def houses(self, x: float) -> None:
-        """Houses, walls and fences along one side of the street, from the far end on."""
+        """Houses, walls and fences along one side of the street, from the far end to the camera."""
         far = FAR
         while far > NEAR / 2:
             near, label = far / self.rng.uniform(1.3, 1.9), str(self.rng.choice(list(ROWS), p=(0.62, 0.2, 0.18)))
