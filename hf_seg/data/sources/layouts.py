@@ -184,7 +184,7 @@ def _split_folders(root: Path) -> Iterator[Layout]:
     ]
     # such as a folder `test` beside `images` and `masks`, whose purpose is not known
     both = all(any(plain(name) in known for name in names) for known in (IMAGE_WORDS, MASK_WORDS))
-    if any(words) or (both and not set(SPLITS).isdisjoint(named)):
+    if any(words) or (both and named):
         for images, masks in product(words[0] or PARTS[:1], words[1] or PARTS[1:]):
             places = ({name: _below(root / name, word) for name in named} for word in (images, masks))
             yield Layout(name=f"SPLIT/{images}+SPLIT/{masks}", find_parts=partial(_in_splits, root, *places))

@@ -230,6 +230,7 @@ class TestRefused:
             (["train/images", "train/masks", "val/images", "val/masks", "dev"], "which is the validation split, dev"),
             (["images/test", "masks/test"], "/images: has no split named train, but test."),
             (["images", "masks", "test"], "matches 2 layouts: images+masks, SPLIT/images+SPLIT/masks. Choose with"),
+            (["images", "masks", "Val"], "matches 2 layouts: images+masks, SPLIT/images+SPLIT/masks. Choose with"),
         ],
     )
     def test_other_layouts(self, tmp_path, refused, folders, message):
