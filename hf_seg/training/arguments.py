@@ -186,7 +186,7 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
         "dataloader_num_workers": workers,
         # persistent workers keep the data set that they started with, but crops are drawn again each epoch
         "dataloader_persistent_workers": workers > 0 and not crops,
-        # looking for them takes time in each step; where they exist, training would fail at its second step without it
+        # the search takes time in each step; without it, such parameters end training at its second step
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
         # the pinning thread must not call CUDA while a graph is captured
         "dataloader_pin_memory": state.device.type == "cuda" and training.cuda_graphs is not True,

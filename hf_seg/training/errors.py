@@ -80,7 +80,7 @@ def write_errors(
     start_processes()
     evaluation = results.get("evaluation", {"model": str(folder), "label_map": {}})
     segmenter, confusion = load(evaluation["model"]), kept["confusion"]
-    # the recipe decides which pairs; size and normalisation are the model's
+    # the record decides which pairs; size and normalisation are the model's
     section = section_of(folder, "data", results["recipe"]["data"] | {"image_size": 32, "normalize": "none"})
     with tempfile.TemporaryDirectory() as empty:  # a trainer needs a folder
         model, label_map = evaluation["model"], evaluation["label_map"]

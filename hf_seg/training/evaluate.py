@@ -106,7 +106,7 @@ def evaluate(
     confusion matrices of the images, ROC curves, samples and plots.
 
     Args:
-        model: what `load` accepts. A finished run is tested in the precision that it was trained in.
+        model: what `load` accepts. A finished run is tested in its own precision, where the device has it.
         load: [`hf_seg.inference.exported.load_model`], passed in, so that training does not depend on inference.
         data: a recipe's file or name, of which only the data section is used; or a folder: a run's, one with a
             `recipe.json`, or one of data that [`hf_seg.data.sources.recognise`] accepts.
@@ -284,7 +284,7 @@ def match_classes(
     model_names: Sequence[str], data_names: Sequence[str], label_map: Mapping[str, str]
 ) -> list[list[int]]:
     """Return, for each class of the data, the ids of the model's classes that are the same by `label_map`, or else by
-    name, where upper and lower case do not matter.
+    name: an exact match goes first, then one that differs only in case.
 
     Raises:
         Refusal: when `label_map` names a class that does not exist, or model and data share no class.

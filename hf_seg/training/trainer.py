@@ -339,7 +339,7 @@ class SegTrainer(Trainer):
 
     @torch.no_grad()
     def predict_logits(self, pixel_values: Tensor) -> Tensor:
-        """Map `pixel_values` `(batch, 3, height, width)` to logits `(batch, C, h, w)` on the device, as in evaluation."""
+        """Logits `(batch, C, h, w)` of `pixel_values` `(batch, 3, height, width)`, on the device, as in evaluation."""
         with self.accelerator.autocast():
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
