@@ -106,7 +106,7 @@ class SecondOpinion:
         """Add a batch of class ids `(batch, height, width)`, at most 255."""
 
         def add() -> None:
-            # its features are images, which are stored as PNG with 8 bits a pixel
+            # its features are images, which are stored as PNG with 8 bits per pixel
             maps = (values.to(torch.uint8).cpu().numpy() for values in (predictions, references))
             self.metric.add_batch(predictions=next(maps), references=next(maps))
 
