@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its record, its plots and its card."""
+"""What a run writes: its folder, its record, its plots and its card."""

@@ -1,4 +1,4 @@
-"""The model card of a run, from what the run recorded: no file is read, and nothing is said that the record lacks."""
+"""The model card of a run, built from its record alone: it reads no file, and says nothing that the record lacks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMP = {
     "upernet": "UPerNet",
     "dpt": "DPT",
 }
-# what SegFormer has in each of its published sizes
+# the config values that are the same in all published sizes of SegFormer
 SEGFORMER = {"num_encoder_blocks": 4, "num_attention_heads": [1, 2, 5, 8]}
 SCALED = {
     "none": "scaled to [0, 1]",
@@ -47,7 +47,7 @@ SCALED = {
 }
 
 
-# at which size, or through what, scores were computed, by data.resize
+# by data.resize: how the card names the input size that scores were computed at
 AT = {"stretch": "at %s pixels", "letterbox": "within %s pixels", "crop": "through windows of %s pixels"}
 INPUT = {
     "stretch": "resized to %s pixels",
@@ -59,16 +59,16 @@ INPUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What binds the users of a model because of one thing that it was made from."""
+    """The terms that bind the users of a model because of one thing that it was made from."""
 
-    subject: Markdown  # that thing
+    subject: Markdown  # the thing that it was made from
     text: str
-    license: str | None = None  # the Hub's identifier, "other" or "unknown"; None when nobody has a say
-    name: str | None = None  # with "other", what the Hub shows in its place; so, too, the link
+    license: str | None = None  # the Hub's identifier, "other" or "unknown"; None when the terms name no licence
+    name: str | None = None  # with "other": the name that the Hub shows instead; `link` is its link
     link: str | None = None
 
 
-# Terms of the weights that recipes start from by their own choice, by the beginning of the Hub id.
+# Terms of the weights that recipes use by default, by the beginning of the Hub id.
 NVIDIA = {
     "license": "other",
     "name": "nvidia-segformer-license",
@@ -93,18 +93,18 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
     """Build the card of a run.
 
     Args:
-        record (`dict`): the content of a run's `results.json`. For a checkpoint of a run that goes on: `status`
-            `"training"`, and of `train`, `validation` and `environment` what is known by then.
+        record (`dict`): the content of a run's `results.json`. For a checkpoint during training: `status`
+            `"training"`, and as much of `train`, `validation` and `environment` as is known by then.
         repo_id (`str`, *optional*): the repository on the Hub that the card is for; by default the run's folder.
 
     Returns:
-        `ModelCard`: metadata and text. Paths are reduced to their last part and tokens left out, so that nothing of
-        the machine that the run was made on is published.
+        `ModelCard`: metadata and text. Paths are cut to their last part and tokens left out, so that the card
+        publishes no folders and secrets of the training machine.
     """
     record = {"train": {}, "environment": {}} | {key: value for key, value in record.items() if value is not None}
     record = _each_text(without_private_parts(record), printable)
     recipe, init = record["recipe"], record["model"]["init"]
-    # where things lie on that machine, which a recipe can do without
+    # paths on the training machine, which a recipe does not need
     recipe["data"].pop("cache", None)
     recipe["data"]["root"] = None
     terms, resize = terms_of(init, record["data"]), recipe["data"].get("resize", "stretch")
@@ -122,7 +122,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         "loss": Markdown(describe_loss(recipe["training"])),
         "origins": [*_origins(init)],
         "terms": terms,
-        "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which nobody takes for HTML
+        "full_recipe": Markdown(full.replace("<", "\\u003c")),  # the same JSON, which cannot be read as HTML
         "metrics": METRICS | {"loss": "loss (cross-entropy)"},
     }
     return ModelCard(PAGES.get_template("runs/card.md.jinja").render(record | values))
@@ -133,7 +133,7 @@ def _at(data: dict) -> str:
 
 
 def describe_model(model: Mapping[str, Any], class_name: str) -> str:
-    """The `model` section of a recipe in words, "U-Net with a resnet50 encoder"; `class_name` is that of its class."""
+    """Describe a recipe's `model` section, "U-Net with a resnet50 encoder"; `class_name` is its Python class."""
     arch, path = model["arch"], model.get("path")
     if arch in ON_TIMM:
         family = "FCN" if arch == "fcn" else SMP.get(path, path)
@@ -142,11 +142,11 @@ def describe_model(model: Mapping[str, Any], class_name: str) -> str:
         return class_name.removesuffix("ForSemanticSegmentation") + " model"
     config = SEGFORMER | SEGFORMER_SIZES["b0"] | model["config"]
     sizes = [f"-{size.upper()}" for size, keys in SEGFORMER_SIZES.items() if config | SEGFORMER | keys == config]
-    return "SegFormer" + "".join(sizes)  # one, or none
+    return "SegFormer" + "".join(sizes)  # of one size, or of none
 
 
 def describe_loss(training: Mapping[str, Any]) -> str:
-    """What the `training` section of a recipe minimises: "cross-entropy + 0.5 × Dice loss (label smoothing 0.1)"."""
+    """Describe the loss of a recipe's `training` section: "cross-entropy + 0.5 × Dice loss (label smoothing 0.1)"."""
     parts = loss_parts(training.get("loss", "cross_entropy"))
     terms = [LOSSES[name] if weight == 1 else f"{weight:g} × {LOSSES[name]}" for name, weight in parts.items()]
     options = ["pixels weighted by class"] if training.get("class_weights") else []
@@ -155,17 +155,17 @@ def describe_loss(training: Mapping[str, Any]) -> str:
 
 
 def _origins(init: dict) -> Iterator[dict]:
-    """Where initial weights came from, and if that is another run, where that run's came from, and so on."""
+    """Yield the origin of the initial weights; if that is another run, then the origin of its weights, and so on."""
     yield init
     if run := init["encoder"].get("run"):
         yield from _origins(run["init"])
 
 
-SECRETS = ("hub_token", "push_to_hub_token")  # which a recipe may not have, but a record of another program might
+SECRETS = ("hub_token", "push_to_hub_token")  # a recipe cannot have these keys, but a record of another program might
 
 
 def without_private_parts(value: Any) -> Any:
-    """A record without tokens, and with all its texts, names of classes among them, as [`redact`] makes them."""
+    """Return a record without tokens, with [`redact`] applied to all its texts, names of classes included."""
     return _each_text(value, redact)
 
 
@@ -178,7 +178,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
-    """What binds a model: the terms of its initial weights, of the data that those were trained on, and of its own.
+    """Collect the terms that bind a model: those of its initial weights, of their training data, and of its own data.
 
     Args:
         init (`dict`), data (`dict`): `model.init` and `data` of a record.
@@ -214,7 +214,7 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
 def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCardData:
     data, recipe = record["data"], record["recipe"]
     *others, first = _origins(record["model"]["init"])
-    seen = [data, *(each["encoder"]["run"]["data"] for each in others)]  # by the model and by its encoder
+    seen = [data, *(each["encoder"]["run"]["data"] for each in others)]  # of the model and its encoder
     scores = [
         EvalResult(
             task_type=TASK,
@@ -232,17 +232,17 @@ def _metadata(record: dict, repo_id: str | None, terms: list[Terms]) -> ModelCar
     special = [each for each in terms if each.license == "other"]
     licenses = [each.license for each in terms if each.license]
     link = special[0].link if special else None
-    if len(special) > 1 and repo_id:  # the Hub shows one, and the card has them all
+    if len(special) > 1 and repo_id:  # the Hub shows one link, and the card has all of them
         link = f"https://huggingface.co/{repo_id}#licence-and-terms"
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["semantic-segmentation", record["model"]["arch"], "hf_seg"],
-        # the Hub takes one: what it has no identifier for, or else what is not known, comes before what is permissive
+        # the Hub takes one: "other", which it has no identifier for, or else "unknown", goes before permissive ones
         license=next((kind for kind in ("other", "unknown", *licenses) if kind in licenses), None),
         license_name="-and-".join(each.name for each in special) or None,
         license_link=link,
-        # generated data is in no catalogue
+        # without data that has no homepage, such as generated data
         datasets=list(dict.fromkeys(_identifier(each) for each in seen if each.get("homepage"))) or None,
         base_model=first["encoder"]["source"] if first["encoder"].get("from_hub") else None,
         metrics=["mean_iou"] if scores else None,

@@ -1,4 +1,4 @@
-"""The look of every picture: an empty figure in the common style, saved in one step; lines, legends, masks."""
+"""The common style of all figures: an empty figure that is saved in one step; lines, legends and masks."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from hf_seg.text import printable
 DPI = 150
 WIDTH = 8.0  # inches; with DPI: 1200 pixels
 INK, FAINT = "#222222", "#777777"
-# Okabe and Ito's colours that are dark enough for a line on white: they stay apart for the colour-blind.
+# Okabe and Ito's colours that are dark enough for a line on white. Colour-blind readers can tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # A line takes a new dash pattern once the colours are used up: 35 lines can be told apart.
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1.5, 1, 1.5)))
@@ -52,10 +52,10 @@ STYLE = {
 
 @contextmanager
 def open_figure(path: str | os.PathLike, height: float, layout: str = "compressed") -> Iterator[Figure]:
-    """Give an empty figure in the common style, and save it to `path` in one step when the block ends well.
+    """Yield an empty figure in the common style, and save it to `path` in one step unless the block raises.
 
-    Without pyplot: no display is needed, the caller's backend and rcParams stay as they are, and a figure is freed as
-    soon as it is saved. The PNG is 1200 pixels wide.
+    It does not use pyplot: no display is needed, the caller's backend and rcParams do not change, and the figure is
+    freed as soon as it is saved. The PNG is 1200 pixels wide; `height` is in inches.
     """
     with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
@@ -67,20 +67,20 @@ def open_figure(path: str | os.PathLike, height: float, layout: str = "compresse
 
 
 def shorten(name: str, length: int = 24) -> str:
-    """Cut the middle out of a long name: what tells two names apart is mostly at their ends."""
-    name = printable(name)  # a font has no sign for what is not printable
+    """Cut the middle out of a long name: two names differ mostly at their beginning or end."""
+    name = printable(name)  # fonts lack the characters that are not printable
     return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Colour and dashes of a class or an arm by its number, so that it looks the same in all pictures."""
+    """Colour and dashes of a class or a compared arm by its number, so that it looks the same in all pictures."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
 
 
 def class_legend(
     areas: np.ndarray, class_names: Sequence[str], palette: np.ndarray, ignored: Patch | None
 ) -> dict[str, Any]:
-    """Arguments of `legend` for the classes of some masks.
+    """Build the arguments of `legend` for the classes of some masks.
 
     Args:
         areas (`np.ndarray` of shape `(C,)`): pixels of each class; the 19 largest are listed.
@@ -96,13 +96,14 @@ def class_legend(
     if more := np.count_nonzero(areas) - len(shown):
         handles.append(Line2D([], [], linestyle="none"))
         labels.append(f"and {more} more")
-    # with handles: where matplotlib has to find them itself, it leaves out the labels that begin with `_`
+    # with handles: when matplotlib collects them itself, it leaves out labels that begin with `_`
     look = {"loc": "outside lower center", "handlelength": 1.2, "handleheight": 1.2}
     return {"handles": handles, "labels": labels, "ncols": min(len(handles), 5), **look}
 
 
 def colour_masks(masks: np.ndarray, palette: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Masks `(n, height, width)` in the colours of their classes; diagonal stripes where `ignored` holds."""
+    """Draw masks `(n, height, width)` as RGB in 0..255, `(n, height, width, 3)`: the class colours of `palette`
+    `(C, 3)`, and diagonal stripes where `ignored` (of the masks' shape) is True."""
     height, width = masks.shape[1:]
     thickness = max(1, height // 32)  # about sixteen stripes of each grey, whatever the size
     stripes = np.array(IGNORED_STRIPES)[np.add.outer(np.arange(height), np.arange(width)) // thickness % 2]
@@ -112,7 +113,7 @@ def colour_masks(masks: np.ndarray, palette: np.ndarray, ignored: np.ndarray) ->
 def draw_columns(
     figure: Figure, titles: Sequence[str], columns: Sequence[np.ndarray], fontsize: float = 10
 ) -> np.ndarray:
-    """Draw pictures, `(n, height, width, 3)` a column. Returns the axes, of shape `(n, columns)`."""
+    """Draw one column of pictures per array `(n, height, width, 3)`. Return the axes, of shape `(n, columns)`."""
     grid = figure.subplots(len(columns[0]), len(columns), squeeze=False)
     for axes_below, title, pictures in zip(grid.T, titles, columns, strict=True):
         axes_below[0].set_title(title, fontsize=fontsize)

@@ -1,4 +1,4 @@
-"""A run and its folder: how far it got and on what data, who works in it, and which of its files may be removed."""
+"""A run and its folder: its state and data, the lock against other launches, and which of its files may be removed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from hf_seg.runs.record import (
     object_of,
 )
 
-# What a run writes into its folder. Nothing else is ever removed from it, so a writer takes its name from here.
+# Names of what a run writes into its folder. Nothing else is ever removed, so code that writes takes its names here.
 RECORD = "run.json"  # written first, removed last: a folder with it is a run
 HUB = "hub.json"
 MODEL_CODE = ("configuration_fcn.py", "modeling_fcn.py", "configuration_smp.py", "modeling_smp.py")
@@ -45,16 +45,16 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = "preprocessor_config.json"
 _NAMES = (RECORD, RESULTS, HUB, CARD, PER_IMAGE, ROC, SAMPLES, *PLOTS.values(), *MODEL_CODE, *WEIGHTS, PROCESSOR)
 _PATTERNS = [
-    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", ERRORS)),  # the last is of `hf-seg errors`
-    r"model(-int8)?\.(onnx|xml|bin)",  # of `hf-seg export`
+    *map(re.escape, (*_NAMES, "config.json", "training_args.bin", ERRORS)),  # the last is written by `hf-seg errors`
+    r"model(-int8)?\.(onnx|xml|bin)",  # written by `hf-seg export`
     r"model-\d+-of-\d+\.safetensors",
     r"runs/([^/]+/){1,2}events\.out\.tfevents\.[^/]+",  # TensorBoard's
     rf"(plots/)?{PARTIAL.pattern}",
 ]
 _FILES = re.compile("|".join(_PATTERNS))
 _FOLDERS = re.compile(r"plots|runs(/[^/]+){0,2}")
-_TREES = re.compile(r"checkpoint-\d+|\.push-[a-z0-9_]{8}")  # whole: Trainer removes old checkpoints so, too
-SHOWN = 10  # files that a message names
+_TREES = re.compile(r"checkpoint-\d+|\.push-[a-z0-9_]{8}")  # removed as a whole, as Trainer removes old checkpoints
+SHOWN = 10  # the most files that a message names
 _refusal = partial(Refusal, code="run")
 
 _NEEDED = object_of(
@@ -65,23 +65,23 @@ _NEEDED = object_of(
 
 @dataclass
 class Run:
-    """A recipe, the folder that its training fills, and what the checks of a launch have found of the two."""
+    """A recipe, the folder of its run, and what the checks of a launch have found about both."""
 
-    recipe: Recipe  # the effective one of this launch
+    recipe: Recipe  # with the overrides of this launch
     folder: Path  # `<output_dir>/<recipe name>`, which may not exist yet
     overwrite: bool = False  # the user wants the run trained again
     mean_iou_script: str | None = None  # path of a local copy of `mean_iou`, to check the test score with
-    named: bool = True  # on the command line; if not, another run needs its encoder
-    # what the folder holds: nothing, or only what may be removed; a run of the same recipe and data without results;
-    # or one with results
+    named: bool = True  # named on the command line; if not, another run needs its encoder
+    # what the folder holds: nothing, or only what may be removed ("new"); a run of the same recipe and data without
+    # results ("interrupted"), or with results ("finished")
     state: Literal["new", "interrupted", "finished"] | None = None
-    compared: bool = True  # whether the data of the run that is there was compared with the data that is here
+    compared: bool = True  # whether the data of the existing run was compared with the present data
     without_gradient: list[str] | None = None  # the model's parameters that no step changes; None: not known
     steps: int | None = None  # of the whole training; None: not known
 
 
 def format_plan(runs: list[Run]) -> str:
-    """What a launch is going to do: its runs in their order, and what those are for that nobody has named."""
+    """Describe what a launch will do: its runs in their order, and which of them train an encoder for others."""
     lines = [f"{len(runs)} runs, in this order:"] if len(runs) > 1 else []
     for run in runs:
         name, state = run.recipe.name, "to resume" if run.state == "interrupted" else run.state
@@ -97,7 +97,7 @@ def format_plan(runs: list[Run]) -> str:
 
 
 def open_run(run: Run) -> str:
-    """Find out what a run's folder holds, for `run.state`.
+    """Find out what a run's folder holds; set and return `run.state`.
 
     Raises:
         Refusal: when the folder holds another recipe's run, a run on other data, or something that is not a run; with
@@ -142,10 +142,10 @@ def _open(run: Run) -> Literal["new", "interrupted", "finished"]:
 
 
 def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
-    """A run's `run.json`: `recipe`, and of its `data` what [`describe_data`] said when the run began.
+    """Load a run's `run.json`: its `recipe`, and as `data` the result of [`describe_data`] when the run began.
 
     Raises:
-        Refusal: when there is none, or it is damaged or of another version of hf_seg.
+        Refusal: when there is none, or it is damaged, or (unless `any_format`) from another version of hf_seg.
     """
     remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
     missing = "it is not a run of hf_seg", remedy
@@ -154,12 +154,12 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
 
 
 def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | None:
-    """The number of `pairs` and the `fingerprint` of each split, as they are listed: nothing is decoded or written; a
-    data set on the Hub is loaded only if it may be.
+    """Return the number of `pairs` and the `fingerprint` of each split, from the list of pairs. Nothing is decoded or
+    written; a data set on the Hub is loaded only if `may_load`.
 
     Returns:
-        `dict`: by split; one split, `pairs`, where it is not known which pair belongs to which. Empty for generated
-        data, which follows from the recipe. None when the data is not here.
+        `dict`: by split; a single split `pairs` where it is not known which pair belongs to which split. Empty for
+        generated data, which depends only on the recipe. None when the data is not on this machine.
     """
     if data.name.startswith("synthetic_"):
         return {}
@@ -172,7 +172,7 @@ def describe_data(data: DataRecipe, may_load: bool = True) -> dict[str, Any] | N
 
 
 def _changed_splits(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """What tells two answers of [`describe_data`] apart, in words; nothing where one is not known."""
+    """Describe how two results of [`describe_data`] differ; return no differences where one is not known."""
     if not then or not now:
         return []
     changed = []
@@ -194,8 +194,8 @@ def hold_runs(runs: list[Run]) -> Iterator[None]:
     """Keep other launches out of the folders of these runs until the block ends, or this process does.
 
     Raises:
-        Refusal: on every rank, when another launch is at work in one of them, nothing can be written there, or the
-            ranks do not share the folder.
+        Refusal: on every rank, when another launch is using one of them, nothing can be written there, or the ranks
+            do not share the folder.
     """
     with ExitStack() as stack:
 
@@ -217,7 +217,7 @@ def hold_runs(runs: list[Run]) -> Iterator[None]:
                 except OSError as error:
                     what = f"nothing can be written there ({error.strerror})"
                     raise _refusal(file.parent, what, "choose another --output_dir") from error
-                if new:  # filelock starts again when a file goes away before it is locked
+                if new:  # safe, since filelock retries when a file disappears before it is locked
                     stack.callback(file.unlink, missing_ok=True)
 
         on_main_process(lock)
@@ -232,25 +232,25 @@ def _remove_empty(folder: Path) -> None:
 
 
 def start_run(run: Run) -> None:
-    """Make a run's folder with its record in it; what a new run finds there of another run is cleared away first.
+    """Create a run's folder with its record. A new run first removes an old run that is in the folder.
 
-    Every rank calls this; the main process does it, between two barriers: none may still be reading the old run.
+    Every rank calls this. Only the main process acts, between two barriers, so that no rank still reads the old run.
 
     Raises:
-        Refusal: on every rank, when what is there is not only a run's.
+        Refusal: on every rank, when the folder holds something that no run writes.
     """
 
     def start() -> None:
         replaced = _replaced(run.folder)
-        if os.path.lexists(replaced):  # of a launch that was killed while it removed it
+        if os.path.lexists(replaced):  # left by a launch that was killed while it removed the run
             _remove(replaced, run.recipe)
         if run.state == "new" and (run.folder / RECORD).exists():
             _check_removable(run.folder, run.recipe)
-            os.replace(run.folder, replaced)  # all at once: half a run would pass for an interrupted one
+            os.replace(run.folder, replaced)  # in one step: half a run would look like an interrupted one
             _remove(replaced, run.recipe)
         run.folder.mkdir(parents=True, exist_ok=True)
         for _, path in _contents(run.folder):
-            if PARTIAL.fullmatch(path.name) and path.is_file():  # of a launch that was killed while it wrote
+            if PARTIAL.fullmatch(path.name) and path.is_file():  # left by a launch that was killed while it wrote
                 path.unlink()
         record = {RUN_FORMAT: FORMAT, "recipe": run.recipe.to_dict(), "data": describe_data(run.recipe.data)}
         write_json(record, run.folder / RECORD)
@@ -264,7 +264,7 @@ def _replaced(run_dir: Path) -> Path:
 
 
 def _check_removable(folder: Path, recipe: Recipe) -> None:
-    """Refuse to remove a folder that is, or holds, anything but a run."""
+    """Refuse to remove a folder that is a link or not a run, or holds an input of the recipe or what no run writes."""
     if folder.is_symlink():
         raise _refusal(folder, "is a link, and what it leads to is not removed", "remove the link yourself")
     for key, path in _inputs(recipe).items():
@@ -279,7 +279,7 @@ def _check_removable(folder: Path, recipe: Recipe) -> None:
 
 
 def _inputs(recipe: Recipe) -> dict[str, Path]:
-    """Files and folders that a run reads, without links."""
+    """Map keys of a recipe to the existing files and folders that its run reads, with links resolved."""
     named = {
         "the file": str(recipe.path),
         "data.root": recipe.data.root or os.environ.get("HF_SEG_DATA"),
@@ -292,7 +292,7 @@ def _inputs(recipe: Recipe) -> dict[str, Path]:
 
 
 def _strangers(run_dir: Path) -> list[str]:
-    """Files, folders and links in a folder that no run writes, by their names below it."""
+    """List the files, folders and links in a folder that no run writes, by their names relative to it."""
     found = []
     for name, path in _contents(run_dir):
         known = [_FOLDERS, _TREES] if path.is_dir() else [_FILES]
@@ -302,7 +302,8 @@ def _strangers(run_dir: Path) -> list[str]:
 
 
 def _contents(folder: Path, above: str = "") -> Iterator[tuple[str, Path]]:
-    """All that is in a folder: what is in a run's folders, then these; other folders and links are not entered."""
+    """Yield everything in a folder: relative name and path. A run's subfolders come after their content; other folders
+    and links are not entered. The record comes last."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == RECORD, path.name)):
         name = above + path.name
         if _FOLDERS.fullmatch(name) and path.is_dir() and not path.is_symlink():
@@ -311,7 +312,7 @@ def _contents(folder: Path, above: str = "") -> Iterator[tuple[str, Path]]:
 
 
 def _remove(run_dir: Path, recipe: Recipe) -> None:
-    """Remove a run's files, by name, its record last: whatever is left of it is still known as a run."""
+    """Remove a run's files by name, its record last, so that a partly removed run is still recognised as a run."""
     _check_removable(run_dir, recipe)
     for name, path in _contents(run_dir):
         if _TREES.fullmatch(name):

@@ -1,5 +1,4 @@
-"""Pages from templates that show the page, in Markdown and in HTML: a value is text in it, unless it is [`Markdown`]
-already."""
+"""Markdown and HTML pages from templates: values are escaped as text, unless they are [`Markdown`] already."""
 
 import json
 import re
@@ -16,21 +15,21 @@ from hf_seg.text import Markdown, address, code, link, markdown, markdown_table,
 
 
 def _align(table: str) -> str:
-    """The rows of a table, as a template writes them, with their columns under each other."""
+    """Align the columns of a Markdown table that a template has written."""
     lines = [line for line in table.splitlines() if line]
     header, _, *rows = [[Markdown(cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return markdown_table([header, *rows]) + "\n"
 
 
 def describe_size(data: Mapping[str, Any]) -> str:
-    """The `image_size` of a recipe's data section, width first as people say it: `96×64`."""
+    """Format the `image_size` of a recipe's data section, width first: `96×64`."""
     size = data["image_size"]
     height, width = size if isinstance(size, list) else (size, size)
     return f"{width}×{height}"
 
 
 def describe_input(data: Mapping[str, Any]) -> str:
-    """Size of the model's input, and how pictures are brought to it where they are not stretched."""
+    """Format the size of the model's input, and how pictures are brought to it unless they are stretched."""
     return describe_size(data) + ("" if data["resize"] == "stretch" else f", {data['resize']}")
 
 
@@ -40,7 +39,7 @@ def write_page(page: str, path: Path) -> None:
 
 
 def generator(command: str) -> Markdown:
-    """What stands in each HTML page that a command of `hf-seg` writes."""
+    """The tag that marks an HTML page as written by this command of `hf-seg`."""
     return Markdown(f'<meta name="generator" content="hf-seg {command}">')
 
 
@@ -49,7 +48,7 @@ def is_page_of(path: Path, command: str) -> bool:
     return path.is_file() and generator(command) in path.read_text(encoding="utf-8", errors="replace")
 
 
-# Beside the modules that fill them in. Not jinja2's autoescape, which is for HTML: `finalize` escapes each value, too.
+# Templates are beside the modules that use them. For Markdown, `finalize` escapes values: autoescape is for HTML only.
 _OPTIONS = {
     "loader": PackageLoader("hf_seg", "."),
     "undefined": StrictUndefined,
@@ -69,7 +68,7 @@ PAGES.filters |= {
     "link": link,
     "html": MarkdownIt("commonmark", {"html": False}).enable("table").render,
     "json": json.dumps,
-    # as they stand in blocks of code
+    # for values in blocks of code
     "python": lambda text: Markdown(json.dumps(text, ensure_ascii=False)),
     "shell": lambda text: Markdown(shlex.quote(text)),
 }

@@ -1,6 +1,6 @@
 """The four pictures of a run: curves, confusion matrix, ROC and predicted masks.
 
-Every function takes plain numbers, names of classes in the order of their ids, and the path of the PNG to write.
+Every `plot_` function takes plain numbers, class names in the order of their ids, and the path of the PNG to write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def plot_curves(history: Sequence[Mapping], path: Path, loss: str = "cross-entro
     Args:
         history (`list[dict]`): `Trainer.state.log_history`. Entries with `epoch` and `loss` are training; those with
             `eval_loss` and `eval_mean_iou` are validation. All others (`test_*`, the closing summary) are left out.
-        loss (`str`): what was trained on; the loss of validation is cross-entropy.
+        loss (`str`): name of the training loss; the validation loss is always cross-entropy.
     """
     train, validation, scores = (_series(history, key) for key in ("loss", "eval_loss", "eval_mean_iou"))
     alike = loss == "cross-entropy"
@@ -53,13 +53,13 @@ def plot_curves(history: Sequence[Mapping], path: Path, loss: str = "cross-entro
             (right, scores, None, VALIDATION),
         ):
             if len(series):
-                # Markers show where a value was measured, and they are all there is to see after a single epoch.
+                # Markers show where a value was measured; after a single epoch, only they are visible.
                 marker = "o" if len(series) <= 60 else None
                 axes.plot(*series.T, color=colour, label=name, marker=marker, markersize=3, linewidth=1.5)
             elif axes is right:
                 axes.text(0.5, 0.5, "no validation in this run", color=FAINT, ha="center", transform=axes.transAxes)
         if len(measured):
-            epoch, score = measured[measured[:, 1].argmax()]  # the first of equals, as Trainer chooses
+            epoch, score = measured[measured[:, 1].argmax()]  # the first of equal scores, as Trainer chooses
             for axes, name in ((left, "best mIoU"), (right, None)):
                 axes.axvline(epoch, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1, label=name)
             name = f"best: {score:.3f} (epoch {epoch:g})"
@@ -90,10 +90,10 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
     Args:
         matrix (`np.ndarray` of shape `(classes, classes)`, integers): pixel counts; rows are the truth, columns the
-            prediction. A row of zeros, a class that the truth does not hold, is hatched.
+            prediction. A row of zeros (a class that does not occur in the truth) is hatched.
     """
     count = len(matrix)
-    few = count <= 8  # room for a decimal; otherwise whole per cent, and nothing where that would be 0
+    few = count <= 8  # room for a decimal; otherwise whole per cent, and no number where that would be 0
     notes = ["per cent of the pixels of each true class"]
     if 8 < count <= 20:
         notes.append("empty cell: below 0.5")
@@ -121,8 +121,8 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
 
 def draw_confusion(axes: Axes, matrix: np.ndarray, form: str | None, size: float) -> AxesImage:
-    """Draw a matrix as [`plot_confusion`] does, without names, its numbers (if any) in a format and a size. Returns
-    what a colour bar is made of."""
+    """Draw a matrix as [`plot_confusion`] does, without names. `form` is the format of the numbers in per cent (None:
+    no numbers), `size` their font size. Return the image, for a colour bar."""
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -143,7 +143,7 @@ def draw_confusion(axes: Axes, matrix: np.ndarray, form: str | None, size: float
 
 
 def plot_roc(roc: Mapping[str, Mapping], path: Path) -> None:
-    """Draw one ROC curve a class (the class against all others), named in the order of the area under it.
+    """Draw one ROC curve per class (the class against all others); the legend is sorted by the area under it.
 
     Args:
         roc (`dict[str, dict]`): class name to `fpr` and `tpr`, lists of one length in [0, 1], and `auc` in [0, 1].
@@ -169,7 +169,7 @@ def plot_roc(roc: Mapping[str, Mapping], path: Path) -> None:
         axes.set(title="ROC of each class against the rest", aspect="equal", anchor="NW")
         good = sum(roc[name]["auc"] > 0.9 for name in present)
         if good > 1 and not any(np.any((fpr > 0.5) & (tpr < 0.5)) for fpr, tpr in curves.values()):
-            # Good curves crowd into one corner and leave room for a larger view of it below the diagonal.
+            # Good curves are all close to the upper left corner; an enlarged view of it fits below the diagonal.
             zoom = axes.inset_axes((0.55, 0.06, 0.42, 0.42), xlim=(0, 0.2), ylim=(0.8, 1))
             for name, curve in curves.items():
                 zoom.plot(*curve, **looks[name])
@@ -190,14 +190,14 @@ def plot_samples(
     ignore_index: int,
     path: Path,
 ) -> None:
-    """Draw images beside their true and their predicted masks, one row an image. Arrays may be tensors.
+    """Draw images beside their true and their predicted masks, one row per image. Arrays may be tensors.
 
     Args:
         images (`np.ndarray` of shape `(samples, 3, height, width)`, floats): RGB in [0, 1].
         labels (`np.ndarray` of shape `(samples, height, width)`, integers): class ids, or `ignore_index` (striped).
         predictions (`np.ndarray` of shape `(samples, height, width)`, integers): class ids.
-        palette (`Sequence[tuple[int, int, int]]`): one RGB colour in 0..255 a class.
-        ignore_index (`int`): the label that marks a pixel without truth; it does not count in the row's mIoU.
+        palette (`Sequence[tuple[int, int, int]]`): one RGB colour in 0..255 per class.
+        ignore_index (`int`): the label of pixels without truth; they do not count in the row's mIoU.
     """
     labels, predictions, colours = np.asarray(labels), np.asarray(predictions), np.array(palette)
     confusion = confusion_per_image(

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from pydantic import InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
-from typing_extensions import TypedDict  # pydantic does not take that of Python 3.11
+from typing_extensions import TypedDict  # pydantic does not accept the one in Python 3.11
 
 from hf_seg.data import DatasetSpec
 from hf_seg.files import parse_json, write_json, write_whole
@@ -27,17 +27,18 @@ from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_sample
 from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
 
-EVALUATED = "evaluated"  # `status` of an evaluation, which is no run
-FORMAT = 1  # of `results.json` and `run.json`; one of another number is not read
+EVALUATED = "evaluated"  # `status` of an evaluation, which is not a run
+FORMAT = 1  # of `results.json` and `run.json`; files of another format number are not read
 RESULTS = "results.json"
 CARD = "README.md"
-ERRORS = "errors.html"  # of `hf-seg errors`
+ERRORS = "errors.html"  # written by `hf-seg errors`
 PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
-# of each test image, (images, C, C): `confusion` at the input's size, `native` at its own; older runs lack `native`
+# confusion matrices of the test images, (images, C, C): `confusion` at the input's size, `native` at the image's own;
+# older runs lack `native`
 PER_IMAGE = "test_confusion.npz"
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
-# What these hold: shapes, in which a letter stands for the same number everywhere and c for that of classes; dtypes.
+# The arrays in these files: shape and dtype kinds. Axes of one letter have the same length; c stands for classes.
 ARRAYS = {
     PER_IMAGE: {"confusion": ("icc", "iu"), "native": ("icc", "iu")},
     ROC: {"fpr": ("cp", "f"), "tpr": ("cp", "f")},
@@ -46,24 +47,24 @@ ARRAYS = {
         "palette": ("c3", "u"),
     },
 }
-Text = InstanceOf[str]  # `str` would refuse names of files that are not UTF-8
+Text = InstanceOf[str]  # `str` would refuse file names that are not UTF-8
 
 
 def object_of(**keys: Any) -> type:
-    """A JSON object for [`find_fault`]: the type of each key that it needs; it may have more."""
+    """Build the type of a JSON object for [`find_fault`] from the types of its required keys; it may have more."""
     return TypedDict("object", keys)
 
 
 _SCORES = {
-    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], float | None),  # null: there is no such pixel
+    **dict.fromkeys(["mean_iou", "mean_accuracy", "overall_accuracy"], float | None),  # null: no pixel to score
     **dict.fromkeys(["per_category_iou", "per_category_accuracy"], dict[Text, float | None]),
     "confusion_matrix": list[list[int]],
 }
 
 
 def _needed(evaluation: bool) -> type:
-    """What every reader of `results.json` may rely on. In that of an evaluation, which has one key more, what is of a
-    training is null where there was none here."""
+    """Build the type that every `results.json` has. That of an evaluation has one key more, and its values about a
+    training may be null, since hf_seg may not have trained the model."""
 
     def trained(kind: Any) -> Any:
         return kind | None if evaluation else kind
@@ -110,7 +111,7 @@ def _needed(evaluation: bool) -> type:
 
 
 NEEDED = {"finished": _needed(False), EVALUATED: _needed(True)}  # by `status`
-# Arguments of the Trainer that hf_seg.hub.push does the work of: the Trainer's own pushes can end a training.
+# Trainer's arguments for pushing, which hf_seg.hub.push does instead: Trainer's own pushes can end a training.
 PUSH = {"hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"}
 # Keys that say where and how a run is computed, not what: a run may be continued with other values of these.
 _HOW = {
@@ -121,17 +122,17 @@ MACHINE_KEYS = {"data": {"root", "cache"}, "training": {"report_to", "push_to_hu
 
 
 def changed_keys(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """[`differing_keys`] of two recipes, in words."""
+    """Describe the [`differing_keys`] of two recipes."""
     return [f"{key}: {there!r} there, {here!r} here" for key, (here, there) in differing_keys([ours, other]).items()]
 
 
 def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The keys in which effective recipes differ, with the value that each has.
+    """Map each key in which effective recipes differ to the value that it has in each recipe.
 
-    Where and how they are computed does not count. A key that one lacks has its default there.
+    Keys about where and how a run is computed do not count. A key that a recipe lacks has its default value.
     """
     differing, keys = {}, all_keys()
-    own = recipes[0]["data"]["name"] in ("folder", "hub")  # whose root says what the data is
+    own = recipes[0]["data"]["name"] in ("folder", "hub")  # their `root` decides what the data is
     machine = MACHINE_KEYS | ({"data": {"cache"}} if own else {})
     for section in recipes[0]:
         sections = [recipe.get(section) or {} for recipe in recipes]
@@ -144,7 +145,7 @@ def differing_keys(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a run's record says before anything is trained; its model and its data describe themselves."""
+    """Build a run's record as it is before training; `model` and `data` are their descriptions."""
     return {
         "format": FORMAT,
         "recipe": {"name": recipe.name, **recipe.to_dict()},
@@ -156,13 +157,13 @@ def begin_record(recipe: Recipe, model: dict[str, Any], data: dict[str, Any], de
 
 
 def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], spec: DatasetSpec) -> dict[str, Any]:
-    """Write, in the main process, what a finished run leaves beside its model: pictures, card, arrays and, last,
-    `results.json`; of an evaluation, without curves and card.
+    """Write, in the main process, the files of a finished run other than its model: plots, card, arrays and, last,
+    `results.json`. An evaluation gets no curves and no card.
 
     Args:
-        record (`dict`): of [`begin_record`], with what [`SegTrainer`] says of `train`, `validation` and `test`; the
-            first two are None in an evaluation.
-        samples (`Sequence[Tensor]`): of [`SegTrainer.sample`].
+        record (`dict`): from [`begin_record`], with `train`, `validation` and `test` from [`SegTrainer`]; the first
+            two are None in an evaluation.
+        samples (`Sequence[Tensor]`): from [`SegTrainer.sample`].
 
     Returns:
         `dict`: the content of `results.json`.
@@ -204,7 +205,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def load_results(run_dir: Path, or_evaluation: bool = False) -> dict[str, Any]:
-    """A finished run's `results.json`, or also that of an evaluation, with all that [`NEEDED`] names.
+    """Load the `results.json` of a finished run, or also of an evaluation, and check it against [`NEEDED`].
 
     Raises:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
@@ -230,10 +231,10 @@ def load_results(run_dir: Path, or_evaluation: bool = False) -> dict[str, Any]:
 def load_record(
     path: Path, key: str, needed: Any, kind: str, remedy: str, missing: tuple[str, str], other: str | None
 ) -> dict[str, Any]:
-    """A JSON file in a run's folder, with what [`find_fault`] finds `needed`; `key` holds its format.
+    """Load a JSON file in a run's folder, and check it against the type `needed`; `key` holds its format number.
 
-    `remedy` is for one that is damaged, `missing` (what it means, and the remedy) for one that is not there, and
-    `other` for one of another format, which is taken as it is when that is None.
+    `remedy` is for a damaged file, `missing` (what it means, and the remedy) for a missing one, and `other` for a file
+    of another format. When `other` is None, such a file is returned unchecked.
     """
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
@@ -256,7 +257,7 @@ def load_record(
 
 
 def _add_newer_keys(record: dict[str, Any]) -> None:
-    """Give a recorded recipe the keys that are newer than it: their defaults are what was done then."""
+    """Add the keys that are newer than a recorded recipe, with their defaults, which describe what was done then."""
     recipe = record.get("recipe")
     for section, keys in all_keys().items():
         given = recipe.get(section) if isinstance(recipe, dict) else None
@@ -269,10 +270,10 @@ def _fault(path: Path, kind: str, fault: str, remedy: str) -> Refusal:
 
 
 def find_fault(value: Any, needed: Any) -> str | None:
-    """The first thing that is wrong with a value from JSON, in words, or None.
+    """Describe the first thing that is wrong with a value from JSON, or return None.
 
     Args:
-        needed: a type, such as [`object_of`] makes.
+        needed: the type that the value must have, such as [`object_of`] builds.
     """
     try:
         TypeAdapter(needed).validate_python(value, strict=True)
@@ -286,17 +287,17 @@ def find_fault(value: Any, needed: Any) -> str | None:
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Keep arrays in a file, compressed; whole or not at all."""
+    """Write arrays to a compressed `.npz` file, completely or not at all."""
     with write_whole(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray] | None:
-    """What [`save_arrays`] has kept; None when there is no such file.
+    """Load what [`save_arrays`] has written; None when there is no such file.
 
     Args:
-        path (`Path`): in a run's folder, one of [`ARRAYS`].
-        classes (`int`, *optional*): how many the run has.
+        path (`Path`): a file in a run's folder, with a name in [`ARRAYS`].
+        classes (`int`, *optional*): the run's number of classes, to check the shapes with.
 
     Raises:
         Refusal: when the file is damaged, or holds other arrays.
@@ -307,7 +308,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
     try:
         with np.load(path) as file:
             arrays = dict(file)
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged bytes
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds of errors for damaged bytes
         raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
@@ -322,10 +323,10 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
 
 
 def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
-    """What a run's record says of the run that its encoder was taken from: a model inherits the terms of both.
+    """Describe the run that an encoder was taken from, for a run's record: a model inherits the terms of both.
 
     Args:
-        encoder_weights (`str`, *optional*): the folder of a run or the weights in it; others have no record.
+        encoder_weights (`str`, *optional*): the folder of a run or the weights in it; other weights have no record.
 
     Returns:
         `dict` with `name`, `data` and `init` (which may hold a `run` of its own), or None.
@@ -339,7 +340,7 @@ def describe_encoder_run(encoder_weights: str | None) -> dict[str, Any] | None:
 
 
 def describe_provenance(provenance: dict) -> str:
-    """Where initial weights came from, in one line: "encoder: 318 tensors from …, frozen; head: 8 fresh tensors"."""
+    """Describe where initial weights came from: "encoder: 318 tensors from …, frozen; head: 8 fresh tensors"."""
     encoder = provenance["encoder"]
     text = f"{encoder['tensors_fresh']} fresh tensors ({encoder['source']})"
     if encoder["sha256"] is not None:
@@ -362,7 +363,7 @@ def describe_provenance(provenance: dict) -> str:
 
 
 def format_table(results: list[dict[str, Any]]) -> str:
-    """The runs of a launch, a line each, as a Markdown table."""
+    """Format the runs of a launch as a Markdown table, one row per run."""
 
     def score(value: float | None) -> str:
         return "–" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -1,1 +1,1 @@
-"""From logits to numbers: the loss, the scores, and what they are at other sizes."""
+"""From logits to numbers: losses, scores, and scores at other sizes."""

@@ -1,4 +1,4 @@
-"""Boundary IoU: how well predicted outlines lie on the true ones, which a mean over areas hardly shows."""
+"""Boundary IoU: how well predicted outlines match the true ones, which IoU over areas hardly shows."""
 
 import math
 
@@ -9,27 +9,28 @@ from torch import Tensor
 
 
 def boundary_distance(height: int, width: int) -> int:
-    """How many pixels wide a boundary is: 2 % of the diagonal, as in the paper, and at least one."""
+    """The width of a boundary in pixels: 2 % of the image's diagonal, as in the paper, and at least one."""
     return max(1, round(0.02 * math.hypot(height, width)))
 
 
 def boundary_counts(
     predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int, distance: int
 ) -> Tensor:
-    """Count, for each class, the boundary pixels that prediction and truth share, and those that either has.
+    """Count the boundary pixels of each class: those that prediction and truth share, and those that either has.
 
-    The boundary of a class are its pixels from which another class, an ignored pixel or the image's edge is at most
-    `distance` pixels away (in the larger of the two directions), at least one.
+    A pixel is on the boundary of its class when the square of side 2 · `distance` + 1 around it holds another class,
+    an ignored pixel or a position outside the image.
 
     Args:
         predictions (integer, of shape `(batch, height, width)`): class ids in `[0, num_labels)`.
-        references (the same shape): class ids, or `ignore_index`: taken out of the prediction, too.
+        references (the same shape): class ids, or `ignore_index`, which is left out of the prediction too.
+        distance (`int`): in pixels, at least 1; see [`boundary_distance`].
 
     Returns:
         `torch.LongTensor` of shape `(batch, C, 2)`: intersection and union, in pixels.
 
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, "Boundary IoU: Improving Object-Centric Image Segmentation
-    Evaluation", CVPR 2021; there for single objects, here for the pixels of a class.
+    Evaluation", CVPR 2021. The paper scores single objects; here it is all pixels of a class.
     """
     ignored = references == ignore_index
     true, predicted = (labels.masked_fill(ignored, num_labels) for labels in (references, predictions))
@@ -46,12 +47,12 @@ def boundary_counts(
 
 
 def _on_boundary(labels: Tensor, distance: int) -> Tensor:
-    """The pixels whose square neighbourhood holds another label; beyond the image all is another."""
+    """Mark the pixels whose square neighbourhood holds another label; outside the image counts as another label."""
     padded, side = F.pad(labels.float(), [distance] * 4, value=-1.0), 2 * distance + 1
     return (F.max_pool2d(padded, side, stride=1) != labels) | (-F.max_pool2d(-padded, side, stride=1) != labels)
 
 
 def boundary_iou(counts: Tensor) -> np.ndarray:
-    """Summed [`boundary_counts`] to a float64 array of shape `(C,)`: IoU in [0, 1], `nan` for absent classes."""
+    """IoU in [0, 1], float64 of shape `(C,)`, from summed [`boundary_counts`] `(C, 2)`; `nan` for absent classes."""
     intersection, union = counts.cpu().numpy().astype(np.float64).T
     return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Pixels that are counted at a time: their pairs, 4 bytes each, stay in a core's cache, and memory stays flat.
+# Pixels counted at a time: their pairs, 4 bytes each, fit into a core's cache, and memory use stays constant.
 CHUNK = 2**18
 
 
@@ -37,11 +37,11 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
     pairs = torch.zeros(256 * 256, dtype=torch.int64, device=references.device)
     chunks = zip(predictions.reshape(-1).split(CHUNK), references.reshape(-1).split(CHUNK), strict=True)
     for predicted, true in chunks:
-        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory to go through
+        ids = true.to(torch.int32) * 256 + predicted.to(torch.int32)  # int32: half the memory of int64 to read
         pairs += torch.bincount(ids, minlength=256 * 256)
     pairs = pairs.reshape(256, 256)
     pairs[ignore_index] = 0
-    # the ids are checked on 65,536 counts instead of on all pixels
+    # check the ids on 65,536 counts instead of all pixels
     for name, counts in (("references", pairs.sum(dim=1)), ("predictions", pairs.sum(dim=0))):
         found = counts.nonzero()
         if len(found):
@@ -50,7 +50,10 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
 
 
 def confusion_per_image(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
-    """[`confusion_matrix`] of each image of a batch, int32 of shape `(batch, C, C)`; the ids are not checked."""
+    """The [`confusion_matrix`] of each image of a batch `(batch, height, width)`: int32 of shape `(batch, C, C)`.
+
+    The ids are not checked.
+    """
     batch, size = len(references), num_labels**2
     image = torch.arange(batch, device=references.device)[:, None, None]
     keep = references != ignore_index
@@ -72,34 +75,34 @@ def _check_range(name: str, low: Tensor, high: Tensor, num_labels: int, ignore_i
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU of each class, NaN where it does not occur: `(..., C)` of matrices `(..., C, C)`."""
+    """IoU of each class, float64 `(..., C)`, from confusion matrices `(..., C, C)`; NaN for absent classes."""
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return intersection / (confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection)
 
 
 def mean_iou(confusion: np.ndarray) -> np.ndarray:
-    """The mean over the classes that occur: `(...)` of matrices `(..., C, C)`; NaN where none does."""
+    """Mean IoU of the classes that occur, `(...)`, from confusion matrices `(..., C, C)`; NaN where none occurs."""
     return mean_of_present(class_iou(confusion))
 
 
 def mean_of_present(values: np.ndarray) -> np.ndarray:
-    """The mean over the last axis of the values that are not NaN; NaN where all are."""
+    """The mean over the last axis of the values that are not NaN; NaN where all values are NaN."""
     present = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):  # of no class
+    with np.errstate(invalid="ignore"):  # 0 / 0, where all values are NaN
         return np.where(present, values, 0).sum(axis=-1) / present.sum(axis=-1)
 
 
 def region_scores(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
-    """What `evaluate`'s `mean_iou` lacks, from a matrix `(C, C)` with a row a true class.
+    """Compute the scores that `evaluate`'s `mean_iou` lacks, from a matrix `(C, C)` whose rows are true classes.
 
-    Means are floats in [0, 1], over the classes that occur; by category, float64 arrays `(C,)`. A class that occurs in
-    neither truth nor prediction is NaN. One that is never predicted has a precision of 0. (Recall, the share of a
-    class's pixels that are found, is what `mean_iou` calls accuracy.)
+    Means are floats in [0, 1] over the classes that occur. Scores per category are float64 arrays `(C,)`. A class that
+    occurs in neither truth nor prediction is NaN. A class that occurs but is never predicted has a precision of 0.
+    (Recall, the share of a class's pixels that are found, is what `mean_iou` calls accuracy.)
 
     - Dice, or F1: 2·TP / (2·TP + FP + FN), which is the harmonic mean of precision and recall.
-    - Frequency-weighted IoU: the mean of the IoU, each class by its share of the true pixels. Source: Long, Shelhamer
-      and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
+    - Frequency-weighted IoU: the IoU averaged over the classes, each weighted by its share of the true pixels. Source:
+      Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
     """
     right, true, predicted = np.diag(confusion).astype(np.float64), confusion.sum(axis=1), confusion.sum(axis=0)
     with np.errstate(invalid="ignore"):
@@ -116,9 +119,10 @@ def region_scores(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
 
 
 def scores_from_confusion(confusion: np.ndarray) -> dict[str, float | np.ndarray]:
-    """The keys of `evaluate`'s `mean_iou` from a matrix `(C, C)` with a row a true class.
+    """Compute the scores of `evaluate`'s `mean_iou`, by its keys, from a matrix `(C, C)` whose rows are true classes.
 
-    Means and `overall_accuracy` are floats in [0, 1]; by category, float64 arrays `(C,)`, NaN for absent classes.
+    Means and `overall_accuracy` are floats in [0, 1]. Scores per category are float64 arrays `(C,)`, NaN for classes
+    that do not occur (for the accuracy: that do not occur in the truth).
     """
     right, area = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""One pass over a set, scored batch by batch, in memory that does not grow with the number of pixels."""
+"""The scores of a data set, computed batch by batch in memory that does not grow with the number of pixels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from hf_seg.scoring.upsampling import upsample
 
 
 class Evaluation:
-    """Sums up the scores of a set; `thorough` with ROC curves, boundary IoU and a confusion matrix for each image."""
+    """Adds up the scores of a set; if `thorough`, also ROC curves, boundary IoU and one confusion matrix per image."""
 
     def __init__(
         self,
@@ -30,15 +30,19 @@ class Evaluation:
         self.class_names, self.ignore_index, self.thorough = class_names, ignore_index, thorough
         self.second_opinion = second_opinion
         self.metric = SegMetric(num_labels=len(class_names), ignore_index=ignore_index)
-        self.losses: list[tuple[Tensor, Tensor]] = []  # of each batch, loss and labelled pixels, on its device
+        self.losses: list[tuple[Tensor, Tensor]] = []  # each batch's summed loss and labelled pixels, on its device
         self.histograms: Tensor | int = 0
         self.boundaries: Tensor | int = 0
         self.distance = 0
         self.per_image: list[Tensor] = []
 
     def reduce_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """On each rank, before gathering: logits to predicted ids and per-image loss sums; if thorough, also score
-        histograms and boundary counts."""
+        """Reduce logits `(batch, C, h, w)` on each rank, before they are gathered.
+
+        Returns:
+            `tuple`: predicted ids (uint8, the shape of `labels`) and each image's summed loss (float32 `(batch,)`); if
+            thorough, also [`score_histograms`] and [`boundary_counts`].
+        """
         if isinstance(logits, tuple):
             logits = logits[0]
         logits = upsample(logits, labels.shape[-2:])
@@ -52,10 +56,10 @@ class Evaluation:
         return ids.to(torch.uint8), loss, histograms, boundaries
 
     def add_batch(self, batch: EvalPrediction) -> None:
-        """Count a gathered batch, from which Trainer has cut the samples that only fill up the last one."""
+        """Count a gathered batch. Trainer has already removed the samples that only fill up the last batch."""
         (predictions, loss, *thorough), labels = batch.predictions, batch.label_ids
         self.metric.add_batch(predictions=predictions, references=labels)
-        # read at the end: to read them now would wait for the device at each batch
+        # their values are read at the end, since reading them here would wait for the device at each batch
         self.losses.append((loss.sum(), (labels != self.ignore_index).sum()))
         if self.thorough:
             histograms, boundaries = (part.sum(dim=0, dtype=torch.int64) for part in thorough)
@@ -69,15 +73,15 @@ class Evaluation:
         """The scores of all batches.
 
         Returns:
-            `dict`: `loss` (cross-entropy, whatever the model was trained on; mean over labelled pixels), the keys of
+            `dict`: `loss` (cross-entropy, whatever the training loss; mean over labelled pixels), the keys of
             [`SegMetric`] and [`region_scores`] (by class name, absent classes left out) and `confusion_matrix`. If
             thorough, also `boundary_iou` (`distance` in pixels, `mean` and `per_category`), `roc` (see
-            [`roc_from_histograms`]) and `per_image` (an array of a confusion matrix for each image, in their order);
-            with a second opinion `cross_check`.
+            [`roc_from_histograms`]) and `per_image` (the confusion matrix of each image in order, int32
+            `(images, C, C)`). With a second opinion, also `cross_check`, see [`SecondOpinion.compare`].
         """
         confusion = self.metric.confusion.cpu().numpy()
         scores = self.metric.compute()
-        # Exact over the set. Trainer's own eval_loss is a mean of batch means; this key takes its place.
+        # Exact over the data set. It replaces Trainer's own eval_loss, which is a mean of batch means.
         loss, pixels = (sum(map(float, values)) for values in zip(*self.losses, strict=True))
         record = {
             "loss": loss / pixels if pixels else float("nan"),
@@ -104,5 +108,5 @@ class Evaluation:
 
 
 def by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    """Class name → value, absent classes (`nan`, which JSON has no word for) left out."""
+    """Map class names to values, without absent classes (`nan`, which JSON cannot express)."""
     return {name: float(value) for name, value in zip(class_names, values, strict=True) if not np.isnan(value)}

@@ -1,4 +1,4 @@
-"""Streaming scores that speak `evaluate`'s `mean_iou`, and that metric itself as a check."""
+"""The scores of `evaluate`'s `mean_iou`, computed batch by batch, and that metric itself as a check."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,11 +13,11 @@ from hf_seg.scoring.confusion import confusion_matrix, scores_from_confusion
 
 
 class SegMetric(evaluate.Metric):
-    """Mean IoU of a whole set as `evaluate`'s `mean_iou` defines it, in memory that does not grow with the set.
+    """Mean IoU of a whole data set as `evaluate`'s `mean_iou` defines it, in memory that does not grow with the set.
 
     Per class, intersection and union are summed over all pixels of all images whose reference is not `ignore_index`;
     IoU = intersection / union, accuracy = intersection / reference area, and the means leave out classes that are
-    absent (0 / 0, `nan`). Only a matrix `(num_labels, num_labels)` is kept, on the device of the tensors that come in.
+    absent (0 / 0, `nan`). Only a matrix `(num_labels, num_labels)` is kept, on the device of the added tensors.
 
     Source: the definition in `evaluate-metric/mean_iou`; Everingham et al., "The Pascal Visual Object Classes
     Challenge", IJCV 2010 (IoU summed over the set).
@@ -47,7 +47,7 @@ class SegMetric(evaluate.Metric):
         Args:
             predictions (integer tensor or array of shape `(batch, height, width)`, or a list of `(height, width)` maps
                 of differing sizes): class ids in `[0, num_labels)`.
-            references (the same form): these, or `ignore_index`.
+            references (the same form): class ids, or `ignore_index`.
 
         Raises:
             ValueError: when shapes or lengths differ, or an id is out of range.
@@ -69,7 +69,7 @@ class SegMetric(evaluate.Metric):
         self.add_batch(predictions=prediction, references=reference)
 
     def compute(self, *, predictions=None, references=None) -> dict[str, float | np.ndarray]:
-        """[`scores_from_confusion`] of all that was added, the arguments included; then start again."""
+        """Return [`scores_from_confusion`] of all pixels that were added, the arguments included, and start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = scores_from_confusion(self.confusion.cpu().numpy())
@@ -78,13 +78,14 @@ class SegMetric(evaluate.Metric):
 
 
 class SecondOpinion:
-    """`evaluate`'s own `mean_iou`, fed with the same masks, to check a [`SegMetric`] with.
+    """`evaluate`'s own `mean_iou`, computed on the same masks to check a [`SegMetric`].
 
-    It is for the record: where it cannot be had or fails, the record says why, and the run it was to check goes on.
+    The result is for the record only: where the script cannot be loaded or fails, the record says why, and the run
+    continues.
 
     Args:
-        script (`str`, *optional*): path of a local copy of `mean_iou`, a file that ends in .py: it is run. Without it
-            there is no second opinion; none is fetched.
+        script (`str`, *optional*): path of a local copy of `mean_iou`, a file that ends in .py, which is executed.
+            Without it there is no second opinion; nothing is downloaded.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, script: str | None = None):
@@ -93,7 +94,7 @@ class SecondOpinion:
         self.metric = self._attempt("could not be loaded", lambda: evaluate.load(script))
 
     def _attempt(self, what: str, step: Callable[[], Any]) -> Any:
-        """What a step of the script gives; None when it, or one before, has failed."""
+        """Return the result of a step of the script; None when this step or an earlier one has failed."""
         if self.failure is None:
             try:
                 return step()
@@ -102,17 +103,20 @@ class SecondOpinion:
         return None
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
-        """Hand over a batch of `(batch, height, width)` class ids, at most 255."""
+        """Add a batch of class ids `(batch, height, width)`, at most 255."""
 
         def add() -> None:
-            # its features are images, which are stored as PNG: 8 bits each
+            # its features are images, which are stored as PNG with 8 bits per pixel
             maps = (values.to(torch.uint8).cpu().numpy() for values in (predictions, references))
             self.metric.add_batch(predictions=next(maps), references=next(maps))
 
         self._attempt("failed", add)
 
     def compare(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """Its `mean_iou` and the `largest_difference` from a [`SegMetric`]'s scores; or the `reason` for none."""
+        """Return its `mean_iou` and the `largest_difference` from a [`SegMetric`]'s scores; or the `reason` for none.
+
+        `available` says which of the two it is.
+        """
 
         def compute() -> dict[str, Any]:
             theirs = self.metric.compute(**self.classes)
@@ -123,7 +127,7 @@ class SecondOpinion:
 
 
 def _difference(ours: Any, theirs: Any) -> float:
-    """The largest one; infinite where only one of the two has no value."""
+    """The largest absolute difference; infinite where only one of the two has a value."""
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     neither = np.isnan(ours) & np.isnan(theirs)
     return float(np.nan_to_num(np.where(neither, 0, np.abs(ours - theirs)), nan=np.inf).max())

@@ -1,7 +1,7 @@
-"""Scores at the photographs' own size, and the most that masks of a small size could reach there.
+"""Scores at the photographs' own size, and the highest scores that masks of a small size could reach there.
 
-Training and its scores are at one small size. How much of what a score lacks is the model's, and how much is lost by
-looking at so few pixels, only the masks at their own size can tell.
+Training and its scores use one small size. Only the masks at their own size tell how much of the error comes from the
+model, and how much from the small size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hf_seg.data.geometry import Size
     from hf_seg.data.transforms import SegTransform
 
-COMPARED = 100  # test pictures that are also segmented as `pipeline` does
+COMPARED = 100  # number of test pictures that are also segmented as transformers' `pipeline` does it
 
 
 def score_native(
@@ -38,18 +38,18 @@ def score_native(
     """Score a model at each mask's own size.
 
     Args:
-        predict: `pixel_values` `(batch, 3, *size)` to logits `(batch, C, h, w)`, which are enlarged bilinearly to the
-            mask's size, as [`hf_seg.inference.predict`] does.
-        split: pairs as stored, of which the masks are read.
+        predict: maps `pixel_values` `(batch, 3, *size)` to logits `(batch, C, h, w)`, which are enlarged bilinearly to
+            the mask's size, as [`hf_seg.inference.predict`] does.
+        split: pairs as stored; only their masks are read.
         prepared: the same pairs in the same order, prepared by `transform`, which does not augment.
-        sizes: heights and widths, in pixels, to find ceilings for.
-        batch: pictures that are predicted at a time.
+        sizes: (height, width) in pixels, for each of which a ceiling is computed.
+        batch: number of pictures that are predicted at a time.
 
     Returns:
-        `dict`: `mean_iou`, `per_category_iou` by class name, `per_image` (an array `(images, C, C)` of a confusion
-        matrix for each image), and `ceilings`, by size as text (`"64"`, or `"96x64"`, width first): the mIoU of the
-        true masks themselves after [`shrink_and_back`]. A model that puts out logits of that size may come out above,
-        since logits are enlarged smoothly.
+        `dict`: `mean_iou`, `per_category_iou` by class name, `per_image` (int64 `(images, C, C)`, the confusion matrix
+        of each image) and `ceilings`. These map each size as text (`"64"`, or `"96x64"`, width first) to the mIoU of
+        the true masks themselves after [`shrink_and_back`]. A model whose logits have that size may score higher than
+        the ceiling, since logits are enlarged smoothly.
     """
     spec, masks = transform.spec, split.select_columns(["mask"])
     scored = []
@@ -64,7 +64,7 @@ def score_native(
             scored.append(confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index))
             for size, counts in ceilings.items():
                 small = shrink_and_back(labels, transform.fitted(picture, size))
-                # what has no label in the small mask is a class of its own there, and never right
+                # a pixel without a label in the small mask gets an extra class, which is never right
                 small = small.masked_fill(small == spec.ignore_index, spec.num_labels)
                 counts += confusion_matrix(small, labels, spec.num_labels + 1, spec.ignore_index)
     per_image = torch.stack(scored).numpy()
@@ -87,17 +87,17 @@ def compare_pipeline(
     prepared: Any,
     transform: SegTransform,
 ) -> dict[str, Any]:
-    """What `pipeline("image-segmentation")` makes of a model that it cannot feed as it was trained: the pictures of a
-    `"letterbox"` run without their padding, those of a `"crop"` run as a whole.
+    """Compare hf_seg's prediction with that of `pipeline("image-segmentation")`, which cannot prepare pictures as in
+    training: it leaves out the padding of a `"letterbox"` run, and passes the pictures of a `"crop"` run whole.
 
     Args:
-        predict, split, prepared, transform: as [`score_native`] takes them.
-        scores_of: `pixel_values` of one picture to the scores that hf_seg predicts from.
+        predict, split, prepared, transform: as in [`score_native`].
+        scores_of: maps `pixel_values` of a picture, `(1, 3, height, width)`, to the scores that hf_seg predicts from.
 
     Returns:
-        `dict`: `pictures`, the number of pictures that are compared, the first of the split, at most `COMPARED`; and
-        `mean_iou` and `pipeline_mean_iou` on these, at their own size; the latter None where the model fails at one
-        that is not padded, as a SegFormer does below 32 pixels.
+        `dict`: `pictures`, the number of pictures compared, which are the first of the split, at most `COMPARED`; and
+        `mean_iou` and `pipeline_mean_iou` on these pictures, at their own size. The latter is None where the model
+        fails on a picture without padding, as a SegFormer does below 32 pixels.
     """
     spec, count, failed = transform.spec, min(COMPARED, len(split)), False
     confusions = torch.zeros(2, spec.num_labels, spec.num_labels, dtype=torch.int64)
@@ -120,11 +120,11 @@ def compare_pipeline(
 
 
 def shrink_and_back(labels: Tensor, size: Size) -> Tensor:
-    """A mask `(height, width)` after it was shrunk to `size` and enlarged again, each time by the nearest."""
+    """Shrink a mask `(height, width)` to `size` and enlarge it again, both by nearest neighbour."""
     small = F.interpolate(labels[None, None].float(), size=tuple(max(1, side) for side in size), mode="nearest-exact")
     return F.interpolate(small, size=tuple(labels.shape), mode="nearest-exact")[0, 0].to(labels.dtype)
 
 
 def ceiling(counts: np.ndarray) -> float:
-    """The mIoU from a confusion matrix whose last class stands for pixels without a label in the prediction."""
+    """The mIoU from a matrix `(C + 1, C + 1)` whose last class stands for pixels without a label in the prediction."""
     return float(mean_of_present(class_iou(counts)[:-1]))

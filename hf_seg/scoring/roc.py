@@ -17,13 +17,14 @@ def score_histograms(logits: Tensor, labels: Tensor, ignore_index: int = 255) ->
 
     Args:
         logits (of shape `(batch, C, height, width)`): at the size of `labels`.
+        labels (integer, of shape `(batch, height, width)`): class ids, or `ignore_index`.
 
     Returns:
         `torch.IntTensor` of shape `(batch, C, 2, ROC_BINS)`: pixel counts; index 1 of the third axis holds the pixels
         of the class, 0 the others; bins run from the lowest to the highest log-odds.
     """
     batch, num_labels = logits.shape[:2]
-    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed; int32 counts twice as fast
+    # a spare last bin takes the ignored pixels, so that no boolean indexing is needed; counting int32 is twice as fast
     row = ROC_BINS + 1
     ignored = labels == ignore_index
     image = torch.arange(batch, dtype=torch.int32, device=logits.device)[:, None, None]
@@ -44,8 +45,8 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
         histograms (integer array of shape `(C, 2, ROC_BINS)`): sums over images of [`score_histograms`].
 
     Returns:
-        `dict`: class name → `{"fpr": list, "tpr": list, "auc": float}`, all in [0, 1], thresholds falling. A class
-        with no pixel, or with every pixel, has empty lists and `auc` None.
+        `dict`: class name → `{"fpr": list, "tpr": list, "auc": float}`, all in [0, 1], from high to low threshold. A
+        class with no pixel, or with every pixel, has empty lists and `auc` None.
 
     Source: Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 2006.
     """
@@ -61,6 +62,6 @@ def roc_from_histograms(histograms: np.ndarray, class_names: Iterable[str]) -> d
 
 
 def stack_curves(curves: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
-    """All `fpr` and all `tpr`, float32 arrays of shape `(C, ROC_BINS + 1)`; NaN where there is no curve."""
+    """Stack all `fpr` and all `tpr` as float32 arrays `(C, ROC_BINS + 1)`; NaN for a class without a curve."""
     nothing = [np.nan] * (ROC_BINS + 1)
     return {key: np.array([curve[key] or nothing for curve in curves.values()], np.float32) for key in ("fpr", "tpr")}

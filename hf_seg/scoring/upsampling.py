@@ -1,4 +1,4 @@
-"""From a model's small maps of scores to the size of the mask."""
+"""Enlarge a model's small score maps to the size of the mask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CLASSES_AT_ONCE = 4
 
 
 def upsample(logits: Tensor, size: Size) -> Tensor:
-    """Logits `(batch, C, h, w)` in float32 at `size`, resized as `post_process_semantic_segmentation` does."""
-    if logits.shape[-2:] == size:  # as of a U-Net
+    """Resize logits `(batch, C, h, w)` to `size`, as `post_process_semantic_segmentation` does; returns float32."""
+    if logits.shape[-2:] == size:  # such as those of a U-Net
         return logits.float()
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def upsample_picture(scores: Tensor, size: Size, frame: Size | None, box: Box | None) -> Tensor:
-    """[`upsample`], without what surrounds the picture in `frame`, the size of the model's input."""
+    """[`upsample`] only the part in `box`, where the picture lies in `frame`, the size of the model's input."""
     if box is None:
         return upsample(scores, size)
     top, left, bottom, right = box
@@ -32,16 +32,18 @@ def upsample_picture(scores: Tensor, size: Size, frame: Size | None, box: Box | 
 def upsampled_argmax(
     scores: Tensor, size: Size, positive: bool = False, frame: Size | None = None, box: Box | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The class of each pixel at `size`, from a few classes at a time: 150 classes of a photograph take gigabytes.
+    """Return the class of each pixel at `size`.
+
+    A few classes are enlarged at a time, since 150 classes of a photograph would take gigabytes.
 
     Args:
-        scores: `(batch, C, h, w)`, logits; or `positive` numbers.
-        frame, box: the picture is in this box of scores that were enlarged to the frame; by default, all is picture.
+        scores: `(batch, C, h, w)`: logits, or positive numbers if `positive`.
+        frame, box: where the picture lies, as in [`upsample_picture`]; by default the picture is the whole input.
 
     Returns:
-        `tuple`: class ids, int64 `(batch, height, width)`, those of `upsample(scores, size).argmax(dim=1)` (of two
-        classes that differ by rounding, either); and the share of that class in [0, 1], float32 of the same shape: by
-        softmax, or of the sum of positive scores. It is `nan` where a score is.
+        `tuple`: class ids, int64 `(batch, height, width)`, those of `upsample(scores, size).argmax(dim=1)` (either of
+        two classes whose scores differ only by rounding); and the share of that class in [0, 1], float32 of the same
+        shape: its softmax probability, or its share of the sum of positive scores. It is `nan` where a score is `nan`.
     """
     total_of, add = (torch.sum, torch.add) if positive else (torch.logsumexp, torch.logaddexp)
     ids = best = total = None

@@ -1,4 +1,4 @@
-"""From a recipe's training section to `TrainingArguments` and a loss, for this launch's device and ranks."""
+"""Turn a recipe's training section into `TrainingArguments` and a loss, for this launch's device and ranks."""
 
 import importlib.util
 import math
@@ -16,16 +16,16 @@ from hf_seg.runs.folder import Run
 from hf_seg.runs.record import PUSH
 from hf_seg.scoring.loss import SegLoss, balanced_weights
 
-# keys of a recipe that mean in TrainingArguments what they mean there
+# recipe keys that have the same name and meaning in `TrainingArguments`
 SAME = "num_train_epochs gradient_accumulation_steps learning_rate weight_decay max_grad_norm seed".split()
-EVAL_LOGITS = 2**23  # numbers, of 4 bytes each; an evaluation holds some five times as much
+EVAL_LOGITS = 2**23  # in a batch, 4 bytes each; an evaluation takes about five times that memory
 
 
 def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
-    """The global batch, divided by ranks × accumulation steps.
+    """Return the global batch size, divided by ranks × accumulation steps.
 
     Raises:
-        RecipeError: when it does not divide, with the counts that do.
+        RecipeError: when it is not divisible; the message names the counts that would work.
     """
     batch, steps = training.global_train_batch_size, training.gradient_accumulation_steps
     if batch % (num_processes * steps):
@@ -41,14 +41,14 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
 
 
 def count_steps(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
-    """The steps of a whole training on so many pairs, as `Trainer` counts them."""
+    """Return the number of steps of a whole training on that many pairs, as `Trainer` counts them."""
     if (steps := training.arguments.get("max_steps", -1)) > 0:
         return steps
     return math.ceil(training.num_train_epochs * steps_per_epoch(training, pairs, num_processes))
 
 
 def steps_per_epoch(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
-    """The steps of an epoch on so many pairs, as `Trainer` counts them."""
+    """Return the number of steps of an epoch on that many pairs, as `Trainer` counts them."""
     batches = pairs / (per_device_batch_size(training, num_processes) * num_processes)
     batches = math.floor(batches) if training.arguments.get("dataloader_drop_last") else math.ceil(batches)
     return max(1, math.ceil(batches / training.gradient_accumulation_steps))
@@ -59,8 +59,8 @@ def _divisors(batch: int, parts: int) -> list[int]:
 
 
 def precision_of(training: TrainingRecipe, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """What a device computes in, by `training.bf16` and `training.fp16`. `"auto"` is for what it has in hardware (the
-    other would be slower): bf16; or fp16 on a GPU that lacks bf16, such as a T4.
+    """Return the precision to compute in, by `training.bf16` and `training.fp16`. `"auto"` chooses what the hardware
+    supports (anything else would be slower): bf16; or fp16 on a GPU that lacks bf16, such as a T4.
 
     Raises:
         RecipeError: when fp16 is asked for without a GPU.
@@ -83,14 +83,18 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def use_channels_last(training: TrainingRecipe, device: torch.device) -> bool:
-    """`training.channels_last`, with `"auto"` meaning: where convolutions gain by it."""
+    """Whether to use channels_last: `training.channels_last`; `"auto"` means on CPU and CUDA, where it is faster."""
     return device.type in ("cpu", "cuda") if training.channels_last == "auto" else training.channels_last
 
 
 def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
-    """`training.sync_batch_norm`; `"auto"`: several ranks on GPUs, with fewer than 16 images each at a time.
+    """Whether to synchronise batch norm: `training.sync_batch_norm`; `"auto"` means with several ranks on GPUs, when
+    each has fewer than 16 images at a time.
 
-    Wu and He, "Group Normalization", ECCV 2018 (figure 1), find that batch norm loses accuracy from about there down.
+    Wu and He, "Group Normalization", ECCV 2018 (figure 1), find that batch norm loses accuracy below about 16 images.
+
+    Raises:
+        RecipeError: when it is asked for with several processes that do not compute on GPUs.
     """
     if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
         what = f"PyTorch has it for GPUs only, and this launch has {num_processes} processes on {device.type}"
@@ -102,7 +106,7 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
 
 
 def refuse_sharding(training: TrainingRecipe, sharded: bool) -> None:
-    """Refuse keys that nobody has tried with FSDP or DeepSpeed, which divide a model over the ranks."""
+    """Refuse keys that are not tested with FSDP and DeepSpeed, which divide a model over the ranks."""
     default = TrainingRecipe()
     for key in ("ema_decay", "encoder_lr_multiplier", "layer_lr_decay"):
         if sharded and getattr(training, key) != getattr(default, key):
@@ -111,7 +115,7 @@ def refuse_sharding(training: TrainingRecipe, sharded: bool) -> None:
 
 
 def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.device) -> bool:
-    """`training.cuda_graphs`; `"auto"` is off as long as nothing is measured.
+    """Whether to use CUDA graphs: `training.cuda_graphs`; `"auto"` means off until their gain is measured.
 
     Raises:
         RecipeError: when they are asked for without a GPU, or with several processes.
@@ -124,19 +128,19 @@ def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.
 
 
 def eval_batch_size(train_batch: int, num_classes: int, size: tuple[int, int]) -> int:
-    """Images that are evaluated at a time: at most 64, and fewer where their logits would take more than 32 MB."""
-    # that many as are trained on at a time do fit, since training also keeps what the gradient needs
+    """Images evaluated at a time: as many as have 32 MiB of logits at `size`, at least `train_batch`, at most 64."""
+    # a training batch fits into memory, since training also keeps what the gradient needs
     return min(64, max(train_batch, EVAL_LOGITS // (num_classes * math.prod(size))))
 
 
 def checkpoints_kept(training: TrainingRecipe) -> int:
-    """How many checkpoints of a run are kept: `save_total_limit`, of which null means all."""
+    """How many checkpoints of a run are kept: `save_total_limit`, where null means all."""
     limit = training.arguments.get("save_total_limit", 2)
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
 
 
 def build_loss(training: TrainingRecipe, data: SegData, device: torch.device) -> SegLoss:
-    """The loss of a recipe. `"balanced"` class weights are counted from the prepared masks of the training split.
+    """Build the loss of a recipe. `"balanced"` class weights come from the prepared masks of the training split.
 
     Raises:
         RecipeError: when there are more or fewer weights than classes.
@@ -156,41 +160,41 @@ def build_loss(training: TrainingRecipe, data: SegData, device: torch.device) ->
 
 
 def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) -> TrainingArguments:
-    """`TrainingArguments` for a run's recipe on this launch's device and number of ranks.
+    """Build `TrainingArguments` for a run's recipe on this launch's device and number of ranks.
 
     Args:
-        num_classes (`int`): of the data.
-        decodes (`bool`): pictures are decoded each time that they are read.
+        num_classes (`int`): number of classes of the data.
+        decodes (`bool`): whether pictures are decoded each time they are read.
 
     Raises:
-        Refusal: when the global batch does not divide, when fp16 is asked for without a GPU, or when several GPUs are
+        Refusal: when the global batch is not divisible, when fp16 is asked for without a GPU, or when several GPUs are
             visible to one process.
     """
     recipe, training, state = run.recipe, run.recipe.training, PartialState()
     train_batch, precision = per_device_batch_size(training, state.num_processes), precision_of(training, state.device)
-    # Reading a batch from the cache takes less than handing it over from another process would. Decoding takes long,
-    # but on a CPU workers would take the cores from the training.
+    # Reading a batch from the cache is faster than passing it on from a worker process. Decoding is slow enough for
+    # workers, but on a CPU they would take the cores from the training.
     wanted = min(8, (os.cpu_count() or 1) // 2) if decodes and state.device.type != "cpu" else 0
     workers, crops = training.arguments.get("dataloader_num_workers", wanted), recipe.data.resize == "crop"
     arguments: dict[str, Any] = {
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # the filter would report the mean of the other steps for a NaN loss
         "save_total_limit": 2,
-        "run_name": recipe.name,  # in trackers
-        # whole pictures, each of its own size, cannot be in one batch
+        "run_name": recipe.name,  # the name in trackers
+        # then whole pictures of different sizes are evaluated, which cannot be in one batch
         "per_device_eval_batch_size": 1 if crops else eval_batch_size(train_batch, num_classes, recipe.data.size),
         "dataloader_num_workers": workers,
-        # they keep the data set that they began with, and crops are drawn again each epoch
+        # persistent workers keep the data set that they started with, but crops are drawn again each epoch
         "dataloader_persistent_workers": workers > 0 and not crops,
-        # to find them takes time in each step; not to find them ends a training at its second step
+        # the search takes time in each step; without it, such parameters end training at its second step
         "ddp_find_unused_parameters": run.without_gradient is None or len(run.without_gradient) > 0,
-        # its thread must not call CUDA while a graph is captured
+        # the pinning thread must not call CUDA while a graph is captured
         "dataloader_pin_memory": state.device.type == "cuda" and training.cuda_graphs is not True,
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
     if training.compile is True:
         arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
     report_to = training.report_to
-    if report_to == "auto":  # not trackio, which sends the account's token to the Hub, to learn its name
+    if report_to == "auto":  # not trackio, which sends the account's token to the Hub to look up the account's name
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     args = TrainingArguments(
         output_dir=str(run.folder),

@@ -1,4 +1,4 @@
-"""The moving average of a training's weights, which is what validation, test and the saved model have."""
+"""The moving average of a training's weights, which validation, test and the saved model use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from hf_seg.training.checkpoints import load_weights
 
-RAW = "raw_weights.pt"  # of a checkpoint: the weights that training goes on from; its model has the average
+RAW = "raw_weights.pt"  # in a checkpoint: the weights that training continues from; its model has the average
 
 
 class WeightAverage(TrainerCallback):
-    """After each step, a share of the average is kept, and the rest is the new weights.
+    """Exponential moving average: after each step, average ← share · average + (1 - share) · weights.
 
-    The share is `decay`, and less in the first steps: 1 - n^(-2/3) in step n, so that the first weights are forgotten.
-    Batch-norm statistics are averaged with the weights that they belong to. timm's `ModelEmaV3` has both rules.
+    The share is `decay`, but at most 1 - n^(-2/3) in step n, so that the first weights are soon forgotten. Batch-norm
+    statistics are averaged in the same way. timm's `ModelEmaV3` implements both.
 
     Args:
-        model (`PreTrainedModel`): on its device, where the average needs as much memory again.
-        decay (`float`): the share, above 0 and below 1.
+        model (`PreTrainedModel`): on its device, where the average takes as much memory as the model.
+        decay (`float`): above 0 and below 1.
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     """
@@ -38,7 +38,7 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def placed_in(self, model: PreTrainedModel) -> Iterator[None]:
-        """While the block runs, the model has the average."""
+        """Give the model the average while the block runs."""
         self._swap(model)
         try:
             yield
@@ -47,19 +47,19 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def _swap(self, model: PreTrainedModel) -> None:
-        # values, since the optimiser and DDP hold the tensors
+        # swap the values and not the tensors, since the optimiser and DDP refer to the tensors
         for ours, theirs in zip(_tensors(self.ema.module), _tensors(model), strict=True):
             kept = theirs.clone()
             theirs.copy_(ours)
             ours.copy_(kept)
 
     def save_raw(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write the weights that training goes on from into a checkpoint."""
+        """Write the weights that training continues from into a checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), folder / RAW)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """Go on from a checkpoint: the average is that of its model, and `model` gets the weights beside it."""
+        """Resume from a checkpoint: its model is the average, and `model` gets the weights in [`RAW`]."""
         load_weights(self.ema.module, str(folder))
         model.load_state_dict(torch.load(folder / RAW, map_location="cpu", weights_only=True))
 

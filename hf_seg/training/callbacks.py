@@ -1,4 +1,4 @@
-"""When a training evaluates; how long it takes; how Ctrl-C or SIGTERM stops it without losing what it has learnt."""
+"""When a training evaluates; how long it takes; when it stops early; how Ctrl-C or SIGTERM stops it without loss."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A signal, `signum`, ended the run; what it had learnt is in its last checkpoint."""
+    """The signal `signum` ended the run; what the model has learnt is in the last checkpoint."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_status = 128 + signum  # as shells report a process that a signal has ended
+        self.exit_status = 128 + signum  # as shells report a process that was ended by a signal
 
 
 class EvaluateEvery(TrainerCallback):
-    """Evaluate and save after every n-th epoch and the last one; Trainer itself only knows every epoch."""
+    """Evaluates and saves after every n-th epoch and the last one; Trainer itself can only do so after every epoch."""
 
     def __init__(self, epochs: int):
         self.epochs = epochs
@@ -41,8 +41,8 @@ class EvaluateEvery(TrainerCallback):
 
 
 class TrainingTime(TrainerCallback, ExportableState):
-    """Counts the seconds of a training, validation included, over all its launches. What a launch did after its last
-    checkpoint does not count: the next one does it again."""
+    """Counts the seconds of a training, validation included, over all its launches. Time after a launch's last
+    checkpoint does not count, since the next launch repeats that work."""
 
     def __init__(self):
         self.before, self.begin = 0.0, None
@@ -60,26 +60,26 @@ class TrainingTime(TrainerCallback, ExportableState):
 
     @classmethod
     def of(cls, state: TrainerState) -> float:
-        """The seconds of a training that has ended."""
+        """Return the seconds that a finished training took."""
         return state.stateful_callbacks[cls.__name__]["attributes"]["seconds"]
 
 
 class StopEarly(EarlyStoppingCallback):
-    """Ends the training after so many validations in a row without a better mIoU. A resumed training counts on."""
+    """Ends training after `patience` validations in a row without a better mIoU. Resumed trainings keep the count."""
 
     @property
     def stopped(self) -> bool:
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # of the checkpoint, or as this callback is; Trainer restores it only together with its control
+        # the checkpoint's count, or the initial one; Trainer itself would restore it only together with its `control`
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
         self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
         control.should_training_stop = self.stopped
         return control
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if f"eval_{args.metric_for_best_model}" in metrics:  # else it is a score of the best checkpoint
+        if f"eval_{args.metric_for_best_model}" in metrics:  # else it evaluates the best checkpoint, after training
             super().on_evaluate(args, state, control, metrics, **kwargs)
         return control
 
@@ -92,11 +92,11 @@ class StopEarly(EarlyStoppingCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """After a signal: saves a checkpoint at the end of the step that is under way, and ends the training there. At the
-    end of an epoch its evaluation comes first, as a resumed training begins with the next epoch.
+    """After a signal, saves a checkpoint at the end of the current step and ends training there. At the end of an
+    epoch the evaluation comes first, since a resumed training begins with the next epoch.
 
-    An evaluation in the middle of a training is finished first, since its checkpoint comes after it; one after the
-    training is given up at once, since nothing is to be saved.
+    An evaluation during training is finished first, since its checkpoint is saved after it. An evaluation after
+    training is aborted at once, since there is nothing to save.
     """
 
     def __init__(self):
@@ -115,7 +115,7 @@ class StopWhenAsked(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.signum is not None:
             control.should_training_stop, control.should_save = True, self._ends_epoch(state)
-            control.should_evaluate &= control.should_save  # else the step before has saved
+            control.should_evaluate &= control.should_save  # otherwise the step before has already saved
         return control
 
     @staticmethod
@@ -136,12 +136,12 @@ class StopWhenAsked(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While the block runs, a first signal is noted, and a second one ends the process as it always would.
+        """Note the first signal while the block runs; a second signal ends the process as usual.
 
         Raises:
-            Interrupted: at the end of the block, or in an evaluation before it, after a signal.
+            Interrupted: after a signal, at the end of the block or in an evaluation before it.
         """
-        # ranks that stop at different steps would wait for each other for ever
+        # not with several ranks: if they stopped at different steps, they would wait for each other for ever
         if PartialState().num_processes > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -160,5 +160,5 @@ class StopWhenAsked(TrainerCallback):
             os.kill(os.getpid(), signum)
         self.signum = signum
         name = signal.Signals(signum).name
-        # not print: a signal may come in the middle of one
+        # not `print`, since the signal may interrupt a `print`
         os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())

@@ -1,4 +1,4 @@
-"""Checkpoints that can be relied on: each has the checksums of its files, and a damaged one is passed over."""
+"""Reliable checkpoints: each contains the checksums of its files, and a damaged one is skipped."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ CHECKSUMS = "checksums.json"
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes [`CHECKSUMS`] into each checkpoint, as the last of its files; and lets a resumed training find the best
-    one, which Trainer forgets if the run was in another place before."""
+    """Writes [`CHECKSUMS`] into each checkpoint as its last file. It also tells a resumed training where the best
+    checkpoint is, since Trainer's saved path is wrong after the run's folder was moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.best_global_step:
             state.best_model_checkpoint = str(checkpoint_folder(args.output_dir, state.best_global_step))
 
     def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()  # each rank has written its random state
+        PartialState().wait_for_everyone()  # until each rank has written its random state
         if state.is_world_process_zero:
             seal(checkpoint_folder(args.output_dir, state.global_step))
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint after so many steps is, by `Trainer`'s rule."""
+    """The folder of the checkpoint after that many steps, as `Trainer` names it."""
     return Path(run_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool = False) -> None:
-    """Refuse to train where the checkpoints, of which `kept` are kept, will not fit; `averaged` ones take more."""
-    # AdamW with AMSGrad keeps three values for each trainable parameter; one more is written before one is deleted
+    """Refuse to train when the disk has too little space for `kept` checkpoints; `averaged` ones are larger."""
+    # AdamW with AMSGrad keeps three values per trainable parameter; a new checkpoint is written before one is deleted
     trainable = 4 * model.num_parameters(only_trainable=True)
     needed = (kept + 1) * ((1 + averaged) * model.get_memory_footprint() + 3 * trainable)
-    # what an interrupted run has left counts as free: it is written over
+    # checkpoints of an interrupted run count as free space, since they will be replaced
     left = sum(path.stat().st_size for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file())
     free = shutil.disk_usage(run_dir).free + left
     if free < needed:
@@ -56,17 +56,17 @@ def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool 
 
 @contextmanager
 def writing(run_dir: Path, step: int) -> Iterator[Path]:
-    """Around the code that writes a checkpoint into the folder that it gets: what cannot be written is removed again.
+    """Yield the folder of a checkpoint to the code that writes it; remove the folder when it cannot be written.
 
     Raises:
-        Refusal: with the free space, and where the training goes on.
+        Refusal: when it cannot be written; the message names the free space and where training will continue from.
     """
     folder = checkpoint_folder(run_dir, step)
-    (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged one that is written over
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # of a damaged checkpoint that is overwritten now
     try:
         yield folder
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save has no error of its own for a file that cannot be written
+        # torch.save raises a plain RuntimeError for a file that cannot be written; these words identify it
         own = ("StreamWriter", "inline_container")
         if isinstance(error, RuntimeError) and not any(name in str(error) for name in own):
             raise
@@ -78,16 +78,16 @@ def writing(run_dir: Path, step: int) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Write the size and the CRC-32 of each file of a checkpoint: it finds what disks and crashes do to a file."""
+    """Write the size and the CRC-32 of each file of a checkpoint; they reveal damage by disks and crashes."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
     write_json({path.name: [path.stat().st_size, _crc(path)] for path in files}, folder / CHECKSUMS)
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words, or None.
+    """Describe what is wrong with a checkpoint, or return None.
 
-    A checkpoint without [`CHECKSUMS`], of a run that was killed in that moment, is whole when it has a
-    `trainer_state.json`, which Trainer writes last.
+    A run that is killed just before it writes [`CHECKSUMS`] leaves a checkpoint without them. It is complete when it
+    has a `trainer_state.json`, which Trainer writes last.
     """
     name = "trainer_state.json"
     try:
@@ -113,7 +113,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def last_checkpoint(run_dir: Path) -> str | None:
-    """The newest checkpoint of a run that is whole; says of each newer one why it is ignored."""
+    """Return the newest undamaged checkpoint of a run, or None; print why each newer one is ignored."""
     folders = {path.name.rpartition("-")[2]: path for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     for step in sorted(filter(str.isdecimal, folders), key=int, reverse=True):
         damage = find_damage(folders[step])
@@ -132,7 +132,11 @@ def _crc(path: Path) -> int:
 
 
 def load_weights(model: PreTrainedModel, folder: str) -> None:
-    """Load a saved model's weights into a model of the same class and configuration, every tensor of them."""
+    """Load a saved model's weights into a model of the same class and configuration.
+
+    Raises:
+        Refusal: when its model type or number of classes differs, or its tensors are not exactly those of the model.
+    """
     saved_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for key in ("model_type", "num_labels"):
         theirs, ours = getattr(saved_config, key), getattr(model.config, key)

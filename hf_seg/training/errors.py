@@ -1,4 +1,4 @@
-"""`hf-seg errors`: the test pictures that a model gets wrong, as one HTML page that needs no other file."""
+"""`hf-seg errors`: the test pictures that a model gets wrong, on one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from hf_seg.inference.segmenter import Segmenter
 
 LARGEST_SIDE = 360  # of a picture on the page, in pixels
-OF_A_CLASS = 4  # pictures
-NAMED = 0.01  # share of the pixels from which on a confusion is named
+OF_A_CLASS = 4  # pictures of each class
+NAMED = 0.01  # a confusion is listed from this share of the pixels
 RED = np.array([214, 39, 40])
 
 
@@ -43,8 +43,8 @@ class Picture:
     """A test picture on the page."""
 
     name: str
-    score: str  # why it is there
-    confusions: list[str]  # what is taken for what, in words
+    score: str  # the score that it was chosen for, in words
+    confusions: list[str]  # which class is taken for which, in words
     images: Mapping[str, str]  # title → data URI
 
 
@@ -57,15 +57,15 @@ def write_errors(
     """Write the page of a finished run, or of a folder of `hf-seg evaluate`.
 
     Args:
-        load: [`hf_seg.inference.exported.load_model`], handed over since inference is another package.
+        load: [`hf_seg.inference.exported.load_model`], passed in, so that training does not depend on inference.
         out: the folder to write to; by default the run's own.
-        count: pictures of the worst and of the suspicious ones; of each class at most `OF_A_CLASS`.
+        count: how many worst and how many suspicious pictures; each class has at most `OF_A_CLASS`.
 
     Returns:
         `Path`: the page.
 
     Raises:
-        Refusal: when the run's record or its data cannot be used, or another file stands in the place of the page.
+        Refusal: when the run's record or its data cannot be used, or another file is where the page belongs.
     """
     results = load_results(folder, or_evaluation=True)
     names = results["data"]["class_names"]
@@ -80,9 +80,9 @@ def write_errors(
     start_processes()
     evaluation = results.get("evaluation", {"model": str(folder), "label_map": {}})
     segmenter, confusion = load(evaluation["model"]), kept["confusion"]
-    # which pairs; size and normalisation are the model's
+    # the record decides which pairs; size and normalisation are the model's
     section = section_of(folder, "data", results["recipe"]["data"] | {"image_size": 32, "normalize": "none"})
-    with tempfile.TemporaryDirectory() as empty:  # a trainer wants a folder
+    with tempfile.TemporaryDirectory() as empty:  # a trainer needs a folder
         model, label_map = evaluation["model"], evaluation["label_map"]
         examination = examine(model, segmenter, section, Path(empty), load_training(model), label_map)
         trainer = examination.trainer
@@ -113,16 +113,17 @@ def write_errors(
 
 
 def choose(confusion: np.ndarray, suspicion: np.ndarray, names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Which pictures are on the page, and why.
+    """Choose the pictures of the page.
 
     Args:
-        confusion (of shape `(images, C, C)`): a matrix of each test image, a row a true class.
-        suspicion (of shape `(images,)`): as of [`measure_disagreement`].
+        confusion (of shape `(images, C, C)`): the matrix of each test image, whose rows are true classes.
+        suspicion (of shape `(images,)`): the result of [`measure_disagreement`].
+        count (`int`): how many worst and how many suspicious pictures.
 
     Returns:
-        `list[dict]`: `kind` (`"worst"`, `"class"` or `"suspicious"`), `title`, `class` (its id, or None) and
-        `chosen`: indices of pictures with their scores in words, the first of them the worst. A class that is nowhere
-        in the truth has no entry.
+        `list[dict]`: the sections of the page: `kind` (`"worst"`, `"class"` or `"suspicious"`), `title`, `class` (its
+        id, or None) and `chosen`: (index, score in words) of pictures, the worst first. A class that does not occur in
+        the truth has no section.
     """
     scores, iou, area = mean_iou(confusion), class_iou(confusion), confusion.sum(axis=2)
 
@@ -135,7 +136,7 @@ def choose(confusion: np.ndarray, suspicion: np.ndarray, names: Sequence[str], c
     worst = [index for index in np.argsort(scores, kind="stable") if not np.isnan(scores[index])][:count]
     sections = [section("worst", "Worst pictures", None, worst, "mIoU", scores)]
     for number, name in enumerate(names):
-        # of those that are missed completely, the largest first
+        # among those with an IoU of 0, the one with the largest area of the class comes first
         order = np.lexsort((-area[:, number], iou[:, number]))
         if hardest := [index for index in order if area[index, number]][:OF_A_CLASS]:
             sections.append(section("class", name, number, hardest, "IoU", iou[:, number]))
@@ -145,9 +146,9 @@ def choose(confusion: np.ndarray, suspicion: np.ndarray, names: Sequence[str], c
 
 
 def measure_disagreement(trainer: SegTrainer) -> np.ndarray:
-    """Of each test image, the share of the labelled pixels that are predicted otherwise than the mask says, times the
-    mean probability of the predicted class on these pixels: float64 in [0, 1]. It is high where the model is sure on
-    a large part of the picture that the mask is wrong."""
+    """Measure for each test image the share of the labelled pixels where prediction and mask differ, times the mean
+    probability of the predicted class on these pixels: float64 of shape `(images,)`, in [0, 1]. It is high where the
+    model is sure that the mask is wrong in a large part of the picture."""
     prepared, transform, found = trainer.data.prepared["test"], trainer.eval_transform, []
     for start in range(0, len(prepared), trainer.args.per_device_eval_batch_size):
         indices = range(start, min(start + trainer.args.per_device_eval_batch_size, len(prepared)))
@@ -158,16 +159,16 @@ def measure_disagreement(trainer: SegTrainer) -> np.ndarray:
 
 
 def disagreement(ids: Tensor, confidence: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """See [`measure_disagreement`]; of `(batch, height, width)` each, `(batch,)`."""
+    """[`measure_disagreement`] for a batch: `(batch,)`, from three tensors `(batch, height, width)`."""
     labelled = labels != ignore_index
     wrong = labelled & (ids != labels)
-    # the share of these pixels, times their mean
+    # equals the share of the wrong pixels times their mean confidence
     return (confidence * wrong).sum(dim=(1, 2)) / labelled.sum(dim=(1, 2)).clamp(min=1)
 
 
 def describe_confusions(matrix: np.ndarray, names: Sequence[str], number: int | None = None) -> list[str]:
-    """The two largest confusions in a picture's matrix `(C, C)`, or those of the class with this id: "12% of the
-    pixels: cat taken for dog"."""
+    """Describe the two largest confusions in a picture's matrix `(C, C)`, or those that involve the class with the id
+    `number`: "12% of the pixels: cat taken for dog"."""
     shares = matrix / max(1, matrix.sum())
     np.fill_diagonal(shares, 0)
     if number is not None:
@@ -182,7 +183,7 @@ def describe_confusions(matrix: np.ndarray, names: Sequence[str], number: int | 
 
 
 def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, number: int | None) -> Picture:
-    """One picture in its own shape, with truth, prediction and differences; `number` is that of a class, or None."""
+    """Build one picture in its own shape, with truth, prediction and differences; `number` is a class id or None."""
     test, spec, transform = trainer.data.splits["test"], trainer.data.spec, trainer.data.transforms["test"]
     pair, picture = test[index], test[index]["image"]
     scale = min(1, LARGEST_SIDE / max(picture.size))
@@ -210,16 +211,17 @@ def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, nu
 
 
 def _short_name(name: str, root: str | None) -> str:
-    """A file below the folder of the data, else its last part: the page may be shown to others."""
+    """Return a path relative to the data's folder, or only the file name: the page may be shown to others."""
     path = Path(name)
     below = root is not None and path.is_relative_to(folder := Path(root).expanduser().absolute())
     return path.relative_to(folder).as_posix() if below else path.name
 
 
 def draw_differences(grey: np.ndarray, wrong: np.ndarray, confidence: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """A pale photograph, red where the prediction is wrong, the more so the surer it is; striped where nothing counts.
+    """Draw a pale photograph: the more confident a wrong prediction, the redder; ignored pixels are striped.
 
-    All of shape `(height, width)`; returns integers in 0..255 of `(height, width, 3)`.
+    All arguments have the shape `(height, width)`; `grey` is in 0..255 and `confidence` in [0, 1]. Returns integers in
+    0..255 of shape `(height, width, 3)`.
     """
     pale = np.repeat((160 + 0.37 * grey)[..., None], 3, axis=2)
     strength = np.where(wrong, 0.25 + 0.75 * confidence, 0)[..., None]
@@ -228,7 +230,7 @@ def draw_differences(grey: np.ndarray, wrong: np.ndarray, confidence: np.ndarray
 
 
 def _address(pixels: np.ndarray, photograph: bool) -> str:
-    """A picture as a data URI."""
+    """Encode a picture as a data URI."""
     file, kind = io.BytesIO(), "jpeg" if photograph else "png"
     Image.fromarray(pixels.astype(np.uint8)).save(file, kind, **({"quality": 85} if photograph else {}))
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,6 +1,6 @@
-"""`hf-seg evaluate`: any model, scored on any data by the pass that a training's test takes.
+"""`hf-seg evaluate`: score any model on any data, in the same way as a training's test.
 
-Its folder holds what a run keeps of its test, so that `hf-seg compare` takes it beside runs.
+The output folder holds the same files as a run's test, so `hf-seg compare` accepts it beside runs.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
     from hf_seg.inference.exported import ExportedSegmenter
     from hf_seg.inference.segmenter import Segmenter
 
-NEVER = -1e4  # the logit of a class that the model does not have: infinity times a weight of 0 would be no number
-SQUARE = 32  # what the side of an input is a multiple of
-# of a run's training section: what its test depends on, down to the rounding
+NEVER = -1e4  # the logit of a class that the model lacks; not -inf, since infinity times a weight of 0 is NaN
+SQUARE = 32  # the side of a square input is a multiple of this, in pixels
+# the keys of a run's training section that its test depends on, down to the rounding
 OF_THE_TEST = ("global_train_batch_size", "gradient_accumulation_steps", "channels_last")
-EVAL_BATCH = "per_device_eval_batch_size"  # as well, where the recipe has it
-# which needs neither the weights that the recipe begins with nor its trackers
+EVAL_BATCH = "per_device_eval_batch_size"  # another such key, where the recipe has it
+# for reading only the data section of a recipe: its initial weights and trackers are not needed
 DATA_ONLY = "--model.init scratch --model.encoder_weights null --model.freeze_encoder false --training.report_to none"
 
 
 class DataClasses(nn.Module):
-    """A segmenter as a model of the data's classes: `pixel_values` as a trainer gives them to `logits`.
+    """A segmenter wrapped as a model with the data's classes: it maps the trainer's `pixel_values` to `logits`.
 
     Args:
-        members (`Sequence[Sequence[int]]`): of each class of the data, the ids of the model's classes that it has.
-            Several are added up as probabilities; a class that has none is never predicted.
-        pixels (`tuple`, *optional*): mean and standard deviation to normalise by, and whether the model wants blue
-            first; where a trainer's transform does not do it.
+        members (`Sequence[Sequence[int]]`): for each class of the data, the ids of the model's classes that belong to
+            it. The probabilities of several are added up; a class that has none is never predicted.
+        pixels (`tuple`, *optional*): mean and standard deviation to normalise by, and whether the model expects blue
+            first (BGR). By default the trainer's transform has normalised the pixels.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class DataClasses(nn.Module):
             for ids in self.members
         ]
         scores = torch.stack(maps, dim=1)
-        if queries:  # are no logits, and are enlarged as they are, as prediction does
+        if queries:  # these are not logits; as in prediction, they are enlarged before the logarithm
             scores = upsample(scores, tuple(pixel_values.shape[-2:]))
             scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
         return SemanticSegmenterOutput(logits=scores)
@@ -86,13 +86,13 @@ class DataClasses(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """A model before the test pictures of some data."""
+    """A model, ready to be tested on some data."""
 
     trainer: SegTrainer
-    members: list[list[int]]  # as of [`DataClasses`]
-    resize: str  # how pictures get the size of the model's input, see `data.resize`
+    members: list[list[int]]  # see [`DataClasses`]
+    resize: str  # how pictures are brought to the size of the model's input, see `data.resize`
     size: Size
-    normalized: str | None  # as of `data.normalize`; None where there is no name for it
+    normalized: str | None  # the value of `data.normalize`; None where no value matches
 
 
 def evaluate(
@@ -102,14 +102,14 @@ def evaluate(
     out: Path,
     label_map: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Score a model on the test split of some data, and write what a run keeps of its test: `results.json`, the
-    matrices of the images, ROC curves, samples and plots.
+    """Score a model on the test split of some data, and write the same files as a run's test: `results.json`, the
+    confusion matrices of the images, ROC curves, samples and plots.
 
     Args:
-        model: what `load` takes. Of a finished run, the precision is kept too.
-        load: [`hf_seg.inference.exported.load_model`], handed over since inference is another package.
-        data: a recipe's file or name, of which the data section counts; or a folder: that of a run, one with a
-            `recipe.json`, or one of data, as [`hf_seg.data.sources.recognise`] takes it.
+        model: what `load` accepts. A finished run is tested in its own precision, where the device has it.
+        load: [`hf_seg.inference.exported.load_model`], passed in, so that training does not depend on inference.
+        data: a recipe's file or name, of which only the data section is used; or a folder: a run's, one with a
+            `recipe.json`, or one of data that [`hf_seg.data.sources.recognise`] accepts.
         out: the folder to write to, new or empty.
         label_map: `MODEL_CLASS=DATA_CLASS` for classes whose names differ.
 
@@ -117,7 +117,7 @@ def evaluate(
         `dict`: the content of `results.json`.
 
     Raises:
-        Refusal: when the folder is not empty, the data or the names cannot be used, or no class is in both.
+        Refusal: when the folder is not empty, the data or the names cannot be used, or model and data share no class.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(out, "exists, and is not an empty folder", "name another folder by --out", code="evaluate")
@@ -152,7 +152,7 @@ def evaluate(
     }
     test = trainer.test()
     if not all(members):
-        test["loss"] = None  # infinite, where a class occurs that is never predicted
+        test["loss"] = None  # it would be infinite where a class occurs that is never predicted
     record |= {"train": None, "validation": None, "test": test}
     results = finish_run(out, record, trainer.sample(), spec)
     trainer.release()
@@ -160,15 +160,15 @@ def evaluate(
 
 
 def load_training(model: str | Path) -> dict[str, Any] | None:
-    """The `results.json` of the run that a model is of; None of a model that is no run here."""
+    """Load the `results.json` of the run that `model` names; None when `model` is not the folder of a run."""
     return load_results(Path(model)) if (Path(model) / RESULTS).is_file() else None
 
 
 def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecipe | DataRecipe:
-    """A section of the recipe in a folder's `results.json`.
+    """Build a section of a recipe from its `values` in a folder's `results.json`.
 
     Raises:
-        Refusal: when it is not one: somebody has changed the file.
+        Refusal: when the values are not valid, because the file was changed.
     """
     values, found = check_keys(name, values)
     if found:
@@ -179,13 +179,13 @@ def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecip
 
 
 def check_root(folder: Path, data: Mapping[str, Any], remedy: str) -> None:
-    """Refuse a run, by the data section of its record, when the folder of its data is not there."""
+    """Refuse a run whose data folder does not exist; `data` is the data section of its record."""
     if data["root"] is not None and not Path(data["root"]).expanduser().is_dir():
         raise Refusal(folder, f"its data was in {data['root']}, which is not there", remedy, code="record")
 
 
 def find_data(data: str | Path) -> DataRecipe:
-    """The data section of a recipe, or that of a folder."""
+    """Return the data section of a recipe, or the one that describes a folder; see [`evaluate`]."""
     place = Path(data).expanduser()
     if place.is_dir():
         files = [place / name for name in (RECORD, "recipe.json") if (place / name).is_file()]
@@ -200,7 +200,7 @@ def find_data(data: str | Path) -> DataRecipe:
 
 
 def parse_label_map(given: Sequence[str]) -> dict[str, str]:
-    """`MODEL_CLASS=DATA_CLASS`, each, as a mapping."""
+    """Turn texts of the form `MODEL_CLASS=DATA_CLASS` into a mapping."""
     for text in given:
         if not all(text.partition("=")):
             what, remedy = f"{text!r} is not MODEL_CLASS=DATA_CLASS", "write both names with = between them"
@@ -220,25 +220,29 @@ def examine(
     recorded: Mapping[str, Any] | None,
     label_map: Mapping[str, str],
 ) -> Examination:
-    """Make what tests a model: of its own size and normalisation, and of a run's own precision.
+    """Build the trainer that tests a model, with the model's own input size and normalisation and the run's precision.
 
     Args:
         model: what the segmenter was loaded from.
-        section ([`DataRecipe`]): which pairs.
-        folder (`Path`): for the trainer; it writes nothing there.
-        recorded (`dict`, *optional*): `results.json` of the run that the model is of.
+        section ([`DataRecipe`]): which pairs to test on.
+        folder (`Path`): the trainer's folder; nothing is written there.
+        recorded (`dict`, *optional*): the `results.json` of the run that the model belongs to.
+        label_map (`dict`): model class → data class, where the names differ.
+
+    Raises:
+        Refusal: when the data cannot be used, or [`match_classes`] refuses the classes.
     """
     spec, splits, dropped = load_pairs(section)
     members = match_classes(segmenter.class_names, spec.class_names, label_map)
     size, resize = segmenter.input_size, segmenter.framing.resize
-    if size is None:  # it follows from the picture; then the largest square of it
+    if size is None:  # it depends on the picture: use a square as large as the longer side of the first one
         longest = max(segmenter.prepare(splits["test"][0]["image"]).shape[-2:])
         size, resize = (-(-longest // SQUARE) * SQUARE,) * 2, "letterbox"
     pixels = pixels_of(segmenter.image_processor)
     normalized = _name_of(*pixels)
     augment = recorded["recipe"]["data"]["augment"] if recorded else "none"
     section = replace(section, resize=resize, normalize=normalized or "none", augment=augment)
-    # no recipe could have every size that a model has, so that this one is not checked
+    # set here, where it is not checked: a model may have sizes that a recipe may not have
     section.image_size = size[0] if size[0] == size[1] else [*size]
     if segmenter.value_range:
         section.value_range = segmenter.value_range
@@ -253,7 +257,7 @@ def examine(
     )
     transforms = build_transforms(section, spec)
     prepared = prepare_splits(DatasetDict(test=splits["test"]), spec, transforms, section.cache)["test"]
-    # a trainer asks for three splits; nothing is trained
+    # a trainer needs three splits, although nothing is trained
     data = SegData(
         spec=spec, splits=splits, transforms=transforms, prepared=dict.fromkeys(splits, prepared), dropped=dropped
     )
@@ -263,7 +267,7 @@ def examine(
 
 
 def _training_of(recorded: Mapping[str, Any] | None) -> TrainingRecipe:
-    """What a test needs of a training section: a run's own, or one image at a time at least, in fp32."""
+    """Build the training section that a test needs: from a run's own, or for fp32 with a global batch of 1."""
     if recorded is None:
         return TrainingRecipe(global_train_batch_size=1, bf16=False, fp16=False, report_to="none")
     training, precision = recorded["recipe"]["training"], recorded["train"]["precision"]
@@ -279,11 +283,11 @@ def _training_of(recorded: Mapping[str, Any] | None) -> TrainingRecipe:
 def match_classes(
     model_names: Sequence[str], data_names: Sequence[str], label_map: Mapping[str, str]
 ) -> list[list[int]]:
-    """Of each class of the data, the ids of the model's classes that are the same by `label_map`, else by their names
-    in any case.
+    """Return, for each class of the data, the ids of the model's classes that are the same by `label_map`, or else by
+    name: an exact match goes first, then one that differs only in case.
 
     Raises:
-        Refusal: when `label_map` names a class that is not there, or no class is in both.
+        Refusal: when `label_map` names a class that does not exist, or model and data share no class.
     """
     place = "--label_map"
     for kind, known, names in (("model", model_names, label_map), ("data", data_names, label_map.values())):
@@ -303,7 +307,7 @@ def match_classes(
 
 
 def describe_classes(classes: Mapping[str, Sequence[str]], left_out: Sequence[str]) -> str:
-    """Which classes of the model are which of the data, for people."""
+    """Format, for people, which classes of the model belong to which class of the data."""
     width = max(map(len, ("data", *classes)))
     lines = [f"{'data':{width}}  model"]
     for name, own in classes.items():
@@ -314,8 +318,8 @@ def describe_classes(classes: Mapping[str, Sequence[str]], left_out: Sequence[st
 
 
 def pixels_of(image_processor: Any) -> tuple[list[float], list[float], bool]:
-    """Mean and standard deviation of each channel of pixels in [0, 1] that an image processor normalises by, and
-    whether it puts blue first."""
+    """Return the mean and the standard deviation that an image processor normalises each channel by, for pixels in
+    [0, 1], and whether it puts blue first (BGR)."""
     mean, std = [0.0] * 3, [1.0] * 3
     if image_processor.do_normalize:
         mean, std = [*image_processor.image_mean], [*image_processor.image_std]
@@ -325,13 +329,13 @@ def pixels_of(image_processor: Any) -> tuple[list[float], list[float], bool]:
 
 
 def _name_of(mean: list[float], std: list[float], blue_first: bool) -> str | None:
-    """The `data.normalize` of a recipe that does the same."""
+    """Return the value of `data.normalize` that does the same, or None."""
     known = NORMALIZATIONS | {"none": ([0.0] * 3, [1.0] * 3)}
     return next((name for name, values in known.items() if values == (mean, std) and not blue_first), None)
 
 
 def describe_foreign(segmenter: Segmenter | ExportedSegmenter, trainer: SegTrainer, size: Size) -> dict[str, Any]:
-    """What `results.json` says of a model that was not trained here; None is what is not known."""
+    """Build the `model` section of `results.json` for a model without a run; None marks what is not known."""
     model = segmenter.model
     logits = trainer.predict_logits(torch.zeros(1, 3, *size))
     counted = {"multiply_adds": None, "logits_size": list(logits.shape[-2:])}
@@ -347,7 +351,7 @@ def describe_foreign(segmenter: Segmenter | ExportedSegmenter, trainer: SegTrain
 
 
 def describe_scores(results: Mapping[str, Any], out: Path) -> str:
-    """The main scores, for people, and where the others are."""
+    """Format the main scores for people, with the folder of all scores."""
     test = results["test"]
     scores = {
         "mIoU": test["mean_iou"],
@@ -358,13 +362,13 @@ def describe_scores(results: Mapping[str, Any], out: Path) -> str:
 
 
 def describe_export(model: str, file: Path, load: Callable[[str | Path], Segmenter | ExportedSegmenter]) -> str:
-    """What an exported file loses on the test pictures of the run that it is from, for people."""
+    """Test an exported file on the test pictures of its run, and tell people how its mIoU differs from the run's."""
     recorded = load_training(model)
     if recorded is None:
         return f"not tested, since {model} is no run; `hf-seg evaluate {file} RECIPE --out DIR` does"
     start_processes()
     try:
-        with tempfile.TemporaryDirectory() as empty:  # a trainer wants a folder
+        with tempfile.TemporaryDirectory() as empty:  # a trainer needs a folder
             trainer = examine(str(file), load(file), find_data(model), Path(empty), None, {}).trainer
             trainer.evaluate(trainer.data.prepared["test"])
     except Refusal as error:

@@ -1,4 +1,4 @@
-"""`hf-seg train --num_processes N`: accelerate's launcher with all that it would ask for."""
+"""`hf-seg train --num_processes N`: accelerate's launcher with all the options that it expects."""
 
 import logging
 import os
@@ -16,11 +16,14 @@ from hf_seg.processes import say_once
 
 
 def launch_processes(count: int, arguments: list[str]) -> int:
-    """Run `hf_seg.train` in so many processes of this machine, by accelerate's launcher: each on a GPU of its own, or
-    without GPUs on the CPU.
+    """Run `hf_seg.train` in `count` processes on this machine, with accelerate's launcher: each on its own GPU, or all
+    on the CPU where there are no GPUs.
+
+    Args:
+        arguments (`list[str]`): the command line of `hf_seg.train`.
 
     Returns:
-        `int`: exit status, that of the process that failed first; 130 or 143 when Ctrl-C or SIGTERM ended them.
+        `int`: exit status: 0, or that of the process that failed first; 130 or 143 after Ctrl-C or SIGTERM.
 
     Raises:
         Refusal: when there are GPUs, but too few.
@@ -31,12 +34,12 @@ def launch_processes(count: int, arguments: list[str]) -> int:
         raise Refusal(f"--num_processes {count}", what, "start fewer processes", code="processes")
     if not on_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    # all that accelerate would warn of when it is not given; the recipe decides on precision and compilation
+    # every option whose absence accelerate warns about; the recipe decides on precision and compilation
     options = f"--multi_gpu --gpu_ids all --num_processes {count} --num_machines 1 --main_process_port 0"
     options += " --mixed_precision no --dynamo_backend no"
-    # by path: --module would prefer a folder hf_seg where the command is given, such as another checkout
+    # by path: --module would prefer a folder hf_seg in the working directory, such as another checkout
     command = [*options.split(), str(Path(__file__).parents[1] / "train.py"), *arguments]
-    elastic = logging.getLogger("torch.distributed.elastic")  # processes say themselves why they fail
+    elastic = logging.getLogger("torch.distributed.elastic")  # the processes themselves report why they fail
     elastic.propagate, elastic.handlers = False, [logging.NullHandler()]
     try:
         launch.launch_command(launch.launch_command_parser().parse_args(command))

@@ -1,4 +1,4 @@
-"""The most memory that a run takes, of the GPU or else of the process, and what to do when it does not suffice."""
+"""The peak memory of a run, on the GPU or else of the process, and what to do when memory runs out."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ Step = Literal["training", "evaluation"]
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget what was taken before."""
+    """Start to measure the peak memory again."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -26,9 +26,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Megabytes (10⁶ bytes) since [`reset_peak_memory`], loaded libraries included; None where nobody counts.
+    """Return the peak memory since [`reset_peak_memory`] in megabytes (10⁶ bytes).
 
-    On a GPU: what PyTorch has allocated there, without its cache and CUDA itself.
+    On a GPU, this is what PyTorch has allocated there, without its cache and CUDA itself. Otherwise it is the memory
+    of the process, loaded libraries included; None where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -40,7 +41,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 @contextlib.contextmanager
 def explained(args: TrainingArguments, size: tuple[int, int], step: Step) -> Iterator[None]:
-    """Say what to do when the memory does not suffice in the block."""
+    """Turn an out-of-memory error in the block into a refusal that says what to do; see [`explain`]."""
     try:
         yield
     except RuntimeError as error:
@@ -50,7 +51,7 @@ def explained(args: TrainingArguments, size: tuple[int, int], step: Step) -> Ite
 
 
 def explain(args: TrainingArguments, size: tuple[int, int], step: Step) -> Refusal:
-    """What to do when the memory does not suffice for a step."""
+    """Build the refusal that says what to do when memory runs out in a step on inputs of `size` (height, width)."""
     remedy = "use a device with more memory"
     if step == "training":
         images, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""What a model makes of four validation pictures, for the trackers that show pictures."""
+"""Show four validation pictures with their predicted masks in the trackers that can show pictures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NAME = "eval/samples"  # beside the scores of the validation, "eval/mean_iou"
 
 
 class TrackedPictures(TrainerCallback):
-    """At each validation of a training, trackers get evenly spaced pictures of the validation split with their true
-    and predicted masks, drawn as those of the test split in a run's folder. Without a tracker it does nothing."""
+    """Sends evenly spaced pictures of the validation split, with true and predicted masks, to the trackers at each
+    validation. They are drawn like the test samples in a run's folder. Does nothing without a tracker."""
 
     def __init__(self, trainer: SegTrainer):
         self.trainer = trainer
@@ -35,9 +35,9 @@ class TrackedPictures(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         kinds = (TensorBoardCallback, TrackioCallback, WandbCallback)
         trackers = [each for each in self.trainer.callback_handler.callbacks if isinstance(each, kinds)]
-        if not trackers or "eval_loss" not in metrics:  # else it is a score of the best checkpoint
+        if not trackers or "eval_loss" not in metrics:  # else it evaluates the best checkpoint
             return
-        samples, spec = self.trainer.sample("validation"), self.trainer.data.spec  # a divided model needs all ranks
+        samples, spec = self.trainer.sample("validation"), self.trainer.data.spec  # on all ranks, for a divided model
         if not state.is_world_process_zero:
             return
         with tempfile.TemporaryDirectory() as folder:

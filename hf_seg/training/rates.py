@@ -1,4 +1,4 @@
-"""Learning rates: their schedule, and those of the parts of a model."""
+"""Learning rates: the exponential schedule, and the rates of the parts of a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hf_seg.recipe.keys import TrainingRecipe
 
 
 def exponential(training: TrainingRecipe, steps_per_epoch: int, warmup: int) -> Callable[[int], float]:
-    """The factor on the learning rate after so many steps of a training: `lr_decay_per_epoch` after each epoch, and in
-    the first `warmup` steps also the share of them that is done."""
+    """Return a function from the number of steps done to the factor on the learning rate. It is multiplied by
+    `lr_decay_per_epoch` after each epoch, and in the first `warmup` steps also by the share of them that is done."""
 
     def factor(step: int) -> float:
         begun = min(1, step / warmup) if warmup else 1
@@ -29,8 +29,8 @@ def exponential(training: TrainingRecipe, steps_per_epoch: int, warmup: int) -> 
 
 
 def split_groups(optimizer: torch.optim.Optimizer, model: PreTrainedModel, training: TrainingRecipe) -> None:
-    """Divide a new optimiser's groups by learning rate, those of the head first. Where all rates are equal, the groups
-    stay as they are.
+    """Split a new optimiser's parameter groups by learning rate, those of the head first. Where all rates are equal,
+    the groups stay as they are.
 
     Raises:
         RecipeError: when `training.layer_lr_decay` has no effect on this encoder.
@@ -43,16 +43,16 @@ def split_groups(optimizer: torch.optim.Optimizer, model: PreTrainedModel, train
         groups += [group | {"params": part, "lr": group["lr"] * factor} for factor, part in by_factor.items()]
     if any(factor != 1 for factor in factors.values()):
         head = optimizer.defaults["lr"]
-        optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != head)  # the first one's is logged
+        optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != head)  # Trainer logs the first
 
 
 def _factors(model: PreTrainedModel, training: TrainingRecipe) -> dict[nn.Parameter, float]:
-    """The encoder's parameters, each with the factor on its learning rate."""
+    """Map each of the encoder's parameters to the factor on its learning rate."""
     named = dict(encoder_of(model).named_parameters())
     scales = dict.fromkeys(named, 1.0)
     if training.layer_lr_decay is not None:
         scales = _layer_scales(model.config.encoder, training.layer_lr_decay)
-        # where timm has flattened its model, "stages.0.downsample" is called "stages_0.downsample"
+        # in some of timm's feature models, "stages.0.downsample" is called "stages_0.downsample"
         scales = {name: scales.get(name.replace(".", "_")) for name in named}
         if None in scales.values():
             what = f"timm does not say to which layers of {model.config.encoder} its parameters belong"
@@ -63,11 +63,11 @@ def _factors(model: PreTrainedModel, training: TrainingRecipe) -> dict[nn.Parame
 
 
 def _layer_scales(encoder: str, decay: float) -> dict[str, float]:
-    """`decay` to the power of the number of layers between a parameter and the features' end, counted from 1, by the
-    parameter's name with "_" for each dot.
+    """Map the name of each parameter, with "_" for each dot, to `decay` ** n. Here n is 1 in the encoder's last layer,
+    2 in the layer before it, and so on.
 
-    A model that gives features has lost timm's table of layers, so it is that of the whole model, whose classifier is
-    the last layer: here this is the head.
+    timm's feature models lack its table of layers, so the table is that of the whole classification model. The last
+    layer there is the classifier, which the head replaces here.
     """
     with torch.device("meta"), meta_device_safe_creation_ops():
         whole = timm.create_model(encoder)

@@ -1,4 +1,4 @@
-"""`hf-seg repro`: whether a run's training gives the same bits twice here, and what has changed since the run."""
+"""`hf-seg repro`: check if a run's training gives the same bits twice here, and what has changed since the run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from hf_seg.scoring.loss import LossWatch
 from hf_seg.training.evaluate import check_root
 from hf_seg.training.setup import build_initial_model, build_trainer
 
-# of a record's `train`
+# keys of a record's `train` section
 SETUP = ("world_size", "gradient_accumulation_steps", "precision", "channels_last", "compile", "cuda_graphs")
 
 
 @dataclass(kw_only=True)
 class Training:
-    """The first steps of a recipe."""
+    """The result of training the first steps of a recipe."""
 
     losses: list[float]
     weights: dict[str, Tensor]  # after the last step, on the CPU
-    summary: dict[str, Any]  # what `results.json` would say under `train`
+    summary: dict[str, Any]  # what `results.json` would hold under `train`
     init: str | None  # SHA-256 of the file with the encoder's first weights
 
 
@@ -47,9 +47,9 @@ class Report:
     run: str  # its folder
     steps: int
     threads: int
-    changes: list[dict[str, Any]]  # `what` is not as in the record, with what it was `then` and is `now`
+    changes: list[dict[str, Any]]  # what differs from the record: its name `what`, its value `then` and `now`
     losses: list[list[float]]  # of each step, in both trainings
-    tensors: list[str]  # that differ after the last step
+    tensors: list[str]  # names of those that differ after the last step
     weights: list[str]  # SHA-256 of all of them after the last step, in both trainings
     history: list[dict[str, Any]]  # the losses that were logged at these steps, `then` and `now`
     notes: list[str]
@@ -60,12 +60,12 @@ class Report:
 
 
 def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) -> Report:
-    """Train the first steps of a finished run twice, in folders of their own, and compare them bit by bit.
+    """Train the first steps of a finished run twice, in temporary folders, and compare them bit by bit.
 
     Args:
-        run_dir (`Path`): is only read.
-        steps (`int`): fewer are trained when the recipe has fewer.
-        data_root (`str`, *optional*): where the data is here, for `data.root`.
+        run_dir (`Path`): the run's folder, which is only read.
+        steps (`int`): how many to train; fewer when the recipe has fewer.
+        data_root (`str`, *optional*): the data's folder on this machine, in place of `data.root`.
 
     Raises:
         Refusal: when the folder is not a finished run, or its recipe, data or first weights cannot be used here.
@@ -98,7 +98,7 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
 
 
 def as_text(report: Report) -> str:
-    """The report for people, a line each."""
+    """Format the report for people, one line per result."""
     lines = [f"{report.run}: {report.steps} steps, twice, with {report.threads} threads"]
     lines += [f"changed: {change['what']}: {change['then']} then, {change['now']} now" for change in report.changes]
     if not report.changes:
@@ -117,12 +117,12 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report for programs."""
+    """Format the report for programs, as JSON."""
     return json.dumps({"same": report.same, **asdict(report)}, indent=2)
 
 
 def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]:
-    """A run's recipe, ready to be trained quietly, and its record."""
+    """Load a run's recipe, set to train without a tracker or a progress bar, and the run's record."""
     record = load_results(run_dir)
     load_run(run_dir)
     if data_root is None:
@@ -130,7 +130,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
     overrides = ["--training.report_to", "none"]  # the tracker of the run may not be installed here
     overrides += [] if data_root is None else ["--data.root", json.dumps(data_root)]
-    # the name of a run, over seeds not that in the recipe
+    # the name of another run; with --seeds, it is not the name in the recipe
     if init in ("checkpoint", "model") and Path(weights).name == weights:
         encoder = run_dir.resolve().parent / weights
         if not encoder.is_dir():
@@ -149,7 +149,7 @@ def _facts(environment: dict, train: dict, fingerprint: str, weights: str | None
 
 
 class _StopAfter(TrainerCallback):
-    """End the training after some steps, with neither a validation nor a checkpoint."""
+    """Ends training after some steps, without validation or checkpoint."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -193,7 +193,7 @@ def _train(run: Run, steps: int, data: SegData) -> Training:
 
 
 def _logged(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Losses that both have logged after the same step: an epoch's mean, when the steps reach its end."""
+    """Pair the losses that both histories logged after the same step: an epoch's mean, if the steps reach its end."""
     losses = {entry["step"]: entry["loss"] for entry in then if "loss" in entry}
     both = [entry for entry in now if "loss" in entry and entry["step"] in losses]
     return [{"step": entry["step"], "then": losses[entry["step"]], "now": entry["loss"]} for entry in both]

@@ -1,5 +1,5 @@
-"""The one place where a model gets its first weights and a trainer is made: for launches, their trial, repro and the
-benchmarks alike."""
+"""The one place where a model gets its initial weights and a trainer is built: for launches, their trial, evaluate,
+repro and the benchmarks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from hf_seg.training.trainer import SegTrainer
 
 
 def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Build the model that a run starts from; what is random in it follows from the recipe's seed.
+    """Build the model that a run starts from; its random weights depend only on the recipe's seed.
 
     Args:
-        run ([`Run`]): the run that gives its encoder, if any, is finished, in the folder beside its own.
+        run ([`Run`]): if its encoder comes from another run, that run must be finished, in a folder beside this one.
 
     Returns:
-        `tuple`: the model, on the CPU; and what `results.json` says of it under `model`.
+        `tuple`: the model, on the CPU; and the `model` section of `results.json`.
 
     Raises:
-        Refusal: when the weights cannot be had or do not fit.
+        Refusal: when the weights cannot be loaded or do not fit.
     """
     recipe, source = run.recipe, run.recipe.model
     if recipe.encoder_recipe:
@@ -52,16 +52,16 @@ def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, d
 def build_trainer(
     run: Run, data: SegData, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = (), quiet: bool = False
 ) -> SegTrainer:
-    """Build the trainer of a run, and count the memory that is taken from here on.
+    """Build the trainer of a run, and start to measure the peak memory.
 
     Args:
         run ([`Run`]): its recipe says how to train; checkpoints and logs go to its folder.
-        callbacks (`Sequence[TrainerCallback]`): besides those of every run.
-        quiet (`bool`): print no table and show no bar.
+        callbacks (`Sequence[TrainerCallback]`): in addition to those of every run.
+        quiet (`bool`): print no table and show no progress bar.
 
     Raises:
-        RecipeError: when the global batch cannot be divided over ranks and accumulation steps, or a key is not for a
-            model that is divided over the ranks.
+        RecipeError: when the global batch cannot be divided over ranks and accumulation steps, or a key is not
+            tested with a model that is divided over the ranks.
     """
     training = run.recipe.training
     trainer = SegTrainer(run=run, data=data, model=model, callbacks=callbacks)

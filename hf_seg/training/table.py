@@ -1,4 +1,4 @@
-"""What a training prints: a line at its start, a table with a row an epoch and, on a terminal, a bar below it."""
+"""What a training prints: a line at its start, a table with one row per epoch and, on a terminal, a progress bar."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from hf_seg.training.trainer import SegTrainer
 
 WORST = "worst two, IoU in %"
-# name → characters; with the spaces between them, 79
+# name → width in characters; 79 in all, with the spaces between them
 COLUMNS = {"epoch": 5, "train": 6, "valid": 6, "mIoU": 6, WORST: 26, "lr": 6, "img/s": 5, "GB": 4, "left": 7}
-EVALUATIONS = {"eval": None, "validation": "best", "test": "test"}  # prefix of what is logged → name of the row
+EVALUATIONS = {"eval": None, "validation": "best", "test": "test"}  # prefix of the logged keys → name of the row
 
 
 class TrainingTable(TrainerCallback):
-    """Prints instead of transformers' own callbacks; what trackers get stays as it is.
+    """Prints the progress in place of transformers' own callbacks; what trackers get does not change.
 
-    `train` and `valid` are losses. `img/s` is without evaluation, `GB` the most memory so far, and `left` the time to
-    the end of training at the pace of this launch. The last rows are the scores of the best checkpoint.
+    `train` and `valid` are losses. `img/s` is the speed without evaluation, `GB` the peak memory so far, and `left`
+    the time to the end of training at the speed of this launch. The last rows are the scores of the best checkpoint.
     """
 
     def __init__(self, trainer: SegTrainer):
         self.trainer = trainer
         self.bar, self.training = None, False
-        self.row: dict[str, str] = {}  # of the table, as far as it is known
+        self.row: dict[str, str] = {}  # the cells of the next row that are known so far
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         trainer, device, spec = self.trainer, args.device, self.trainer.data.spec
@@ -64,7 +64,7 @@ class TrainingTable(TrainerCallback):
         self.bar.update()
 
     def on_log(self, args, state, control, logs, **kwargs):
-        # a loss has six characters, whatever its size
+        # losses are cut to six characters
         found = [prefix for prefix in EVALUATIONS if f"{prefix}_loss" in logs]
         if "loss" in logs:
             images = (state.global_step - self.pace[1]) * self.trainer.run.recipe.training.global_train_batch_size
@@ -73,13 +73,13 @@ class TrainingTable(TrainerCallback):
             self.pace = time.perf_counter(), state.global_step
             self.row = {"train": f"{logs['loss']:.4f}"[:6], "lr": f"{logs['learning_rate']:.1e}".replace("e-0", "e-")}
             self.row["img/s"] = f"{pace:.{pace < 100:d}f}"
-            if control.should_evaluate:  # whose scores go into the same row
+            if control.should_evaluate:  # its scores go into the same row
                 return
         for prefix in found:
             loss, mean_iou = logs[f"{prefix}_loss"], logs[f"{prefix}_mean_iou"]
             worst = _worst(self.trainer.scores["per_category_iou"])
             self.row |= {"valid": f"{loss:.4f}"[:6], "mIoU": f"{mean_iou:.4f}", WORST: worst}
-        if not found and not self.row:  # Trainer's summary
+        if not found and not self.row:  # Trainer's final summary
             return
         name = EVALUATIONS[found[0]] if found else None
         if name is None and (done := state.global_step - self.begin[1]):
@@ -91,7 +91,7 @@ class TrainingTable(TrainerCallback):
         self.row = {}
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.bar is None:  # after the training
+        if self.bar is None:  # an evaluation after training
             self._open_bar(args, len(eval_dataloader))
             self.training = False
         if self.training:
@@ -110,7 +110,7 @@ class TrainingTable(TrainerCallback):
         self.bar = tqdm(total=total, initial=initial, disable=off, leave=False, dynamic_ncols=True)
 
     def close(self) -> None:
-        """Remove the bar, so that the next line does not begin behind it."""
+        """Remove the progress bar, so that the next line does not begin behind it."""
         if self.bar is not None:
             self.bar.close()
         self.bar = None
@@ -125,7 +125,7 @@ def _cell(text: str, name: str, width: int) -> str:
 
 
 def _worst(iou: dict[str, float]) -> str:
-    """The two classes of the lowest IoU, "boundary 12, foreground 34"; what does not fit is cut."""
+    """The two classes with the lowest IoU, "boundary 12, foreground 34"; names that do not fit are cut."""
     scores = {name: f"{100 * iou[name]:.0f}" for name in sorted(iou, key=iou.get)[:2]}
     room = COLUMNS[WORST] - 4 - sum(map(len, scores.values()))
     room = max(room - min(map(len, scores), default=0), room // 2)

@@ -45,8 +45,8 @@ from hf_seg.training.memory import Step, explained, peak_memory
 from hf_seg.training.rates import exponential, split_groups
 from hf_seg.training.table import TrainingTable
 
-LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # of each validation
-FP16_OVERFLOWS = 9  # steps in a row; more, and the training stands still
+LOGGED = ("loss", "mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy")  # scores logged at each validation
+FP16_OVERFLOWS = 9  # tolerated in a row, in steps; after more of them, training makes no progress
 
 
 class SegTrainer(Trainer):
@@ -68,11 +68,11 @@ class SegTrainer(Trainer):
         if self.crops:
             data.prepared["train"].seed = training.seed
         self.loss = build_loss(training, data, args.device)
-        # in fp16 a step whose numbers overflow is left out by the scaler, and spoils no weight
+        # in fp16 the scaler skips a step that overflows, so the step spoils no weight
         self.losses = LossWatch(tolerated=FP16_OVERFLOWS * args.gradient_accumulation_steps if args.fp16 else 0)
         self.sync_batch_norm = use_sync_batch_norm(training, args.world_size, args.device)
         if self.sync_batch_norm:
-            model = convert_sync_batchnorm(model)  # timm's, which knows timm's layers of norm and activation in one
+            model = convert_sync_batchnorm(model)  # timm's version, which also knows timm's norm-activation layers
         super().__init__(
             model=model,
             args=args,
@@ -107,7 +107,7 @@ class SegTrainer(Trainer):
         self.add_callback(self.table)
         self.framing = Framing.of(self.processing_class)
         if use_channels_last(training, args.device):
-            # the weights' layout decides the convolutions' layout; the inputs need no copy of their own
+            # the layout of the weights decides that of the convolutions; the inputs need no conversion
             model.to(memory_format=torch.channels_last)
         self.graphs = None
         if use_cuda_graphs(training, args.world_size, args.device):
@@ -123,7 +123,7 @@ class SegTrainer(Trainer):
             self.table.close()
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        if not self.control.should_training_stop:  # as a resumed training that had stopped early
+        if not self.control.should_training_stop:  # it is set when a resumed training had stopped early
             super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -132,7 +132,7 @@ class SegTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The exponential schedule of the study, which `SchedulerType` lacks; any other comes from transformers."""
+        """Create the study's exponential schedule, which `SchedulerType` lacks; any other comes from transformers."""
         training, warmup = self.run.recipe.training, self.args.get_warmup_steps(num_training_steps)
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
@@ -148,14 +148,14 @@ class SegTrainer(Trainer):
         return super().compute_loss(self.graphs if graphed else model, inputs, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        # finished before its labels are counted, since a crop changes how many of them there are
+        # augmented before the labels are counted, since a crop changes their number
         prepared = [self._prepare_inputs(batch) for batch in itertools.islice(epoch_iterator, num_batches)]
         self._images = [batch["index"] for batch in prepared]
         batches = [self.train_transform.finish(batch, self._generator(part)) for part, batch in enumerate(prepared)]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _generator(self, part: int) -> torch.Generator:
-        """Random numbers for the augmentation of one part of a step; a resumed run draws them again."""
+        """The random generator for augmenting one part of a step; a resumed run draws the same numbers."""
         place = [self.args.seed, self.args.process_index, self.state.global_step, part]
         (seed,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(seed))
@@ -168,13 +168,13 @@ class SegTrainer(Trainer):
         return loss
 
     def try_step(self, images: int) -> list[str]:
-        """The forward and backward pass of a step on so many images, in this process alone; no weight is changed.
-        Returns the trainable parameters that got no gradient."""
+        """Run the forward and backward pass of a step on that many images, in this process alone, without changing the
+        weights. Return the names of the trainable parameters that got no gradient."""
         if self.args.activation_checkpointing:  # as `train` does
             options = dict(self.args.activation_checkpointing_kwargs or {})
             layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
             self.model.activation_checkpointing_enable(options or None, **layers)
-        if not self.place_model_on_device:  # it is divided over the ranks when training begins
+        if not self.place_model_on_device:  # not possible: the model is divided over the ranks when training begins
             return []
         self.model.zero_grad()
         pairs = self.train_dataset.__getitems__([index % len(self.train_dataset) for index in range(images)])
@@ -187,7 +187,7 @@ class SegTrainer(Trainer):
         return explained(self.args, self.run.recipe.data.size, step)
 
     def check_losses(self, wait: bool = False) -> None:
-        """Stop when a loss is no number: the weights are spoilt from that step on."""
+        """Refuse to continue when a loss is not finite, since the weights are useless from that step on."""
         if (found := self.losses.first_bad(wait)) is None:
             return
         value, (step, images) = found
@@ -211,15 +211,15 @@ class SegTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        # Trainer counts labels other than -100; ours are ignored at 255, and are pixels.
+        # Trainer counts labels other than -100; here labels are pixels, and those of `ignore_index` are ignored
         if not batch_samples:
             return None
         counts = sum(self.loss.count(batch["labels"]) for batch in batch_samples).to(device)
         return self.accelerator.reduce(counts, "sum")
 
     # Trainer reads model.safetensors by tensor name, not strictly. transformers 5 saves SegFormer under the names of
-    # its Hub checkpoints, which its modules no longer have, so nothing at all would be loaded: a resumed run would go
-    # on from random weights, and the last model would pass for the best. `from_pretrained` knows both sets of names.
+    # its Hub checkpoints, which its modules no longer have, so nothing would be loaded: a resumed run would continue
+    # from random weights, and the last model would be taken for the best. `from_pretrained` knows both sets of names.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -240,13 +240,13 @@ class SegTrainer(Trainer):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        if eval_dataset not in (None, self.eval_dataset):  # Trainer would give validation's loader, whose workers stay
+        if eval_dataset not in (None, self.eval_dataset):  # Trainer may return the cached loader of validation
             return self.get_test_dataloader(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
         drops = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drops and is_training  # Trainer would leave pairs of validation and test out
+        self.args.dataloader_drop_last = drops and is_training  # Trainer drops pairs of validation and test too
         try:
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
@@ -254,23 +254,22 @@ class SegTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         with self._averaged():
-            if self.place_model_on_device:  # a checkpoint has the batch-norm statistics of the first rank
+            if self.place_model_on_device:  # all ranks get the batch-norm statistics of the first, as a checkpoint has
                 broadcast([buffer for buffer in self.model.buffers() if buffer.dim() == 1])
             return super().evaluate(*args, **kwargs)
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """While the block runs, the model has the average, if there is one. After training it has it anyway."""
+        """Give the model the average, if there is one, while the block runs. After training it already has it."""
         return self.average.placed_in(self.model) if self.average is not None and self.is_in_train else nullcontext()
 
     def validate(self) -> dict[str, Any]:
-        """Score the validation set with the model as it is now; returns what [`Evaluation.compute`] does."""
+        """Score the validation set with the current model; return the scores of [`Evaluation.compute`]."""
         self.evaluate(metric_key_prefix="validation")
         return self.scores
 
     def test(self) -> dict[str, Any]:
-        """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion; returns what
-        [`Evaluation.compute`] does, and in the main process also `native` and `native_per_image`, see
-        [`score_native`]."""
+        """Score the test set thoroughly, with `evaluate`'s own `mean_iou` as second opinion. Return the scores of
+        [`Evaluation.compute`], and in the main process also `native` and `native_per_image`, see [`score_native`]."""
         prepared = self.data.prepared["test"]
         self.evaluate(prepared, metric_key_prefix="test")
         if self.is_world_process_zero():
@@ -280,7 +279,7 @@ class SegTrainer(Trainer):
         return self.scores
 
     def _score_native(self, prepared: PreparedPairs) -> dict[str, Any]:
-        """The test score at the pictures' own size, which with crops is the score itself."""
+        """Score the test set at the pictures' own size; with crops, these are the test scores themselves."""
         test, transform, native = self.data.splits["test"], self.data.transforms["test"], {"ceilings": {}}
         if self.crops:
             native |= {key: self.scores[key] for key in ("mean_iou", "per_category_iou", "per_image")}
@@ -295,17 +294,18 @@ class SegTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self.eval_transform.finish(self._prepare_inputs(inputs))
         labels, scores = inputs["labels"], self.picture_scores(inputs["pixel_values"])
-        if not self.crops:  # no loss: `Evaluation` has its own, whatever the training's is
+        if not self.crops:  # no loss: `Evaluation` computes its own cross-entropy
             return None, scores, labels
         reduced = self.evaluation.reduce_logits(scores, labels)
-        # masks of the same size on all ranks; what is added is ignored
+        # pad masks to the same size on all ranks; the padding is ignored
         widen = partial(self.accelerator.pad_across_processes, pad_index=self.data.spec.ignore_index)
         ids, labels = (widen(widen(values, dim=1), dim=2) for values in (reduced[0], labels))
         return None, (ids, *reduced[1:]), labels
 
     def picture_scores(self, pixel_values: Tensor) -> Tensor:
-        """Scores that a whole picture is segmented by, `(1, C, h, w)`, of `pixel_values` `(1, 3, height, width)`:
-        the logits; or with crops, at its own size, the logarithms of the probabilities blended from windows."""
+        """Map `pixel_values` `(batch, 3, H, W)` to the scores that pictures are segmented by, `(batch, C, h, w)`.
+        They are the logits; or with crops (batch of 1) the logarithms of probabilities blended from windows, at the
+        picture's own size."""
         if not self.crops:
             return self.predict_logits(pixel_values)
         framing, batch = self.framing, self.args.per_device_train_batch_size
@@ -344,8 +344,8 @@ class SegTrainer(Trainer):
             return self.model.eval()(pixel_values=pixel_values.to(self.args.device)).logits
 
     def sample(self, split: str = "test", count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """Evenly spaced images of a split with what the model makes of them, for looking at: `pixel_values` in
-        [0, 1] of shape `(count, 3, height, width)`, labels and predictions of `(count, height, width)`, on the CPU."""
+        """Return evenly spaced images of a split with their predictions, for display: `pixel_values` in [0, 1] of
+        shape `(count, 3, height, width)`, labels and predictions of shape `(count, height, width)`, on the CPU."""
         prepared = self.data.prepared[split]
         count = min(count, len(prepared))
         indices = [index * len(prepared) // count for index in range(count)]
@@ -364,7 +364,7 @@ class SegTrainer(Trainer):
         return pixel_values, batch["labels"], predictions
 
     def summary(self) -> dict[str, Any]:
-        """What `results.json` says of a training that has ended."""
+        """Build the `train` section of `results.json` for a training that has ended."""
         history, weights, seconds = self.state.log_history, self.loss.class_weights, TrainingTime.of(self.state)
         batches = self.state.global_step * self.run.recipe.training.global_train_batch_size
         images = min(batches, self.state.epoch * len(self.train_dataset))  # the last batch of an epoch may be smaller
@@ -389,7 +389,7 @@ class SegTrainer(Trainer):
         }
 
     def release(self) -> None:
-        """Give the device's memory back, so that the next run of the launch starts as if it were the first."""
+        """Free the device's memory, so that the next run of the launch starts as if it were the first."""
         self.accelerator.free_memory()
         self.model = self.model_wrapped = self.average = self.graphs = self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
