@@ -36,14 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ended.code
 
 
-def _end(status: int) -> None:
-    raise typer.Exit(status)
-
-
 # Commands return the exit status. They import what they need when they run: torch alone takes seconds.
 app = typer.Typer(
     help="Train, compare and ship semantic segmentation models, from one JSON recipe each.",
-    result_callback=_end,
+    result_callback=sys.exit,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -82,9 +82,14 @@ class Refusal(ValueError):
         if not self.heading:
             return "\n".join(map(str, self.problems))
         known = self.heading.partition(":")[0]  # is not named again
-        lines = listing([p.what if p.place == known else f"{p.place}: {p.what}" for p in self.problems])
-        remedies = dict.fromkeys(problem.remedy for problem in self.problems)
-        return "\n".join([printable(self.heading), lines, *filter(None, remedies)])
+        lines = [
+            self.heading,
+            *(f"  {'' if p.place == known else f'{p.place}: '}{p.what}" for p in self.problems[:10]),
+        ]
+        if more := self.problems[10:]:
+            lines.append(f"  … and {len(more)} more")
+        lines += filter(None, dict.fromkeys(problem.remedy for problem in self.problems))
+        return "\n".join(map(printable, lines))
 
     def __reduce__(self):  # a data loader's worker sends it to the main process
         return partial(type(self), problems=self.problems, heading=self.heading), ()
@@ -144,11 +149,3 @@ def first(names: Iterable[object], count: int = 5, between: str = ", ") -> str:
     """The first of some names, and how many more there are."""
     names = [str(name) for name in names]
     return between.join(names[:count]) + (f" and {len(names) - count:,} more" if names[count:] else "")
-
-
-def listing(items: Sequence[str], limit: int = 10) -> str:
-    """Name up to `limit` items, one a line, and say how many more there are."""
-    lines = [f"  {printable(item)}" for item in items[:limit]]
-    if len(items) > limit:
-        lines.append(f"  … and {len(items) - limit} more")
-    return "\n".join(lines)

@@ -27,14 +27,14 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 
 from hf_seg.data.check import check_palettes, check_splits, describe_state, in_memory
-from hf_seg.data.crops import DecodedPictures, Pictures, RandomCrops, StoredPictures, WholePairs
+from hf_seg.data.crops import RandomCrops, StoredPictures
 from hf_seg.data.pairs import StoredPair, decode_pair, map_pairs, report_pairs
 from hf_seg.data.prepared import CachedPairs, PreparedPairs, UncachedPairs
 from hf_seg.data.spec import DatasetSpec
 from hf_seg.data.stored_image import open_header
 from hf_seg.data.transforms import SegTransform
 from hf_seg.files import cache_folder, check_writable, one_process
-from hf_seg.problem import DataError, PairError, Problem, Refusal, disk_remedy
+from hf_seg.problem import DataError, Level, PairError, Problem, Refusal, disk_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,10 @@ def prepare_splits(
         name: SplitCache(name=name, dataset=split, spec=spec, transform=transforms[name], folder=folder)
         for name, split in splits.items()
     }
-    if cache is False or (cache == "auto" and folder and not _fit(caches.values(), folder)):
+    obstacle = find_obstacle(caches.values(), folder, "warning") if cache == "auto" and folder else None
+    if obstacle:
+        logger.warning("%s", obstacle)
+    if cache is False or obstacle:
         check_splits(splits, spec)
         return {name: each.uncached() for name, each in caches.items()}
     problems: list[Problem] = []
@@ -73,26 +76,27 @@ def prepare_splits(
     return prepared
 
 
-def _fit(caches: Iterable[SplitCache], folder: Path) -> bool:
-    """Whether the missing caches can be written and take at most `SHARE` of the free disk space; if not, log a
-    warning."""
+def find_obstacle(caches: Iterable[SplitCache], folder: Path, level: Level) -> Problem | None:
+    """Find out why the missing caches cannot be written to `folder`, which need not exist yet. At the level "warning",
+    for `data.cache` "auto", they may take at most `SHARE` of the free disk space."""
     if not (missing := [each for each in caches if not each.place.exists()]):
-        return True
+        return None
+    share, limit, else_ = 1, "more than", ""
+    if level == "warning":
+        share, limit, else_ = SHARE, "more than half of", " Else the pictures are decoded again each epoch."
     try:
-        existing = check_writable(folder, "so the pictures are decoded again each epoch")
-    except Refusal as error:
-        logger.warning("%s", error)
-        return False
-    needed, free = sum(each.bytes for each in missing), shutil.disk_usage(existing).free
-    if needed > SHARE * free:
-        logger.warning(
-            "%s: the prepared pairs would take %.1f GB, more than half of the %.1f GB that are free, so the pictures "
-            'are decoded again each epoch. data.cache true keeps them all the same (it is "auto").',
-            folder,
-            needed / 1e9,
-            free / 1e9,
-        )
-    return needed <= SHARE * free
+        existing = check_writable(folder)
+    except Refusal as refusal:
+        (fault,) = refusal.problems
+        code, what = "unwritable-folder", f"is for the resized pairs, and {fault.place} {fault.what}"
+        remedy = "Make it writable, or name another folder in data.cache or HF_HOME."
+    else:
+        needed, free = sum(each.bytes for each in missing), shutil.disk_usage(existing).free
+        if needed <= share * free:
+            return None
+        code, what = "full-disk", f"the resized pairs need {needed / 1e9:.1f} GB, {limit} the {free / 1e9:.1f} GB free"
+        remedy = "Free disk space, or name another folder in data.cache."
+    return Problem(level=level, code=code, place=str(folder), what=what, remedy=remedy + else_)
 
 
 def prepared_folder(cache: bool | str) -> Path:
@@ -149,14 +153,13 @@ class SplitCache:
 
     def uncached(self) -> PreparedPairs:
         """Return the pairs without a cache: they are decoded each time they are read."""
-        if self.crops:
-            return self._crop(DecodedPictures(self.dataset, self.transform))
-        return UncachedPairs(self.dataset, self.transform)
+        return self._crop(UncachedPairs(self.dataset, self.transform))
 
-    def _crop(self, pictures: Pictures) -> PreparedPairs:
-        if self.name != "train":
-            return WholePairs(pictures)
-        return RandomCrops(pictures, self.transform.size, self.spec.ignore_index)
+    def _crop(self, pairs: PreparedPairs | None) -> PreparedPairs | None:
+        """Windows of the pairs, where training crops them."""
+        if pairs is None or not self.crops or self.name != "train":
+            return pairs
+        return RandomCrops(pairs, self.transform.size, self.spec.ignore_index)
 
     def load(self, problems: list[Problem]) -> PreparedPairs | None:
         """Open the cache, or create it, on all cores; of several processes on a machine, only one creates it.
@@ -174,7 +177,7 @@ class SplitCache:
             return self._crop(StoredPictures(*flat, np.array([pair["labels"].shape[1:] for pair in pairs])))
         place = self.place
         if (cached := self._open(place)) is not None:
-            return self._crop(cached) if self.crops else cached
+            return self._crop(cached)
         doing = f"preparing the {self.name} pairs of {self.spec.name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +185,7 @@ class SplitCache:
                 if (cached := self._open(place)) is None:  # no other process has created it meanwhile
                     self._write(place, problems)
                     cached = self._open(place)
-            return self._crop(cached) if self.crops and cached else cached
+            return self._crop(cached)
         except OSError as error:
             what = f"the {self.name} pairs of {self.spec.name} cannot be kept there: {error}"
             remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
@@ -224,10 +227,7 @@ class SplitCache:
             image, mask = decode_pair(pair, self.dataset.features, self.spec)
         except PairError as error:
             return error.problem
-        prepared = self.transform.prepare({"image": [image], "mask": [mask]})
-        if self.crops:  # channels last: a window is then in fewer places of the file
-            prepared["pixel_values"] = prepared["pixel_values"].permute(0, 2, 3, 1)
-        return prepared
+        return self.transform.prepare({"image": [image], "mask": [mask]})
 
     def _prepare_all(self, problems: list[Problem]) -> Iterator[dict[str, Tensor]]:
         """Yield good pairs in order, decoded, checked and resized, as batches of one; the others go to `problems`."""
@@ -238,8 +238,10 @@ class SplitCache:
             for _, prepared in pairs:
                 if isinstance(prepared, Problem):
                     problems.append(prepared)
-                else:
-                    yield prepared
+                    continue
+                if self.crops:  # a window of it is then in few places of the file
+                    prepared["pixel_values"] = prepared["pixel_values"].permute(0, 2, 3, 1)
+                yield prepared
         finally:
             torch.set_num_threads(threads)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,20 +12,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_seg.data.geometry import Box, Size, pad
-from hf_seg.data.prepared import PreparedPairs, count_pixels, decode_and_count
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from hf_seg.data.transforms import SegTransform
+from hf_seg.data.prepared import PreparedPairs, UncachedPairs, count_pixels
 
 SCALES = (0.5, 2.0)  # range of the picture's scale, before a window of the model's size is cut out
 MOST = 0.75  # a window is drawn again if one class has this fraction of its labelled pixels or more,
 DRAWS = 10  # up to this many draws: MMSegmentation's `cat_max_ratio` for Cityscapes
 
 
-class StoredPictures:
-    """Pictures of different sizes, concatenated in flat arrays, which may be memory-mapped from a folder.
+class StoredPictures(PreparedPairs):
+    """Pictures of different sizes, concatenated in flat arrays, which may be memory-mapped from a folder. A batch must
+    have exactly one.
 
     Args:
         pixels, labels: uint8 of shape `(3 * n,)` and `(n,)`, with n pixels in all; colours are the last axis.
@@ -49,10 +44,15 @@ class StoredPictures:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Views of a pair: `pixel_values`, uint8 `(height, width, 3)`, and `labels`, uint8 `(height, width)`."""
+        """Views of a pair: `pixel_values`, uint8 `(3, height, width)`, and `labels`, uint8 `(height, width)`."""
         (start, end), size = self.starts[index : index + 2], self.sizes[index]
         pixels, labels = self.pixels[3 * start : 3 * end], self.labels[start:end]
-        return {"pixel_values": pixels.reshape(*size, 3), "labels": labels.reshape(size)}
+        return {"pixel_values": pixels.reshape(*size, 3).transpose(2, 0, 1), "labels": labels.reshape(size)}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        (index,) = indices
+        pair = {key: torch.from_numpy(np.array(values))[None] for key, values in self[index].items()}
+        return pair | {"index": torch.as_tensor(indices)}
 
     def count_labels(self) -> np.ndarray:
         return sum(count_pixels(self[index]["labels"]) for index in range(len(self)))
@@ -60,42 +60,6 @@ class StoredPictures:
     def __reduce__(self):
         # pickling a memory-mapped array would send all of its data to each worker
         return (StoredPictures.open, (self.folder,)) if self.folder else super().__reduce__()
-
-
-class DecodedPictures:
-    """Pictures that are decoded each time they are read."""
-
-    def __init__(self, dataset: Dataset, transform: SegTransform):
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Return a pair in the format of [`StoredPictures`]."""
-        pair = {key: values[0].numpy() for key, values in self.transform.prepare(self.dataset[[index]]).items()}
-        return pair | {"pixel_values": pair["pixel_values"].transpose(1, 2, 0)}
-
-    def count_labels(self) -> np.ndarray:
-        return decode_and_count(self.dataset, self.transform)
-
-
-Pictures = StoredPictures | DecodedPictures
-
-
-class WholePairs(PreparedPairs):
-    """Whole pictures at their own size, for evaluation; a batch must have exactly one."""
-
-    def __init__(self, pictures: Pictures):
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        (index,) = indices
-        pair = {key: torch.from_numpy(np.array(values))[None] for key, values in self.pictures[index].items()}
-        return pair | {"pixel_values": pair["pixel_values"].permute(0, 3, 1, 2), "index": torch.as_tensor(indices)}
 
 
 class RandomCrops(PreparedPairs):
@@ -107,10 +71,10 @@ class RandomCrops(PreparedPairs):
         size: height and width of the windows.
     """
 
-    def __init__(self, pictures: Pictures, size: Size, ignore_index: int):
+    def __init__(self, pictures: StoredPictures | UncachedPairs, size: Size, ignore_index: int):
         self.pictures, self.size, self.ignore_index = pictures, size, ignore_index
         self.seed = self.epoch = 0
-        self.decodes = isinstance(pictures, DecodedPictures)
+        self.decodes = pictures.decodes
 
     def set_epoch(self, epoch: int) -> None:  # accelerate's loaders call it
         self.epoch = epoch
@@ -128,9 +92,10 @@ class RandomCrops(PreparedPairs):
     def _crop(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([self.seed, self.epoch, int(index)])
         pair = self.pictures[index]
-        (top, left, bottom, right), inner = draw_crop(pair["labels"], self.size, self.ignore_index, random)
-        pixels, labels = (torch.from_numpy(np.array(each[top:bottom, left:right])) for each in pair.values())
-        image = F.resize(pixels.permute(2, 0, 1), list(inner), InterpolationMode.BILINEAR, antialias=True)
+        (top, left, bottom, right), inner = draw_crop(np.asarray(pair["labels"]), self.size, self.ignore_index, random)
+        windows = (np.asarray(pair[key])[..., top:bottom, left:right].copy("K") for key in ("pixel_values", "labels"))
+        pixels, labels = map(torch.from_numpy, windows)
+        image = F.resize(pixels, list(inner), InterpolationMode.BILINEAR, antialias=True)
         # takes the pixel under the centre of the target pixel, as for all masks
         mask = F.resize(labels[None], list(inner), InterpolationMode.NEAREST_EXACT)[0]
         return pad(image, self.size, 0), pad(mask, self.size, self.ignore_index)

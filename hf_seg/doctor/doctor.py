@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_seg.doctor.environment import check_folder, check_gpu, check_packages, check_shared_memory
+from hf_seg.doctor.environment import check_gpu, check_packages, check_shared_memory
 from hf_seg.problem import LEVELS, Problem, RecipeError, Refusal
 from hf_seg.recipe import Recipe, load_recipes
 from hf_seg.recipe.keys import DataRecipe, TrainingRecipe
@@ -132,7 +132,7 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
 
 def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) -> list[Problem]:
     """Find a lack of disk space or shared memory for the runs on a data set; with `deep`, also outdated caches."""
-    from hf_seg.data.cache import SplitCache, prepared_folder
+    from hf_seg.data.cache import SplitCache, find_obstacle, prepared_folder
     from hf_seg.data.check import in_memory
     from hf_seg.data.transforms import build_transforms
 
@@ -154,9 +154,8 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
         problems += check_shared_memory(workers, batch) if workers else []
     wanted = {prepared_folder(data.cache) for data, _ in same if data.cache not in ("auto", False)}
     for folder in dict.fromkeys(folder for folder, _ in caches):
-        missing = [cache for (place, _), cache in caches.items() if place == folder and not cache.place.exists()]
-        level = "error" if folder in wanted else "warning"
-        problems += check_folder(folder, sum(cache.bytes for cache in missing), level) if missing else []
+        own = [cache for (place, _), cache in caches.items() if place == folder]
+        problems += filter(None, [find_obstacle(own, folder, "error" if folder in wanted else "warning")])
     for cache in caches.values() if deep else ():
         for file in cache.find_stale():
             what = f"{cache.place} has other pixels for this pair than its files"

@@ -11,8 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hf_seg.files import check_writable
-from hf_seg.problem import Level, Problem, Refusal
+from hf_seg.problem import Problem
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SHARED_MEMORY = Path("/dev/shm")
@@ -88,25 +87,6 @@ def _has_nvidia_gpu() -> bool:
             if vendor == NVIDIA and kind.startswith(DISPLAY):
                 return True
     return False
-
-
-def check_folder(folder: Path, needed: int, level: Level) -> list[Problem]:
-    """Check that a folder, which need not exist yet, is writable and has `needed` bytes free for resized pairs."""
-    try:
-        existing = check_writable(folder)
-    except Refusal as refusal:
-        (fault,) = refusal.problems
-        code, found = "unwritable-folder", f"is for the resized pairs, and {fault.place} {fault.what}"
-        remedy = "Make it writable, or name another folder in data.cache or HF_HOME."
-    else:
-        if (free := shutil.disk_usage(existing).free) >= needed:
-            return []
-        code = "full-disk"
-        found = f"has {free / 1e9:.1f} GB free, and the resized pairs need about {needed / 1e9:.1f} GB"
-        remedy = "Free disk space, or name another folder in data.cache."
-    if level == "warning":
-        remedy += " Else the pictures are decoded again each epoch."
-    return [Problem(level=level, code=code, place=str(folder), what=found, remedy=remedy)]
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:

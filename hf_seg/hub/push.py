@@ -26,7 +26,7 @@ from hf_seg.runs.record import RESULTS, find_fault, load_results, object_of
 # Only files named here, in `model_files` and in `stage_run` are pushed; other files in a run's folder are not.
 # These and RANDOM_STATE belong to a checkpoint, with the strategies "checkpoint" and "all_checkpoints". The pickled
 # training arguments are not pushed.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "raw_weights.pt")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "raw_weights.pt")  # scaler.pt: of fp16
 STATE = "trainer_state.json"  # without its private parts: it names the best checkpoint's path on this machine
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")  # one for each rank
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -104,10 +104,8 @@ def push_run(
     Raises:
         Refusal: when the run is not finished, its record cannot be read, or the push fails.
     """
-    if not (run_dir / RESULTS).is_file():
-        raise HubError(run_dir, f"is no finished run (no {RESULTS})", "launch its recipe again to finish it")
-    check_writable(run_dir, f"make it writable, or push a copy of it: {HUB} in it says where it was pushed")
     training = load_results(run_dir)["recipe"]["training"]
+    check_writable(run_dir, f"make it writable, or push a copy of it: {HUB} in it says where it was pushed")
     asked = {key: training.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
     if repo:  # then revision and privacy of the recipe or an earlier push do not apply
         asked = {"repo_id": repo}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData, snapshot_download
+from packaging.requirements import Requirement
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -29,18 +30,9 @@ from hf_seg.problem import HubError, Problem, Refusal
 from hf_seg.scoring import upsampling
 from hf_seg.text import link, markdown, printable, say
 
-# a Space installs these; the minimum versions are those of pyproject.toml
-REQUIREMENTS = (
-    "gradio>=6.29.1",
-    "pillow>=11.0",
-    "timm>=1.0.23",
-    "torch>=2.11",
-    "torchvision>=0.26",
-    "transformers>=5.23",
-)
+REQUIRED = ("gradio", "pillow", "timm", "torch", "torchvision", "transformers")  # a Space installs these
 PYTHON = "3.11"
 EXAMPLES = {"synthetic_pet": 4, "synthetic_cityscapes": 2}
-SMP = "segmentation-models-pytorch>=0.5"  # only for a model of segmentation_models_pytorch
 BESIDE = (geometry, upsampling)  # the modules of hf_seg that demo_app.py imports; a Space gets copies
 ENLARGED = 4  # factor; the generated pictures are too small for a page
 
@@ -159,9 +151,13 @@ def stage_space(models: Sequence[str | Path], folder: Path) -> None:
         for module in BESIDE:  # a Space has no hf_seg
             text = text.replace(f"from {module.__name__} import", f"from {module.__name__.rpartition('.')[2]} import")
         (folder / source.name.replace("demo_app", "app")).write_text(text, encoding="utf-8")
-    more = ["scipy"] if any(segmenter.has_queries for segmenter in segmenters) else []  # for transformers
-    more += [SMP] if any(isinstance(segmenter.model, SmpForSemanticSegmentation) for segmenter in segmenters) else []
-    (folder / "requirements.txt").write_text("\n".join((*REQUIREMENTS, *more)) + "\n", encoding="utf-8")
+    packages, floors = [*REQUIRED], map(Requirement, importlib.metadata.requires("hf_seg"))
+    packages += ["scipy"] if any(each.has_queries for each in segmenters) else []  # for transformers
+    smp = any(isinstance(each.model, SmpForSemanticSegmentation) for each in segmenters)
+    packages += ["segmentation-models-pytorch"] if smp else []
+    floors = {each.name: each.specifier for each in floors}
+    lines = [f"{name}{floors.get(name, '')}\n" for name in packages]
+    (folder / "requirements.txt").write_text("".join(lines), encoding="utf-8")
     (folder / "examples").mkdir()
     _write_examples(folder / "examples")
     title = f"Segmentation: {' and '.join(names)}"

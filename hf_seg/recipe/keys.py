@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 # not `str`, whose length pydantic counts in UTF-8: names of folders need not be in it
@@ -226,19 +226,15 @@ def loss_parts(loss: str | Mapping[str, float]) -> Mapping[str, float]:
     return {loss: 1.0} if isinstance(loss, str) else loss
 
 
-class _WithoutTitles(GenerateJsonSchema):
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
 def section_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each section, with hf_seg's own keys."""
     schemas = {}
     for section, recipe in SECTIONS.items():
-        schema = TypeAdapter(recipe).json_schema(schema_generator=_WithoutTitles)
+        schema = TypeAdapter(recipe).json_schema()
         keys = {key: schema["properties"][key] for key in key_types()[section]}  # in their order
         for key in keys.values():
             key["description"] = " ".join(key["description"].split())
+            del key["title"]
         schemas[section] = schema | {"properties": keys}
     return schemas
 

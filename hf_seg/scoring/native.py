@@ -82,7 +82,7 @@ def score_native(
 
 def compare_pipeline(
     predict: Callable[[Tensor], Tensor],
-    scores_of: Callable[[Tensor], Tensor],
+    per_image: np.ndarray,
     split: Dataset,
     prepared: Any,
     transform: SegTransform,
@@ -92,31 +92,27 @@ def compare_pipeline(
 
     Args:
         predict, split, prepared, transform: as in [`score_native`].
-        scores_of: maps `pixel_values` of a picture, `(1, 3, height, width)`, to the scores that hf_seg predicts from.
+        per_image: hf_seg's own confusion matrices of the pictures at their own size, `(images, C, C)`.
 
     Returns:
         `dict`: `pictures`, the number of pictures compared, which are the first of the split, at most `COMPARED`; and
         `mean_iou` and `pipeline_mean_iou` on these pictures, at their own size. The latter is None where the model
         fails on a picture without padding, as a SegFormer does below 32 pixels.
     """
-    spec, count, failed = transform.spec, min(COMPARED, len(split)), False
-    confusions = torch.zeros(2, spec.num_labels, spec.num_labels, dtype=torch.int64)
+    spec, count, confusion = transform.spec, min(COMPARED, len(split)), 0
+    own = float(mean_iou(per_image[:count].sum(axis=0)))
     for index in range(count):
         pixel_values = transform.finish(prepared.__getitems__([index]))["pixel_values"]
         labels = torch.from_numpy(transform.class_ids(split[index]["mask"]))
-        box = transform.box(picture := tuple(labels.shape))
-        ours, _ = upsampled_argmax(scores_of(pixel_values), picture, frame=transform.size, box=box)
+        top, left, bottom, right = transform.box(picture := tuple(labels.shape)) or (0, 0, *pixel_values.shape[-2:])
         try:
-            top, left, bottom, right = box or (0, 0, *pixel_values.shape[-2:])
-            stock, _ = upsampled_argmax(predict(pixel_values[..., top:bottom, left:right]), picture)
+            ids, _ = upsampled_argmax(predict(pixel_values[..., top:bottom, left:right]), picture)
         except RuntimeError as error:
             if should_reduce_batch_size(error):
                 raise
-            stock, failed = torch.zeros_like(ours), True
-        for confusion, ids in zip(confusions, (ours, stock), strict=True):
-            confusion += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
-    own, pipeline = (float(mean_iou(confusion.numpy())) for confusion in confusions)
-    return {"pictures": count, "mean_iou": own, "pipeline_mean_iou": None if failed else pipeline}
+            return {"pictures": count, "mean_iou": own, "pipeline_mean_iou": None}
+        confusion += confusion_matrix(ids[0].cpu(), labels, spec.num_labels, spec.ignore_index)
+    return {"pictures": count, "mean_iou": own, "pipeline_mean_iou": float(mean_iou(confusion.numpy()))}
 
 
 def shrink_and_back(labels: Tensor, size: Size) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_seg.files import write_json
-from hf_seg.models.weight_files import hidden_bars
+from hf_seg.models.weight_files import hidden_bars, sha256
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once
 
@@ -78,9 +77,9 @@ def writing(run_dir: Path, step: int) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Write the size and the CRC-32 of each file of a checkpoint; they reveal damage by disks and crashes."""
+    """Write the size and the SHA-256 of each file of a checkpoint; they reveal damage by disks and crashes."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
-    write_json({path.name: [path.stat().st_size, _crc(path)] for path in files}, folder / CHECKSUMS)
+    write_json({path.name: [path.stat().st_size, sha256(path)] for path in files}, folder / CHECKSUMS)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -97,13 +96,13 @@ def find_damage(folder: Path) -> str | None:
         if not (folder / CHECKSUMS).exists():
             return None
         name = CHECKSUMS
-        for file, (size, crc) in json.loads((folder / name).read_text()).items():
+        for file, (size, digest) in json.loads((folder / name).read_text()).items():
             path = folder / file
             if not path.is_file():
                 return f"{file} is missing"
             if path.stat().st_size != size:
                 return f"{file} has {path.stat().st_size:,} bytes and not {size:,}"
-            if _crc(path) != crc:
+            if sha256(path) != digest:
                 return f"{file} has changed since it was written"
     except FileNotFoundError:
         return "incomplete"
@@ -121,14 +120,6 @@ def last_checkpoint(run_dir: Path) -> str | None:
             return str(folders[step])
         say_once(f"{folders[step]}: {damage}; the checkpoint is ignored")
     return None
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def load_weights(model: PreTrainedModel, folder: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data import image_name
-from hf_seg.files import check_writable
+from hf_seg.files import check_writable, write_text
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
 from hf_seg.runs.figure import IGNORED_STRIPES, colour_masks
-from hf_seg.runs.page import HTML_PAGES, generator, is_page_of, write_page
+from hf_seg.runs.page import HTML_PAGES, generator, is_page_of
 from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_results
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
@@ -36,16 +35,6 @@ LARGEST_SIDE = 360  # of a picture on the page, in pixels
 OF_A_CLASS = 4  # pictures of each class
 NAMED = 0.01  # a confusion is listed from this share of the pixels
 RED = np.array([214, 39, 40])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A test picture on the page."""
-
-    name: str
-    score: str  # the score that it was chosen for, in words
-    confusions: list[str]  # which class is taken for which, in words
-    images: Mapping[str, str]  # title → data URI
 
 
 def write_errors(
@@ -108,7 +97,7 @@ def write_errors(
             ],
         )
         trainer.release()
-    write_page(text, page)
+    write_text(text, page)
     return page
 
 
@@ -182,7 +171,7 @@ def describe_confusions(matrix: np.ndarray, names: Sequence[str], number: int | 
     ]
 
 
-def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, number: int | None) -> Picture:
+def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, number: int | None) -> dict[str, Any]:
     """Build one picture in its own shape, with truth, prediction and differences; `number` is a class id or None."""
     test, spec, transform = trainer.data.splits["test"], trainer.data.spec, trainer.data.transforms["test"]
     pair, picture = test[index], test[index]["image"]
@@ -202,12 +191,12 @@ def _show(trainer: SegTrainer, index: int, score: str, confusion: np.ndarray, nu
         "prediction": palette[predicted],
         "differences": draw_differences(np.asarray(picture.convert("L")), truth != predicted, confidence, ignored),
     }
-    return Picture(
-        name=_short_name(image_name("test", test, index), trainer.run.recipe.data.root),
-        score=score,
-        confusions=describe_confusions(confusion[index], spec.class_names, number),
-        images={title: _address(pixels, photograph=title == "photograph") for title, pixels in images.items()},
-    )
+    return {
+        "name": _short_name(image_name("test", test, index), trainer.run.recipe.data.root),
+        "score": score,  # why it is there
+        "confusions": describe_confusions(confusion[index], spec.class_names, number),
+        "images": {title: _address(pixels, photograph=title == "photograph") for title, pixels in images.items()},
+    }
 
 
 def _short_name(name: str, root: str | None) -> str:

@@ -117,11 +117,8 @@ class TrainingTable(TrainerCallback):
 
     def _print(self, row: dict[str, Any]) -> None:
         with tqdm.external_write_mode():
-            say_once(" ".join(_cell(row.get(name, ""), name, width) for name, width in COLUMNS.items()).rstrip())
-
-
-def _cell(text: str, name: str, width: int) -> str:
-    return text.ljust(width) if name == WORST else text.rjust(width)
+            cells = (f"{row.get(name, ''):{'<' if name == WORST else '>'}{width}}" for name, width in COLUMNS.items())
+            say_once(" ".join(cells).rstrip())
 
 
 def _worst(iou: dict[str, float]) -> str:

@@ -288,7 +288,7 @@ class SegTrainer(Trainer):
             batch = self.args.per_device_eval_batch_size
             native = score_native(self.predict_logits, test, prepared, transform, sizes, batch)
         if transform.resize != "stretch":
-            native["pipeline"] = compare_pipeline(self.predict_logits, self.picture_scores, test, prepared, transform)
+            native["pipeline"] = compare_pipeline(self.predict_logits, native["per_image"], test, prepared, transform)
         return native
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

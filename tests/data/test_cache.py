@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_seg.data import cache, load_spec, load_splits
-from hf_seg.data.cache import prepare_splits
+from hf_seg.data.cache import find_obstacle, prepare_splits
 from hf_seg.data.prepared import UncachedPairs
 from hf_seg.data.transforms import build_transforms, collate
 from hf_seg.problem import DataError
@@ -248,6 +249,27 @@ def test_a_folder_that_cannot_be_made(pets, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file")
     assert isinstance(prepare(pets, "auto")["train"], UncachedPairs)
-    assert "so the pictures are decoded again each epoch" in caplog.text
+    assert "Else the pictures are decoded again each epoch." in caplog.text
     with pytest.raises(DataError, match="the train pairs of oxford_pet cannot be kept there: .*Not a directory"):
         prepare(pets, str(tmp_path / "file" / "cache"))
+
+
+def test_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    folder = tmp_path / "not" / "yet"
+    half = SimpleNamespace(place=folder / "train", bytes=5 * 10**8)
+    assert find_obstacle([half, half], folder, "error") is None and find_obstacle([half], folder, "warning") is None
+    for count, level, limit in ((3, "error", "more than"), (2, "warning", "more than half of")):
+        found = find_obstacle([half] * count, folder, level)
+        assert (found.level, found.code, found.place) == (level, "full-disk", str(folder))
+        assert found.what == f"the resized pairs need {count / 2:.1f} GB, {limit} the 1.0 GB free"
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    missing = SimpleNamespace(place=tmp_path / "new" / "train", bytes=0)
+    found = find_obstacle([missing], tmp_path / "new", "warning")
+    assert (found.level, found.code) == ("warning", "unwritable-folder")
+    assert found.what == f"is for the resized pairs, and {tmp_path} may not be written to"
+    assert found.remedy.endswith("Else the pictures are decoded again each epoch.")

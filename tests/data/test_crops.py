@@ -8,7 +8,8 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
 from hf_seg.data.cache import prepare_splits
-from hf_seg.data.crops import MOST, SCALES, DecodedPictures, RandomCrops, StoredPictures, WholePairs, draw_crop
+from hf_seg.data.crops import MOST, SCALES, RandomCrops, StoredPictures, draw_crop
+from hf_seg.data.prepared import UncachedPairs
 from hf_seg.data.spec import DatasetSpec, build_label_table
 from hf_seg.data.transforms import build_transforms
 from hf_seg.recipe.keys import DataRecipe
@@ -45,10 +46,10 @@ def prepare(splits, cache, **keys):
 
 def test_the_cache_holds_what_is_decoded(splits, tmp_path):
     kept = prepare(splits, str(tmp_path / "cache"))
-    assert isinstance(kept["train"], RandomCrops) and isinstance(kept["test"], WholePairs)
+    assert isinstance(kept["train"], RandomCrops) and isinstance(kept["test"], StoredPictures)
     assert isinstance(kept["train"].pictures, StoredPictures) and not kept["train"].decodes
     decoded = prepare(splits, False)
-    assert isinstance(decoded["train"].pictures, DecodedPictures) and decoded["train"].decodes
+    assert isinstance(decoded["train"].pictures, UncachedPairs) and decoded["train"].decodes
     again = prepare(splits, str(tmp_path / "cache"))
     for index, size in enumerate(SIZES):
         pairs = [each["test"].__getitems__([index]) for each in (kept, decoded, again)]
@@ -140,4 +141,4 @@ def test_a_small_disk_is_not_filled(splits, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert prepare(splits, "auto")["train"].decodes is decodes
     (line,) = [line for line in caplog.messages if "more than half of the" in line]
-    assert "the pictures are decoded again each epoch. data.cache true keeps them all the same" in line
+    assert "Else the pictures are decoded again each epoch." in line

@@ -6,7 +6,7 @@ import pytest
 from hf_seg.data import load_spec
 from hf_seg.data.sources import OFFICIAL, cityscapes, oxford_pet
 from hf_seg.data.spec import IGNORE_INDEX, INVALID, DatasetSpec, build_label_table
-from hf_seg.problem import listing
+from hf_seg.problem import Problem, Refusal
 
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
 CITYSCAPES |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
@@ -83,9 +83,11 @@ def test_a_contradictory_spec_is_refused():
         DatasetSpec(name="x", class_names=("a", "b"), palette=colours, label_table=build_label_table({1: 7}))
 
 
-def test_listing_names_ten_and_counts_the_rest():
-    assert listing(["a", "b"]) == "  a\n  b"
-    assert listing([f"n{i}" for i in range(12)]).endswith("  n9\n  … and 2 more")
+def test_a_refusal_names_ten_problems_and_counts_the_rest():
+    problems = [Problem(place=f"n{number}", what="is bad", remedy="Mend it.", code="x") for number in range(12)]
+    lines = str(Refusal(problems=problems, heading="data: 12 of 20 are bad:")).splitlines()
+    assert lines[:2] == ["data: 12 of 20 are bad:", "  n0: is bad"]
+    assert lines[10:] == ["  n9: is bad", "  … and 2 more", "Mend it."]
 
 
 @pytest.mark.parametrize("source", OFFICIAL.values(), ids=OFFICIAL)

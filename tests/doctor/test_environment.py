@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_seg.doctor import environment as environment_check
-from hf_seg.doctor.environment import check_folder, check_gpu, check_packages, check_shared_memory
+from hf_seg.doctor.environment import check_gpu, check_packages, check_shared_memory
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -114,24 +114,6 @@ class TestGpu:
         self.add("01", "0x10de", "0x030200")
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         assert check_gpu() == []
-
-
-def test_room_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment_check.shutil, "disk_usage", lambda path: Usage(10**10, 9 * 10**9, 10**9))
-    folder = tmp_path / "not" / "yet"
-    assert check_folder(folder, 10**9, "error") == []
-    (finding,) = check_folder(folder, 2 * 10**9, "error")
-    assert finding.code == "full-disk" and finding.place == str(folder)
-    assert finding.what == "has 1.0 GB free, and the resized pairs need about 2.0 GB"
-    assert not folder.exists()
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    (finding,) = check_folder(tmp_path / "new", 0, "warning")
-    assert (finding.level, finding.code) == ("warning", "unwritable-folder")
-    assert finding.what == f"is for the resized pairs, and {tmp_path} may not be written to"
-    assert finding.remedy.endswith("Else the pictures are decoded again each epoch.")
 
 
 def test_shared_memory(tmp_path, monkeypatch):

@@ -352,7 +352,7 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
         assert contents(run_dir) == before
         return capsys.readouterr().err
 
-    assert "nowhere: is no finished run (no results.json); launch its recipe again" in refused("nowhere")
+    assert "nowhere: holds no results.json" in refused("nowhere")
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda _, mode: mode == os.R_OK)  # root may do all
         assert (
