@@ -188,7 +188,7 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     """Build what training will build, and take one step. Every rank does so on its own and waits for no other rank.
 
     Args:
-        recipe ([`Recipe`]): random weights replace its initial weights, whose run may not be trained yet.
+        recipe ([`Recipe`]): takes random weights, since the run that gives its own may not be trained yet.
         counts (`Mapping[str, int]`): the number of pairs of `"train"` and `"validation"`.
 
     Returns:
