@@ -1,4 +1,4 @@
-"""Configuration of smp's models. This file is uploaded with models, so it imports only libraries, nothing of hf_seg."""
+"""Configuration of smp's models. This file is uploaded with models, so it imports libraries only, not hf_seg."""
 
 from typing import Any
 
