@@ -15,11 +15,12 @@ from hf_seg.text import prepare_output, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-seg`, by default with the process's own arguments.
+    """Run `hf-seg`, by default with the arguments of the process.
 
     Returns:
-        `int`: exit status; 1 when a recipe or its data is not in order, a photograph could not be read, an exported
-        model does not compute what PyTorch computes, or two trainings differ; 2 when nothing could be done at all.
+        `int`: exit status; 1 when a check finds an error in a recipe or its data, a photograph could not be read, an
+        exported model does not compute what PyTorch computes, or two trainings differ; 2 when a command could do
+        nothing at all. `hf-seg train` has the statuses of [`hf_seg.train.main`].
     """
     prepare_output()
     try:
@@ -32,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"error: {Refusal(error.filename or '', one_line(error.strerror), remedy)}", sys.stderr)
         return 2
-    except SystemExit as ended:  # typer ends the process by itself
+    except SystemExit as ended:  # typer raises it when a command ends
         return ended.code
 
 
-# Commands return the exit status. They import what they need when they run: torch alone takes seconds.
+# Each command returns its exit status, and imports its modules only when it runs: importing torch takes seconds.
 app = typer.Typer(
     help="Train, compare and ship semantic segmentation models, from one JSON recipe each.",
     result_callback=sys.exit,
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Overrides are keys of recipes, which typer does not know.
+# Overrides such as --training.seed are not options that typer knows.
 WITH_OVERRIDES = {"ignore_unknown_options": True}
 
 Model = Annotated[str, Argument(metavar="MODEL", help="a run's folder or a Hub id")]
@@ -55,7 +56,7 @@ RECIPES = "files of recipes, or names of shipped ones such as quickstart-fcn; th
 
 
 def _split(rest: list[str]) -> tuple[list[str], list[str]]:
-    """Paths, and the overrides that follow them."""
+    """Split arguments into paths and the overrides that follow them."""
     first_flag = next((number for number, word in enumerate(rest) if word.startswith("-")), len(rest))
     return rest[:first_flag], rest[first_flag:]
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, strict JSON, locks, and the folder of what is kept between runs."""
+"""Files that are written whole or not at all, strict JSON, locks, and the folder for data kept between runs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from hf_seg.problem import Refusal
 
 logger = logging.getLogger(__name__)
 
-PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # what a killed process may leave in the folder of its file
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # names of files that a killed process may leave behind
 
 
 @contextmanager
 def write_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a path to write to, which gets its own name when the block ends without an error: `with write_whole(path)
-    as partial`. Until then, and after an error, what stands at `path` stays as it was.
+    """Yield a temporary path to write to, and rename it to `path` when the block ends without an error: `with
+    write_whole(path) as partial`. Until then, and after an error, a file at `path` stays as it was.
 
     Args:
-        path: the file. Its folder is made; a link that stands there is replaced, and what it leads to stays.
+        path: the file. Its folder is created. A link at `path` is replaced, and its target stays as it is.
 
     Yields:
-        `Path`: no file yet, in the same folder. Several processes may write one file: the last one's stays.
+        `Path`: in the same folder; no file exists there yet. If several processes write a file, the last one's stays.
 
     Raises:
-        OSError: when the folder cannot be made or written to.
+        OSError: when the folder cannot be created or written to.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # short: the file's own name may be as long as can be
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # short: the file's name may be as long as allowed
     try:
         yield partial
         os.replace(partial, path)
@@ -51,8 +51,8 @@ def write_text(text: str, path: Path) -> None:
 
 
 def check_writable(folder: Path, remedy: str = "name another folder by --out") -> Path:
-    """The nearest folder that is there already, of one that is still to be made; a [`Refusal`] when this user cannot
-    write in it."""
+    """Return `folder`, or, if it does not exist yet, its nearest parent that exists. Raise a [`Refusal`] when that is
+    not a folder or this user cannot write to it."""
     there = next(place for place in (folder, *Path(os.path.abspath(folder)).parents) if os.path.lexists(place))
     if not os.path.isdir(there):
         raise Refusal(there, f"is no folder, so nothing can be written to {folder}", remedy)
@@ -75,10 +75,11 @@ def _strict(value: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """JSON as its standard has it: no NaN, no Infinity, no number beyond a float's range, no key twice.
+    """Parse strict JSON: NaN, Infinity, numbers beyond the range of a float, and repeated keys are refused.
 
     Raises:
-        Refusal (a `ValueError`): with line and column where the standard parser knows them.
+        Refusal (a `ValueError`): with line and column where the standard parser gives them.
+        ValueError: for an integer with more digits than Python converts.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,8 +107,9 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def one_process(lock_file: Path, doing: str) -> Iterator[None]:
-    """Let one process of this machine in at a time; the others say what they wait for. A killed process lets go."""
-    from filelock import FileLock, Timeout  # slow to import, and `hf-seg check` locks nothing
+    """Let one process of this machine at a time run the block; the others log a warning that they wait for a process
+    that is `doing` it. A killed process releases the lock."""
+    from filelock import FileLock, Timeout  # slow to import, and not needed by `hf-seg check`
 
     lock = FileLock(lock_file)
     try:
@@ -120,7 +122,7 @@ def one_process(lock_file: Path, doing: str) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where hf_seg keeps things between runs: `hf_seg` in the Hugging Face cache (`$HF_HOME`)."""
-    from huggingface_hub import constants  # as above
+    """Return the folder of the data kept between runs: `hf_seg` in the Hugging Face cache (`$HF_HOME`)."""
+    from huggingface_hub import constants  # slow to import, too
 
     return Path(constants.HF_HOME) / "hf_seg"

@@ -1,7 +1,7 @@
-"""A launch: its options, all that is checked before the first step of the first run, and whose failure ends what.
+"""A launch: its options, all checks before the first step of the first run, and what happens when a run fails.
 
-The last check is a trial: what training will build is built, and one step is taken of the fewest images that a batch
-will have, on made-up pixels. It leaves nothing behind.
+The last check is a trial: it builds what training will build, and takes one step on made-up pixels. The step has one
+image if a batch of the training will have only one, else two. The trial leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from hf_seg.training.callbacks import Interrupted
 from hf_seg.training.memory import peak_memory, reset_peak_memory
 from hf_seg.training.setup import build_trainer
 
-LONG_STEP = 2.0  # seconds, from which on a step is measured once
+LONG_STEP = 2.0  # seconds; a step that takes as long is measured only once
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
 def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
-    """The options of a launch; its `overrides` are the `--section.key value` pairs."""
+    """Parse the options of a launch; `overrides` is the list of the `--section.key value` pairs."""
     overrides, rest = [], []
     tokens = iter(argv)
     for token in tokens:
@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
 
 
 def _script(text: str) -> str:
-    """The file of `--mean_iou_script`; `evaluate` would look on the Hub for a name that is no file."""
+    """Return the file of `--mean_iou_script`. `evaluate` would look on the Hub for a name that is not a file."""
     path = Path(text).expanduser().resolve()
     if path.suffix != ".py" or not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text} that ends in .py")
@@ -83,7 +83,7 @@ def _script(text: str) -> str:
 
 
 def _seeds(text: str) -> list[int]:
-    """The numbers of `--seeds`, each once."""
+    """Return the numbers of `--seeds` without duplicates."""
     numbers = list(dict.fromkeys(int(number) for number in text.split(",")))
     if not all(0 <= number < 2**32 for number in numbers):
         raise ValueError  # argparse says which option's value is invalid
@@ -91,9 +91,9 @@ def _seeds(text: str) -> list[int]:
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
-    """The runs of a launch, in the order of their training; `--overwrite` is for those named on the command line."""
+    """Return the runs of a launch in training order; `--overwrite` applies to those named on the command line only."""
     recipes = load_recipes(options.recipes, options.overrides)
-    named = {Path(path).stem for path in options.recipes}  # not those that are there for their encoder only
+    named = {Path(path).stem for path in options.recipes}  # not those trained only for their encoder
     if options.seeds:
         recipes = over_seeds(recipes, named, options.seeds)
         named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
@@ -108,11 +108,11 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 
 def check(runs: list[Run]) -> dict[str, Destination]:
-    """Refuse, before the first step of the first run, what any run of the launch would stumble over; and set `state`,
+    """Check, before the first step of the first run, that no run of the launch would fail; and set `state`,
     `without_gradient` and `steps` of the runs.
 
     Returns:
-        `dict[str, Destination]`: where on the Hub runs go, by name; empty but in the main process.
+        `dict[str, Destination]`: where on the Hub runs are pushed, by run name; empty except in the main process.
 
     Raises:
         LaunchRefusal: on every rank, with all problems of all runs.
@@ -135,18 +135,18 @@ def check(runs: list[Run]) -> dict[str, Destination]:
             data = first_on_each_machine(prepare, f"{recipe.name}: data and weights")
             check_agreement(recipe.name, data.fingerprint)
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
-            if same not in tried:  # over seeds, for one
+            if same not in tried:  # runs that differ in their seed only share a trial
                 tried[same] = try_out(recipe, data.spec, data.counts)
             run.without_gradient = tried[same]
             run.steps = count_steps(recipe.training, data.counts["train"], PartialState().num_processes)
-    if found := gather_object(found):  # from all ranks: none is to wait for another that has stopped
+    if found := gather_object(found):  # from all ranks, so that none waits for a rank that has stopped
         raise LaunchRefusal(found)
     return where
 
 
 @contextmanager
 def _collected(found: list[tuple[str, Refusal]], name: str = "") -> Iterator[None]:
-    """Note a refusal with the name of its run, instead of raising it: the others are to be found, too."""
+    """Record a refusal with the name of its run instead of raising it, so that the other checks run, too."""
     try:
         yield
     except Refusal as error:
@@ -154,7 +154,8 @@ def _collected(found: list[tuple[str, Refusal]], name: str = "") -> Iterator[Non
 
 
 class LaunchRefusal(Refusal):
-    """Refusals, each after the names of the runs that it is about; what several ranks or runs say is said once."""
+    """Several refusals. Each is shown after the names of its runs; the same text from several ranks or runs is shown
+    once."""
 
     def __init__(self, refusals: list[tuple[str, Refusal]]):
         self.refusals = refusals
@@ -184,10 +185,10 @@ def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
 
 
 def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> list[str]:
-    """Build what training will build, and take one step. Every rank does so by itself, and none waits for another.
+    """Build what training will build, and take one step. Every rank does so on its own and waits for no other rank.
 
     Args:
-        recipe ([`Recipe`]): its weights are drawn: the run that they come from may not be trained yet.
+        recipe ([`Recipe`]): takes random weights, since the run that gives its own may not be trained yet.
         counts (`Mapping[str, int]`): the number of pairs of `"train"` and `"validation"`.
 
     Returns:
@@ -200,10 +201,10 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
     with _trial(recipe, spec, counts) as made_up:
         attempt = partial(_attempt, **made_up)
         while isinstance(result := attempt(recipe), Exception):
-            if isinstance(result, Refusal):  # says itself which key it is about
+            if isinstance(result, Refusal):  # it names the key at fault itself
                 problems += result.problems
                 break
-            # at fault are the keys without which there is no error, or another one
+            # a key is at fault if there is no error, or another one, without it
             error = one_line(result)
             keys = [key for key in _chosen(recipe.training) if one_line(attempt(_without(recipe, [key]))) != error]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
@@ -218,20 +219,20 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
 
 
 def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tuple[float, float | None]:
-    """What a run would take in this process, by a measured step. Call it after `try_out`, which refuses what fails.
+    """Measure a step to estimate a run's time and memory in this process. Call `try_out` first to refuse what fails.
 
     Returns:
-        `tuple[float, float | None]`: seconds of an epoch without its validation; megabytes as of `peak_memory`.
+        `tuple[float, float | None]`: seconds per epoch, without validation; and megabytes as [`peak_memory`] counts.
 
     Raises:
-        Refusal: when the memory does not suffice for a batch.
+        Refusal: when a batch does not fit into memory.
     """
     with _trial(recipe, spec, counts) as made_up:
         trainer = build_trainer(Run(_drawn(recipe), made_up["folder"]), made_up["data"], made_up["model"])
         batches, device, seconds = len(trainer.get_train_dataloader()), trainer.args.device, []
         trainer.create_optimizer()
         reset_peak_memory(device)
-        while len(seconds) < 2 and sum(seconds) < LONG_STEP:  # the first one has more to do
+        while len(seconds) < 2 and sum(seconds) < LONG_STEP:  # the first step takes longer than the others
             start = time.perf_counter()
             trainer.try_step(trainer.args.per_device_train_batch_size)
             trainer.optimizer.step()
@@ -243,7 +244,8 @@ def estimate(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> tu
 
 @contextmanager
 def _trial(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """Black `data` that takes no memory, a `model` with drawn weights, a `folder`; and the process as it was."""
+    """Yield black `data` that takes no memory, a `model` with random weights, and a temporary `folder`. Afterwards the
+    settings of the process are as before."""
     transforms = build_transforms(recipe.data, spec)
     prepared = {name: black_pairs(counts[name], transforms[name].prepared_size) for name in ("train", "validation")}
     data = SegData(spec=spec, splits={}, transforms=transforms, prepared=prepared)
@@ -252,7 +254,7 @@ def _trial(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> Iter
         with _unchanged_process(), tempfile.TemporaryDirectory() as folder:
             yield {"data": data, "model": model, "folder": Path(folder)}
     finally:
-        model.to("meta")  # whoever holds it still, its memory is given back
+        model.to("meta")  # frees its memory even if something still refers to it
         torch.cuda.empty_cache()
 
 
@@ -263,7 +265,7 @@ def _drawn(recipe: Recipe) -> Recipe:
 def _attempt(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -> list[str] | Exception:
     try:
         return _step(recipe, data, model, folder)
-    except Exception as error:  # whatever the libraries raise, it is about this recipe
+    except Exception as error:  # whatever type the libraries raise, it is about this recipe
         return error
 
 
@@ -271,8 +273,8 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     training, ranks, pairs = recipe.training, PartialState().num_processes, len(data.prepared["train"])
     images = smallest_batch(training, pairs, ranks)
     if use_sync_batch_norm(training, ranks, PartialState().device):
-        images = max(images, 2)  # its statistics are those of all ranks
-    # made-up masks have no pixels to count
+        images = max(images, 2)  # its statistics are over the images of all ranks
+    # the pixels of made-up masks give no balanced weights
     weights = None if training.class_weights == "balanced" else training.class_weights
     alone = replace(_drawn(recipe), training=replace(training, sync_batch_norm=False, class_weights=weights))
     trainer = build_trainer(Run(alone, folder), data, model)
@@ -287,18 +289,19 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     *_, steps = trainer.set_initial_training_values(trainer.args, batches)
     trainer.create_optimizer_and_scheduler(steps)
     if images > 1:
-        return trainer.try_step(2)  # more would take longer and show nothing else
+        return trainer.try_step(2)  # more images would take longer and show nothing else
     try:
         return trainer.try_step(1)
     except Refusal:
         raise
     except Exception as error:
-        trainer.try_step(2)  # raises when the one image is not the cause
+        trainer.try_step(2)  # raises when the single image is not the cause
         raise _explain_single_image(training, pairs, ranks, error) from error
 
 
 def smallest_batch(training: TrainingRecipe, pairs: int, ranks: int) -> int:
-    """The fewest images that a process gets at a time: those that one process has left over, while several share."""
+    """Return the fewest images that a process gets at a time. With one process, these are the images left over for the
+    last batch, if any. With several processes, accelerate fills the last batch up."""
     batch = per_device_batch_size(training, ranks)
     if ranks > 1 or training.arguments.get("dataloader_drop_last"):
         return batch
@@ -321,7 +324,7 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
 
 
 def _chosen(training: TrainingRecipe) -> list[str]:
-    """The keys that differ from their defaults, but for those of the batch, which go together."""
+    """Return the keys that differ from their defaults, except those of the batch, which depend on each other."""
     default, batch = TrainingRecipe(), ("global_train_batch_size", "gradient_accumulation_steps")
     own = [key for key in vars(default) if key not in ("arguments", *batch)]
     return [*(key for key in own if getattr(training, key) != getattr(default, key)), *training.arguments]
@@ -337,10 +340,10 @@ def _without(recipe: Recipe, keys: Collection[str]) -> Recipe:
 
 
 def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[list[dict[str, Any]], set[str]]:
-    """Train run after run. Returns their results, and the names of those that failed.
+    """Train the runs one after the other. Returns their results, and the names of those that failed.
 
-    What is wrong with one run need not be with the next. With several processes the first failure ends the launch: the
-    others would wait for the rank that failed.
+    After a failure, the runs that do not need the failed one are still trained. With several processes the first
+    failure ends the launch, since the other ranks would wait for the rank that failed.
     """
     results: list[dict[str, Any]] = []
     failed: set[str] = set()
@@ -355,7 +358,8 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
                 results.append(train(run))
         except Exception as error:
             if PartialState().num_processes > 1 or isinstance(error, Interrupted):
-                if isinstance(error, Refusal) and not PartialState().is_main_process:  # which speaks for all in main
+                # main() prints the main process's refusal
+                if isinstance(error, Refusal) and not PartialState().is_main_process:
                     say(f"error: process {PartialState().process_index}: {error}", sys.stderr, keep="\n")
                 raise
             known = explain_lost_process(error)
@@ -368,7 +372,8 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
 
 @contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Undo what `TrainingArguments` and `Trainer` set for the process: device, precision, log level; show no bars."""
+    """Undo what `TrainingArguments` and `Trainer` set for the process: environment, device, precision, log level. Hide
+    transformers' progress bars in the block."""
     environment, state = dict(os.environ), dict(PartialState._shared_state)
     verbosity, precision, cudnn = logging.get_verbosity(), torch.backends.fp32_precision, torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -387,7 +392,7 @@ def _unchanged_process() -> Iterator[None]:
 
 
 def _restore(current: MutableMapping, before: Mapping) -> None:
-    """Make a mapping what it was; it is never empty on the way, since uploads read it from another thread."""
+    """Make `current` equal to `before` without emptying it in between: uploads read it from another thread."""
     for key in [*current]:
         if key not in before:
             del current[key]

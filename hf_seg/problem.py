@@ -1,7 +1,8 @@
-"""What is wrong, or worth knowing: one [`Problem`] each. hf_seg says no with a [`Refusal`], which carries them.
+"""A [`Problem`] is one thing that is wrong or worth knowing; a [`Refusal`] is the exception that carries problems.
 
-`hf-seg doctor` prints problems, training raises them and the command line prints them: the same objects, told apart by
-their codes. Standard library only: they can be printed where nothing else can be imported.
+`hf-seg doctor` prints problems, training raises them, and the command line prints what is raised. All use the same
+objects, whose kinds differ in `code`. Standard library only, so that problems can be printed where nothing else can be
+imported.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that stops a run, makes it worse, or that a person should know before it.
+    """One thing that stops a run, makes it worse, or is good to know before it.
 
     Args:
-        level (`"error"`, `"warning"` or `"note"`): training is refused; it starts, and is the worse for it; all is in
-            order, and this is good to know.
+        level (`"error"`, `"warning"` or `"note"`): error: training is refused; warning: training starts, but is worse
+            or slower; note: nothing is wrong.
         code (`str`): the kind of problem, as docs/doctor.md lists them.
-        place (`str`): the file, the key, or whatever it is about.
+        place (`str`): the file, key or other thing that has the problem.
         what (`str`): what is wrong.
-        remedy (`str`): what to do about it: a sentence, or words that go on after a semicolon.
+        remedy (`str`): what to do about it: a sentence, or a phrase in lower case, which is put after a semicolon.
     """
 
     level: Level = "error"
@@ -40,7 +41,7 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """One line: names in it come from outside, and a line break in one must not look like the next problem."""
+        """Return one line. Names in it come from outside: a line break in one must not look like another problem."""
         text = ": ".join(filter(None, (self.place, self.what)))
         if self.remedy:
             sentence = " " if text.endswith("?") else ". "
@@ -49,19 +50,18 @@ class Problem:
 
 
 class Refusal(ValueError):
-    """hf_seg does not go on, and says why: one problem or several.
+    """The error that hf_seg raises when it cannot go on, with one problem or several as the reason.
 
     Args:
-        place (`str` or path): as in [`Problem`].
-        what (`str`), remedy (`str`, *optional*): the same.
-        code (`str`, *optional*): by default the class's.
-        problems (`Sequence[Problem]`, *optional*): instead of the others, several problems.
-        heading (`str`, *optional*): a line above many problems of one kind: up to ten are then named, all are counted,
-            and each remedy is given once.
+        place (`str` or path), what (`str`), remedy (`str`, *optional*): as in [`Problem`].
+        code (`str`, *optional*): as in [`Problem`]; by default the class's `default_code`.
+        problems (`Sequence[Problem]`, *optional*): several problems, instead of the one that the arguments above give.
+        heading (`str`, *optional*): a line above many problems of one kind. Then up to ten are listed, the others are
+            counted, and each remedy is given once.
     """
 
     default_code: ClassVar[str] = "refused"
-    exit_status: ClassVar[int] = 2  # of the command that ends with it
+    exit_status: ClassVar[int] = 2  # of a command that ends with this error
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Refusal(ValueError):
     def __str__(self) -> str:
         if not self.heading:
             return "\n".join(map(str, self.problems))
-        known = self.heading.partition(":")[0]  # is not named again
+        known = self.heading.partition(":")[0]  # the heading names it already
         lines = [
             self.heading,
             *(f"  {'' if p.place == known else f'{p.place}: '}{p.what}" for p in self.problems[:10]),
@@ -91,24 +91,24 @@ class Refusal(ValueError):
         lines += filter(None, dict.fromkeys(problem.remedy for problem in self.problems))
         return "\n".join(map(printable, lines))
 
-    def __reduce__(self):  # a data loader's worker sends it to the main process
+    def __reduce__(self):  # for pickle: a data loader's worker sends it to the main process
         return partial(type(self), problems=self.problems, heading=self.heading), ()
 
 
 class RecipeError(Refusal):
-    """A recipe, or the command line that changes it, is at fault."""
+    """A recipe, or an override on the command line, is wrong."""
 
     default_code = "recipe"
 
 
 class DataError(Refusal):
-    """Something is wrong with the data itself: missing, unreadable, or not what the data set promises."""
+    """The data itself is missing, unreadable, or not what the data set promises."""
 
     default_code = "data-set"
 
 
 class PairError(DataError):
-    """One image or its mask cannot be used; the remedy is the same words for all files with the same trouble."""
+    """One image or its mask cannot be used. Files with the same problem have the same text as remedy."""
 
     @property
     def problem(self) -> Problem:
@@ -116,19 +116,19 @@ class PairError(DataError):
 
 
 class HubError(Refusal):
-    """The Hub refuses, or cannot be reached."""
+    """Something cannot be pushed to the Hub, or the Hub refuses a request or cannot be reached."""
 
     default_code = "hub"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The remedy for an unknown name: the known one that is closest, or else a text of the caller's."""
+    """Return the remedy for an unknown name: a question with the closest known name, or else `otherwise`."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f'did you mean "{close[0]}"?' if close else otherwise
 
 
 def disk_remedy(error: BaseException | None) -> str:
-    """What to do when this user may not write, or read, there, or the disk is full; empty for any other error."""
+    """Return what to do when the disk is full or this user lacks rights to read or write; empty for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "Free disk space."
@@ -141,11 +141,11 @@ def disk_remedy(error: BaseException | None) -> str:
 
 
 def one_line(error: object) -> str:
-    """What an error says, in one line and without a full stop."""
+    """Return an error's message in one line without a full stop, or its class name if it has no message."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def first(names: Iterable[object], count: int = 5, between: str = ", ") -> str:
-    """The first of some names, and how many more there are."""
+    """Join the first `count` names, and say how many more there are."""
     names = [str(name) for name in names]
     return between.join(names[:count]) + (f" and {len(names) - count:,} more" if names[count:] else "")

@@ -19,35 +19,35 @@ from hf_seg.problem import Refusal
 from hf_seg.text import say
 
 TIMEOUT = "HF_SEG_TIMEOUT"
-PATIENCE = 10  # seconds that a process waits for another before it says so
-# gloo's errors are plain RuntimeErrors; these are its words, in torch 2.15, where a connection ends or stays silent
+PATIENCE = 10  # seconds that a process waits for another before it prints a message
+# gloo raises plain RuntimeErrors; these are parts of their messages, in torch 2.15, when a connection ends or stalls
 GLOO = ("gloo", "Application timeout", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 T = TypeVar("T")
 
 
 def say_once(message: object, file: TextIO | None = None, keep: str = "") -> None:
-    """[`hf_seg.text.say`], from one process of each machine."""
+    """Call [`hf_seg.text.say`] in one process of each machine."""
     if PartialState().is_local_main_process:
         say(message, file, keep)
 
 
 def start_processes() -> None:
-    """Join the ranks of this launch, and on a CPU let this machine's ranks share all physical cores.
+    """Join the processes of this launch, and on a CPU divide this machine's physical cores among its processes.
 
     Raises:
-        Refusal: when several processes were asked for and one was started, or `HF_SEG_TIMEOUT` is no number.
+        Refusal: when several processes were asked for but only one was started, or as [`time_limit`].
     """
     environment = os.environ
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
-    # accelerate 1.15 sets the address of a rendezvous that nobody comes to, and starts one process, without a word
+    # accelerate 1.15 then sets the address at which several processes meet, but silently starts only one
     if on_cpu and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= {*environment} and not ranks & {*environment}:
         remedy = "start them with `hf-seg train … --num_processes N`, or run a single process with --num_processes 1"
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
-    # `accelerate launch` without `--cpu` sets OMP_NUM_THREADS=1, also where there is no GPU: training would run on one
-    # core. So does torchrun. Any other value is the user's and stays.
+    # torchrun and `accelerate launch` without `--cpu` set OMP_NUM_THREADS=1, even without a GPU: training would run on
+    # one core. Any other value was set by the user and is kept.
     if on_cpu and environment.get("OMP_NUM_THREADS", "1") == "1":
         cores = torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
@@ -56,7 +56,11 @@ def start_processes() -> None:
 
 
 def time_limit() -> float:
-    """Seconds that a process waits for another before it gives up: `$HF_SEG_TIMEOUT`, else half an hour."""
+    """Return the seconds that a process waits for another before it gives up: `$HF_SEG_TIMEOUT`, else half an hour.
+
+    Raises:
+        Refusal: when the variable is not a number above 0 and up to 10⁷.
+    """
     text = os.environ.get(TIMEOUT, "1800")
     try:
         seconds = float(text)
@@ -68,7 +72,7 @@ def time_limit() -> float:
 
 
 def explain_lost_process(error: Exception) -> str | None:
-    """What to say of an error that means that another process has ended or does not answer; None of any other."""
+    """Return a message for an error that means that another process has ended or does not answer; None for others."""
     reason = str(error).partition("\n")[0].removesuffix(".")
     if isinstance(error, RuntimeError) and reason.startswith("DataLoader worker (pid"):  # torch 2.15
         return (
@@ -87,7 +91,8 @@ def explain_lost_process(error: Exception) -> str | None:
 
 
 def on_every_process(action: Callable[[], T]) -> T:
-    """Let each process do something by itself. What it raises where it fails first is raised on every rank."""
+    """Run `action` in each process and return that process's result. If it fails anywhere, every rank raises the error
+    of the lowest rank on which it failed."""
     result = error = None
     try:
         result = action()
@@ -99,20 +104,21 @@ def on_every_process(action: Callable[[], T]) -> T:
 
 
 def on_main_process(action: Callable[[], T]) -> T | None:
-    """Let the main process do what is to be done once. The result is None on the others; errors are raised on all."""
+    """Run `action` in the main process only. Return its result, or None on other ranks; all ranks raise its error."""
     return on_every_process(action if PartialState().is_main_process else lambda: None)
 
 
 def first_on_each_machine(action: Callable[[], T], what: str) -> T:
-    """Let one process of each machine do what leaves something on its disk, and then the others, which find it there.
+    """Run `action` in one process of each machine, then in the others, which find on disk what the first one wrote.
 
-    Returns what the action made in this process. `what`, such as "a: data and weights", names it for those that wait.
+    Returns the result of this process. `what`, such as "a: data and weights", names the action in the message that is
+    printed when the others have to wait.
     """
     state = PartialState()
     limit = f"at most {time_limit():g} seconds; {TIMEOUT} sets that"
     message = f"{what}: one process of this machine does that, the others wait ({limit})"
     waiting = threading.Timer(PATIENCE, say, [message, sys.stderr])
-    if state.local_process_index == 1:  # one voice a machine
+    if state.local_process_index == 1:  # one message per machine
         waiting.start()
     try:
         result = on_every_process(action if state.is_local_main_process else lambda: None)
@@ -122,7 +128,7 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 
 
 def check_agreement(name: str, fingerprint: str) -> None:
-    """Refuse, on every rank, a run whose data differs in its fingerprint from rank to rank."""
+    """Refuse a run, on every rank, when the fingerprint of its data is not the same on all ranks."""
     seen = gather_object([fingerprint])
     others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
     if others:
@@ -132,9 +138,10 @@ def check_agreement(name: str, fingerprint: str) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """Refuse, on every rank, a folder, in which the main process can write, that is another one for some of them."""
+    """Refuse `folder`, on every rank, unless it is the same folder for all. The main process must be able to write to
+    it."""
     state = PartialState()
-    # a new name each time: a network file system may remember for a while that a file was, or was not, there
+    # a new name each time: a network file system may cache for a while whether a file exists
     (name,) = broadcast_object_list([f".launch-{uuid.uuid4().hex}"])
     try:
         if state.is_main_process:

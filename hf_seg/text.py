@@ -1,7 +1,7 @@
-"""Text from outside (names of files and classes, answers of servers), made safe for the place where it is shown.
+"""Make text from outside (names of files and classes, answers of servers) safe for the place where it is shown.
 
-One function a medium: [`printable`] for terminals and logs, [`markdown`] for pages; and [`redact`] for what is
-published. Standard library only.
+[`printable`] is for terminals and logs, [`markdown`] for pages, and [`redact`] for what is published. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from urllib.parse import quote
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text for a terminal or a log: what is not printable, but for the characters in `keep`, stands there escaped.
+    r"""Return text for a terminal or a log. Characters that are not printable are escaped, except those in `keep`.
 
-    Control characters could move the cursor or start a new line, and the halves of a name that is not UTF-8
-    (surrogates) cannot be encoded.
+    Control characters could move the cursor or start a new line. Surrogates, which stand for the bytes of a name that
+    is not UTF-8, cannot be encoded.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def say(message: object = "", file: TextIO | None = None, keep: str = "") -> None:
-    """Print what [`printable`] makes of a message: one line, several with `keep="\\n"`. The programs print by this."""
+    """Print a message, made [`printable`]: one line, or several with `keep="\\n"`. All programs print with this."""
     print(printable(str(message), keep), file=file or sys.stdout, flush=True)
 
 
@@ -38,10 +38,11 @@ class _Printable(logging.Formatter):
 
 
 def prepare_output() -> None:
-    """Called where a program starts: output takes every text, whatever its encoding (such as a pipe's on Windows);
-    warnings and tracebacks are printable too; and libraries that are not imported yet write no bars into files."""
+    """Prepare output at the start of a program. Output then accepts any text, whatever its encoding (such as that of a
+    pipe on Windows); warnings and tracebacks are made [`printable`], too; and libraries that are imported later write
+    no progress bars into files."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,33 +58,33 @@ class Markdown(str):
 
 
 def markdown(text: object) -> Markdown:
-    """A text or number for one line of Markdown, in a table too; what is [`Markdown`] already stays as it is."""
+    """Escape a text or number for one line of Markdown, also in a table. [`Markdown`] is returned as it is."""
     if isinstance(text, Markdown):
         return text
     text = html.escape(printable(str(text)).strip(), quote=False)
     text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
-    return Markdown(re.sub(r"^(\d*)([-+#=]|(?<=\d)[.)])(?=[-+#=\s]|$)", r"\1\\\2", text))  # no list, no heading
+    return Markdown(re.sub(r"^(\d*)([-+#=]|(?<=\d)[.)])(?=[-+#=\s]|$)", r"\1\\\2", text))  # not a list or heading
 
 
 def code(text: str) -> Markdown:
-    """Text as code in Markdown."""
+    """Format text as code in Markdown."""
     text = printable(text)
     # backslashes do not escape between backticks
     return Markdown(f"<code>{markdown(text)}</code>" if re.search(r"^$|^\s|\s$|[\\`|<]", text) else f"`{text}`")
 
 
 def link(text: str, url: str) -> Markdown:
-    """A link in Markdown."""
+    """Build a link in Markdown."""
     return Markdown(f"[{markdown(text)}]({address(url)})")
 
 
 def address(url: str) -> Markdown:
-    """A URL without characters that could end it."""
+    """Escape the characters of a URL that could end it in Markdown."""
     return Markdown(quote(url, safe=":/?#@!$&*+,;=%", errors="backslashreplace"))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> Markdown:
-    """A table whose columns stand under each other; the first row is the header."""
+    """Build a table with aligned columns. The first row is the header."""
     cells = [[markdown(cell) for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells]
@@ -92,11 +93,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> Markdown:
 
 
 def without_secrets(text: str) -> str:
-    """Text without the tokens of the Hub, and without the names and passwords in addresses."""
+    """Return text without Hub tokens and without user names and passwords in URLs."""
     return re.sub(r"(?<=://)[^\s/?#'\"<>]*@", "", re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text))
 
 
-# A folder at the root, at a home or at a drive, and a separator after it; between quotation marks it may hold spaces.
+# The beginning of a path: a folder at the root, in a home, on a drive, or in . or .., with the separator after it.
+# Between quotation marks it may contain spaces.
 _PLAIN, _QUOTED = r"(?:[^\s/\\'\"`,;:<>|()\[\]{}]|:(?=\w))", r"[^/\\'\"`\n]"
 _BEGIN = r"(?:~[A-Za-z_][\w.-]*|(?:file:|~|[A-Za-z]:|\.\.?)?[/\\]+%s+)[/\\]"
 _PLACES = re.compile(
@@ -107,7 +109,7 @@ _PLACES = re.compile(
 
 
 def redact(text: str) -> str:
-    """Text for the public: without secrets, and with places on the machine cut to their last part."""
+    """Return text that may be published: without secrets, and with paths on this machine cut to their last part."""
     text = without_secrets(text)
     if re.match(r"(?:file:|~(?:[A-Za-z_][\w.-]*)?|[A-Za-z]:|\.\.?)?[/\\]", text):
         return _last_part(text)
@@ -116,4 +118,4 @@ def redact(text: str) -> str:
 
 def _last_part(path: str) -> str:
     *before, last = [part for part in re.split(r"[/\\]+", path) if part] or [path]
-    return "~" if last.startswith("~") or before[-1:] in (["home"], ["Users"]) else last  # a person's name
+    return "~" if last.startswith("~") or before[-1:] in (["home"], ["Users"]) else last  # it is a user's name

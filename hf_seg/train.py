@@ -1,9 +1,9 @@
 """Train, score and save one model per recipe: `accelerate launch hf_seg/train.py recipes/*.json`.
 
-A map: data/stored_image.py opens a picture. data/sources/__init__.py and recipe/keys.py name the data sources.
-scoring/evaluation.py turns losses and confusions into scores, and runs/record.py writes them to results.json.
+Where to find what: data/stored_image.py opens a picture. data/sources/__init__.py and recipe/keys.py name the data
+sources. scoring/evaluation.py turns losses and confusions into scores, and runs/record.py writes them to results.json.
 runs/folder.py decides whether a run is finished. All advice is the `remedy` of a `Problem` (problem.py), written where
-the problem is found: by the functions that training calls, doctor/survey.py or doctor/environment.py.
+the problem is found: in the functions that training calls, doctor/survey.py or doctor/environment.py.
 """
 
 import hf_seg  # noqa: F401 (sets how threads wait, before torch is loaded)  # isort: skip
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Load all recipes, refuse what cannot work, then run them one after the other.
 
     Returns:
-        `int`: exit status; 2 when a recipe, its data, its initial weights or its place on the Hub were refused, 1 when
+        `int`: exit status; 2 when a recipe, its data, its initial weights or its place on the Hub was refused, 1 when
         a run failed or could not be pushed, 130 or 143 when Ctrl-C or SIGTERM stopped a run.
     """
     prepare_output()
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     except Interrupted as interruption:
         say_once(f"{interruption}; launch again to go on", sys.stderr)
         return interruption.exit_status
-    except KeyboardInterrupt:  # outside of a training, or in one of several processes
+    except KeyboardInterrupt:  # outside a training, or with several processes
         return 130
     except Exception as error:
         if (message := explain_lost_process(error)) is None:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def run(run: Run, uploads: Uploads) -> dict[str, Any]:
-    """One recipe, from data to results. Returns the content of `results.json`."""
+    """Train, score and save one recipe's model, unless its run is finished. Returns the content of `results.json`."""
     recipe, folder = run.recipe, run.folder
     if run.state == "finished":
         return _skip(run)
@@ -79,7 +79,7 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
     trainer = build_trainer(run, data, model, pushes)
     with trainer.stop.listening():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-        # all of the best checkpoint by validation mIoU, which training ends with
+        # all three use the best checkpoint by validation mIoU, which training loads at its end
         validation, test, samples = trainer.validate(), trainer.test(), trainer.sample()
     trainer.save_model()
 
@@ -92,7 +92,7 @@ def run(run: Run, uploads: Uploads) -> dict[str, Any]:
 
 
 def _skip(run: Run) -> dict[str, Any]:
-    """The results of a run that was finished before."""
+    """Return the results of a run that was finished before this launch."""
     if is_unpushed(run.folder, wanted=run.recipe.training.push_to_hub):
         say_once(f"{run.recipe.name}: is not on the Hub yet; `hf-seg push {run.folder}` pushes it")
     return load_results(run.folder)

@@ -1,6 +1,6 @@
-"""The models that hf_seg has code for: FCN, and those of segmentation_models_pytorch. SegFormer is transformers'.
+"""hf_seg's own model classes: FCN, and a wrapper of segmentation_models_pytorch. SegFormer comes from transformers.
 
-Importing this package makes both known to the Auto classes: what is saved then loads without `trust_remote_code`.
+Importing this package registers both with the Auto classes. Saved models then load without `trust_remote_code`.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor
@@ -18,6 +18,6 @@ for config_class, model_class in OWN_MODELS.items():
     AutoConfig.register(config_class.model_type, config_class)
     AutoModelForSemanticSegmentation.register(config_class, model_class)
     AutoImageProcessor.register(config_class, image_processor_classes={"torchvision": SegformerImageProcessor})
-    # The segmentation pipeline looks for a model's name in this table alone, not among the registered classes, and
-    # would log an error before it works all the same.
+    # The segmentation pipeline looks for a model's name in this table only, not among the registered classes. Without
+    # an entry it works, but logs an error first.
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__

@@ -1,4 +1,4 @@
-"""Builds a recipe's model and image processor, and accounts for where every initial weight comes from."""
+"""Build a recipe's model and image processor, and record where all initial weights come from."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "smp": (SmpConfig, SmpForSemanticSegmentation),
 }
 RANDOM = "random initialisation"
-COUNTED_IMAGES = 64  # the protocol's batch
+COUNTED_IMAGES = 64  # the default batch size of recipes
 
 
 def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) -> tuple[PreTrainedModel, dict]:
-    """Build the model of a recipe with its initial weights. Seed before calling: fresh weights are drawn in here.
+    """Build the model of a recipe with its initial weights. Set the seed before: random weights are drawn here.
 
     Args:
-        size (`tuple[int, int]`): height and width of its images in pixels.
+        size (`tuple[int, int]`): height and width of the model's input in pixels.
 
     Returns:
         `tuple[PreTrainedModel, dict]`: the model, on the CPU in fp32; and the provenance of its weights, ready for
         JSON: `init`, `frozen`, `encoder` (`source` as in the recipe, `from_hub`, `sha256` of the file or None,
-        `tensors_loaded`, `tensors_fresh`, and `license` if timm names one) and `head` (`source`, `tensors_fresh`;
-        with init "model" as of [`weights.load_model`]).
+        `tensors_loaded`, `tensors_fresh`, and `license` if timm gives one) and `head` (`source`, `tensors_fresh`;
+        with init "model" what [`weights.load_model`] returns).
 
     Raises:
-        RecipeError: as [`locate_encoder_weights`], and when the file does not hold the weights of this encoder.
+        RecipeError: as [`locate_encoder_weights`], and when the file does not contain weights of this encoder.
     """
     config, model_class = _build_config(model, size, spec)
     path = None if model.init == "scratch" else locate_encoder_weights(model, size)
@@ -77,7 +77,7 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
         _reset_batch_norms(built)
     if model.fast_head:
         make_fast(built)
-    # SegFormer's forward takes **kwargs, from which Trainer concludes that it scales the loss itself. It does not.
+    # Trainer concludes from the **kwargs of SegFormer's forward that the model scales the loss itself. It does not.
     built.accepts_loss_kwargs = False
 
     encoder = encoder_of(built)
@@ -108,12 +108,12 @@ def build_model(model: ModelRecipe, spec: DatasetSpec, size: Size = (64, 64)) ->
 def build_image_processor(
     *, size: Size, normalize: str, resize: str = "stretch", value_range: Sequence[float] | None = None
 ) -> SegformerImageProcessor:
-    """The image processor of all models: it resizes (bilinear, antialiased) as far as transformers' own can.
+    """Build the image processor of any model. It resizes (bilinear, antialiased) as far as transformers' class can.
 
-    It has the settings that [`hf_seg.data.geometry.Framing`] reads what is left to do from: with `resize`
-    `"letterbox"` the padding, with `"crop"` the windows. With `normalize` "none" RGB stays in [0, 1]; a key of
-    `NORMALIZATIONS` names the mean and the deviation to use. A `value_range` is saved with it for hf_seg's own
-    inference, and unknown to the image processor itself.
+    [`hf_seg.data.geometry.Framing`] reads from its settings what is left to do: for `resize` "letterbox" the padding,
+    for "crop" the windows. With `normalize` "none" RGB stays in [0, 1]; a key of `NORMALIZATIONS` gives the mean and
+    standard deviation to use. `value_range` is saved for hf_seg's own inference; the image processor ignores it.
+    `size` is the height and width of the model's input in pixels.
     """
     height, width = size
     sides = {"height": height, "width": width}
@@ -127,7 +127,7 @@ def build_image_processor(
         },
         "crop": {"do_resize": False, "do_center_crop": False, "crop_size": sides},
     }[resize]
-    # what an image processor that does not normalise holds is never used
+    # an image processor that does not normalise never uses its mean and deviation
     mean, std = NORMALIZATIONS["imagenet" if normalize == "none" else normalize]
     own = {} if value_range is None else {"value_range": value_range}
     return SegformerImageProcessor(
@@ -144,17 +144,17 @@ def build_image_processor(
 
 
 def measure_forward(model: PreTrainedModel, size: Size) -> dict[str, int | list[int]]:
-    """Count what the forward pass of an image costs, on a twin of the model without memory.
+    """Count the operations of the forward pass per image, on a copy of the model that takes no memory.
 
     Returns:
-        `dict`: `multiply_adds` of convolutions and matrix products (torch counts two operations for each) of one image
-        in a batch of `COUNTED_IMAGES`, which share the products of weights, and `logits_size`, the height and width of
-        the logits.
+        `dict`: `multiply_adds`, the number per image in convolutions and matrix products (torch counts two operations
+        for each), averaged over a batch of `COUNTED_IMAGES`, since products of weights are computed once per batch;
+        and `logits_size`, the height and width of the logits.
     """
     with torch.device("meta"), meta_device_safe_creation_ops(), torch.no_grad():
         twin = type(model)(copy.deepcopy(model.config)).eval()
         for copied, module in zip(twin.modules(), model.modules(), strict=True):
-            copied.__class__ = type(module)  # which `make_fast` may have changed
+            copied.__class__ = type(module)  # `make_fast` may have changed it
         with FlopCounterMode(display=False) as counter:
             logits = twin(torch.empty(COUNTED_IMAGES, 3, *size)).logits
     multiply_adds = counter.get_total_flops() // (2 * COUNTED_IMAGES)
@@ -162,14 +162,14 @@ def measure_forward(model: PreTrainedModel, size: Size) -> dict[str, int | list[
 
 
 def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, size: Size = (64, 64)) -> None:
-    """Check what can be known of a model before anything is trained or downloaded. Draws no random numbers.
+    """Check all of a model that can be checked before training and downloads. Draws no random numbers.
 
     Args:
-        encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, when that is still to be
-            trained; without it, the checkpoint is checked by [`locate_encoder_weights`].
+        encoder_from (`ModelRecipe`, *optional*): the recipe whose run will give the encoder, for a run that may not be
+            trained yet. A checkpoint that exists is checked by [`locate_encoder_weights`] instead.
 
     Raises:
-        RecipeError: when the model cannot be built, or the other recipe's encoder is built otherwise.
+        RecipeError: when the model cannot be built, or the other recipe's encoder is built differently.
     """
     config, _ = _build_config(model, size)
     if encoder_from is not None:
@@ -177,12 +177,12 @@ def check_model(model: ModelRecipe, encoder_from: ModelRecipe | None = None, siz
 
 
 def locate_encoder_weights(model: ModelRecipe, size: Size = (64, 64)) -> Path | None:
-    """Do [`check_model`], and find the file with the encoder's initial weights, None from scratch.
+    """Check as [`check_model`] does, and return the file with the encoder's initial weights; None for "scratch".
 
-    It is downloaded once if it is on the Hub. A checkpoint's config.json is compared with the recipe.
+    A file on the Hub is downloaded once. A checkpoint's config.json is compared with the recipe.
 
     Raises:
-        RecipeError: when something is wrong with the recipe, or the weights cannot be had.
+        RecipeError: when something is wrong with the recipe, or the weights cannot be found, downloaded or used.
     """
     config, _ = _build_config(model, size)
     return None if model.init == "scratch" else weights.locate(model, config)
@@ -191,7 +191,7 @@ def locate_encoder_weights(model: ModelRecipe, size: Size = (64, 64)) -> Path | 
 def _build_config(
     model: ModelRecipe, size: Size, spec: DatasetSpec | None = None
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
-    """The checked configuration and its model's class; without a `spec` it has the classes that it had before."""
+    """Return the checked configuration and its model's class; without a `spec`, `id2label` stays as it was."""
     if model.arch == "auto":
         config_class, given = _read_config(model.path)
         model_class = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class]
@@ -199,7 +199,7 @@ def _build_config(
             what = f"is for SegFormer only, and {model.path} is a model of type {config_class.model_type}"
             raise RecipeError("model.fast_head", what, "leave it out")
         known = [{field.name for field in dataclasses.fields(each)} for each in (config_class, PreTrainedConfig)]
-        # a backbone's `_out_indices` is set as `out_indices`
+        # some configuration classes store `out_indices` as `_out_indices`
         names = sorted({key.removeprefix("_") for key in known[0] - known[1]} - REFUSED_CONFIG.keys())
         fields = dict.fromkeys(names, (TypeAdapter(Any), None))
     else:
@@ -218,22 +218,23 @@ def _build_config(
         arguments["semantic_loss_ignore_index"] = spec.ignore_index
     try:
         config = config_class.from_dict(arguments)
-        # A forward pass without memory or arithmetic finds what no key says alone: heads that do not divide a width,
-        # an activation that does not exist, an encoder that timm cannot dilate, positions for images of another size.
+        # A forward pass without memory or arithmetic finds problems that no single key shows: heads that do not divide
+        # a width, an unknown activation, an encoder that timm cannot dilate, positions for images of another size.
         with torch.device("meta"), meta_device_safe_creation_ops():
             model_class(config).eval()(torch.empty(1, 3, *size))
-    except Exception as error:  # whatever the libraries raise, it is about these few values
+    except Exception as error:  # whatever type the libraries raise, it is about these values
         said = one_line(error)
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
         on = f" on {config.encoder}" if model.arch == "smp" else ""
         raise RecipeError(where, f"no {model.path or model.arch}{on} can be built: {said}") from error
     if spec is not None:
-        config.palette = [list(colour) for colour in spec.palette]  # for whoever draws the masks
+        config.palette = [list(colour) for colour in spec.palette]  # for programs that draw the masks
     return config, model_class
 
 
 def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
-    """The class and the keys of the configuration that `model.path` names. Code that comes with it is not run."""
+    """Return the class and the keys of the configuration that `model.path` names. Code that comes with it is not
+    run."""
     try:
         if path in CONFIG_MAPPING:
             config_class, given = CONFIG_MAPPING[path], {}
@@ -249,24 +250,25 @@ def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
         what = f"{path} is a model of type {config_class.model_type}, and transformers has no semantic segmentation"
         raise RecipeError("model.path", f"{what} for it", f"it has {', '.join(types)}")
     if hasattr(config_class, "use_auxiliary_head"):
-        given["use_auxiliary_head"] = False  # only a loss of the model's own would train it
+        given["use_auxiliary_head"] = False  # only the model's own loss, which is not used, would train it
     return config_class, given
 
 
 def _reset_batch_norms(model: PreTrainedModel) -> None:
     """Start batch norms as PyTorch does: scale 1, shift 0."""
-    # transformers 5.24 draws MobileViT's scales from N(0, 0.02): from scratch each layer shrinks what passes fiftyfold
-    # and next to nothing of the image reaches the logits.
+    # transformers 5.24 draws MobileViT's scales from N(0, 0.02). From scratch, each layer would then shrink its maps
+    # fiftyfold, and the logits would hardly depend on the image.
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
 
 
 def _freeze(encoder: nn.Module) -> None:
-    """No gradients, and evaluation mode for good: batch-norm statistics and stochastic depth count as training too."""
+    """Switch off gradients and keep the encoder in evaluation mode, which also freezes batch-norm statistics and
+    switches off stochastic depth."""
     encoder.requires_grad_(False)
     encoder.eval()
-    # `model.train()` calls this on its children. A bound method follows its module through `copy.deepcopy`.
+    # `model.train()` calls its children's `train`. A bound method is copied together with its module by `deepcopy`.
     encoder.train = MethodType(_stay_in_eval, encoder)
 
 

@@ -1,17 +1,17 @@
-"""Configuration of the FCN. This file travels to the Hub: it imports libraries only, nothing of hf_seg."""
+"""Configuration of the FCN. This file is uploaded with models, so it imports only libraries, nothing of hf_seg."""
 
 from transformers import PreTrainedConfig
 
 
 class FCNConfig(PreTrainedConfig):
-    """What it takes to build an [`FCNForSemanticSegmentation`].
+    """The configuration of an [`FCNForSemanticSegmentation`].
 
     Args:
         encoder (`str`, defaults to `"resnet50"`): name of a timm CNN that has `features_only` and `output_stride`.
         output_stride (`int`, defaults to 8): image pixels per feature of the encoder along one axis: 8, 16 or 32.
         logits_stride (`int`, *optional*): image pixels per logit along one axis, a power of two from 2 up to
-            `output_stride`, which is the default. Below it, class scores of the encoder's finer feature maps are
-            added: 8 at `output_stride` 32 is the paper's FCN-8s.
+            `output_stride`, which is the default. A smaller value adds class scores of the encoder's finer feature
+            maps: 8 at `output_stride` 32 is the paper's FCN-8s.
         dropout (`float` in [0, 1), defaults to 0.1): share of the head's channels dropped in training, as in
             torchvision's `FCNHead`.
         semantic_loss_ignore_index (`int`, defaults to 255): label of the pixels that the loss leaves out; the name is
@@ -36,7 +36,7 @@ class FCNConfig(PreTrainedConfig):
 
         def need(name: str, kinds: tuple[type, ...], holds, what: str) -> None:
             value = getattr(self, name)
-            # True and False are integers to Python, and never what is meant here.
+            # True and False are integers in Python, but never valid here.
             if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
                 raise ValueError(f"FCNConfig.{name} must be {what}, not {value!r}.")
 
@@ -49,5 +49,5 @@ class FCNConfig(PreTrainedConfig):
         need("semantic_loss_ignore_index", (int,), lambda v: True, "a whole number")
 
 
-# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, also if it came from the Hub.
 FCNConfig.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Configuration of smp's models. This file travels to the Hub: it imports libraries only, nothing of hf_seg."""
+"""Configuration of smp's models. This file is uploaded with models, so it imports libraries only, not hf_seg."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from transformers import PreTrainedConfig
 
 
 class SmpConfig(PreTrainedConfig):
-    """What it takes to build an [`SmpForSemanticSegmentation`].
+    """The configuration of an [`SmpForSemanticSegmentation`].
 
     Args:
         architecture (`str`, defaults to `"unet"`): a name that `segmentation_models_pytorch.create_model` takes, such
             as `"unetplusplus"`, `"deeplabv3plus"`, `"fpn"`, `"upernet"` or `"dpt"`.
-        encoder (`str`, defaults to `"resnet50"`): name of a timm model, without smp's prefix `tu-`; or, where timm has
-            no model of that name, of an encoder of smp's own, such as `"mit_b0"`.
-        arguments (`dict`, *optional*): what else smp's class takes, such as `decoder_channels`.
+        encoder (`str`, defaults to `"resnet50"`): name of a timm model, without smp's prefix `tu-`; or, if timm has no
+            model of that name, of one of smp's own encoders, such as `"mit_b0"`.
+        arguments (`dict`, *optional*): other arguments of smp's class, such as `decoder_channels`.
         semantic_loss_ignore_index (`int`, defaults to 255): label of the pixels that the loss leaves out; the name is
             SegFormer's.
         kwargs: everything else that a `PreTrainedConfig` takes: `num_labels`, `id2label`, `label2id`, ...
@@ -29,5 +29,5 @@ class SmpConfig(PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
 
-# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, also if it came from the Hub.
 SmpConfig.register_for_auto_class()

@@ -1,6 +1,6 @@
 """Depthwise convolutions whose gradients a CPU computes several times as fast: the same function, up to rounding.
 
-Each class here is a convolution with another `forward`, and modules of a built model are made instances of it.
+Each class here is a convolution with another `forward`. `make_fast` changes modules of a built model to these classes.
 """
 
 import torch
@@ -9,11 +9,11 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PART = 2**19  # elements of a map that are multiplied at once, so that the product stays in the processor's cache
+PART = 2**19  # elements that are multiplied at once, so that the product stays in the processor's cache
 
 
 def fast_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class in here that computes the same as `module`, or None: it is no depthwise convolution, or a fast one."""
+    """Return the class here that computes the same as `module`; None if it is fast, or not a depthwise convolution."""
     if type(module) not in IN_FP32 or not module.groups == module.in_channels == module.out_channels > 1:
         return None
     if max(module.stride) > 1:
@@ -25,15 +25,15 @@ def fast_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 class FastDepthwise(nn.Conv2d):
-    """A depthwise convolution of stride 1 that keeps its maps' size, with other gradients on a CPU.
+    """A depthwise convolution of stride 1 that keeps the size of maps, with gradients of its own on a CPU.
 
-    oneDNN has no fast gradients for dilated depthwise convolutions, and none of weights for kernels above 3×3. See
-    `Gradients` for those here. A map may be smaller than a dilated kernel: its outer rows and columns then meet
-    nothing but padding and are left out, since with them oneDNN's forward pass is slow, too.
+    oneDNN has no fast gradients for dilated depthwise convolutions, and no fast weight gradient for kernels above 3×3.
+    `Gradients` computes them instead. A map may be smaller than a dilated kernel: the kernel's outer rows and columns
+    then meet only padding and are left out, since with them oneDNN's forward pass is slow, too.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(batch, channels, height, width)` to the same shape."""
+        """Map `(batch, channels, height, width)` to the same shape."""
         if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
             return super().forward(input)
         weight, bias = self.weight, self.bias
@@ -48,11 +48,11 @@ class FastDepthwise(nn.Conv2d):
 
 
 class Gradients(torch.autograd.Function):
-    """A depthwise convolution of stride 1 with zero padding that keeps its maps' size.
+    """A depthwise convolution of stride 1 with zero padding that keeps the size of maps.
 
-    With `y[i] = Σ_u w[u] x[i + u·d]` over the taps u (-1, 0, 1 for a kernel of 3) of dilation d, and the gradient g of
-    the output: that of the input is `Σ_u w[u] g[i - u·d]`, the same convolution with the kernel turned round, and that
-    of one tap is `Σ_i g[i] x[i + u·d]`, a product of two shifted maps, summed up.
+    The output is `y[i] = Σ_u w[u] x[i + u·d]`, with taps u (-1, 0, 1 for a kernel of 3) and dilation d. Let g be its
+    gradient. The gradient of the input is `Σ_u w[u] g[i - u·d]`: the same convolution with the kernel flipped. The
+    gradient of a tap is `Σ_i g[i] x[i + u·d]`: the product of two shifted maps, summed.
     """
 
     @staticmethod
@@ -90,20 +90,19 @@ def _convolve(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple
 
 
 def _from(maps: Tensor, down: int, right: int) -> Tensor:
-    """The part of `maps` `(…, height, width)` that a shift by (`down`, `right`) pixels still finds in the map."""
+    """Return the values of `maps` `(…, height, width)` at `(row + down, column + right)`, for all rows and columns for
+    which that position is in the map."""
     height, width = maps.shape[-2:]
     rows = slice(max(0, down), height + min(0, down))
     return maps[..., rows, max(0, right) : width + min(0, right)]
 
 
 class InFp32:
-    """A strided depthwise convolution that trains in fp32 under bf16 autocast on a CPU, and whose output is bf16.
-
-    oneDNN has fast gradients of it in fp32 only.
-    """
+    """Mixin for a strided depthwise convolution: on a CPU under autocast it trains in fp32 and casts its output to
+    autocast's dtype (bf16). oneDNN has fast gradients for it in fp32 only."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As of the class that comes after this one."""
+        """Call the `forward` of the next class, in fp32 where that is faster."""
         slow = input.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
         if not slow or torch.compiler.is_compiling():
             return super().forward(input)

@@ -1,8 +1,8 @@
 """SegFormer with fewer operations: the same function of the same tensors, up to rounding.
 
-Each class here is one of transformers' with another `forward`, and modules of a built model are made instances of it.
-So names, shapes and initial values of tensors, `config.json` and the model's class stay transformers' own, and stock
-transformers loads what is saved.
+Each class here is one of transformers or torch with another `forward`. `make_fast` changes modules of a built model to
+these classes. So names, shapes and initial values of tensors, `config.json` and the model's class stay those of
+transformers, and transformers alone can load a saved model.
 """
 
 import math
@@ -23,21 +23,22 @@ from .fast_depthwise import fast_class
 
 
 class FastDecodeHead(SegformerDecodeHead):
-    """The decode head with one product per feature map, applied at the map's own size.
+    """The decode head with one matrix product per feature map, applied at the map's own size.
 
-    Stock: project each map to `decoder_hidden_size` channels, enlarge all to the finest size, concatenate, mix by a
-    1×1 convolution. Both steps are linear, and bilinear enlargement, whose weights sum to one, commutes with what acts
-    on channels only: `mix(concat(up(P_i h_i + b_i))) = sum(up(M_i P_i h_i)) + sum(M_i b_i)`, with `M_i` the columns of
-    the mixing matrix that belong to map i. In evaluation mode, the batch norm becomes part of the same product.
+    transformers' head projects each map to `decoder_hidden_size` channels, enlarges all to the finest size,
+    concatenates them and mixes them by a 1×1 convolution. Projection and mixing are linear and act on channels only.
+    So they commute with bilinear enlargement, whose weights sum to one: `mix(concat(up(P_i h_i + b_i))) =
+    sum(up(M_i P_i h_i)) + sum(M_i b_i)`, with `M_i` the columns of the mixing matrix that belong to map i. In
+    evaluation mode, the batch norm becomes part of the same product.
     """
 
     def forward(self, encoder_hidden_states: tuple[Tensor, ...], **kwargs) -> Tensor:
-        """Logits `(batch, num_labels, h, w)` from maps `(batch, channels, height, width)`, the finest first, of which
-        the last may be `(batch, height·width, channels)` of a square."""
+        """Return logits `(batch, num_labels, h, w)` for maps `(batch, channels, height, width)`, the finest first,
+        whose size is h, w. The last map may be `(batch, height·width, channels)` if it is square."""
         finest = encoder_hidden_states[0]
         norm = self.batch_norm
         projections = [projection.proj for projection in self.linear_projections]
-        # a product that is rounded to 16 bits would be off by more than all that is computed with it
+        # rounding this product to 16 bits would cost more accuracy than all computations that use it
         dtype = torch.promote_types(norm.weight.dtype, torch.float32)
         with maybe_autocast(finest.device.type, enabled=False):
             mix, shift = self.linear_fuse.weight.to(dtype).flatten(1), 0
@@ -65,10 +66,10 @@ class FastDecodeHead(SegformerDecodeHead):
 
 
 class FastDepthWiseConv(SegformerDepthWiseConv):
-    """The 3×3 depthwise convolution, with the border of maps of 1×1 and 2×2 added before."""
+    """The 3×3 depthwise convolution; maps with a side of at most 2 are padded before it, not by it."""
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
-        """`(batch, height·width, channels)` to the same shape."""
+        """Map `(batch, height·width, channels)` to the same shape."""
         if min(height, width) > 2:
             return super().forward(hidden_states, height, width)
         # oneDNN has no fast gradient of the weight where the kernel is larger than the map
@@ -79,10 +80,10 @@ class FastDepthWiseConv(SegformerDepthWiseConv):
 
 
 class FastSequenceReduction(SegformerSequenceReduction):
-    """The reduction of keys and values: its patches do not overlap, so one matrix product does the convolution."""
+    """The reduction of keys and values. Its patches do not overlap, so one matrix product replaces the convolution."""
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
-        """`(batch, height·width, channels)` to `(batch, tokens, channels)`."""
+        """Map `(batch, height·width, channels)` to `(batch, tokens, channels)`."""
         convolution = self.sequence_reduction
         side = convolution.stride[0]
         rows, columns = height // side, width // side
@@ -94,21 +95,21 @@ class FastSequenceReduction(SegformerSequenceReduction):
 
 
 class FastDropout(nn.Dropout):
-    """Dropout that draws its mask on a CPU eight elements at a time; each is dropped with probability `p` exactly.
+    """Dropout that on a CPU draws its mask for eight elements at a time; each is dropped with probability exactly `p`.
 
-    torch draws one number after the other there. The seed is drawn by torch's generator, whose state a checkpoint
-    holds, so that a resumed run draws the same masks.
+    torch draws one number per element there. The seed comes from torch's generator, whose state is in checkpoints, so
+    that a resumed run draws the same masks.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`input` of any shape; while training, with elements set to zero and the others divided by `1 - p`."""
+        """Return `input` of any shape; in training, with some elements zero and the others divided by `1 - p`."""
         drawn = self.training and 0 < self.p < 1 and input.device.type == "cpu"
         if not drawn or torch.compiler.is_compiling():
             return super().forward(input)
         generator = np.random.Generator(np.random.SFC64(torch.empty((), dtype=torch.int64).random_().item()))
         count = input.numel()
         random = generator.integers(2**64, size=-(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
-        # below the threshold: kept; on it, 1 in 256 of them, the remainder of the probability decides by a new number
+        # a byte below the threshold keeps its element; for 1 in 256, equal to it, a new number decides
         threshold, remainder = divmod(256 * (1 - self.p), 1)
         kept = random < int(threshold)
         undecided = np.flatnonzero(random == int(threshold))
@@ -127,8 +128,8 @@ FASTER = {
 
 
 def make_fast(model: PreTrainedModel) -> None:
-    """Let a SegFormer of transformers compute as the classes in here, and any model's depthwise convolutions as those
-    of `fast_depthwise.py`; all other modules stay as they are."""
+    """Change modules in place: those of transformers' SegFormer to the classes in this file, depthwise convolutions of
+    any model to those of `fast_depthwise.py`. All other modules stay as they are."""
     for module in model.modules():
         if model.config.model_type == "segformer" and type(module) in FASTER:
             module.__class__ = FASTER[type(module)]

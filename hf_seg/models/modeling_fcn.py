@@ -1,4 +1,4 @@
-"""FCN on any timm CNN. This file travels to the Hub: it imports libraries and `configuration_fcn` only."""
+"""FCN on any timm CNN. This file is uploaded with models, so it imports only libraries and `configuration_fcn`."""
 
 import difflib
 
@@ -18,7 +18,7 @@ def build_encoder(name: str, output_stride: int, logits_stride: int | None = Non
 
     Args:
         output_stride (`int`): image pixels per feature along one axis: 8, 16 or 32.
-        logits_stride (`int`, *optional*): of the finest feature map wanted; by default `output_stride`.
+        logits_stride (`int`, *optional*): stride of the finest feature map to return; by default `output_stride`.
         timm_arguments: passed on to `timm.create_model`. Without `pretrained=True` the weights are random.
 
     Returns:
@@ -26,14 +26,14 @@ def build_encoder(name: str, output_stride: int, logits_stride: int | None = Non
         one for each stride that the CNN has from `logits_stride` to `output_stride`, the finest first.
 
     Raises:
-        ValueError: when timm does not know the name, or the model is no CNN that can keep this stride.
+        ValueError: when timm does not know the name, or the model is not a CNN that can have these strides.
     """
     known = timm.list_models(pretrained="." in name)  # "resnet50.a1_in1k" names weights as well
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`timm.list_models()` lists the names."
         raise ValueError(f"encoder {name!r} is not a timm model: {hint}")
-    # timm's default are five stages, which fails for the families that have four.
+    # timm returns five stages by default, which fails for the families that have four.
     arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-1,), **timm_arguments}
     try:
         encoder = timm.create_model(name, **arguments)
@@ -55,10 +55,10 @@ def build_encoder(name: str, output_stride: int, logits_stride: int | None = Non
 
 
 class FCNForSemanticSegmentation(PreTrainedModel):
-    """A fully convolutional network: a dilated timm CNN (`encoder`) under torchvision's `FCNHead` (`classifier`).
+    """A fully convolutional network: a dilated timm CNN (`encoder`), then torchvision's `FCNHead` (`classifier`).
 
-    With a `logits_stride` below the encoder's stride, 1×1 convolutions (`skips`) score the classes on the encoder's
-    finer feature maps, too, and the scores are added up from coarse to fine, each enlarged to the next one's size.
+    With a `logits_stride` below the encoder's stride, 1×1 convolutions (`skips`) also score the classes on the
+    encoder's finer feature maps. The scores are added from coarse to fine, each enlarged to the next one's size.
 
     With `encoder="resnet50"` it is torchvision's `fcn_resnet50`: same tensors (`backbone.*` is `encoder.*` here), same
     logits, same distribution of initial weights.
@@ -76,7 +76,7 @@ class FCNForSemanticSegmentation(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    # The loss is a plain mean: Trainer must divide it by the accumulation steps and not multiply it by the ranks.
+    # The loss is a plain mean: Trainer must divide it by the accumulation steps, not multiply it by the ranks.
     accepts_loss_kwargs = False
 
     def __init__(self, config: FCNConfig):
@@ -92,9 +92,9 @@ class FCNForSemanticSegmentation(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # torchvision's initial weights, so that a run from scratch is that of its fcn_resnet50: transformers' default
-        # is N(0, 0.02) everywhere, and timm's ResNets start each block's last batch norm at 0. The functions of
-        # `init` leave alone what `from_pretrained` has loaded.
+        # torchvision's initial weights, so that a run from scratch starts like its fcn_resnet50: transformers' default
+        # is N(0, 0.02) everywhere, and timm's ResNets start each block's last batch norm at 0. The functions of `init`
+        # do not change what `from_pretrained` has loaded.
         if isinstance(module, nn.Conv2d) and module in self.classifier:
             module.reset_parameters()
         elif module in self.skips:  # so that the coarse scores are learned first, as in the paper
@@ -106,7 +106,7 @@ class FCNForSemanticSegmentation(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-        # What timm does not save (blur kernels) is not in a checkpoint either.
+        # Buffers that timm does not save (blur kernels) are not in a checkpoint either.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
@@ -122,7 +122,7 @@ class FCNForSemanticSegmentation(PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, 3, height, width)`): RGB, scaled as in training.
             labels (`torch.LongTensor` of shape `(batch, height, width)`, *optional*): class ids from 0 to
                 `num_labels - 1`; `config.semantic_loss_ignore_index` marks pixels that do not count.
-            return_dict (`bool`, *optional*): False returns a tuple; by default as the configuration says.
+            return_dict (`bool`, *optional*): False returns a tuple; by default `config.return_dict`.
 
         Returns:
             [`SemanticSegmenterOutput`]: `logits` of shape `(batch, num_labels, height/8, width/8)` at the default
@@ -142,5 +142,5 @@ class FCNForSemanticSegmentation(PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
-# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, also if it came from the Hub.
 FCNForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

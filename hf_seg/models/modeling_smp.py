@@ -1,5 +1,5 @@
-"""Models of segmentation_models_pytorch. This file travels to the Hub: it imports libraries and `configuration_smp`
-only."""
+"""Models of segmentation_models_pytorch. This file is uploaded with models, so it imports only libraries and
+`configuration_smp`."""
 
 import difflib
 import importlib.util
@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_smp import SmpConfig
 
-# segmentation_models_pytorch is imported in functions, so that other models can be used where it is not installed.
+# Functions import segmentation_models_pytorch, so that other models can be used where it is not installed.
 
 
 def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
@@ -25,7 +25,7 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
     Raises:
         ImportError: where segmentation_models_pytorch is not installed.
         ValueError: when neither timm nor smp knows the encoder, or smp does not know the architecture or an argument.
-        Exception: of any kind, smp's or timm's, when the two do not fit or an argument's value does not.
+        Exception: of any type, from smp or timm, when architecture and encoder do not fit, or an argument's value.
     """
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         what = "it is a model of segmentation_models_pytorch, which is not installed"
@@ -40,12 +40,12 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
     if config.architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
         names = ", ".join(smp.MODEL_ARCHITECTURES_MAPPING)
         raise ValueError(f"SmpConfig.architecture must be one of {names}, not {config.architecture!r}.")
-    # smp hands what it does not know on to timm, which would open files that it names
+    # smp passes unknown arguments on to timm, which would open files that they name
     arguments, build = config.arguments or {}, smp.MODEL_ARCHITECTURES_MAPPING[config.architecture].__init__
     accepted = inspect.signature(build).parameters.keys() - {"encoder_name", "encoder_weights"}
     if unknown := sorted(arguments.keys() - accepted):
         raise ValueError(f"SmpConfig.arguments has {unknown[0]!r}, which no {config.architecture} takes.")
-    if config.architecture == "dpt":  # a ViT, whose positions are interpolated for images of another size
+    if config.architecture == "dpt":  # a ViT: its positions are interpolated for images of another size
         timm_arguments["dynamic_img_size"] = True
     return smp.create_model(
         config.architecture,
@@ -58,7 +58,7 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
 class SmpForSemanticSegmentation(PreTrainedModel):
     """A U-Net or another model of segmentation_models_pytorch (smp), as a model of transformers.
 
-    It has smp's modules, so smp's names of tensors, smp's logits and smp's initial weights.
+    It has smp's modules, and so the same tensor names, logits and initial weights as smp's own model.
 
     Args:
         config ([`SmpConfig`]): the architecture, the encoder, smp's arguments, the number of labels.
@@ -73,7 +73,7 @@ class SmpForSemanticSegmentation(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    # The loss is a plain mean: Trainer must divide it by the accumulation steps and not multiply it by the ranks.
+    # The loss is a plain mean: Trainer must divide it by the accumulation steps, not multiply it by the ranks.
     accepts_loss_kwargs = False
 
     def __init__(self, config: SmpConfig):
@@ -83,13 +83,13 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         self.segmentation_head = segmenter.segmentation_head
         if not any(parameter.is_meta for parameter in self.parameters()):
             for module in self.modules():
-                module._is_hf_initialized = True  # by smp and timm; transformers would draw all weights once more
+                module._is_hf_initialized = True  # by smp and timm; otherwise transformers draws all weights again
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Only for tensors that `from_pretrained` does not find in a file. It replaces the functions of `nn.init` by
-        # ones that leave alone what it has loaded.
+        # ones that do not change what it has loaded.
         from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -98,9 +98,9 @@ class SmpForSemanticSegmentation(PreTrainedModel):
             initialize_decoder(module)
         elif module in {*self.segmentation_head.modules()}:
             initialize_head(module)
-        else:  # as torch draws them; each encoder of timm has a way of its own
+        else:  # torch's default; each timm encoder has its own initial weights
             module.reset_parameters()
-        # What timm does not save (blur kernels, rotary positions) is not in a checkpoint either.
+        # Buffers that timm does not save (blur kernels, rotary positions) are not in a checkpoint either.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
@@ -116,14 +116,14 @@ class SmpForSemanticSegmentation(PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, 3, height, width)`): RGB, scaled as in training.
             labels (`torch.LongTensor` of shape `(batch, height, width)`, *optional*): class ids from 0 to
                 `num_labels - 1`; `config.semantic_loss_ignore_index` marks pixels that do not count.
-            return_dict (`bool`, *optional*): False returns a tuple; by default as the configuration says.
+            return_dict (`bool`, *optional*): False returns a tuple; by default `config.return_dict`.
 
         Returns:
             [`SemanticSegmenterOutput`]: `logits` of shape `(batch, num_labels, height, width)` with smp's defaults;
             with `labels`, `loss` is the mean cross-entropy of the logits enlarged to the labels' size.
         """
         features = self.encoder(pixel_values)
-        # a ViT gives its feature maps and, apart from them, its class tokens
+        # a ViT returns a tuple of its feature maps and its class tokens
         decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
         logits = self.segmentation_head(decoded)
         loss = None
@@ -134,5 +134,5 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
-# Makes `save_pretrained` copy this file next to the weights and name it in config.json, from here and from the Hub.
+# Makes `save_pretrained` copy this file next to the weights and name it in config.json, also if it came from the Hub.
 SmpForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -1,4 +1,4 @@
-"""What `data.normalize: "auto"` stands for: how pixels were normalised for the weights that a recipe starts from."""
+"""Replace `data.normalize: "auto"` by the normalisation that a recipe's initial weights were trained with."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ REMEDY = f"set it to {', '.join(NORMALIZATIONS)} or none"
 
 
 def resolve_normalize(recipes: list[Recipe]) -> list[Recipe]:
-    """The recipes, in training order, with a name in the place of each `data.normalize: "auto"`.
+    """Return the recipes, which are in training order, with each `data.normalize: "auto"` replaced by a name.
 
     Raises:
-        RecipeError: when the source of the weights does not say, or has a mean and deviation without a name.
+        RecipeError: when the source of the weights does not give the normalisation, or `NORMALIZATIONS` has no name
+            for its mean and standard deviation.
     """
     resolved: dict[str, Recipe] = {}
     for recipe in recipes:
         if recipe.data.normalize == "auto":
-            first = resolved.get(recipe.encoder_recipe)  # whose run may not be trained yet
+            first = resolved.get(recipe.encoder_recipe)  # its run may not be trained yet
             normalize = first.data.normalize if first else find_normalization(recipe.model)
             recipe = replace(recipe, data=replace(recipe.data, normalize=normalize))
         resolved[recipe.name] = recipe
@@ -41,10 +42,10 @@ def resolve_normalize(recipes: list[Recipe]) -> list[Recipe]:
 
 
 def find_normalization(model: ModelRecipe) -> str:
-    """`"none"` or the key of `NORMALIZATIONS` that the weights which a recipe starts from were trained with.
+    """Return the normalisation that the initial weights were trained with: `"none"` or a key of `NORMALIZATIONS`.
 
-    timm's configuration says it (an encoder of timm, with imagenet), or the image processor beside the weights. MiT
-    weights for SegFormer may be without one: all of them were trained with ImageNet's mean and deviation.
+    It is in timm's configuration (a timm encoder with init "imagenet"), or in the image processor saved beside the
+    weights. MiT weights for SegFormer may have none: all were trained with ImageNet's mean and standard deviation.
 
     Raises:
         RecipeError: as [`resolve_normalize`], and when there are no such weights.
@@ -55,7 +56,7 @@ def find_normalization(model: ModelRecipe) -> str:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecipeError) as error:
         if (model.arch, model.init) == ("segformer", "imagenet") and isinstance(error, OSError):
             return "imagenet"
-        locate_encoder_weights(model)  # what is wrong with the model or its weights comes first
+        locate_encoder_weights(model)  # a problem of the model or its weights is reported first
         what = f"{source_of(model)} does not say how pixels were normalised ({one_line(error)})"
         raise RecipeError(KEY, what, REMEDY) from error
     if found is None:

@@ -1,4 +1,4 @@
-"""Files of weights, here or on the Hub: found, downloaded, verified."""
+"""Find, download and verify weight files, local or on the Hub."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from hf_seg.problem import RecipeError, Refusal, one_line
 
 KEY = "model.encoder_weights"
-# The second one is all that some repositories have; it is read as data only (`weights_only=True`).
+# Some repositories have the second one only; it is read as data (`weights_only=True`), so no code in it is run.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LARGEST_CONFIG = 2**24  # bytes of config.json; 20,000 classes take 1 MB
 MOST_CLASSES = 2**16  # a mask has 16 bits a pixel
-MOST_PARAMETERS = 4  # times those in the file: some models on the Hub lack what their forward pass never uses
+MOST_PARAMETERS = 4  # times those in the file: some files on the Hub lack what the forward pass never uses
 REMEDY = (
     "Where there is network, `hf download` it once (its cache is then used offline too), or name a local file or "
     "folder in model.encoder_weights."
@@ -44,7 +44,7 @@ REMEDY = (
 
 
 def find_in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
-    """The file of weights in a folder, which the recipe calls `source`."""
+    """Return the weight file in a folder, which the recipe calls `source`; a [`RecipeError`] when there is none."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -55,7 +55,11 @@ def find_in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
 
 
 def download(source: str, is_checkpoint: bool) -> Path:
-    """Fetch the file of weights of a Hub id, and for a checkpoint config.json into the same folder."""
+    """Download the weight file of a Hub id, and for a checkpoint also config.json, into the cache; return its path.
+
+    Raises:
+        RecipeError: when `source` is not a Hub id, or the files cannot be downloaded and are not in the cache.
+    """
     is_file = Path(source).suffix in (".safetensors", ".bin", ".pth", ".pt")
     if is_file or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise RecipeError(KEY, f"{source} does not exist, and is not a Hub id such as nvidia/mit-b0 either", REMEDY)
@@ -66,13 +70,13 @@ def download(source: str, is_checkpoint: bool) -> Path:
             return Path(hf_hub_download(source, WEIGHT_FILES[0]))
         except RemoteEntryNotFoundError:
             return Path(hf_hub_download(source, WEIGHT_FILES[1]))
-        except LocalEntryNotFoundError:  # no connection: a second attempt would only wait as long again
+        except LocalEntryNotFoundError:  # no connection: a second request would wait just as long
             if isinstance(cached := try_to_load_from_cache(source, WEIGHT_FILES[1]), str):
                 return Path(cached)
             raise
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
         out_of_reach = f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})"
-        # The order matters: a gated repository is a kind of missing one, a missing cache entry a kind of missing file.
+        # The order matters: the first class is a subclass of the fourth, and the second of the third.
         reasons = (
             (LocalEntryNotFoundError, out_of_reach),
             (GatedRepoError, "access is gated: accept its terms on its page and log in with `hf auth login`"),
@@ -86,14 +90,14 @@ def download(source: str, is_checkpoint: bool) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """64 hex digits."""
+    """Return the SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_download(path: Path) -> None:
-    """Refuse a large file in the Hub's cache whose SHA-256 is not the one that it is named by there: a damaged one."""
-    stored = path.resolve()  # the name that a repository gives it is a link
+    """Refuse a damaged file in the Hub's cache. A large file is named there by its SHA-256; others are not checked."""
+    stored = path.resolve()  # `path` is a link with the name that the file has in its repository
     if re.fullmatch("[0-9a-f]{64}", stored.name) and (found := sha256(stored)) != stored.name:
         what = f"{path.name} is damaged: its SHA-256 is {found}, not that of the file on the Hub"
         raise Refusal("", what, f"Delete {stored} and try again, which downloads it once more.")
@@ -101,7 +105,7 @@ def verify_download(path: Path) -> None:
 
 @contextmanager
 def hidden_bars() -> Iterator[None]:
-    """Hide the bars of transformers, one for each file of weights that is read or written: they reach logs, too."""
+    """Hide transformers' progress bars: there is one for each weight file that is read or written, also in logs."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -115,7 +119,7 @@ Header = dict[str, tuple[int, ...]]
 
 
 def read_header(model: str | Path) -> Header | None:
-    """The tensors in the safetensors files of a folder or Hub id, name → shape; None when there is no such file."""
+    """Return the tensors in the safetensors files of a folder or Hub id, name → shape; None if there is no file."""
     may_lack = {"_raise_exceptions_for_missing_entries": False}
     file = cached_file(model, WEIGHT_FILES[0], **may_lack)
     index = None if file else cached_file(model, f"{WEIGHT_FILES[0]}.index.json", **may_lack)
@@ -129,7 +133,8 @@ def read_header(model: str | Path) -> Header | None:
 
 
 def check_config(model: str | Path, header: Header | None) -> None:
-    """Refuse, by a ValueError, a config.json of more classes or layers than there are tensors for."""
+    """Raise a ValueError for a config.json that is too large, or whose numbers of classes or layers do not fit the
+    tensors in `header`."""
     path = cached_file(model, "config.json")
     if os.path.getsize(path) > LARGEST_CONFIG:
         raise ValueError(f"its config.json has more than {LARGEST_CONFIG >> 20} MB")
@@ -141,7 +146,7 @@ def check_config(model: str | Path, header: Header | None) -> None:
     labels = config.get("id2label")
     classes = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     rows = {shape[0] for shape in header.values() if shape}
-    # a model with queries has one class more, for those that found nothing
+    # a model with queries has an extra class, for queries that found nothing
     if classes > MOST_CLASSES or not {classes, classes + 1} & rows:
         raise ValueError(f"its config.json has {classes:,} classes, and no tensor in its file of weights has as many")
     for key, count in _counts(config):
@@ -151,7 +156,7 @@ def check_config(model: str | Path, header: Header | None) -> None:
 
 
 def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Numbers of parts in a configuration: `num_hidden_layers`, `depths`, the lengths of lists of numbers."""
+    """Yield numbers of parts in a configuration: `num_hidden_layers`, `depths`, the lengths of lists of numbers."""
     if isinstance(config, dict):
         for name, value in config.items():
             yield from _counts(value, name)
@@ -165,7 +170,8 @@ def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def check_parameters(auto: type, config: PreTrainedConfig, header: Header | None) -> None:
-    """Refuse, by a ValueError, a model much larger than what its file of weights holds; nothing is allocated."""
+    """Raise a ValueError for a model that has more than `MOST_PARAMETERS` times the parameters in its weight file. No
+    memory is allocated for it."""
     if header is None:
         return
     with torch.device("meta"), meta_device_safe_creation_ops():

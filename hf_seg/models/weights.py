@@ -1,4 +1,4 @@
-"""Initial weights: locates the file, and reads exactly the encoder out of it, or encoder and head."""
+"""Initial weights: find the file, and read from it exactly the encoder, or encoder and head."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """What initial weights and freezing are about: the base model, or, where there is none (UPerNet), the backbone."""
+    """Return the encoder: the base model, or, if there is none (UPerNet), the submodule `backbone`."""
     return model.backbone if model.base_model is model else model.base_model
 
 
 def source_of(model: ModelRecipe) -> str:
-    """The path or Hub id that a recipe names, or else the default for its encoder.
+    """Return the path or Hub id of a recipe's initial weights: the one it names, or the default for its encoder.
 
     Raises:
-        RecipeError: when there is neither, or ImageNet's weights are asked for and the encoder is not timm's.
+        RecipeError: when there is neither, or with init "imagenet" for one of smp's own encoders.
     """
     if model.arch == "smp" and model.init == "imagenet" and not timm.is_model(model.encoder or "resnet50"):
         what = f"{model.encoder} is an encoder of smp's own, and weights are read in timm's format only"
@@ -63,16 +63,17 @@ def source_of(model: ModelRecipe) -> str:
 
 
 def license_of(source: str) -> str | None:
-    """What timm says of the licence of its weights on the Hub, such as `"apache-2.0"`."""
+    """Return the licence that timm gives for its weights on the Hub, such as `"apache-2.0"`; None if it gives none."""
     tag = source.removeprefix("timm/")
     return timm.get_pretrained_cfg(tag).license if source != tag and timm.is_model_pretrained(tag) else None
 
 
 def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
-    """A recipe's file of weights, .safetensors or pytorch_model.bin, downloaded once if it is on the Hub.
+    """Return a recipe's weight file, .safetensors or pytorch_model.bin. It is downloaded once if it is on the Hub.
 
     Raises:
-        RecipeError: when there is none, it may not be opened, or is a checkpoint of another encoder than `config`'s.
+        RecipeError: when there is none, its format can run code, or it is a checkpoint of another encoder than
+            `config`'s.
     """
     source = source_of(model)
     local = Path(source).expanduser()
@@ -103,7 +104,7 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
 
 
 def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
-    """Refuse a checkpoint whose encoder is, by its config.json (`theirs`), built otherwise than the recipe's."""
+    """Refuse a checkpoint whose encoder, by its config.json (`theirs`), is built differently from the recipe's."""
     model_type = theirs["model_type"]
     if model.arch == "auto":
         there, here = ({"arch": "auto", "path": each} for each in (model_type, config.model_type))
@@ -123,7 +124,7 @@ def compare(model: ModelRecipe, config: PreTrainedConfig, theirs: dict) -> None:
 
 
 def _different_shapes(config: PreTrainedConfig, theirs: dict) -> list[str]:
-    """The first tensor that differs, for models of which hf_seg does not know what the keys of config.json mean."""
+    """Describe the first tensor that differs, for models whose keys of config.json hf_seg does not interpret."""
     shapes = []
     with torch.device("meta"), meta_device_safe_creation_ops():
         for each in (type(config).from_dict(theirs), config):
@@ -137,7 +138,7 @@ def _different_shapes(config: PreTrainedConfig, theirs: dict) -> list[str]:
 
 
 def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict of the encoder of `built`, from the file that [`locate`] has found; heads in it are left out.
+    """Return the state dict of the encoder of `built`, from the file that [`locate`] found. Heads in it are left out.
 
     Raises:
         RecipeError: when the file cannot be read, lacks a tensor of the encoder, or has one in another shape.
@@ -153,13 +154,13 @@ def read(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, to
 
 
 def load_model(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[str, Any]:
-    """Give `built` the weights of encoder and head in the file that [`locate`] has found. Where a tensor of the head
-    has a row for each class, each class gets the row of the class of the same name, or keeps its random one.
+    """Load the weights of encoder and head into `built`, from the file that [`locate`] found. If a tensor of the head
+    has one row per class, each class gets the row of the class with the same name, or keeps its random row.
 
     Returns:
-        `dict`: of the head `source`; `tensors_loaded`; `tensors_by_class` with such rows, for `classes_loaded` and
-        `classes_fresh`, of which there is no such name in the file; and `tensors_fresh`, which it lacks or has in
-        another shape.
+        `dict`: about the head: `source`; the numbers of tensors `tensors_loaded` whole, `tensors_by_class` with such
+        rows, and `tensors_fresh`, which the file lacks or has in another shape; and the names of classes whose rows
+        were found (`classes_loaded`) and not found (`classes_fresh`).
 
     Raises:
         RecipeError: as [`read`].
@@ -170,7 +171,7 @@ def load_model(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[s
     whole, problems, absent = _from_transformers(tensors, built, config, unknown=model.arch != "auto")
     _refuse(model, problems)
 
-    ids = {name: number for number, name in reversed(theirs.id2label.items())}  # of equal names, the first
+    ids = {name: number for number, name in reversed(theirs.id2label.items())}  # of equal names, the first id
     rows = {ours: ids[name] for ours, name in built.config.id2label.items() if name in ids}
     by_class = _tensors_by_class(built)
     if by_class & absent:  # the bias of a class is of no use without its weights
@@ -196,7 +197,7 @@ def load_model(model: ModelRecipe, path: Path, built: PreTrainedModel) -> dict[s
 
 
 def _tensors_by_class(built: PreTrainedModel) -> set[str]:
-    """Names of the tensors whose first dimension is that of the classes: those that grow with a class more."""
+    """Return the names of the tensors that have one row per class: those whose shape changes with another class."""
     shapes = []
     with torch.device("meta"), meta_device_safe_creation_ops():
         for more in (0, 1):
@@ -210,7 +211,7 @@ def _read_tensors(model: ModelRecipe, path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises its own type
-        said = (str(error).splitlines() or [type(error).__name__])[0]  # torch goes on to advise against its own safety
+        said = (str(error).splitlines() or [type(error).__name__])[0]  # torch's next lines advise `weights_only=False`
         what = f"{source_of(model)} cannot be read ({path.name}: {said})"
         raise RecipeError(KEY, what, "fetch or save it again") from error
 
@@ -227,11 +228,12 @@ def _refuse(model: ModelRecipe, problems: list[str]) -> None:
 def _from_transformers(
     tensors: dict, built: PreTrainedModel, config: PreTrainedConfig, *, unknown: bool
 ) -> tuple[PreTrainedModel, list[str], set[str]]:
-    """Let transformers rename tensors. What does not fit the encoder, tensors it lacks too if `unknown`, is said.
+    """Load tensors with transformers, which renames them, and list what does not fit the encoder: missing tensors,
+    other shapes and, if `unknown`, tensors that it does not have.
 
     Returns:
-        `tuple`: another model like `built`, by `config`; what is wrong with its encoder; and the names of all its
-        tensors that are still random.
+        `tuple`: another model of the class of `built`, made from `config`; what is wrong with its encoder; and the
+        names of all its tensors that are still random.
     """
     with _quiet("transformers"), hidden_bars(), torch.random.fork_rng(devices=[]):
         loaded, report = type(built).from_pretrained(
@@ -239,7 +241,7 @@ def _from_transformers(
             config=config,
             state_dict=dict(tensors),
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # so that they are in the report, all of them
+            ignore_mismatched_sizes=True,  # so that all of them are in the report
             output_loading_info=True,
         )
     encoder = encoder_of(loaded)
@@ -252,9 +254,9 @@ def _from_transformers(
 
 
 def _from_timm(tensors: dict, config: FCNConfig | SmpConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let timm rename the tensors of its format, and prove that each one of the encoder came from them."""
-    # timm fills a feature extractor without strictness: from a file of something else, it would stay random without a
-    # word. So it is filled once more, with NaN for every value: what is not NaN then did not come from the file.
+    """Load tensors in timm's format with timm, which renames them, and check that they fill the whole encoder."""
+    # timm loads weights into a feature extractor without `strict`: with the file of another model it would silently
+    # stay random. So it is loaded a second time with all values NaN: what is not NaN then did not come from the file.
 
     def fill(values: dict) -> dict[str, torch.Tensor]:
         overlay = {"pretrained_cfg_overlay": {"state_dict": values}}
@@ -275,7 +277,7 @@ def _from_timm(tensors: dict, config: FCNConfig | SmpConfig) -> tuple[dict[str, 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Hold back a library's warnings about tensors that do not fit: they become one error of ours."""
+    """Hide a library's warnings about tensors that do not fit, since hf_seg reports them in one error."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

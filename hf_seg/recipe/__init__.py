@@ -1,6 +1,7 @@
 """Recipes: one complete JSON file per run. All of them are checked before anything is loaded.
 
-A recipe describes model, data and training; the launcher, the machine. Reading one needs neither torch nor a GPU.
+A recipe describes model, data and training; the launcher describes the machine. Reading a recipe needs neither torch
+nor a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ __all__ = ["DataRecipe", "ModelRecipe", "Recipe", "TrainingRecipe", "json_schema
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a recipe file, for editors; arguments are those of the installed Trainer."""
+    """Return the JSON Schema (draft 2020-12) of a recipe file, for editors. Its `training` section includes the
+    arguments of the installed transformers."""
     sections = section_schemas()
     passed_on = {
         key: kind.json_schema() | {"description": "Passed on to transformers' TrainingArguments."}
@@ -39,12 +41,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def over_seeds(recipes: Sequence[Recipe], named: Container[str], seeds: Sequence[int]) -> list[Recipe]:
-    """Each of the recipes named once for each seed, as `NAME-seedN`; the others stay as they are.
+    """Repeat each recipe in `named` once per seed, as `NAME-seedN`; the others stay as they are.
 
-    The encoder of a recipe that is named itself is the one of the same seed.
+    If its encoder comes from the run of a recipe that is also in `named`, it comes from that recipe's run of the same
+    seed.
 
     Raises:
-        RecipeError: when a name gets too long.
+        RecipeError: when a name becomes too long.
     """
     repeated = []
     for recipe in recipes:

@@ -1,6 +1,6 @@
-"""The keys of a recipe: each one's meaning, type, range and default stand here once.
+"""The keys of a recipe. The meaning, type, range and default of each key are defined here, and only here.
 
-pydantic decides what is valid; the JSON Schema and docs/recipes.md follow from the same fields.
+pydantic decides what is valid; the JSON Schema and docs/recipes.md are made from the same fields.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-# not `str`, whose length pydantic counts in UTF-8: names of folders need not be in it
+# not `str`: pydantic counts its length in UTF-8, and the name of a folder may not be valid UTF-8
 Text = Annotated[InstanceOf[str], Field(min_length=1)]
 Auto = bool | Literal["auto"]
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 Loss = Literal["cross_entropy", "dice", "lovasz", "focal"]
 ON_TIMM = ("fcn", "smp")  # architectures whose encoder is a model of timm
-# what data.normalize stands for: mean and standard deviation of each channel of RGB in [0, 1]; the names are timm's
+# values of data.normalize → mean and standard deviation of each RGB channel in [0, 1]; the names are timm's
 NORMALIZATIONS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "inception": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
@@ -122,7 +122,7 @@ class DataRecipe:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of `image_size`."""
+        """Height and width of `image_size`, in pixels."""
         height, width = self.image_size if isinstance(self.image_size, list) else (self.image_size,) * 2
         return height, width
 
@@ -192,7 +192,7 @@ class TrainingRecipe:
     """Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb."""
     push_to_hub: bool = False
     """Upload the model, its processor and its card to the Hugging Face Hub."""
-    # Not a key: what else the section held. Flat in JSON, apart here because transformers owns names and types.
+    # Not a key, but all other keys of the section. They are apart because transformers defines their names and types.
     arguments: SkipJsonSchema[dict[str, Any]] = Field({})
 
 
@@ -203,7 +203,7 @@ SECTIONS: dict[str, type] = {"model": ModelRecipe, "data": DataRecipe, "training
 class Recipe:
     """One run."""
 
-    name: str  # the file's, without `.json`; also that of the run's folder
+    name: str  # the file's name without `.json`, and the name of the run's folder
     path: Path
     model: ModelRecipe
     data: DataRecipe
@@ -215,23 +215,23 @@ class Recipe:
             self.data = dataclasses.replace(self.data, normalize="none")
 
     def to_dict(self) -> dict[str, Any]:
-        """The effective recipe: every key with its value. Saved as JSON, it loads as the same recipe again."""
+        """Return every key with its effective value. Saved as JSON, it loads as the same recipe again."""
         sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
         sections["training"] |= sections["training"].pop("arguments")
         return sections
 
 
 def loss_parts(loss: str | Mapping[str, float]) -> Mapping[str, float]:
-    """`training.loss` as a sum: names of losses → their weights."""
+    """Return `training.loss` as a sum: names of losses → their weights."""
     return {loss: 1.0} if isinstance(loss, str) else loss
 
 
 def section_schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schema of each section, with hf_seg's own keys."""
+    """Return the JSON Schema of each section, with hf_seg's own keys only."""
     schemas = {}
     for section, recipe in SECTIONS.items():
         schema = TypeAdapter(recipe).json_schema()
-        keys = {key: schema["properties"][key] for key in key_types()[section]}  # in their order
+        keys = {key: schema["properties"][key] for key in key_types()[section]}  # in the order of the fields
         for key in keys.values():
             key["description"] = " ".join(key["description"].split())
             del key["title"]
@@ -240,13 +240,14 @@ def section_schemas() -> dict[str, dict[str, Any]]:
 
 
 def all_keys() -> dict[str, dict[str, dict[str, Any]]]:
-    """JSON Schema of hf_seg's own keys, by section and name, with `description` and, unless required, `default`."""
+    """Return the JSON Schemas of hf_seg's own keys, by section and name. Each has a `description` and, unless the key
+    is required, a `default`."""
     return {section: schema["properties"] for section, schema in section_schemas().items()}
 
 
 @functools.cache
 def key_types() -> dict[str, dict[str, TypeAdapter]]:
-    """What hf_seg's own keys take, by section and name."""
+    """Return the types of hf_seg's own keys, by section and name."""
     return {
         section: {
             name: TypeAdapter(Annotated[field.annotation, Field(), *field.metadata], config=STRICT)
@@ -278,7 +279,7 @@ _LIMITS = {
 
 
 def expectation(schema: Mapping[str, Any]) -> str:
-    """What a JSON Schema of one key accepts, in words: `a whole number, at least 1, or null`."""
+    """Describe in words what the JSON Schema of a key accepts: `a whole number, at least 1, or null`."""
     if "anyOf" in schema:
         choices = [expectation(branch) for branch in schema["anyOf"]]
     elif "const" in schema or "enum" in schema:
@@ -290,7 +291,7 @@ def expectation(schema: Mapping[str, Any]) -> str:
             words += f" {expectation(schema['items'])}"
         elif isinstance(schema.get("additionalProperties"), dict):
             words += f" in which each value is {expectation(schema['additionalProperties'])}"
-        # 64 bits are what there is, and need not be said
+        # the limits of 64-bit integers need no mention
         limits = {key: schema[key] for key in _LIMITS if abs(schema.get(key, 2**63)) < 2**63}
         said = [_LIMITS[key].format(limit) for key, limit in limits.items()]
         if {"minimum", "maximum"} <= limits.keys():
@@ -303,7 +304,7 @@ def expectation(schema: Mapping[str, Any]) -> str:
 
 
 def fits(value: Any, kind: TypeAdapter) -> bool:
-    """Whether a JSON value is of a type and within its limits: `true` is no number, 64.0 is no whole number."""
+    """Return whether a JSON value is of a type and within its limits: `true` is not a number, 64.0 not a whole one."""
     try:
         kind.validate_python(value)
     except ValidationError:
@@ -312,14 +313,14 @@ def fits(value: Any, kind: TypeAdapter) -> bool:
 
 
 def _nearest_size(value: Any) -> Any:
-    """Numbers at their nearest multiples of 32; whatever else as it is."""
+    """Round numbers to the nearest multiple of 32, at least 32; other values stay as they are."""
     if isinstance(value, list):
         return [_nearest_size(side) for side in value]
     return max(32, round(value / 32) * 32) if type(value) in (int, float) else value
 
 
 def mismatch(value: Any, kind: TypeAdapter) -> tuple[str, str] | None:
-    """What is wrong with a value, and the remedy, or None: `must be a number, above 0, but is "1"`."""
+    """Return what is wrong with a value, such as `must be a number, above 0, but is "1"`, and the remedy; or None."""
     if fits(value, kind):
         return None
     shown, remedy = json.dumps(value, ensure_ascii=False), ""

@@ -1,7 +1,8 @@
-"""What a recipe may pass on to transformers, read from the installed package's source without importing it.
+"""The arguments that a recipe may pass on to transformers, read from the installed package's source, not imported.
 
-Importing transformers' `TrainingArguments` takes seconds and pulls in torch, and building one with `bf16` raises on a
-machine without a GPU. Its source says names and types just as well, so a recipe can be checked anywhere, instantly.
+Importing transformers' `TrainingArguments` takes seconds and imports torch, and creating one with `bf16` fails on a
+machine without a GPU. Its source gives the same names and types, so a recipe can be checked anywhere, instantly.
+The same is done for the configuration classes of models.
 """
 
 from __future__ import annotations
@@ -73,16 +74,16 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "deepspeed fsdp fsdp_config accelerator_config parallelism_config local_rank ddp_backend": (_LAUNCHER, _SCIENCE),
     "ddp_timeout": ("how long processes wait depends on the machines", "set the variable HF_SEG_TIMEOUT"),
     "split_batches dispatch_batches": (_GONE, f"{_LAUNCHER}, and {_SCIENCE}"),
-    # What people write who come from another trainer.
+    # Names that other trainers use.
     "batch_size train_batch_size": (_RENAMED, "set global_train_batch_size"),
     "lr": (_RENAMED, "set learning_rate"),
     "epochs num_epochs max_epochs": (_RENAMED, "set num_train_epochs"),
     "torch_compile": (_RENAMED, "set compile"),
 }
-# Arguments that a recipe may not set: why, and what to do. With those that transformers has dropped: people know them.
+# Arguments that a recipe may not set → (why, what to do). Some are no longer in transformers, but users may know them.
 REFUSED = {name: said for names, said in _REFUSED.items() for name in names.split()}
 
-# Limits of values that transformers would refuse only after the data is loaded, or that fail later still.
+# Limits of values that transformers would refuse only after the data is loaded, or that would fail even later.
 _LIMITS: dict[str, Any] = {
     "warmup_steps": Field(ge=0),
     "adam_beta1": Field(ge=0, lt=1),
@@ -110,21 +111,21 @@ _TYPES: dict[str, Any] = {
 
 
 def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any = None) -> TypeAdapter:
-    """What a key takes whose type is annotated so in a source, e.g. `"bool | Literal['auto']"`.
+    """Build a key's type from its annotation in source code, e.g. `"bool | Literal['auto']"`.
 
     Args:
         enums (`dict`, *optional*): enumeration classes that the annotation may name → `Literal` of their values.
-        limits (`Field`, *optional*): what holds besides.
+        limits (`Field`, *optional*): further limits of the value.
 
     Raises:
         TypeError: when a part of the annotation is not understood.
     """
     enums = enums or {}
     parts = annotation.split(" | ")
-    if enums.keys() & {*parts}:  # one of the enumeration's values: a bare `str` would let every text through
+    if enums.keys() & {*parts}:  # only the enumeration's values: `str` would accept any text
         annotation = " | ".join(part for part in parts if part != "str")
     try:
-        kind = eval(annotation, _TYPES | enums)  # of installed code, and no name of it stands for a function
+        kind = eval(annotation, _TYPES | enums)  # from installed code, and all its names are those of types
         return TypeAdapter(kind if limits is None else Annotated[kind, limits], config=STRICT)
     except (NameError, TypeError) as error:
         raise TypeError(f"hf_seg cannot read the type annotation {annotation!r} ({error})") from error
@@ -132,7 +133,7 @@ def key_type(annotation: str, enums: dict[str, Any] | None = None, limits: Any =
 
 @functools.cache
 def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)  # of a top-level package: finds, does not import
+    spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed; run pip install {package}", name=package)
     return Path(spec.submodule_search_locations[0])
@@ -145,7 +146,7 @@ def _classes(package: str, file: str) -> dict[str, ast.ClassDef]:
 
 
 def annotated_fields(package: str, file: str, name: str) -> Iterator[tuple[str, str, ast.expr | None]]:
-    """The annotated fields of a class: name, annotation, and what gives the default."""
+    """Yield the annotated fields of a class: name, annotation, and the expression of the default, or None."""
     for item in _classes(package, file)[name].body:
         if isinstance(item, ast.AnnAssign):
             yield item.target.id, ast.unparse(item.annotation), item.value
@@ -155,7 +156,7 @@ SMP = "segmentation_models_pytorch"
 
 
 def smp_architectures() -> dict[str, tuple[str, str]]:
-    """smp's names of its architectures, such as `"unet"` → the file and the name of the class; none without smp."""
+    """Return smp's architectures: name, such as `"unet"` → file and name of the class; empty without smp."""
     if importlib.util.find_spec(SMP) is None:
         return {}
     imports = ast.parse((_folder(SMP) / "__init__.py").read_text(encoding="utf-8")).body
@@ -168,7 +169,7 @@ def smp_architectures() -> dict[str, tuple[str, str]]:
 
 
 def smp_arguments(architecture: str) -> Iterator[tuple[str, str, ast.expr | None]]:
-    """The arguments of one of smp's classes: name, annotation, and what gives the default."""
+    """Yield the arguments of the class of an smp architecture: name, annotation, and the expression of the default."""
     file, name = smp_architectures()[architecture]
     (init,) = (item for item in _classes(SMP, file)[name].body if getattr(item, "name", "") == "__init__")
     for argument, default in zip(init.args.args[1:], init.args.defaults, strict=True):
@@ -182,11 +183,11 @@ def _enum_values(node: ast.ClassDef) -> tuple[str, ...]:
 
 @functools.cache
 def scheduler_types() -> tuple[str, ...]:
-    """The values of transformers' `SchedulerType`, e.g. `"linear"`."""
+    """Return the values of transformers' `SchedulerType`, e.g. `"linear"`."""
     return _enum_values(_classes("transformers", "trainer_utils.py")["SchedulerType"])
 
 
-# Trackers that are not called like the package that they take; kubeflow takes none.
+# Trackers whose package has another name; kubeflow needs no package of its own.
 _PACKAGES = {
     "azure_ml": ["azureml"],
     "flyte": ["flytekit"],
@@ -196,7 +197,7 @@ _PACKAGES = {
 
 
 def trackers() -> dict[str, bool]:
-    """The names that `report_to` takes in the installed transformers, and whether the package of each is installed."""
+    """Return the names that `report_to` accepts in the installed transformers → whether its package is installed."""
     source = (_folder("transformers") / "integrations" / "integration_utils.py").read_text(encoding="utf-8")
     names = [
         key.value
@@ -209,7 +210,7 @@ def trackers() -> dict[str, bool]:
 
 @functools.cache
 def training_arguments() -> dict[str, TypeAdapter]:
-    """The fields of the installed `TrainingArguments` that are not refused, and what each takes."""
+    """Return the fields of the installed `TrainingArguments` that are not refused → their types."""
     enums = {
         name: Literal[_enum_values(node)]
         for file in ("training_args.py", "trainer_utils.py", "debug_utils.py")
@@ -220,9 +221,9 @@ def training_arguments() -> dict[str, TypeAdapter]:
     known = {}
     for name, annotation, _ in annotated_fields("transformers", "training_args.py", "TrainingArguments"):
         if name in ("log_level", "log_level_replica"):
-            annotation = "LogLevel"  # a plain `str` there
+            annotation = "LogLevel"  # annotated as a plain `str`
         try:
             known[name] = key_type(annotation, enums, _LIMITS.get(name))
-        except TypeError:  # of a newer transformers: the trial step before a run finds what the argument does not take
+        except TypeError:  # from a newer transformers: the trial step before a run finds values that do not fit
             known[name] = TypeAdapter(Any)
     return {name: kind for name, kind in known.items() if name not in REFUSED}

@@ -1,4 +1,4 @@
-"""From recipe files and the command line to checked sections in training order.
+"""Read recipe files and overrides from the command line, check them, and put the recipes in training order.
 
 Problems are collected, and a launch reports all of them at once.
 """
@@ -29,16 +29,16 @@ from hf_seg.recipe.rules import (
     is_path_or_hub_id,
 )
 
-RUN_FORMAT = "hf_seg_run"  # the key of a run's record, run.json, that tells it from a recipe
+RUN_FORMAT = "hf_seg_run"  # a key of a run's record (run.json) that recipes do not have
 COMMAND_LINE = "command line"
-# The recipes that come with hf_seg are inside of an installed package, and at the top of a checkout.
+# The recipes that come with hf_seg are inside an installed package, but at the top level of a checkout.
 _INSTALLED = Path(__file__).parents[1] / "recipes"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 @dataclass
 class Draft:
-    """A recipe on its way: sections hold what passed the checks, so that one mistake does not hide the next."""
+    """A recipe during the checks. Its sections hold only valid values, so that one mistake does not hide the next."""
 
     path: Path
     sections: dict[str, dict[str, Any]] = field(default_factory=lambda: {section: {} for section in SECTIONS})
@@ -66,12 +66,12 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
 
     Args:
         paths: files, or names of recipes that come with hf_seg, such as `quickstart-fcn`.
-        overrides: `--section.key value` or `--section.key=value`, as on the command line, for each of `paths`, not for
-            a recipe that is added. A value is read as JSON where it is JSON, else as text.
+        overrides: `--section.key value` or `--section.key=value`, as on the command line. They apply to each of
+            `paths`, not to a recipe that is added. A value is read as JSON if it is JSON, else as text.
 
     Returns:
-        In the order given, except that a recipe comes after the one whose encoder it starts from, which is added when
-        it was not given.
+        The recipes in the order given, except that a recipe comes after the one whose encoder it starts from. That one
+        is added when it was not given.
 
     Raises:
         RecipeError: with every problem of every file.
@@ -95,7 +95,7 @@ def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with hf_seg, by name."""
+    """Return the paths of the recipes that come with hf_seg, by name."""
     return {path.stem: path for path in sorted(SHIPPED.rglob("*.json"))}
 
 
@@ -104,7 +104,7 @@ def _find(path: str | Path) -> Path:
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Command-line overrides → ({"training.learning_rate": value}, problems). argparse would accept short forms."""
+    """Parse overrides to ({"training.learning_rate": value}, problems). argparse would accept abbreviated names."""
     changes: dict[str, Any] = {}
     problems = []
     waiting = list(arguments)
@@ -160,7 +160,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
         raise RecipeError(path, "is not text in UTF-8", "save it as UTF-8") from None
     except Refusal as error:
         raise RecipeError(path, error.problems[0].what, error.problems[0].remedy) from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise RecipeError(path, str(error)) from None
     if not isinstance(recipe, dict):
         raise RecipeError(path, f"must be an object {{...}} with the sections {', '.join(SECTIONS)}")
@@ -182,16 +182,16 @@ def _read(path: Path, changes: Mapping[str, Any], problems: list[Problem]) -> Dr
             if not isinstance(inner.get(parent), dict):
                 inner[parent] = {}
             inner = inner[parent]
-        inner[key] = copy.deepcopy(value)  # each recipe's own: the next override may write into it
+        inner[key] = copy.deepcopy(value)  # a copy per recipe: the next override may write into it
     for key, what, remedy in _check(recipe, draft):
-        # Said once for the command line, not again for each recipe that it applies to.
+        # The place is the command line, so that it is reported once, not for each recipe that the override applies to.
         overridden = any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for name in changes)
         problems.append(problem_of(COMMAND_LINE if overridden else path, f"{key}: {what}", remedy))
     return draft
 
 
 def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
-    """What is wrong with a recipe; what is not goes into the draft."""
+    """Yield what is wrong with a recipe; valid values go into the draft."""
     for section in recipe:
         if section not in SECTIONS and section != "$schema":
             homes = [home for home, keys in key_types().items() if section in keys]
@@ -217,7 +217,7 @@ def _check(recipe: dict[str, Any], draft: Draft) -> Iterator[Found]:
 
 
 def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
-    """Find the recipes whose runs give encoders, and read those that were not named on the command line."""
+    """Find the recipes whose runs provide initial weights, and read those not named on the command line."""
     named = set(drafts)
     waiting = list(drafts.values())
     for draft in waiting:

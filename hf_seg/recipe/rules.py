@@ -1,6 +1,6 @@
-"""What can be wrong inside one recipe: unknown keys, types, ranges, and keys that contradict each other.
+"""The checks of a single recipe: unknown keys, types, ranges, and keys that contradict each other.
 
-Nothing here raises for bad input: each check hands back what it found, so that a launch can report everything at once.
+No check raises for bad input. Each returns what it found, so that a launch can report everything at once.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from hf_seg.recipe.passthrough import (
 
 Found = tuple[str, str, str]  # a key such as "training.learning_rate", what is wrong with it, the remedy
 
-LONGEST_NAME = 255 - len("..replaced")  # bytes that file systems take, less what is put around a run's name
-# Names that Windows gives to devices, whatever follows the first dot.
+LONGEST_NAME = 255 - len("..replaced")  # bytes that file systems allow, less what hf_seg adds to a name
+# Names that Windows reserves for devices, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def check_name(name: str) -> str | None:
-    """Why a recipe's name cannot be that of a run's folder; None when it can."""
+    """Return why a recipe's name cannot be the name of a run's folder; None when it can."""
     if not name or name.startswith("."):
         return f'the name "{name}" is empty or begins with a dot, and a run\'s folder cannot be called so'
     if name.endswith((".", " ")) or _DEVICES.fullmatch(name):
@@ -49,15 +49,15 @@ def check_name(name: str) -> str | None:
 
 
 def is_path_or_hub_id(weights: str) -> bool:
-    """Whether it is an existing file or folder, or has the form `org/name`."""
+    """Return whether `weights` is an existing file or folder, or has the form `org/name`."""
     return os.path.exists(weights) or _HUB_ID.fullmatch(weights) is not None
 
 
 def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Found]]:
-    """The values of a section, defaults included and without those that something is wrong with; and what is wrong."""
+    """Return the valid values of a section, defaults included, and what is wrong with the other keys."""
     own = key_types()[section]
     passed_on = training_arguments() if section == "training" else {}
-    known = passed_on | own  # where both have a key, ours has the wider type ("auto") and the range
+    known = passed_on | own  # where both have a key, hf_seg's has the wider type ("auto") and the range
     fields = {key: SECTIONS[section].__pydantic_fields__[key] for key in own}
     optional = {key: field for key, field in fields.items() if not field.is_required()}
     values = {key: field.get_default(call_default_factory=True) for key, field in optional.items()}
@@ -73,7 +73,7 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
             homes = [home for home, keys in key_types().items() if key in keys]
             accepted = f"accepted: {', '.join(own)}" + (", and TrainingArguments' own" if passed_on else "")
             wrong = "unknown key", f'it belongs to "{homes[0]}"' if homes else did_you_mean(key, known, accepted)
-            # Most likely the known key is what this one should have been: do not hold its default against the recipe.
+            # Most likely it is a misspelling of the closest known key: do not check that key's default.
             for close in difflib.get_close_matches(key, known, n=1):
                 if close not in given:
                     values.pop(close, None)
@@ -86,7 +86,7 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return values, found
 
 
-# The keys of config in the sizes of SegFormer and of its encoder MiT (arXiv 2105.15203, tables 1 and 6).
+# The keys of config for the sizes of SegFormer and of its encoder MiT (arXiv 2105.15203, tables 1 and 6).
 _WIDE = {"hidden_sizes": [64, 128, 320, 512]}
 SEGFORMER_SIZES: dict[str, dict[str, Any]] = {
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
@@ -101,12 +101,12 @@ SMP_REMEDY = "run `pip install 'hf_seg[smp]'`"
 
 
 def config_of_size(path: str | None) -> dict[str, Any] | None:
-    """The keys of config that a SegFormer's `model.path` stands for; None: there is no such size."""
+    """Return the keys of config that a SegFormer's `model.path` stands for; None when there is no such size."""
     return {} if path is None else SEGFORMER_SIZES.get(path.removeprefix(MIT))
 
 
 def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
-    """Rules between the keys of `model`. A key that is absent here had a problem of its own already."""
+    """Check the keys of `model` against each other. A problem with a key that is missing here is already reported."""
     arch, init, weights, path = (model.get(key) for key in ("arch", "init", "encoder_weights", "path"))
     if arch in ("segformer", "auto") and model.get("encoder") is not None:
         remedy = "leave it out; path names the model, or SegFormer's size, b0 to b5"
@@ -143,7 +143,7 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
     if init == "imagenet" and weights is not None and not is_path_or_hub_id(weights):
         what = f'"{weights}" is no existing path and no Hub id of the form org/name'
         yield "model.encoder_weights", what, "correct it"
-    if arch in ("fcn", "segformer"):  # whose keys are known; those of others are checked when the model is built
+    if arch in ("fcn", "segformer"):  # the keys of other models are checked when the model is built
         yield from check_config(arch, model.get("config", {}), config_fields(arch))
     elif arch == "smp" and (fields := config_fields(arch, path)):
         yield from check_config(path, model.get("config", {}), fields)
@@ -161,7 +161,7 @@ def _check_smp(model: Mapping[str, Any]) -> Iterator[Found]:
 
 
 _OF_THE_DATA = ("it follows from the data set", "leave it out")
-# Keys of model.config that a recipe may not set: why, and what to do.
+# Keys of model.config that a recipe may not set → (why, what to do).
 REFUSED_CONFIG: dict[str, tuple[str, str]] = {
     **dict.fromkeys(["encoder", "encoder_name"], ("it has a key of its own", "set model.encoder")),
     "encoder_weights": ("it has keys of its own", "set model.init and model.encoder_weights"),
@@ -172,13 +172,13 @@ REFUSED_CONFIG: dict[str, tuple[str, str]] = {
     ),
     "activation": ("the loss needs logits", "leave it out"),
 }
-Fields = Mapping[str, tuple[TypeAdapter, Any]]  # of a configuration class: what each takes, and its default
+Fields = Mapping[str, tuple[TypeAdapter, Any]]  # of a configuration class: name → type and default
 
 
 @functools.cache
 def config_fields(arch: str, path: str | None = None) -> Fields:
-    """What a recipe may set: fields of the configuration class of `"fcn"` or `"segformer"`, or arguments of the class
-    of smp that `path` names; none when there is no such class."""
+    """Return what `model.config` may set: fields of the configuration class of `"fcn"` or `"segformer"`, or arguments
+    of the smp class that `path` names; empty when there is no such class."""
     place = {
         "fcn": ("hf_seg", "models/configuration_fcn.py", "FCNConfig"),
         "segformer": ("transformers", "models/segformer/configuration_segformer.py", "SegformerConfig"),
@@ -195,17 +195,17 @@ def config_fields(arch: str, path: str | None = None) -> Fields:
 
 
 def check_config(model_type: str, config: Mapping[str, Any], fields: Fields) -> Iterator[Found]:
-    """The rules of `model.config`, for a model whose configuration class has these fields."""
+    """Check `model.config` of a model whose configuration class has these fields."""
     for key, value in config.items():
         if key in REFUSED_CONFIG:
             why, remedy = REFUSED_CONFIG[key]
             yield f"model.config.{key}", f"cannot be set: {why}", remedy
-        elif key not in fields:  # the classes take any key, and a misspelt one would change nothing
+        elif key not in fields:  # the classes accept any key, and a misspelt one would change nothing
             remedy = did_you_mean(key, fields, f"accepted: {', '.join(fields)}")
             yield f"model.config.{key}", f'unknown key of "{model_type}"', remedy
         elif wrong := mismatch(value, fields[key][0]):
             yield f"model.config.{key}", *wrong
-    # SegFormer: surplus values would be ignored, missing ones end in an IndexError
+    # SegFormer would ignore surplus values, and raise an IndexError for missing ones
     stages = None
     if "num_encoder_blocks" in fields:
         stages = config.get("num_encoder_blocks", fields["num_encoder_blocks"][1])
@@ -217,7 +217,7 @@ def check_config(model_type: str, config: Mapping[str, Any], fields: Fields) -> 
                 yield f"model.config.{key}", what, ""
 
 
-# What may differ between a run and the one that gives its encoder: the head, the first random numbers, regularisation.
+# Keys that may differ between a run and the one its encoder comes from: head, initial random values, regularisation.
 _NOT_THE_ENCODER = {
     "decoder_hidden_size",
     "initializer_range",
@@ -229,13 +229,13 @@ _NOT_THE_ENCODER = {
 
 
 def encoder_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What keeps the encoder of one `model` section from being that of another, in words."""
+    """Describe why the encoder of the `model` section `there` does not fit `here`; empty when it fits."""
     archs = {there.get("arch"), here.get("arch")}
     if None in archs:
         return []  # reported already
     if len(archs) == 2:
         pairs = {"model.arch": (there["arch"], here["arch"])}
-    elif archs == {"auto"}:  # what its config means for the encoder, only the built models show
+    elif archs == {"auto"}:  # only the built models show what config means for the encoder
         pairs = {"model.path": (there.get("path"), here.get("path"))}
     elif archs <= set(ON_TIMM):
         pairs = {"model.encoder": tuple(model.get("encoder") or "resnet50" for model in (there, here))}
@@ -254,14 +254,14 @@ def encoder_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> li
 
 
 def _encoder_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `model` section of one of smp's models says of its encoder, defaults included."""
+    """Return the arguments for the encoder in the `model` section of an smp model, defaults included."""
     config = model.get("config", {})
     fields = config_fields("smp", model.get("path"))
     return {key: config.get(key, default) for key, (_, default) in fields.items() if key.startswith("encoder_")}
 
 
 def check_data(data: Mapping[str, Any]) -> Iterator[Found]:
-    """Rules between the keys of `data`."""
+    """Check the keys of `data` against each other."""
     name, root = data.get("name"), data.get("root")
     if isinstance(cache := data.get("cache"), str) and cache.lower() in ("", "true", "false", "none", "null"):
         yield "data.cache", f'is the text "{cache}"', 'it must be true, false, "auto" or the name of a folder'
@@ -306,13 +306,13 @@ def _check_hub(data: Mapping[str, Any]) -> Iterator[Found]:
         yield "data.mask_column", f'is "{image}", as image_column is', "name two columns"
 
 
-# Schedules of transformers that pass over its warm-up without a word: the remedy.
+# Schedules of transformers that silently ignore the warm-up → the remedy.
 _NO_WARMUP = {"constant": "choose constant_with_warmup, or leave it out"}
 _NO_WARMUP |= dict.fromkeys(["greedy", "reduce_lr_on_plateau"], "leave it out, or choose another")
 
 
 def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
-    """Rules between the keys of `training`."""
+    """Check the keys of `training` against each other."""
     schedule, decay = training.get("lr_scheduler_type"), TrainingRecipe().lr_decay_per_epoch
     warmup = training.get("warmup_steps", 0)
     if warmup and schedule in _NO_WARMUP:
@@ -339,7 +339,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     if compiled and graphs:
         yield "training.cuda_graphs", "compile makes CUDA graphs, too, and is true", "set one of them to false"
     elif (compiled or graphs) and parts is not None and parts > 1:
-        # without a message the sum of the parts' gradients would be wrong (pytorch issues 181723 and 169545)
+        # the sum of the parts' gradients would silently be wrong (pytorch issues 181723 and 169545)
         what = "CUDA graphs cannot sum the gradients of parts"
         remedy = f"set it to 1, or {'compile' if compiled else 'cuda_graphs'} to false"
         yield "training.gradient_accumulation_steps", what, remedy
@@ -356,7 +356,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
 
 
 def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
-    """Rules between `data` and `training`."""
+    """Check the batch keys of `training` against `data`."""
     images = training.get("per_device_eval_batch_size")
     if data.get("resize") == "crop" and images not in (None, 1):
         what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
@@ -364,7 +364,7 @@ def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
 
 
 def check_rates(model: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
-    """Rules between `model` and `training`."""
+    """Check the learning-rate keys of `training` against `model`."""
     by_layer = training.get("layer_lr_decay") is not None
     if by_layer and model.get("arch") not in ("fcn", None):
         remedy = "leave it out; encoder_lr_multiplier is for any encoder"
