@@ -34,7 +34,7 @@ from hf_seg.hub.client import Destination, destinations
 from hf_seg.models.build import build_model, check_model, locate_encoder_weights
 from hf_seg.models.normalization import resolve_normalize
 from hf_seg.models.weight_files import hidden_bars
-from hf_seg.problem import Problem, RecipeError, Refusal, one_line
+from hf_seg.problem import Problem, RecipeError, Refusal, disk_remedy, one_line
 from hf_seg.processes import check_agreement, explain_lost_process, first_on_each_machine, on_main_process, say_once
 from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
@@ -43,7 +43,7 @@ from hf_seg.text import say
 from hf_seg.training.arguments import count_steps, per_device_batch_size, use_sync_batch_norm
 from hf_seg.training.callbacks import Interrupted
 from hf_seg.training.memory import peak_memory, reset_peak_memory
-from hf_seg.training.setup import build_trainer
+from hf_seg.training.setup import build_trainer, locate_encoder_run
 
 LONG_STEP = 2.0  # seconds; a step that takes as long is measured only once
 
@@ -67,7 +67,7 @@ def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="its file, or the name of a shipped one such as quickstart-fcn")
-    add("--output_dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    add("--output_dir", type=os.path.expanduser, default="runs", help="where run folders go (default: runs)")
     add("--overwrite", action="store_true", help="train the named runs again, and replace their folders")
     add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")
     add("--seeds", type=_seeds, metavar="0,1,2", help="run each recipe once per seed, as NAME-seed0 and so on")
@@ -98,7 +98,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
         recipes = over_seeds(recipes, named, options.seeds)
         named = {f"{name}-seed{seed}" for name in named for seed in options.seeds}
     recipes = resolve_normalize(recipes)
-    runs = [Run(recipe, options.output_dir / recipe.name, named=recipe.name in named) for recipe in recipes]
+    runs = [Run(recipe, Path(options.output_dir, recipe.name), named=recipe.name in named) for recipe in recipes]
     for run in runs:
         run.overwrite, run.mean_iou_script = options.overwrite and run.named, options.mean_iou_script
     return runs
@@ -118,11 +118,11 @@ def check(runs: list[Run]) -> dict[str, Destination]:
         LaunchRefusal: on every rank, with all problems of all runs.
     """
     found: list[tuple[str, Refusal]] = []
-    models = {run.recipe.name: run.recipe.model for run in runs}
     for run in runs:
         with _collected(found, run.recipe.name):
             open_run(run)
     to_train = [run for run in runs if run.state in ("new", "interrupted")]
+    models = {run.recipe.name: run.recipe.model for run in to_train}  # other encoders are there
     where: dict[str, Destination] = {}
     with _collected(found):
         replaced = {run.recipe.name for run in to_train if run.overwrite}
@@ -131,7 +131,7 @@ def check(runs: list[Run]) -> dict[str, Destination]:
     for run in to_train:
         recipe = run.recipe
         with _collected(found, recipe.name):
-            prepare = partial(_prepare, recipe, models.get(recipe.encoder_recipe))
+            prepare = partial(_prepare, run, models.get(recipe.encoder_recipe))
             data = first_on_each_machine(prepare, f"{recipe.name}: data and weights")
             check_agreement(recipe.name, data.fingerprint)
             same = repr((replace(recipe.training, seed=0), recipe.model, recipe.data))
@@ -172,13 +172,13 @@ class LaunchRefusal(Refusal):
         return "\n".join(lines)
 
 
-def _prepare(recipe: Recipe, encoder_model: ModelRecipe | None) -> SegData:
+def _prepare(run: Run, encoder_model: ModelRecipe | None) -> SegData:
     """Fetch and check what a run starts from: its initial weights and its data, which are then in the cache."""
     if encoder_model:
-        check_model(recipe.model, encoder_model, recipe.data.size)
+        check_model(run.recipe.model, encoder_model, run.recipe.data.size)
     else:
-        locate_encoder_weights(recipe.model, recipe.data.size)
-    return load_data(recipe.data)
+        locate_encoder_weights(locate_encoder_run(run), run.recipe.data.size)
+    return load_data(run.recipe.data)
 
 
 # -- the trial -------------------------------------------------------------------------------------------------------
@@ -362,7 +362,8 @@ def run_all(runs: list[Run], train: Callable[[Run], dict[str, Any]]) -> tuple[li
                 if isinstance(error, Refusal) and not PartialState().is_main_process:
                     say(f"error: process {PartialState().process_index}: {error}", sys.stderr, keep="\n")
                 raise
-            known = explain_lost_process(error)
+            known, remedy = explain_lost_process(error), disk_remedy(error)
+            known = f"{one_line(error)}. {remedy} Then launch again." if remedy else known
             if not known and not isinstance(error, Refusal):
                 say(traceback.format_exc(), sys.stderr, keep="\n")
             say_once(f"error: {name}: {known or error}", sys.stderr, keep="\n")

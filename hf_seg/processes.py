@@ -45,6 +45,10 @@ def start_processes() -> None:
         remedy = "start them with `hf-seg train … --num_processes N`, or run a single process with --num_processes 1"
         what = "was asked for several processes, but on a CPU it starts only one"
         raise Refusal("accelerate launch", what, remedy, code="processes")
+    for key in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):  # of the launcher or `accelerate config`
+        if (value := environment.pop(key, "no")).lower() != "no":
+            name = key.removeprefix("ACCELERATE_").lower()
+            say(f"accelerate's {name} {value} is not used: bf16, fp16 and compile of the recipe decide", sys.stderr)
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=time_limit()))
     # torchrun and `accelerate launch` without `--cpu` set OMP_NUM_THREADS=1, even without a GPU: training would run on
     # one core. Any other value was set by the user and is kept.

@@ -29,7 +29,11 @@ def printable(text: str, keep: str = "") -> str:
 
 def say(message: object = "", file: TextIO | None = None, keep: str = "") -> None:
     """Print a message, made [`printable`]: one line, or several with `keep="\\n"`. All programs print with this."""
-    print(printable(str(message), keep), file=file or sys.stdout, flush=True)
+    file = file or sys.stdout
+    try:
+        print(printable(str(message), keep), file=file, flush=True)
+    except BrokenPipeError:  # the reader has ended, as `tee` does at the same Ctrl-C: the work goes on without output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 class _Printable(logging.Formatter):

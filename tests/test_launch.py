@@ -17,6 +17,7 @@ from hf_seg import cli, launch, train
 from hf_seg.data.sources.synthetic import PET_SPEC
 from hf_seg.launch import estimate, smallest_batch, try_out
 from hf_seg.problem import RecipeError, Refusal
+from hf_seg.processes import start_processes
 from hf_seg.recipe import load_recipes
 from hf_seg.recipe.keys import TrainingRecipe
 from hf_seg.runs.folder import Run, hold_runs, open_run
@@ -371,3 +372,27 @@ def test_threads_wait_without_spinning_unless_the_user_says_otherwise(program, c
     )
     done = subprocess.run([sys.executable, *program], env=environment, capture_output=True, text=True)
     assert done.stdout == f"{chosen or 'PASSIVE'}\n", done.stderr
+
+
+def test_a_home_that_the_shell_has_not_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    assert launch.parse_arguments(["a.json", "--output_dir=~/runs"], None).output_dir == "/home/user/runs"
+
+
+def test_a_finished_encoder_without_weights_is_found_before_anything_trains(write_recipe, tmp_path, monkeypatch):
+    city, pet = write_recipe("city"), write_recipe("pet", model={"init": "checkpoint", "encoder_weights": "city"})
+    runs = [Run(recipe, tmp_path / "runs" / recipe.name) for recipe in load_recipes([city, pet])]
+    (tmp_path / "runs" / "city").mkdir(parents=True)
+    states = {"city": "finished", "pet": "new"}
+    monkeypatch.setattr(launch, "open_run", lambda run: setattr(run, "state", states[run.recipe.name]))
+    with pytest.raises(Refusal, match=r"city is a folder without model\.safetensors"):
+        launch.check(runs)
+
+
+def test_precision_and_compilation_of_the_launcher_are_not_used(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    start_processes()
+    said = "accelerate's mixed_precision bf16 is not used: bf16, fp16 and compile of the recipe decide\n"
+    assert capsys.readouterr().err == said
+    assert not {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} & {*os.environ}

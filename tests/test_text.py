@@ -248,3 +248,11 @@ def test_init_and_doctor_name_the_files(tmp_path, capsys):
     assert out.isascii() and "\x1b" not in out
     files = {finding["place"] for finding in json.loads(out)["findings"]}
     assert all(any(file.endswith(f"no mask {name}.png") for file in files) for name in names)
+
+
+def test_a_reader_that_has_ended_does_not_end_the_work():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        say("nobody reads this", file)
+        say("nor this", file)

@@ -60,6 +60,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "logging_dir": (f"{_GONE}, and TensorBoard's files go into the run's folder", "leave it out"),
     "warmup_ratio": (_GONE, "set warmup_steps below 1 for a share of all steps"),
     "no_cuda use_cpu": (_DEVICE, "set the variable ACCELERATE_USE_CPU=true for the launch"),
+    "eval_on_start": ("the scores of random weights are no result, and a resumed run would repeat it", "leave it out"),
     "dataloader_persistent_workers": (
         "workers stay from epoch to epoch, but for random crops, which they would not draw again",
         "leave it out",

@@ -3,6 +3,8 @@
 import importlib.util
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -56,6 +58,17 @@ def steps_per_epoch(training: TrainingRecipe, pairs: int, num_processes: int) ->
 
 def _divisors(batch: int, parts: int) -> list[int]:
     return [count for count in range(1, batch + 1) if batch % (count * parts) == 0]
+
+
+@contextmanager
+def overridden(args: TrainingArguments, key: str, value: Any) -> Iterator[None]:
+    """Give one of the arguments another value while the block runs."""
+    before = getattr(args, key)
+    setattr(args, key, value)
+    try:
+        yield
+    finally:
+        setattr(args, key, before)
 
 
 def precision_of(training: TrainingRecipe, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
@@ -191,6 +204,8 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
         # the pinning thread must not call CUDA while a graph is captured
         "dataloader_pin_memory": state.device.type == "cuda" and training.cuda_graphs is not True,
     } | {key: value for key, value in training.arguments.items() if key not in PUSH}
+    if training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # by the mean IoU
+        arguments["lr_scheduler_kwargs"] = {"mode": "max"} | (arguments.get("lr_scheduler_kwargs") or {})
     if training.compile is True:
         arguments = {"torch_compile": True, "torch_compile_mode": "reduce-overhead"} | arguments
     report_to = training.report_to

@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -161,4 +161,14 @@ class StopWhenAsked(TrainerCallback):
         self.signum = signum
         name = signal.Signals(signum).name
         # not `print`, since the signal may interrupt a `print`
-        os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())
+        with suppress(OSError):  # the reader of a pipe, such as `tee`, may have ended at the same Ctrl-C
+            os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())
+
+
+def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
+    """Start a data loader's worker, which ignores [`SIGNALS`]: they go to all processes of a terminal or a service,
+    and the main process needs its workers until it has saved."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    if prepare is not None:
+        prepare(worker)

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_seg.files import write_json
 from hf_seg.models.weight_files import hidden_bars, sha256
@@ -22,17 +22,23 @@ CHECKSUMS = "checksums.json"
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes [`CHECKSUMS`] into each checkpoint as its last file. It also tells a resumed training where the best
-    checkpoint is, since Trainer's saved path is wrong after the run's folder was moved."""
+    """Writes [`CHECKSUMS`] into each checkpoint as its last file, and removes the oldest. It also tells a resumed
+    training where the best checkpoint is, since Trainer's saved path is wrong after the run's folder was moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.best_global_step:
-            state.best_model_checkpoint = str(checkpoint_folder(args.output_dir, state.best_global_step))
+            best = checkpoint_folder(args.output_dir, state.best_global_step)
+            if damage := find_damage(best):
+                remedy = "put it back, or pass --overwrite to train the run again"
+                raise Refusal(best, f"the best checkpoint so far is damaged: {damage}", remedy, code="checkpoint")
+            state.best_model_checkpoint = str(best)
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # until each rank has written its random state
         if state.is_world_process_zero:
             seal(checkpoint_folder(args.output_dir, state.global_step))
+            # by steps, not as Trainer by times of files, which a clock that was set back has mixed up
+            rotate_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint)
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:

@@ -138,7 +138,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
             raise Refusal(run_dir, what, f"put its folder at {encoder}", code="repro")
         overrides += ["--model.encoder_weights", json.dumps(str(encoder))]
     (recipe,) = load_recipes([run_dir / RECORD], overrides)
-    arguments = recipe.training.arguments | {"disable_tqdm": True, "eval_on_start": False}
+    arguments = recipe.training.arguments | {"disable_tqdm": True}
     training = replace(recipe.training, arguments=arguments)
     return replace(recipe, name=record["recipe"]["name"], training=training), record
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hf_seg.data import DatasetSpec, SegData
 from hf_seg.models.build import build_model, measure_forward
+from hf_seg.recipe.keys import ModelRecipe
 from hf_seg.runs.folder import Run
 from hf_seg.runs.record import describe_encoder_run
 from hf_seg.training.arguments import refuse_sharding
@@ -19,6 +20,13 @@ from hf_seg.training.callbacks import StopEarly, TrainingTime
 from hf_seg.training.memory import reset_peak_memory
 from hf_seg.training.pictures import TrackedPictures
 from hf_seg.training.trainer import SegTrainer
+
+
+def locate_encoder_run(run: Run) -> ModelRecipe:
+    """Return the model section of a run's recipe; if another run gives the encoder, with that run's folder as
+    `encoder_weights`."""
+    model, encoder = run.recipe.model, run.recipe.encoder_recipe
+    return replace(model, encoder_weights=str(run.folder.with_name(encoder))) if encoder else model
 
 
 def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -33,9 +41,7 @@ def build_initial_model(run: Run, spec: DatasetSpec) -> tuple[PreTrainedModel, d
     Raises:
         Refusal: when the weights cannot be loaded or do not fit.
     """
-    recipe, source = run.recipe, run.recipe.model
-    if recipe.encoder_recipe:
-        source = replace(source, encoder_weights=str(run.folder.with_name(recipe.encoder_recipe)))
+    recipe, source = run.recipe, locate_encoder_run(run)
     set_seed(recipe.training.seed)
     model, init = build_model(source, spec, recipe.data.size)
     init["encoder"]["source"] = recipe.encoder_recipe or init["encoder"]["source"]

@@ -49,9 +49,10 @@ class TrainingTable(TrainerCallback):
         if (warmup := args.get_warmup_steps(state.max_steps)) > state.max_steps:
             say_once(f"the warm-up of {warmup:,} steps is longer than this training of {state.max_steps:,}")
         patience = recipe.training.early_stopping_patience
-        validations = math.ceil(recipe.training.num_train_epochs / recipe.training.eval_every_epochs)
+        validations = math.ceil(state.num_train_epochs / recipe.training.eval_every_epochs)
         if patience is not None and patience >= validations:  # the first one is always the best so far
-            say_once(f"early_stopping_patience {patience} never ends a training of {validations} validations")
+            count = "one validation" if validations == 1 else f"{validations} validations"
+            say_once(f"early_stopping_patience {patience} never ends a training of {count}")
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step
         self._open_bar(args, state.max_steps, state.global_step)

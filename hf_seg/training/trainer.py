@@ -32,13 +32,14 @@ from hf_seg.scoring.upsampling import upsample, upsampled_argmax
 from hf_seg.training.arguments import (
     build_loss,
     build_training_arguments,
+    overridden,
     steps_per_epoch,
     use_channels_last,
     use_cuda_graphs,
     use_sync_batch_norm,
 )
 from hf_seg.training.average import WeightAverage
-from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime
+from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime, start_worker
 from hf_seg.training.checkpoints import SealCheckpoints, find_damage, last_checkpoint, load_weights, writing
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
@@ -207,7 +208,7 @@ class SegTrainer(Trainer):
         with writing(self.run.folder, self.state.global_step) as folder:
             if self.average is not None and self.args.should_save:
                 self.average.save_raw(self.model, folder)
-            with self._averaged():
+            with self._averaged(), overridden(self.args, "save_total_limit", None):  # SealCheckpoints removes old ones
                 super()._save_checkpoint(model, trial)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -245,12 +246,12 @@ class SegTrainer(Trainer):
         return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
-        drops = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drops and is_training  # Trainer drops pairs of validation and test too
-        try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drops
+        drops = self.args.dataloader_drop_last and is_training  # Trainer drops pairs of validation and test too
+        with overridden(self.args, "dataloader_drop_last", drops):
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        own = getattr(loader, "base_dataloader", loader)  # accelerate's loaders contain torch's
+        own.worker_init_fn = partial(start_worker, own.worker_init_fn)
+        return loader
 
     def evaluate(self, *args, **kwargs):
         with self._averaged():

@@ -1,5 +1,6 @@
 """What goes wrong in the middle of a training: it is said in one error, and nothing already made is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -171,6 +172,51 @@ sys.exit(train.main())
 """
 
 
+def fail_at(at_step, step):
+    """Let the first launch fail at a step, and none after it."""
+    failed = []
+
+    def fail_once(trainer, inputs):
+        if not failed:
+            failed.append(True)
+            raise ZeroDivisionError
+
+    at_step(step, fail_once)
+
+
+def test_a_clock_that_was_set_back(write_recipe, run, at_step):
+    recipe = write_recipe("a", training={"num_train_epochs": 4})
+    fail_at(at_step, 10)
+    assert run(recipe)[0] == 1
+    for folder in Path("runs/a").glob("checkpoint-*"):
+        os.utime(folder, (time.time() + 3600,) * 2)
+    status, _, err = run(recipe)
+    assert status == 0, err
+    kept = {path.name for path in Path("runs/a").glob("checkpoint-*")}
+    best = json.loads(Path("runs/a/results.json").read_text())["train"]["best_step"]
+    assert kept == ({f"checkpoint-{best}", "checkpoint-16"} if best != 16 else {"checkpoint-12", "checkpoint-16"})
+
+
+def test_a_best_checkpoint_that_is_gone(write_recipe, run, at_step, monkeypatch):
+    recipe = write_recipe("a", training={"num_train_epochs": 4})
+    fail_at(at_step, 10)
+    scores = iter([0.5, 0.1])  # of the first two epochs
+    original = SegTrainer._add_batch
+
+    def add_batch(self, batch, compute_result):
+        metrics = original(self, batch, compute_result)
+        return metrics | {"mean_iou": next(scores)} if compute_result else metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegTrainer, "_add_batch", add_batch)
+        assert run(recipe)[0] == 1
+    shutil.rmtree("runs/a/checkpoint-4")
+    before = sorted(Path("runs/a").rglob("*"))
+    status, _, err = run(recipe)
+    assert status == 1 and sorted(Path("runs/a").rglob("*")) == before
+    assert "error: a: runs/a/checkpoint-4: the best checkpoint so far is damaged: incomplete; put it back, or" in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seen_before", [True, False])
 def test_a_full_disk(write_recipe, tmp_path, seen_before):
@@ -220,3 +266,14 @@ def test_a_loader_process_that_is_killed(capsys):
     (line,) = capsys.readouterr().err.splitlines()  # no traceback
     assert line.startswith("error: a: a process that loads the pictures has ended (DataLoader worker (pid")
     assert "set training.dataloader_num_workers to a smaller number (0: no such processes) and launch again" in line
+
+
+def test_a_disk_that_is_full_outside_of_a_checkpoint(capsys):
+    def train(run):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/run.json")
+
+    run = SimpleNamespace(recipe=SimpleNamespace(name="a", encoder_recipe=None))
+    assert run_all([run], train) == ([], {"a"})
+    (line,) = capsys.readouterr().err.splitlines()  # no traceback
+    expected = "[Errno 28] No space left on device: 'runs/a/run.json'. Free disk space. Then launch again."
+    assert line == f"error: a: {expected}"

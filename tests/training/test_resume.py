@@ -1,6 +1,10 @@
 """A run killed and relaunched, and a run after another in one launch, end with the bits of an undisturbed run."""
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +15,7 @@ from hf_seg.data import load_data
 from hf_seg.recipe import load_recipes
 from hf_seg.runs.folder import Run
 from hf_seg.training import callbacks
+from hf_seg.training.callbacks import StopWhenAsked
 from hf_seg.training.checkpoints import last_checkpoint
 from hf_seg.training.setup import build_initial_model, build_trainer
 
@@ -100,3 +105,26 @@ def test_a_run_that_was_moved_ends_with_its_best_checkpoint(write_recipe, tmp_pa
     (tmp_path / "here").rename(tmp_path / "there")
     again = train("there")
     assert again == (best, str(tmp_path / "there" / f"checkpoint-{best}"), score)
+
+
+def test_workers_leave_signals_to_the_main_process(write_recipe, tmp_path):
+    (recipe,) = load_recipes([write_recipe("a", data={"cache": False}, training={"dataloader_num_workers": 1})])
+    data = load_data(recipe.data)
+    run = Run(recipe, tmp_path)
+    trainer = build_trainer(run, data, build_initial_model(run, data.spec)[0])
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    for child in multiprocessing.active_children():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            os.kill(child.pid, signum)
+    assert len([*batches]) == 3
+
+
+def test_a_signal_whose_message_nobody_reads(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    stop = StopWhenAsked()
+    with os.fdopen(writer, "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        stop._note(signal.SIGINT, None)
+    assert stop.signum == signal.SIGINT

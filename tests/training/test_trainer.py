@@ -256,3 +256,10 @@ def test_an_evaluation_that_is_out_of_memory(trainer, monkeypatch, where):
     monkeypatch.setattr(trainer, where, take)
     with pytest.raises(Refusal, match="cpu is out of memory in evaluation, .* set training.per_device_eval_batch"):
         trainer.test()
+
+
+@pytest.mark.parametrize("own", [{}, {"lr_scheduler_kwargs": {"patience": 0}}])
+def test_a_schedule_that_follows_the_score_knows_that_more_is_better(write_recipe, tmp_path, own):
+    (recipe,) = load_recipes([write_recipe("a", training={"lr_scheduler_type": "reduce_lr_on_plateau"} | own)])
+    kwargs = build_training_arguments(Run(recipe, tmp_path / "run"), 3).lr_scheduler_kwargs
+    assert kwargs == {"mode": "max"} | own.get("lr_scheduler_kwargs", {})
