@@ -161,4 +161,4 @@ class StopWhenAsked(TrainerCallback):
         self.signum = signum
         name = signal.Signals(signum).name
         # not `print`, since the signal may interrupt a `print`
-        os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())
+        os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; a second signal stops at once\n".encode())

@@ -51,7 +51,7 @@ class TrainingTable(TrainerCallback):
         patience = recipe.training.early_stopping_patience
         validations = math.ceil(recipe.training.num_train_epochs / recipe.training.eval_every_epochs)
         if patience is not None and patience >= validations:  # the first one is always the best so far
-            say_once(f"early_stopping_patience {patience} never ends a training of {validations} validations")
+            say_once(f"early_stopping_patience {patience} never stops a training of {validations} validations")
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step
         self._open_bar(args, state.max_steps, state.global_step)
