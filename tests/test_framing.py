@@ -92,7 +92,7 @@ def test_scores_are_those_of_predict(arch, resize, pictures, write_recipe, run, 
     assert stock["pictures"] == 8 and stock["mean_iou"] == pytest.approx(native["mean_iou"], abs=1e-9)
     assert stock["pipeline_mean_iou"] == pytest.approx(mean_iou_of_pipeline(folder, pictures / "test"), abs=2e-3)
     card = (folder / "README.md").read_text()
-    assert f"is {stock['mean_iou']:.4f} by hf_seg and {stock['pipeline_mean_iou']:.4f} by `pipeline`" in card
+    assert f"is {stock['mean_iou']:.4f} with hf_seg and {stock['pipeline_mean_iou']:.4f} with `pipeline`" in card
     comparison = export_model(folder, tmp_path / "model.onnx", images=[pictures / "test" / "images"])
     assert comparison.agrees and comparison.images == 8
 

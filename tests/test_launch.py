@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_captured(problems, monkeypatch):
 
 def test_class_weights_that_are_not_as_many_as_the_classes(problems):
     assert problems(training={"class_weights": [1, 2]}) == [
-        "training.class_weights: has 2 weights, and the data has 3 classes: foreground, background, boundary; give "
+        "training.class_weights: has 2 weights, but the data has 3 classes: foreground, background, boundary; give "
         "one weight for each class, in this order"
     ]
 
@@ -271,7 +271,7 @@ def test_another_launch_at_work_is_met_before_the_data_is_read(write_recipe, run
     monkeypatch.setattr(launch, "load_data", lambda data: pytest.fail("the data was read"))
     with hold_runs([Run(load_recipes([recipe])[0], Path("runs/a"))]):
         status, _, err = run(recipe)
-    assert status == 2 and "runs/a: another launch is at work in it" in err and not Path("runs").exists()
+    assert status == 2 and "runs/a: another launch is using it" in err and not Path("runs").exists()
 
 
 def test_every_recipe_of_a_launch_is_tried_and_nothing_is_started(write_recipe, run):
@@ -342,7 +342,7 @@ def test_out_of_memory_is_explained(problems, monkeypatch):
     (problem,) = problems(training={"gradient_accumulation_steps": 2})
     assert problem == (
         "cpu is out of memory in training, with 4 images of 64×64 pixels at a time; set "
-        "training.gradient_accumulation_steps to 4, and it is 2 at a time, or lower data.image_size"
+        "training.gradient_accumulation_steps to 4, for 2 at a time, or lower data.image_size"
     )
 
 

@@ -168,7 +168,7 @@ def test_encoder_of_another_recipe_which_is_trained_first(write_recipe, run, arc
     )
     status, out, _ = run(pet)
     assert status == 0 and out.index("city: encoder") < out.index("pet: encoder")
-    plan = ["2 runs, in this order:", "city: new, 4 steps", "  for the encoder of pet; it is trained whole, and ov"]
+    plan = ["2 runs, in this order:", "city: new, 4 steps", "  for the encoder of pet; it is trained in full, and ov"]
     assert out.startswith("\n".join(plan)) and out.splitlines()[3] == "pet: new, 4 steps"
     init = results_of("pet")["model"]["init"]
     assert init["init"] == "checkpoint" and init["frozen"] is True
@@ -335,11 +335,11 @@ def test_global_batch_that_does_not_divide():
     training = TrainingRecipe(global_train_batch_size=8)
     assert per_device_batch_size(training, 2) == 4
     with pytest.raises(
-        RecipeError, match="8 cannot be divided by 3 processes × 1 accumulation steps; number of proce"
+        RecipeError, match="8 cannot be divided by 3 processes × 1 accumulation steps; numbers of proce"
     ):
         per_device_batch_size(training, 3)
     training.gradient_accumulation_steps = 3
-    with pytest.raises(RecipeError, match="gradient_accumulation_steps that do: 1, 2, 4$"):
+    with pytest.raises(RecipeError, match="gradient_accumulation_steps that work: 1, 2, 4$"):
         per_device_batch_size(training, 2)
 
 
@@ -375,10 +375,10 @@ def test_a_finished_run_and_its_data(write_recipe, run, tmp_path):
     assert status == 0 and "own: is not on the Hub yet; `hf-seg push runs/own` pushes it" in out
     write_folder(root, "ids", 12)
     status, _, err = run(path)
-    assert status == 2 and "runs/own: holds a run on other data than there is now (train: 2 pairs more" in err
+    assert status == 2 and "runs/own: holds a run on data that has changed since (train: 2 pairs more" in err
     shutil.rmtree(root)
     status, out, _ = run(path)
-    assert status == 0 and "trains it again); its data was not compared, since it is in no folder here\n" in out
+    assert status == 0 and "trains it again); its data was not compared, since it is not in a local folder\n" in out
 
 
 @pytest.mark.parametrize("name", ["mean_iou", "nowhere.py", "folder.py", "script"])

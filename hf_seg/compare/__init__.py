@@ -194,7 +194,7 @@ def load_tested(folder: Path) -> Tested:
         total, test = matrices.sum(axis=0), look_up(results, place)
         of_another = test.get("confusion_matrix", total.tolist()) != total.tolist()
         if of_another or not np.isclose(mean_iou(total), test["mean_iou"], rtol=0, atol=1e-9):
-            what, remedy = f"is not of the run in {folder / RESULTS}", "train the run again"
+            what, remedy = f"does not belong to the run in {folder / RESULTS}", "train the run again"
             raise Refusal(folder / PER_IMAGE, what, remedy, code="run-files")
     return Tested(folder, results, per_image, samples, roc)
 
@@ -211,7 +211,7 @@ def check_comparable(runs: Sequence[Tested]) -> None:
         }.items():
             ours, theirs = (look_up(each.results, keys) for each in (runs[0], run))
             if ours != theirs:
-                what = f"was not tested like {runs[0].folder} ({what}: {theirs}, and {ours} there)"
+                what = f"was not tested like {runs[0].folder} ({what}: {theirs} here, {ours} there)"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 
@@ -231,7 +231,7 @@ def group(runs: Sequence[Tested]) -> list[Arm]:
         if differing or run.seed in {other.seed for other in members}:
             both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
             why = "; ".join(changed_keys(first.recipe, run.recipe)) if differing else f"both {both}"
-            what = f"are two runs named {name}, but not two seeds ({why})"
+            what = f"are both named {name}, but are not one recipe with two seeds ({why})"
             raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
         members.append(run)
     place = NATIVE if len({shown for _, shown in arms}) > 1 else OF_INPUT
@@ -313,7 +313,7 @@ def verdict(difference: Difference) -> str:
     first, second = difference.first, difference.second
     points = f"{100 * difference.mean:.1f} points of mIoU"
     if difference.interval is None:
-        why = "without per-image matrices of all runs there is no interval to judge that by"
+        why = "not all runs have per-image matrices, so there is no interval to judge this by"
         return f"{first.name} scores {points} above {second.name}; {why}."
     low, high = (100 * end for end in difference.interval)
     interval = f"95 % interval over test images: {low:+.1f} to {high:+.1f}"
@@ -323,6 +323,6 @@ def verdict(difference: Difference) -> str:
         said = f"{first.name} scores {points} above {second.name} on these test images ({interval})"
     ours, theirs = first.scores, second.scores
     if min(len(ours), len(theirs)) < 2:
-        return f"{said}; with a single seed on a side, whether training again would say the same is not known."
+        return f"{said}; with a single seed on a side, it is not known whether training again would show the same."
     overlap = min(ours) <= max(theirs)
     return f"{said}; the scores of their seeds {'overlap' if overlap else 'do not overlap'}."

@@ -87,9 +87,9 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     Each arm is a point; bars are standard deviations over seeds. Arms of the same name, which differ in their input,
     are joined by a line, and each point is labelled with its input.
     """
-    costs = {"multiply-adds an image, × 10⁹": (1e9, "model", "multiply_adds")}
+    costs = {"multiply-adds per image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
-        costs["images a second, validation included"] = (1, "train", "images_per_second")
+        costs["images per second, validation included"] = (1, "train", "images_per_second")
     lines: dict[str, list[Arm]] = {}
     for arm in arms:
         lines.setdefault(arm.runs[0].arm, []).append(arm)

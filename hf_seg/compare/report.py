@@ -68,8 +68,8 @@ def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
 def check_out(folder: Path) -> None:
     """Refuse a file, or a folder that is not empty and does not hold a report of `hf-seg compare`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(folder / PAGE, "compare"):
-        what = "exists, and holds other files than a report of `hf-seg compare`"
-        raise Refusal(folder, what, "name another folder by --out", code="compare")
+        what = "exists and holds files other than a report of `hf-seg compare`"
+        raise Refusal(folder, what, "name another folder with --out", code="compare")
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:

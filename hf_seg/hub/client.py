@@ -57,7 +57,7 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
         for name, other in found.items():
             if (other.repo_id, other.revision) == (where.repo_id, where.revision):
                 what = f"{name} and {recipe.name} would both be pushed to {where.repo_id}"
-                raise HubError("training.hub_model_id", what, "give them names or a hub_revision of their own")
+                raise HubError("training.hub_model_id", what, "give each its own hub_model_id or hub_revision")
         remedy = "choose another hub_model_id or hub_revision, or delete it"
         check_free(where, recipe.to_dict(), remedy, overwrite=recipe.name in overwrite)
         found[recipe.name] = where
@@ -76,7 +76,7 @@ def full_name(repo: str) -> str:
     repo_id = f"{owner}/{repo.rpartition('/')[2]}"
     organisations = {organisation["name"]: organisation.get("roleInOrg") for organisation in who.get("orgs", [])}
     if owner != who["name"] and organisations.get(owner, "read") == "read":
-        what = f"the token is {who['name']}'s, who may not write to {owner}"
+        what = f"the token belongs to {who['name']}, who may not write to {owner}"
         raise HubError(repo_id, what, "name a repository of your own or of an organisation that lets you write")
     token = who.get("auth", {}).get("accessToken", {})
     may_write = token.get("role") != "read"
@@ -86,8 +86,10 @@ def full_name(repo: str) -> str:
             for scope in token.get("fineGrained", {}).get("scoped", [])
         )
     if not may_write:
-        remedy = "make one that may write at https://huggingface.co/settings/tokens, and give it to `hf auth login` or"
-        raise HubError(repo_id, "the token may read only", f"{remedy} HF_TOKEN")
+        remedy = (
+            "create one that may write at https://huggingface.co/settings/tokens, and use it in `hf auth login` or"
+        )
+        raise HubError(repo_id, "the token may only read", f"{remedy} HF_TOKEN")
     return repo_id
 
 
@@ -113,7 +115,7 @@ def check_free(where: Destination, recipe: dict[str, Any], remedy: str, *, overw
     except (ValueError, AttributeError, TypeError) as error:
         raise HubError(repo_id, f"its recipe.json is not a recipe ({error})", remedy) from error
     if changed:
-        what = f"holds a run of another recipe ({'; '.join(changed)})"
+        what = f"holds a run of a different recipe ({'; '.join(changed)})"
         raise HubError(repo_id, what, remedy if overwrite is None else f"{remedy}, or pass --overwrite")
 
 
@@ -204,11 +206,11 @@ def explain(error: BaseException, what: str) -> HubError:
         text = f"the Hub answered {status} ({said})"
         remedy = "try again later" if status in TRANSIENT else "see the answer"
     elif isinstance(error, httpx2.TransportError):
-        text, remedy = f"the Hub cannot be reached ({type(error).__name__}: {said})", "check the network, try again"
+        text, remedy = f"the Hub cannot be reached ({type(error).__name__}: {said})", "check the network and try again"
     elif isinstance(error, HFValidationError):
-        text, remedy = f"is no name for a repository ({said})", "correct it"
+        text, remedy = f"is not a valid repository name ({said})", "correct it"
     else:
-        text, remedy = f"{type(error).__name__}: {said}", "correct what it names and try again"
+        text, remedy = f"{type(error).__name__}: {said}", "correct the cause and try again"
     return HubError(redact(what), redact(" ".join(text.split())), remedy)
 
 

@@ -46,7 +46,7 @@ def stage(source: Path, target: Path, names: Iterable[str]) -> None:
         path = source / name
         for part in (path, *path.parents[: len(Path(name).parts) - 1]):
             if part.is_symlink():
-                raise HubError(part, "is a link, and links are not pushed", "put the file itself in its place")
+                raise HubError(part, "is a link, and links are not pushed", "replace it with the file itself")
         if path.is_file():
             (target / name).parent.mkdir(exist_ok=True)
             try:
@@ -70,7 +70,7 @@ def model_files(folder: Path) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HubError(index, f"cannot be read ({error})", "train the run again") from None
         if strange:
-            raise HubError(index, f"names {strange[0]}, which is no part of a model", "train the run again")
+            raise HubError(index, f"names {strange[0]}, which is not part of a model", "train the run again")
     return ["config.json", PROCESSOR, *WEIGHTS, *MODEL_CODE, *sorted(shards)]
 
 
@@ -105,7 +105,7 @@ def push_run(
         Refusal: when the run is not finished, its record cannot be read, or the push fails.
     """
     training = load_results(run_dir)["recipe"]["training"]
-    check_writable(run_dir, f"make it writable, or push a copy of it: {HUB} in it says where it was pushed")
+    check_writable(run_dir, f"make it writable, or push a copy of it: a push records its destination there, in {HUB}")
     asked = {key: training.get(f"hub_{name}") for key, name in HUB_KEYS.items()} | _earlier(run_dir)
     if repo:  # then revision and privacy of the recipe or an earlier push do not apply
         asked = {"repo_id": repo}
@@ -114,7 +114,7 @@ def push_run(
         revision=revision or asked.get("revision"),
         private=private or asked.get("private"),
     )
-    remedy = "name another by --repo or --revision, or delete it"
+    remedy = "name another with --repo or --revision, or delete it"
     check_free(where, load_run(run_dir)["recipe"], remedy)
     create(where)
     return upload_run(run_dir, where)
@@ -145,7 +145,7 @@ def _earlier(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         fault = str(error)
     if fault:
-        raise HubError(path, f"cannot be read ({fault})", "delete it and name --repo")
+        raise HubError(path, f"cannot be read ({fault})", "delete it and pass --repo")
     return noted
 
 
@@ -203,7 +203,7 @@ class Uploads:
             with suppress_progress_bars():
                 upload(folder, where, f"Training in progress, {message}")
         except HubError as error:
-            self.say(f"{run}: {message} was not pushed ({error}); training goes on")
+            self.say(f"{run}: {message} was not pushed ({error}); training continues")
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # the next launch removes the rest
 
@@ -213,9 +213,8 @@ class Uploads:
                 self.say(f"{run_dir.name}: pushed, {upload_run(run_dir, self.where[run_dir.name])}")
         except Exception as error:  # an error in this thread would go unnoticed; the run itself is finished
             self.unpushed.append(run_dir)
-            self.say(
-                f"{run_dir.name}: finished in {run_dir}, but not pushed ({error}); `hf-seg push {run_dir}` pushes it"
-            )
+            remedy = f"push it with `hf-seg push {run_dir}`"
+            self.say(f"{run_dir.name}: finished in {run_dir}, but not pushed ({error}); {remedy}")
 
 
 class _PushCheckpoints(TrainerCallback):
@@ -235,7 +234,7 @@ class _PushCheckpoints(TrainerCallback):
         try:
             folder = self._stage(state)
         except Exception as error:  # such as a full disk, which must not stop training here
-            self.uploads.say(f"{self.run_dir.name}: {message} was not pushed ({error}); training goes on")
+            self.uploads.say(f"{self.run_dir.name}: {message} was not pushed ({error}); training continues")
             return
         self.running = self.uploads.pool.submit(self.uploads.push, folder, self.where, self.run_dir.name, message)
 

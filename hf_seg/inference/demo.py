@@ -39,7 +39,7 @@ ENLARGED = 4  # factor; the generated pictures are too small for a page
 README = """
 # {title}
 
-Drop a photograph: the mask over it, a legend with the share of each class, and a slider for the mask's opacity.
+Drop a photograph to see the mask over it, a legend with the share of each class, and a slider for the mask's opacity.
 Made by `hf-seg demo`.
 
 {sources}
@@ -73,13 +73,13 @@ def serve(models: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, which gradio handles
         try:
             page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **demo_app.LAUNCH)
-            say(f"serving {' and '.join(names)} on {page.local_url} (Ctrl-C ends it)")
+            say(f"serving {' and '.join(names)} on {page.local_url} (Ctrl-C stops it)")
             page.block_thread()
         except KeyboardInterrupt:  # before block_thread, which handles it itself
             page.close(verbose=False)
         except (OSError, OverflowError) as error:  # OverflowError: a port above 65,535
             what = "cannot be used: the port is in use, or the host is not this machine"
-            raise Refusal(f"{host}:{port}", what, "choose others with --port and --host") from error
+            raise Refusal(f"{host}:{port}", what, "choose others with --port or --host") from error
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -179,7 +179,7 @@ def _check_code(model: str | Path, files: Path, loaded: PreTrainedModel) -> None
             what = f"its {ours.name} is not the one that this version of hf_seg ships, and the Space would run it"
             raise Refusal(model, what, remedy)
     if json.loads((files / "config.json").read_text(encoding="utf-8")).get("auto_map") != auto_map:
-        what = "its config.json names other code than that of hf_seg (auto_map), and the Space would run it"
+        what = "its config.json names code that is not hf_seg's (auto_map), and the Space would run it"
         raise Refusal(model, what, remedy)
 
 
@@ -187,19 +187,21 @@ def _load(models: Sequence[str | Path]) -> tuple[list[str], list[Segmenter]]:
     """Load the models; return their names and segmenters. A name is the run folder's name or the Hub id; if two names
     are equal, enough parent folders are prepended to tell them apart."""
     if len(models) > 2:
-        raise Refusal("", f"{len(models)} models named", "the page shows one, or two side by side")
+        raise Refusal("", f"{len(models)} models are named", "name one, or two to show them side by side")
     if importlib.util.find_spec("gradio") is None:
-        raise Refusal("", "gradio is not installed, and the page is made with it", "run `pip install 'hf_seg[demo]'`")
+        raise Refusal("", "the page needs gradio, which is not installed", "run `pip install 'hf_seg[demo]'`")
     places = [Path(model).resolve().parts if Path(model).is_dir() else (str(model),) for model in models]
     if len(set(places)) < len(places):
-        raise Refusal(models[0], "is named twice", "name two models")
+        raise Refusal(models[0], "is named twice", "name two different models")
     parts = next(count for count in itertools.count(1) if len({place[-count:] for place in places}) == len(places))
     names = ["/".join(place[-parts:]) for place in places]
     segmenters = [load_segmenter(model) for model in models]
     ranges = [each.value_range for each in segmenters]
     if ranges[0] != ranges[-1]:
-        what = f"they were trained with data.value_range {ranges[0]} and {ranges[1]}, and the page reads a file once"
-        raise Refusal(" and ".join(names), what, "show them one by one")
+        what = (
+            f"they were trained with data.value_range {ranges[0]} and {ranges[1]}, but the page reads each file once"
+        )
+        raise Refusal(" and ".join(names), what, "show them separately")
     return [printable(name) for name in names], segmenters
 
 

@@ -118,7 +118,7 @@ def decode(path: str | Path, value_range: Sequence[float] | None = None) -> Imag
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith(("I", "F")):  # Pillow would clip more than 8 bits to black or white
         if value_range is None:
-            raise PhotographError(f"{Path(path).name} has more than 8 bits a channel. Save it with 8 bits first.")
+            raise PhotographError(f"{Path(path).name} has more than 8 bits per channel. Save it with 8 bits first.")
         shades = np.nan_to_num(np.interp(np.asarray(image), value_range, (0, 255)))
         image = Image.fromarray(shades.round().astype(np.uint8))
     return image.convert("RGB")
@@ -139,10 +139,10 @@ def read_photograph(path: str | Path, decode: Callable[[str | Path], Image.Image
         pass
     except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise PhotographError(
-            f"{name} cannot be read as an image: it is damaged, or no JPEG, PNG, WebP, GIF, BMP or TIFF file."
+            f"{name} cannot be read as an image: it is damaged, or not a JPEG, PNG, WebP, GIF, BMP or TIFF file."
         ) from error
     raise PhotographError(
-        f"{name} has more than the {MAX_MEGAPIXELS} megapixels that this page takes. Make it smaller first."
+        f"{name} has more than {MAX_MEGAPIXELS} megapixels, the most that this page accepts. Make it smaller first."
     )
 
 
@@ -207,7 +207,7 @@ def panel(shown: ShownModel, result: Segmented, photograph: str) -> str:
     height, width = result.mask.shape
     mask = data_url(Image.fromarray(np.array(shown.colours, dtype=np.uint8)[result.mask]), "PNG")
     seen = " × ".join(str(side) for side in result.input_size)
-    facts = f"sees {seen} pixels · mean confidence {per_cent(result.mean_confidence)} · {result.seconds:.2f} s"
+    facts = f"input {seen} pixels · mean confidence {per_cent(result.mean_confidence)} · {result.seconds:.2f} s"
     # as wide as the panel, but at most 60 % of the window's height
     box = f"aspect-ratio: {width} / {height}; width: min(100%, {60 * width / height:.1f}vh)"
     return (
@@ -271,7 +271,7 @@ def build_page(
     # uploads are deleted an hour after they were made, and when the server ends
     with gr.Blocks(title=f"Segmentation: {names}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
-            f"<h1>Semantic segmentation</h1><p>Drop a photograph. {subject} says for every pixel what is there.</p>",
+            f"<h1>Semantic segmentation</h1><p>Drop a photograph. {subject} predicts a class for every pixel.</p>",
             apply_default_css=False,
             elem_id="title",
         )

@@ -117,8 +117,8 @@ def export_model(
         raise Refusal("", what, f"run `pip install 'hf_seg[{EXTRAS[kind]}]'`")
     check_place(out, kind)
     if int8 and images is None:
-        what = "the ranges of an int8 model's activations are taken from photographs, and none is named"
-        raise Refusal("--int8", what, "name photographs like those of the training")
+        what = "the ranges of an int8 model's activations are taken from photographs, but none are named"
+        raise Refusal("--int8", what, "name photographs similar to those of the training")
     pictures = generated_images() if images is None else expand_paths(images)
     segmenter = load_segmenter(model, device="cpu")
     samples = calibration_samples(segmenter, pictures) if int8 else []
@@ -139,7 +139,7 @@ def export_model(
                 with write_whole(out.with_suffix(".bin")) as weights:
                     shutil.copyfile(file.with_suffix(".bin"), weights)
     except OSError as error:
-        raise Refusal(out, f"cannot be written ({error})", "name another file by --out") from error
+        raise Refusal(out, f"cannot be written ({error})", "name another file with --out") from error
     return comparison
 
 
@@ -150,9 +150,9 @@ def check_place(out: Path, kind: str) -> None:
         raise Refusal(out, "is a folder", f"name the file in it, such as {out / FILES[kind]}")
     for path in (out, out.with_suffix(".bin")) if kind == "openvino" else (out,):
         if os.path.lexists(path) and not _is_export(out):
-            raise Refusal(path, f"exists and is not {title} file of hf_seg", "name another file by --out")
+            raise Refusal(path, f"exists and is not {title} file written by hf_seg", "name another file with --out")
     if out.suffix != suffix:
-        raise Refusal(out, f"does not end in {suffix}", f"name {title} file by --out, such as {FILES[kind]}")
+        raise Refusal(out, f"does not end in {suffix}", f"name {title} file with --out, such as {FILES[kind]}")
 
 
 def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Tensor]]) -> None:
@@ -162,7 +162,7 @@ def write_onnx(segmenter: Segmenter, path: Path, samples: Sequence[dict[str, Ten
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
     if sum(tensor.nbytes for tensor in segmenter.model.state_dict().values()) > LARGEST_FILE:
-        raise Refusal("", "the model's weights are above 2 GiB, which is the most that an ONNX file can hold")
+        raise Refusal("", "the model's weights exceed 2 GiB, the most that an ONNX file can hold")
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeStaticConfig(per_channel=True), samples) if samples else None
     with _explained(segmenter, "ONNX"):
         program = _export(segmenter, OnnxExporter(), OnnxConfig(opset_version=OPSET), quantizer)
@@ -246,7 +246,7 @@ def metadata_of(segmenter: Segmenter) -> dict[str, str]:
 def input_size(segmenter: Segmenter) -> tuple[int, int]:
     """Height and width of the model's input; refuse an image processor whose output size depends on the image."""
     if segmenter.input_size is None:
-        what = "the image processor does not set one input size, and an exported file needs one"
+        what = "the image processor does not set a fixed input size, which an exported file needs"
         raise Refusal("", what, "set its size")
     return segmenter.input_size
 

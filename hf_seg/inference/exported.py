@@ -81,7 +81,7 @@ def load_model(model: str | Path) -> Segmenter | ExportedSegmenter:
         remedy = f"run `pip install 'hf_seg[{extra}]'`"
         raise Refusal(path, f"{name} is not installed", remedy, code="evaluate") from error
     except Exception as error:  # the runtimes' errors have no other base class in common
-        what = f"cannot be read as a file of hf_seg ({one_line(error)})"
+        what = f"cannot be read as a file exported by hf_seg ({one_line(error)})"
         raise Refusal(path, what, "name a file that `hf-seg export` has written", code="evaluate") from error
     return segmenter
 

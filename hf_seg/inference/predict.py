@@ -63,9 +63,9 @@ class Options:
         if self.size not in ("native", "model"):
             raise Refusal("size", f'{self.size!r} is neither "native" nor "model"')
         if self.tile is not None and (self.tile < 32 or self.size != "native"):
-            raise Refusal("tile", "takes at least 32 pixels, and masks of native size")
+            raise Refusal("tile", "must be at least 32 pixels, and needs masks of native size")
         if self.batch_size < 1:
-            raise Refusal("batch_size", f"takes at least 1, not {self.batch_size}")
+            raise Refusal("batch_size", f"must be at least 1, not {self.batch_size}")
 
 
 def predict(
@@ -140,7 +140,7 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options)
     """[`predict`] for a loaded model and files. A [`Refusal`] is raised by the call, not at the first item."""
     if options.tile and segmenter.framing.resize == "crop":
         height, width = segmenter.framing.size
-        raise Refusal("tile", f"the model has windows of its own, of {width}×{height} pixels", "leave the option out")
+        raise Refusal("tile", f"the model already uses windows of {width}×{height} pixels", "leave the option out")
     return _predict_files(segmenter, files, options)
 
 
@@ -232,7 +232,7 @@ def _prediction(
 ) -> Prediction | Problem:
     mean_confidence = float(confidence.mean())
     if not math.isfinite(mean_confidence):
-        what, remedy = "the model's scores of it are not numbers (NaN)", "Compute in float32, or use another model"
+        what, remedy = "the model's scores for it are not numbers (NaN)", "Compute in float32, or use another model"
         return Problem(code="scores", place=str(path), what=what, remedy=remedy)
     names = segmenter.class_names
     shares: Counter[str] = Counter()  # classes may share a name

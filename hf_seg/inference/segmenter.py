@@ -88,7 +88,7 @@ class Segmenter:
             if colours.shape != (classes, 3) or not fits:
                 raise ValueError
         except (ValueError, IndexError):  # from numpy: lists of different lengths, or not a list at all
-            what = f"has a palette that does not give {classes} classes a colour each"
+            what = f"has a palette that does not give each of {classes} classes a colour"
             remedy = "write three whole numbers from 0 to 255 for each class, or remove it"
             raise Refusal("the model's config.json", what, remedy) from None
         return [tuple(colour) for colour in colours.tolist()]
@@ -139,7 +139,7 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     """
     device = _device(device)
     if dtype not in DTYPES:
-        raise Refusal("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
+        raise Refusal("dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     if not os.path.isdir(model):
         try:
             validate_repo_id(str(model))
@@ -188,7 +188,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     for key in ("size", "crop_size", "pad_size"):
         sides = dict(getattr(image_processor, key, None) or {})
         if not all(0 < side <= LARGEST_SIDE for side in sides.values() if side is not None):
-            what = f"{key} in preprocessor_config.json is {sides}, and a side has 1 to {LARGEST_SIDE:,} pixels"
+            what = f"{key} in preprocessor_config.json is {sides}, but a side must have 1 to {LARGEST_SIDE:,} pixels"
             raise ValueError(what)
     match getattr(image_processor, "value_range", None):
         case None:
@@ -196,17 +196,19 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
         case [int() | float() as low, int() | float() as high] if low < high:
             pass
         case other:
-            raise ValueError(f"value_range in preprocessor_config.json is {other}, and not two numbers, lower first")
+            raise ValueError(
+                f"value_range in preprocessor_config.json is {other}, but must be two numbers, the lower first"
+            )
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type in QUERY_MODELS:
         auto = AutoModelForUniversalSegmentation
     elif type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         auto = AutoModelForSemanticSegmentation
     else:
-        raise ValueError(f"a model of type {config.model_type} is none that hf_seg can use for it")
+        raise ValueError(f"hf_seg cannot use a model of type {config.model_type}")
     ids = sorted(config.id2label)
     if ids != list(range(len(ids))) or not all(isinstance(name, str) for name in config.id2label.values()):
-        raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1}, by a text")
+        raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1} with a string")
     check_parameters(auto, config, header)
     with hidden_bars():
         loaded, report = auto.from_pretrained(
@@ -225,7 +227,7 @@ def _check_tensors(place: str | Path, model: PreTrainedModel, mismatched: Iterab
     """Refuse tensors of wrong shape and values that are not finite."""
     if mismatched := sorted(mismatched):
         shapes = (f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched)
-        raise Refusal(place, f"its file of weights is not of the model in config.json: {first(shapes)}")
+        raise Refusal(place, f"its file of weights does not match the model in config.json: {first(shapes)}")
     loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if broken := [name for name, tensor in loaded.items() if not tensor.isfinite().all()]:
         dtype = str(model.dtype).removeprefix("torch.")
@@ -245,7 +247,9 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
         ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
         pixel_values = segmenter.prepare(ramp)[None]
         if not pixel_values.isfinite().all() or pixel_values.min() == pixel_values.max():
-            raise ValueError("its image processor makes of a picture no numbers, or all the same (is image_std zero?)")
+            raise ValueError(
+                "its image processor turns a picture into values that are not finite or all equal (is image_std zero?)"
+            )
         scores = segmenter.scores(pixel_values)
         for tensor in absent.values():
             tensor.fill_(torch.nan)
@@ -254,11 +258,11 @@ def _try_out(place: str | Path, segmenter: Segmenter, missing: Iterable[str]) ->
     except Exception as error:
         raise Refusal(place, f"it cannot segment a picture: {one_line(error)}") from error
     if needed:
-        what = f"has no weights for {first(absent)}, so it is no trained semantic segmentation model"
+        what = f"has no weights for {first(absent)}, so it is not a trained semantic segmentation model"
         remedy = "encoders and classifiers cannot segment: name a finished run's folder, or a Hub id of such a model"
         raise Refusal(place, what, remedy)
     if not scores.isfinite().all():
-        raise Refusal(place, f"its scores of a picture are not numbers (NaN), computed in {segmenter.model.dtype}")
+        raise Refusal(place, f"its scores for a picture are not numbers (NaN), computed in {segmenter.model.dtype}")
     classes = len(segmenter.class_names)
     if scores.ndim != 4 or scores.shape[1] != classes:
         raise Refusal(place, f"has output of shape {tuple(scores.shape)}, but config.json has {classes} classes")

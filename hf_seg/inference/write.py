@@ -84,7 +84,7 @@ def predict_to_folder(
         remedy = "lower batch_size, compute on another device, or write masks of the model's size (--size model)"
         raise Refusal("", f"out of memory ({error})", remedy, code="memory") from error
     except OSError as error:
-        raise Refusal(out, f"cannot be written to ({error})", f"{LINES} is as it was before") from error
+        raise Refusal(out, f"cannot be written to ({error})", f"{LINES} is unchanged") from error
 
 
 def _write_all(
@@ -226,7 +226,7 @@ def _check_places(out: Path, names: Iterable[str]) -> None:
         foreign.append(out / LINES)
     if foreign:
         what = "would overwrite files that hf-seg did not write or that were changed"
-        raise Refusal(out, f"{what}: {first(foreign)}", "move them, or name another folder by --out")
+        raise Refusal(out, f"{what}: {first(foreign)}", "move them, or name another folder with --out")
 
 
 def _are_lines(path: Path) -> bool:

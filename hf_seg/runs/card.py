@@ -42,7 +42,7 @@ SMP = {
 SEGFORMER = {"num_encoder_blocks": 4, "num_attention_heads": [1, 2, 5, 8]}
 SCALED = {
     "none": "scaled to [0, 1]",
-    "imagenet": "scaled to [0, 1], less ImageNet's mean and by its standard deviation",
+    "imagenet": "scaled to [0, 1], then normalised by ImageNet's mean and standard deviation",
     "inception": "scaled to [-1, 1]",
 }
 
@@ -51,7 +51,7 @@ SCALED = {
 AT = {"stretch": "at %s pixels", "letterbox": "within %s pixels", "crop": "through windows of %s pixels"}
 INPUT = {
     "stretch": "resized to %s pixels",
-    "letterbox": "resized within %s pixels, the shape kept, and padded with black to that size",
+    "letterbox": "resized to fit within %s pixels, with its shape kept, and padded with black to that size",
     "crop": "at its own scale, through overlapping windows of %s pixels (in training: one window, at a random scale "
     "from 0.5 to 2)",
 }
@@ -73,8 +73,8 @@ NVIDIA = {
     "license": "other",
     "name": "nvidia-segformer-license",
     "link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
-    "text": "NVIDIA Source Code License for SegFormer. They and what derives from them may be used non-commercially "
-    "only, by which the licence means for research or evaluation.",
+    "text": "NVIDIA Source Code License for SegFormer. They and works derived from them may be used only "
+    "non-commercially, by which the licence means for research or evaluation.",
 }
 # licences that timm names and that the Hub has an identifier for
 ON_THE_HUB = {"apache-2.0", "apple-amlr", "apple-ascl", "bsd-3-clause", "cc-by-nc-4.0", "gemma", "mit"}
@@ -83,8 +83,8 @@ WEIGHTS = {
     "nvidia/segformer-b": NVIDIA,
     "timm/resnet50.tv2_in1k": {
         "license": "bsd-3-clause",
-        "text": "BSD 3-Clause, as their page on the Hub says. They were trained on ImageNet-1k, whose pictures have "
-        "terms of their own.",
+        "text": "BSD 3-Clause, according to their page on the Hub. They were trained on ImageNet-1k, whose pictures "
+        "have their own terms.",
     },
 }
 
@@ -193,17 +193,17 @@ def terms_of(init: dict[str, Any], data: dict[str, Any]) -> list[Terms]:
         if known:
             found = [Terms(subject=subject, **known[0])]
         elif (name := encoder.get("license", "unknown")) not in ("other", "unknown"):
-            text = f"{name}, as timm says. It binds the model too: read it on their page on the Hub."
+            text = f"{name}, according to timm. It also binds the model: read it on their page on the Hub."
             special = {"license": name} if name in ON_THE_HUB else {"license": "other", "name": name}
             link = f"https://huggingface.co/{encoder['source']}"
             found = [Terms(subject=subject, text=text, link=link, **special)]
         else:
-            text = "hf_seg does not know their terms, which bind the model too: look them up where they come from."
+            text = "hf_seg does not know their terms, which also bind the model: look them up at their source."
             found = [Terms(subject=subject, text=text, license="unknown")]
     terms, name = data.get("terms"), data.get("license_name")
     own = Terms(
         subject=Markdown(f"Data ({markdown(data.get('title', data['name']))})"),
-        text=terms or "hf_seg does not know its terms, which bind the model too: look them up where it comes from.",
+        text=terms or "hf_seg does not know its terms, which also bind the model: look them up at its source.",
         license="other" if name else None if terms else "unknown",
         name=name,
         link=data.get("homepage"),

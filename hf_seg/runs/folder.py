@@ -87,11 +87,11 @@ def format_plan(runs: list[Run]) -> str:
         name, state = run.recipe.name, "to resume" if run.state == "interrupted" else run.state
         if state == "finished":
             state += f", in {run.folder} (--overwrite trains it again)"
-            state += "" if run.compared else "; its data was not compared, since it is in no folder here"
+            state += "" if run.compared else "; its data was not compared, since it is not in a local folder"
         lines.append(f"{name}: {state}" + (f", {run.steps:,} step{'s' * (run.steps > 1)}" if run.steps else ""))
         if users := [other.recipe.name for other in runs if other.recipe.encoder_recipe == name]:
             known = run.named or run.state == "finished"
-            how = "" if known else "; it is trained whole, and overrides do not apply to it"
+            how = "" if known else "; it is trained in full, and overrides do not apply to it"
             lines.append(f"  for the encoder of {', '.join(users)}{how}")
     return "\n".join(lines)
 
@@ -117,7 +117,7 @@ def _open(run: Run) -> Literal["new", "interrupted", "finished"]:
     if not os.path.lexists(folder):
         return "new"
     if not folder.is_dir():
-        raise _refusal(folder, "is a file, and a run needs a folder of this name", "move the file away")
+        raise _refusal(folder, "is a file, but a run needs a folder with this name", "move the file away")
     # a launch that was killed while it wrote the record leaves the partial file and nothing else
     if all(PARTIAL.fullmatch(path.name) for path in folder.iterdir()):
         return "new"
@@ -127,12 +127,12 @@ def _open(run: Run) -> Literal["new", "interrupted", "finished"]:
         return "new"
     finished = (folder / RESULTS).exists()
     changed = changed_keys(recipe.to_dict(), record["recipe"])
-    what, remedy = "a run of another recipe", "give the recipe file another name"
+    what, remedy = "a run of a different recipe", "give the recipe file another name"
     if not changed:
         now = describe_data(recipe.data, may_load=not finished)
         run.compared = now is not None
         changed = _changed_splits(record["data"], now)
-        what, remedy = "a run on other data than there is now", "put the data back as it was"
+        what, remedy = "a run on data that has changed since", "restore the data"
     if not changed:
         return "finished" if finished else "interrupted"
     if finished or any(_TREES.fullmatch(path.name) for path in folder.iterdir()) or _strangers(folder):
@@ -147,7 +147,7 @@ def load_run(folder: Path, any_format: bool = False) -> dict[str, Any]:
     Raises:
         Refusal: when there is none, or it is damaged, or (unless `any_format`) from another version of hf_seg.
     """
-    remedy = "name a run's folder, or, to train in a folder of this name, move this one away"
+    remedy = "name a run's folder, or move this one away to train in a folder with this name"
     missing = "it is not a run of hf_seg", remedy
     other = None if any_format else "choose another --output_dir, or pass --overwrite to replace that run"
     return load_record(folder / RECORD, RUN_FORMAT, _NEEDED, "a run", "move the folder away", missing, other)
@@ -178,14 +178,14 @@ def _changed_splits(then: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
     changed = []
     if then.keys() != now.keys():  # as when split.json names pairs that are gone
         then, now = ({"all splits": {"pairs": sum(s["pairs"] for s in d.values())}} for d in (then, now))
-        changed = ["the pairs of split.json are not those of the folder"]
+        changed = ["the pairs in split.json are not those in the folder"]
     for name, before in then.items():
         after = now[name]
         if more := after["pairs"] - before["pairs"]:
             counts = f"{after['pairs']:,} instead of {before['pairs']:,}"
             changed.append(f"{name}: {abs(more):,} pairs {'more' if more > 0 else 'fewer'}, {counts}")
         elif before != after:
-            changed.append(f"{name}: {after['pairs']:,} pairs as before, but others, by name or size")
+            changed.append(f"{name}: {after['pairs']:,} pairs as before, but different ones, by name or size")
     return changed
 
 
@@ -213,7 +213,7 @@ def hold_runs(runs: list[Run]) -> Iterator[None]:
                     stack.enter_context(FileLock(file, timeout=0))
                 except Timeout:
                     remedy = "wait until it ends, stop it, or choose another --output_dir"
-                    raise _refusal(run.folder, "another launch is at work in it", remedy) from None
+                    raise _refusal(run.folder, "another launch is using it", remedy) from None
                 except OSError as error:
                     what = f"nothing can be written there ({error.strerror})"
                     raise _refusal(file.parent, what, "choose another --output_dir") from error
@@ -266,14 +266,14 @@ def _replaced(run_dir: Path) -> Path:
 def _check_removable(folder: Path, recipe: Recipe) -> None:
     """Refuse to remove a folder that is a link or not a run, or holds an input of the recipe or what no run writes."""
     if folder.is_symlink():
-        raise _refusal(folder, "is a link, and what it leads to is not removed", "remove the link yourself")
+        raise _refusal(folder, "is a link, and what it points to is not removed", "remove the link yourself")
     for key, path in _inputs(recipe).items():
         if Path(os.path.realpath(folder)) in (path, *path.parents):
-            what = f"is not removed, since {key} of {recipe.name}, {path}, is in it"
+            what = f"is not removed, since it contains {key} of {recipe.name}, {path}"
             raise _refusal(folder, what, "choose another --output_dir, or give the recipe file another name")
     if strangers := _strangers(folder):
-        what = f"is not removed, since it holds what no run writes: {first(strangers, SHOWN)}"
-        raise _refusal(folder, what, "move that away, or choose another --output_dir")
+        what = f"is not removed, since it holds something that no run writes: {first(strangers, SHOWN)}"
+        raise _refusal(folder, what, "move it away, or choose another --output_dir")
     if any(folder.iterdir()):
         load_run(folder, any_format=True)
 

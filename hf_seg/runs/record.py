@@ -210,11 +210,11 @@ def load_results(run_dir: Path, or_evaluation: bool = False) -> dict[str, Any]:
         Refusal: when it is not there, cannot be read, is of another version of hf_seg, or lacks something.
     """
     path, kind, remedy = run_dir / RESULTS, "a finished run", "pass --overwrite to train the run again"
-    missing = "it is no finished run", "name another folder"
+    missing = "it is not a finished run", "name another folder"
     results = load_record(path, "format", dict, kind, remedy, missing, remedy)
     evaluated = results.get("status") == EVALUATED
     if evaluated and not or_evaluation:
-        what = "is of an evaluation, and the folder has no model"
+        what = "is from an evaluation, and the folder has no model"
         raise Refusal(path, what, "name the run's own folder", code="record")
     if evaluated:
         kind, remedy = "an evaluation", "evaluate the model again, into another folder"
@@ -223,7 +223,7 @@ def load_results(run_dir: Path, or_evaluation: bool = False) -> dict[str, Any]:
     count = len(results["data"]["class_names"])
     for matrix in (results[split]["confusion_matrix"] for split in ("validation", "test") if results[split]):
         if any(len(part) != count for part in (matrix, *matrix)):
-            raise _fault(path, kind, f"a confusion_matrix is not of {count} classes", remedy)
+            raise _fault(path, kind, f"a confusion_matrix does not have {count} classes", remedy)
     return results
 
 
@@ -246,7 +246,7 @@ def load_record(
     if fault is None and record[key] != FORMAT:
         if other is None:
             return record
-        what = f"is of another version of hf_seg (format {record[key]}, and this version has {FORMAT})"
+        what = f"is from another version of hf_seg (format {record[key]}; this version has {FORMAT})"
         raise Refusal(path, what, other, code="record")
     if fault is None:
         _add_newer_keys(record)
@@ -279,7 +279,7 @@ def find_fault(value: Any, needed: Any) -> str | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
-        words = {"missing": "is missing", "dict_type": "is no object", "list_type": "is no list"}
+        words = {"missing": "is missing", "dict_type": "is not an object", "list_type": "is not a list"}
         wrong = words.get(first["type"]) or f"is {json.dumps(first['input'])[:40]}"
         return f"{''.join(parts).lstrip('.') or 'it'} {wrong}"
     return None
@@ -303,7 +303,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
     """
     if not path.exists():
         return None
-    remedy = "delete it, and the comparison does without it, or pass --overwrite to train the run again"
+    remedy = "delete it to compare without it, or pass --overwrite to train the run again"
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -317,7 +317,7 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
         if array.dtype.kind not in kinds or len(letters) != array.ndim or (*known,) != array.shape:
             found = f"{array.dtype} of shape {array.shape}" if name in arrays else "missing"
-            raise Refusal(path, f"does not hold what a run keeps there ({name} is {found})", remedy, code="arrays")
+            raise Refusal(path, f"does not hold what a run writes there ({name} is {found})", remedy, code="arrays")
     return arrays
 
 
@@ -353,9 +353,9 @@ def describe_provenance(provenance: dict) -> str:
         if head["tensors_by_class"]:
             parts += [f"{head['tensors_by_class']} tensors by class, {len(kept)} classes kept"]
         if fresh:
-            parts[-1] += f", {len(fresh)} fresh because that model has no class of their name ({first(fresh)})"
+            parts[-1] += f", {len(fresh)} fresh because that model has no class with their name ({first(fresh)})"
         if head["tensors_fresh"]:
-            parts += [f"{head['tensors_fresh']} fresh tensors, missing there or of another shape"]
+            parts += [f"{head['tensors_fresh']} fresh tensors, missing there or of a different shape"]
     else:
         parts += [f"{head['tensors_fresh']} fresh tensors"]
     return f"encoder: {text}{frozen}; head: {'; '.join(parts)}"

@@ -31,9 +31,9 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
     """
     batch, steps = training.global_train_batch_size, training.gradient_accumulation_steps
     if batch % (num_processes * steps):
-        name, good = "gradient_accumulation_steps that do", _divisors(batch, num_processes)
+        name, good = "gradient_accumulation_steps that work", _divisors(batch, num_processes)
         if not good:
-            name, good = "number of processes that does", _divisors(batch, 1)
+            name, good = "numbers of processes that work", _divisors(batch, 1)
         raise RecipeError(
             "training.global_train_batch_size",
             f"{batch} cannot be divided by {num_processes} processes × {steps} accumulation steps",
@@ -80,7 +80,7 @@ def precision_of(training: TrainingRecipe, device: torch.device) -> Literal["bf1
     """
     if training.fp16 is True:
         if device.type != "cuda":
-            what = f"loss scaling needs a GPU, and this launch computes on {device.type}"
+            what = f"loss scaling needs a GPU, but this launch computes on {device.type}"
             raise RecipeError("training.fp16", what, 'set it to "auto" or false')
         return "fp16"
     if training.bf16 is True or (training.bf16 == "auto" and _has_bf16(device)):
@@ -110,7 +110,7 @@ def use_sync_batch_norm(training: TrainingRecipe, num_processes: int, device: to
         RecipeError: when it is asked for with several processes that do not compute on GPUs.
     """
     if training.sync_batch_norm is True and num_processes > 1 and device.type != "cuda":
-        what = f"PyTorch has it for GPUs only, and this launch has {num_processes} processes on {device.type}"
+        what = f"PyTorch supports it only on GPUs, but this launch has {num_processes} processes on {device.type}"
         raise RecipeError("training.sync_batch_norm", what, 'set it to "auto" or false')
     wanted = training.sync_batch_norm
     if wanted == "auto":
@@ -135,7 +135,7 @@ def use_cuda_graphs(training: TrainingRecipe, num_processes: int, device: torch.
     """
     if training.cuda_graphs is True and (device.type != "cuda" or num_processes > 1):
         here = f"computes on {device.type}" if device.type != "cuda" else f"has {num_processes} processes"
-        what = f"they need one GPU and one process, and this launch {here}"
+        what = f"they need one GPU and one process, but this launch {here}"
         raise RecipeError("training.cuda_graphs", what, 'set it to "auto" or false')
     return training.cuda_graphs is True
 
@@ -162,7 +162,7 @@ def build_loss(training: TrainingRecipe, data: SegData, device: torch.device) ->
     if weights == "balanced":
         weights = balanced_weights(data.prepared["train"].count_labels()[:classes])
     elif weights is not None and len(weights) != classes:
-        what = f"has {len(weights)} weights, and the data has {classes} classes: {', '.join(data.spec.class_names)}"
+        what = f"has {len(weights)} weights, but the data has {classes} classes: {', '.join(data.spec.class_names)}"
         raise RecipeError("training.class_weights", what, "give one weight for each class, in this order")
     return SegLoss(
         loss_parts(training.loss),
@@ -232,6 +232,6 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
     )
     if args.n_gpu > 1:
         what = f"{args.n_gpu} GPUs are visible to a single process, which would split each batch over them"
-        remedy = f"use `hf-seg train … --num_processes {args.n_gpu}`, or choose one GPU by CUDA_VISIBLE_DEVICES"
+        remedy = f"use `hf-seg train … --num_processes {args.n_gpu}`, or choose one GPU with CUDA_VISIBLE_DEVICES"
         raise Refusal("CUDA_VISIBLE_DEVICES", what, remedy, code="processes")
     return args

@@ -162,7 +162,7 @@ class StopWhenAsked(TrainerCallback):
         name = signal.Signals(signum).name
         # not `print`, since the signal may interrupt a `print`
         with suppress(OSError):  # the reader of a pipe, such as `tee`, may have ended at the same Ctrl-C
-            os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; once more stops at once\n".encode())
+            os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; a second signal stops at once\n".encode())
 
 
 def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:

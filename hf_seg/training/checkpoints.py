@@ -55,7 +55,7 @@ def check_disk(run_dir: Path, model: PreTrainedModel, kept: int, averaged: bool 
     left = sum(path.stat().st_size for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file())
     free = shutil.disk_usage(run_dir).free + left
     if free < needed:
-        what = f"checkpoints take up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        what = f"checkpoints need up to {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free"
         raise Refusal(run_dir, what, "free disk space, or choose another --output_dir", code="disk")
 
 
@@ -78,7 +78,7 @@ def writing(run_dir: Path, step: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         last, free = last_checkpoint(run_dir), shutil.disk_usage(run_dir).free
         reason = f"{str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are free without it"
-        remedy = f"free disk space and launch again: training goes on from {last or 'the beginning'}"
+        remedy = f"free disk space and launch again: training continues from {last or 'the beginning'}"
         raise Refusal(folder, f"the checkpoint cannot be written ({reason})", remedy, code="disk") from error
 
 
@@ -98,7 +98,7 @@ def find_damage(folder: Path) -> str | None:
     try:
         step = json.loads((folder / name).read_text())["global_step"]
         if f"{PREFIX_CHECKPOINT_DIR}-{step}" != folder.name:
-            return f"{name} is of step {step}"
+            return f"{name} is from step {step}"
         if not (folder / CHECKSUMS).exists():
             return None
         name = CHECKSUMS
@@ -107,7 +107,7 @@ def find_damage(folder: Path) -> str | None:
             if not path.is_file():
                 return f"{file} is missing"
             if path.stat().st_size != size:
-                return f"{file} has {path.stat().st_size:,} bytes and not {size:,}"
+                return f"{file} has {path.stat().st_size:,} bytes instead of {size:,}"
             if sha256(path) != digest:
                 return f"{file} has changed since it was written"
     except FileNotFoundError:
@@ -145,6 +145,6 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
         saved, report = type(model).from_pretrained(folder, output_loading_info=True)
     wrong = "; ".join(f"{kind}: {sorted(map(str, names))}" for kind, names in report.items() if names)
     if wrong:
-        remedy = "delete that folder and start again"
+        remedy = "delete that folder and launch again"
         raise Refusal(folder, f"its weights are incomplete ({wrong})", remedy, code="checkpoint")
     model.load_state_dict(saved.state_dict())

@@ -60,11 +60,11 @@ def write_errors(
     names = results["data"]["class_names"]
     page, kept = (out or folder) / ERRORS, load_arrays(folder / PER_IMAGE, len(names))
     if page.exists() and not is_page_of(page, "errors"):
-        raise Refusal(page, "exists, and `hf-seg errors` has not written it", "name another --out", code="errors")
+        raise Refusal(page, "exists, and `hf-seg errors` did not write it", "name another --out", code="errors")
     check_writable(page.parent)
     if kept is None:
-        raise Refusal(folder, f"holds no {PER_IMAGE}", "test it again by `hf-seg evaluate`", code="errors")
-    remedy = "test it by `hf-seg evaluate` on the data where it is, and name that folder"
+        raise Refusal(folder, f"holds no {PER_IMAGE}", "test it again with `hf-seg evaluate`", code="errors")
+    remedy = "test it with `hf-seg evaluate` on the data where it is now, and name the output folder"
     check_root(folder, results["recipe"]["data"], remedy)
     start_processes()
     evaluation = results.get("evaluation", {"model": str(folder), "label_map": {}})
@@ -76,8 +76,8 @@ def write_errors(
         examination = examine(model, segmenter, section, Path(empty), load_training(model), label_map)
         trainer = examination.trainer
         if trainer.data.fingerprint != results["data"]["fingerprint"]:
-            what = "its data is not what it was tested on (by fingerprint)"
-            raise Refusal(folder / RESULTS, what, "put the data back as it was", code="errors")
+            what = "its data is not what it was tested on (the fingerprints differ)"
+            raise Refusal(folder / RESULTS, what, "restore the data", code="errors")
         say_once(f"{len(confusion):,} test pictures, {trainer.precision}")
         with explained(trainer.args, examination.size, "evaluation"):
             suspicion = measure_disagreement(trainer)

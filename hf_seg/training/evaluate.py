@@ -120,7 +120,7 @@ def evaluate(
         Refusal: when the folder is not empty, the data or the names cannot be used, or model and data share no class.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refusal(out, "exists, and is not an empty folder", "name another folder by --out", code="evaluate")
+        raise Refusal(out, "exists and is not an empty folder", "name another folder with --out", code="evaluate")
     check_writable(out)
     start_processes()
     recorded = load_training(model)
@@ -181,7 +181,7 @@ def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecip
 def check_root(folder: Path, data: Mapping[str, Any], remedy: str) -> None:
     """Refuse a run whose data folder does not exist; `data` is the data section of its record."""
     if data["root"] is not None and not Path(data["root"]).expanduser().is_dir():
-        raise Refusal(folder, f"its data was in {data['root']}, which is not there", remedy, code="record")
+        raise Refusal(folder, f"its data was in {data['root']}, which does not exist", remedy, code="record")
 
 
 def find_data(data: str | Path) -> DataRecipe:
@@ -207,7 +207,7 @@ def parse_label_map(given: Sequence[str]) -> dict[str, str]:
             raise Refusal("--label_map", what, remedy, code="evaluate")
     pairs = [text.split("=", 1) for text in given]
     if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-        what, remedy = f"gives the class {repeated[0]!r} of the model twice", "keep one of the two"
+        what, remedy = f"names the model's class {repeated[0]!r} twice", "keep one of the two"
         raise Refusal("--label_map", what, remedy, code="evaluate")
     return dict(pairs)
 
@@ -300,8 +300,8 @@ def match_classes(
     wanted = [label_map.get(name, same.get(name, same.get(name.casefold()))) for name in model_names]
     members = [[number for number, name in enumerate(wanted) if name == each] for each in data_names]
     if not any(members):
-        what = f"no class of the model ({', '.join(model_names)}) has the name of one of the data "
-        remedy = "say which are the same: --label_map MODEL_CLASS=DATA_CLASS, once for each"
+        what = f"no class of the model ({', '.join(model_names)}) has the same name as one of the data "
+        remedy = "say which are the same with --label_map MODEL_CLASS=DATA_CLASS, once for each"
         raise Refusal("classes", f"{what}({', '.join(data_names)})", remedy, code="evaluate")
     return members
 
@@ -313,7 +313,7 @@ def describe_classes(classes: Mapping[str, Sequence[str]], left_out: Sequence[st
     for name, own in classes.items():
         lines.append(f"{name:{width}}  {', '.join(own) or '– (the model has none: it is never predicted)'}")
     if left_out:
-        lines.append(f"not among the data's, so left out of the prediction: {', '.join(left_out)}")
+        lines.append(f"classes that the data lacks, left out of the prediction: {', '.join(left_out)}")
     return "\n".join(lines)
 
 
@@ -365,7 +365,7 @@ def describe_export(model: str, file: Path, load: Callable[[str | Path], Segment
     """Test an exported file on the test pictures of its run, and tell people how its mIoU differs from the run's."""
     recorded = load_training(model)
     if recorded is None:
-        return f"not tested, since {model} is no run; `hf-seg evaluate {file} RECIPE --out DIR` does"
+        return f"not tested, since {model} is not a run; test it with `hf-seg evaluate {file} RECIPE --out DIR`"
     start_processes()
     try:
         with tempfile.TemporaryDirectory() as empty:  # a trainer needs a folder

@@ -30,7 +30,7 @@ def launch_processes(count: int, arguments: list[str]) -> int:
     """
     on_gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
     if on_gpus and (gpus := torch.accelerator.device_count()) < count:
-        what = f"each process needs a GPU of its own, and there {'is one' if gpus == 1 else f'are {gpus}'}"
+        what = f"each process needs its own GPU, but there {'is one' if gpus == 1 else f'are {gpus}'}"
         raise Refusal(f"--num_processes {count}", what, "start fewer processes", code="processes")
     if not on_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -47,9 +47,9 @@ def launch_processes(count: int, arguments: list[str]) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            say_once(f"error: {name} ended process {rank}; launch again to go on", sys.stderr)
+            say_once(f"error: {name} ended process {rank}; launch again to continue", sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as stopped:
-        say_once(f"stopped by {stopped.sigval.name}; launch again to go on", sys.stderr)
+        say_once(f"stopped by {stopped.sigval.name}; launch again to continue", sys.stderr)
         return 128 + stopped.sigval
     return 0

@@ -58,7 +58,7 @@ def explain(args: TrainingArguments, size: tuple[int, int], step: Step) -> Refus
         together = images * parts
         if more := [count for count in range(2 * parts, together + 1) if together % count == 0]:
             at_a_time = together // more[0]
-            remedy = f"set training.gradient_accumulation_steps to {more[0]}, and it is {at_a_time} at a time"
+            remedy = f"set training.gradient_accumulation_steps to {more[0]}, for {at_a_time} at a time"
     else:
         images = args.per_device_eval_batch_size
         if images > 1:

@@ -82,7 +82,7 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
     now = _facts(environment(PartialState().device), first.summary, data.fingerprint, first.init)
     notes = []
     if now["device"] == "cuda" and not recipe.training.arguments.get("full_determinism"):
-        notes.append("on CUDA only training.full_determinism: true promises the same bits, and the recipe lacks it")
+        notes.append("on CUDA, only training.full_determinism: true ensures the same bits, and the recipe lacks it")
     changed = [key for key in now if key in then and then[key] != now[key]]
     return Report(
         run=str(run_dir),
@@ -99,7 +99,7 @@ def reproduce(run_dir: Path, *, steps: int = 5, data_root: str | None = None) ->
 
 def as_text(report: Report) -> str:
     """Format the report for people, one line per result."""
-    lines = [f"{report.run}: {report.steps} steps, twice, with {report.threads} threads"]
+    lines = [f"{report.run}: trained {report.steps} steps twice, with {report.threads} threads"]
     lines += [f"changed: {change['what']}: {change['then']} then, {change['now']} now" for change in report.changes]
     if not report.changes:
         lines.append("environment, data and first weights: as in the record")
@@ -126,7 +126,7 @@ def _load(run_dir: Path, data_root: str | None) -> tuple[Recipe, dict[str, Any]]
     record = load_results(run_dir)
     load_run(run_dir)
     if data_root is None:
-        check_root(run_dir, record["recipe"]["data"], "name the folder where it is by --data-root")
+        check_root(run_dir, record["recipe"]["data"], "name its folder with --data-root")
     init, weights = record["recipe"]["model"]["init"], record["model"]["init"]["encoder"]["source"]
     overrides = ["--training.report_to", "none"]  # the tracker of the run may not be installed here
     overrides += [] if data_root is None else ["--data.root", json.dumps(data_root)]

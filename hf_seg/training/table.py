@@ -52,7 +52,7 @@ class TrainingTable(TrainerCallback):
         validations = math.ceil(state.num_train_epochs / recipe.training.eval_every_epochs)
         if patience is not None and patience >= validations:  # the first one is always the best so far
             count = "one validation" if validations == 1 else f"{validations} validations"
-            say_once(f"early_stopping_patience {patience} never ends a training of {count}")
+            say_once(f"early_stopping_patience {patience} never stops a training of {count}")
         self._print({name: name for name in COLUMNS})
         self.begin = time.perf_counter(), state.global_step
         self._open_bar(args, state.max_steps, state.global_step)

@@ -199,7 +199,7 @@ class SegTrainer(Trainer):
         what = f"the training loss is {value} at step {step + 1}; its batch on this process is {names}. {kept}"
         remedy = (
             "Lower training.learning_rate, or set training.bf16 and fp16 to false, and pass --overwrite; if it is "
-            "always the same images, look at them"
+            "always the same images, check them"
         )
         raise Refusal(self.run.folder, what, remedy, code="loss")
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
     by_names = {frozenset((d.first.name, d.second.name)): verdict(d) for d in compare(folders).differences}
     assert "cannot be told apart on these test images" in by_names[frozenset("ab")]
     assert (
-        "with a single seed on a side, whether training again would say the same is not known"
+        "with a single seed on a side, it is not known whether training again would show the same"
         in by_names[frozenset("ab")]
     )
     assert "there is no interval" in by_names[frozenset(("a", "old"))]
@@ -170,12 +170,15 @@ def test_what_cannot_be_told_apart_is_called_so(write_run):
     [
         (
             lambda r: r["data"].update(fingerprint="f" * 16),
-            "was not tested like .*a .fingerprint of the data: f{16}, and ",
+            "was not tested like .*a .fingerprint of the data: f{16} here, ",
         ),
-        (lambda r: r["data"]["counts"].update(test=7), "number of test images: 7, and "),
+        (lambda r: r["data"]["counts"].update(test=7), "number of test images: 7 here, "),
         (lambda r: r["data"].update(class_names=["a", "b", "c"]), "classes: "),
-        (lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3), "test_confusion.npz: is not of the run in"),
-        (lambda r: r["test"].update(mean_iou=0.1), "test_confusion.npz: is not of the run in"),
+        (
+            lambda r: r["test"].update(confusion_matrix=[[0] * 3] * 3),
+            "test_confusion.npz: does not belong to the run in",
+        ),
+        (lambda r: r["test"].update(mean_iou=0.1), "test_confusion.npz: does not belong to the run in"),
     ],
 )
 def test_runs_that_cannot_be_compared(write_run, change, message):
@@ -232,7 +235,7 @@ def test_inputs_of_different_sizes_are_compared_at_the_pictures_own_size(write_r
 
     write_report(found, tmp_path / "report")
     report = squeeze((tmp_path / "report" / "comparison.md").read_text())
-    assert "**The inputs differ.** So arms are ranked" in report
+    assert "**The inputs differ.** Arms are therefore ranked" in report
     assert re.search(rf"\| net 128×128 \| 0, 1 \| {means[1]:.4f} ± ", report)
     assert "| other | 64×64, letterbox | 16×16 |" in report
 
@@ -250,7 +253,7 @@ def test_matrices_at_the_own_size_are_those_of_the_run(write_run):
         results["test"]["native"]["mean_iou"] += 0.01
 
     folders = [write_run(name, matrices(0), native=matrices(1), change=change) for name in "ab"]
-    with pytest.raises(Refusal, match="test_confusion.npz: is not of the run in"):
+    with pytest.raises(Refusal, match="test_confusion.npz: does not belong to the run in"):
         compare(folders)
 
 
@@ -264,7 +267,9 @@ def test_only_evaluations(write_run, tmp_path):
     }  # fmt: skip
     (tmp_path / "more").mkdir()
     twice = shutil.copytree(folders[0], tmp_path / "more" / "a")
-    with pytest.raises(Refusal, match=r"two runs named a, but not two seeds \(both are evaluations of one model\)"):
+    with pytest.raises(
+        Refusal, match=r"both named a, but are not one recipe with two seeds \(both are evaluations of one model\)"
+    ):
         compare([*folders, twice])
 
 
@@ -300,9 +305,11 @@ def test_other_refusals(write_run, tmp_path, capsys):
     for folders in ([one], [one, one], [one, tmp_path]):
         assert cli.main(["compare", *map(str, folders)]) == 2
     err = capsys.readouterr().err
-    assert err.count("name at least two runs") == 2 and "holds no results.json, so it is no finished run" in err
+    assert err.count("name at least two runs") == 2 and "holds no results.json, so it is not a finished run" in err
     other = write_run("a-seed1", matrices(1), change=lambda r: r["recipe"]["training"].update(learning_rate=1))
-    with pytest.raises(Refusal, match=r"not two seeds \(training.learning_rate: 1 there, 0.001 here\)"):
+    with pytest.raises(
+        Refusal, match=r"not one recipe with two seeds \(training.learning_rate: 1 there, 0.001 here\)"
+    ):
         compare([one, other])
     twice = write_run("a-seed2", matrices(1))
     with pytest.raises(Refusal, match="both have the seed 0"):
@@ -316,7 +323,7 @@ def test_a_report_replaces_no_file_of_others(write_run, tmp_path, capsys):
     (out / "learning.png").write_text("mine")
     for place in (out, folders[0], out / "learning.png"):
         assert cli.main(["compare", *map(str, folders), "--out", str(place)]) == 2
-        said = f"error: {place}: exists, and holds other files than a report of `hf-seg compare`; name another folder"
+        said = f"error: {place}: exists and holds files other than a report of `hf-seg compare`; name another folder"
         assert said in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["learning.png"]
 
@@ -402,7 +409,7 @@ def test_every_score_of_the_report_is_in_results_json(write_run, capsys):
     score = records[0]["test"]["mean_iou"]
     assert f"| a | 64×64 | 16×16 | {score:.4f} | {score / 4:.4f} |" in report
     assert "(the first is stored with 500×375 pixels)" in report
-    assert "a mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
+    assert "an mIoU of 0.9375 from 64×64, 0.8750 from 32×32, 0.8125 from 16×16, 0.6875 from 8×8." in report
     assert "| boat | – | – |" in report and "| sky | 0.8750 | 0.8750 |" in report
     assert "| a | 3.71 M | 105 M | 37.5 | 10.0 | 1234 | 1 | a computer, fp32 |" in report
     assert "| b | random initialisation | fresh | no |" in report

@@ -100,7 +100,7 @@ def test_a_damaged_newest_checkpoint(write_recipe, run, at_step):
     os.truncate(newest / "optimizer.pt", 100)
     status, out, err = run(recipe)
     assert status == 0, err
-    message = f"{newest}: optimizer.pt has 100 bytes and not {size:,}; the checkpoint is ignored"
+    message = f"{newest}: optimizer.pt has 100 bytes instead of {size:,}; the checkpoint is ignored"
     assert message in out and Path("runs/a/results.json").exists()
 
 
@@ -240,10 +240,10 @@ def test_a_full_disk(write_recipe, tmp_path, seen_before):
     )
     assert process.returncode == 1
     if seen_before:
-        assert "checkpoints take up to" in process.stderr and "free disk space" in process.stderr
+        assert "checkpoints need up to" in process.stderr and "free disk space" in process.stderr
         return
     assert "/runs/a/checkpoint-8: the checkpoint cannot be written (" in process.stderr
-    assert f"training goes on from {disk}/runs/a/checkpoint-4" in process.stderr
+    assert f"training continues from {disk}/runs/a/checkpoint-4" in process.stderr
     listed = process.stdout.splitlines()
     assert "checkpoint-4" in listed and "checkpoint-8" not in listed
     assert '"model.safetensors": [' in process.stdout  # the older one is whole

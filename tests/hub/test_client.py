@@ -90,18 +90,22 @@ def holds_another_recipe(hub, monkeypatch):
         (no_token, {}, "pet: cannot be pushed without a token; run `hf auth login`, or set HF_TOKEN"),
         (offline, {}, "pet: cannot be pushed, since HF_HUB_OFFLINE is set; unset it"),
         (logged_in_as("hf_" + "x" * 34), {}, "pet: the Hub does not accept the token (401); run `hf auth login`"),
-        (logged_in_as(READER), {}, "alice/pet: the token may read only; make one that may write at https://"),
-        (logged_in_as(WRITER, **fine_grained("alice", "repo.content.read")), {}, "alice/pet: the token may read only"),
-        (logged_in_as(WRITER, **fine_grained("lab", "repo.write")), {}, "alice/pet: the token may read only"),
-        (None, {"hub_model_id": "museum/pet"}, "museum/pet: the token is alice's, who may not write to museum"),
-        (None, {"hub_model_id": "bob/pet"}, "bob/pet: the token is alice's, who may not write to bob"),
-        (None, {"hub_model_id": "alice/p e t"}, "alice/p e t: is no name for a repository"),
+        (logged_in_as(READER), {}, "alice/pet: the token may only read; create one that may write at https://"),
+        (logged_in_as(WRITER, **fine_grained("alice", "repo.content.read")), {}, "alice/pet: the token may only read"),
+        (logged_in_as(WRITER, **fine_grained("lab", "repo.write")), {}, "alice/pet: the token may only read"),
+        (None, {"hub_model_id": "museum/pet"}, "museum/pet: the token belongs to alice, who may not write to museum"),
+        (None, {"hub_model_id": "bob/pet"}, "bob/pet: the token belongs to alice, who may not write to bob"),
+        (None, {"hub_model_id": "alice/p e t"}, "alice/p e t: is not a valid repository name"),
         (
             holds_something_else,
             {},
             "alice/pet: exists on the Hub and is not a run of hf_seg; choose another hub_model",
         ),
-        (holds_another_recipe, {}, "alice/pet: holds a run of another recipe (model.arch: 'fcn' there, 'segformer' "),
+        (
+            holds_another_recipe,
+            {},
+            "alice/pet: holds a run of a different recipe (model.arch: 'fcn' there, 'segformer' ",
+        ),
         (gone, {}, "pet: the Hub cannot be reached (ConnectError"),
     ],
 )
@@ -122,7 +126,9 @@ def test_refused_before_anything_trains(
 def test_two_runs_into_one_repository(hub, write_recipe):
     together = {"push_to_hub": True, "hub_model_id": "lab/pets"}
     recipes = load_recipes([write_recipe("a", training=together), write_recipe("b", training=together)])
-    with pytest.raises(HubError, match="a and b would both be pushed to lab/pets; give them names or a hub_revision"):
+    with pytest.raises(
+        HubError, match="a and b would both be pushed to lab/pets; give each its own hub_model_id or hub_revision"
+    ):
         destinations(recipes)
     recipes[1].training.arguments["hub_revision"] = "second"
     found = destinations(recipes)
@@ -251,7 +257,7 @@ def test_a_server_cannot_make_us_wait_for_ever(hub, waits):
 
 
 def test_only_errors_of_others_become_hub_errors(waits):
-    with pytest.raises(HubError, match="thing: FileNotFoundError: .*nowhere.*; correct what it names and try again"):
+    with pytest.raises(HubError, match="thing: FileNotFoundError: .*nowhere.*; correct the cause and try again"):
         attempt(lambda: open("nowhere"), "thing")
     with pytest.raises(KeyboardInterrupt):
         attempt(interrupt, "thing")
@@ -281,4 +287,4 @@ def test_redact(monkeypatch):
 
 def test_what_a_server_says_is_one_printable_line(capsys):
     said = str(explain(ValueError("\x1b[31mgone\nerror: \x9b by https://bob:pass@host"), "a/b"))
-    assert said == r"a/b: ValueError: \x1b[31mgone error: \x9b by https://host; correct what it names and try again"
+    assert said == r"a/b: ValueError: \x1b[31mgone error: \x9b by https://host; correct the cause and try again"

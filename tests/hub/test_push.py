@@ -140,8 +140,8 @@ def test_links_are_not_pushed(tmp_path, name):
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ('{"weight_map": {"a": "../../secret.safetensors"}}', "names ../../secret.safetensors, which is no part"),
-        ('{"weight_map": {"a": "id_rsa"}}', "names id_rsa, which is no part"),
+        ('{"weight_map": {"a": "../../secret.safetensors"}}', "names ../../secret.safetensors, which is not part"),
+        ('{"weight_map": {"a": "id_rsa"}}', "names id_rsa, which is not part"),
         ('{"weight_map": {"a": 1}}', "cannot be read"),
         ('{"weight_map": {"a": ["x"]}}', "cannot be read"),
         ("[]", "cannot be read"),
@@ -158,7 +158,7 @@ def test_a_list_of_shards_that_is_none(tmp_path, index, words):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"repo_id": 3, "commit": null}', '{"repo_id": "a/b"}'])
 def test_a_note_of_the_last_push_that_is_none(tmp_path, content):
     write(tmp_path, "hub.json", text=content)
-    with pytest.raises(HubError, match="hub.json: cannot be read .*; delete it and name --repo"):
+    with pytest.raises(HubError, match="hub.json: cannot be read .*; delete it and pass --repo"):
         is_unpushed(tmp_path)
 
 
@@ -307,8 +307,8 @@ def test_training_outlives_the_hub(hub, write_recipe, waits, capsys):
     assert train.main([str(recipe)]) == 1
     said, shouted = capsys.readouterr()
     reason = "alice/pet: the Hub answered 500 (a fault on purpose); try again later"
-    assert f"pet: epoch 1 was not pushed ({reason}); training goes on" in said
-    assert f"pet: finished in runs/pet, but not pushed ({reason}); `hf-seg push runs/pet` pushes it" in said
+    assert f"pet: epoch 1 was not pushed ({reason}); training continues" in said
+    assert f"pet: finished in runs/pet, but not pushed ({reason}); push it with `hf-seg push runs/pet`" in said
     assert "| pet " in said and is_unpushed(Path("runs/pet"))
     before = contents(Path("runs/pet"))
 
@@ -338,7 +338,7 @@ def test_training_outlives_a_full_disk(hub, write_recipe, monkeypatch, capsys):
     recipe = write_recipe("pet", training={"push_to_hub": True, "num_train_epochs": 1})
     assert train.main([str(recipe)]) == 1
     said = capsys.readouterr().out
-    assert "pet: epoch 1 was not pushed ([Errno 28] No space left on device); training goes on" in said
+    assert "pet: epoch 1 was not pushed ([Errno 28] No space left on device); training continues" in said
     assert "pet: finished in runs/pet, but not pushed ([Errno 28]" in said
 
 
@@ -355,15 +355,14 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
     assert "nowhere: holds no results.json" in refused("nowhere")
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda _, mode: mode == os.R_OK)  # root may do all
-        assert (
-            "segformer: may not be written to; make it writable, or push a copy of it: hub.json in it says"
-            in refused(run_dir)
+        assert "segformer: may not be written to; make it writable, or push a copy of it: a push records" in refused(
+            run_dir
         )
-    assert "bob/x: the token is alice's, who may not write to bob" in refused(run_dir, "--repo", "bob/x")
+    assert "bob/x: the token belongs to alice, who may not write to bob" in refused(run_dir, "--repo", "bob/x")
     monkeypatch.setenv("HF_TOKEN", READER)
-    assert "alice/segformer: the token may read only" in refused(run_dir)
+    assert "alice/segformer: the token may only read" in refused(run_dir)
     monkeypatch.setenv("HF_TOKEN", ANOTHER)
-    assert "alice/x: the token is bob's" in refused(run_dir, "--repo", "alice/x")
+    assert "alice/x: the token belongs to bob" in refused(run_dir, "--repo", "alice/x")
     monkeypatch.setenv("HF_TOKEN", WRITER)
     hub.fail("POST", "/repos/create", status=403)
     assert "alice/segformer: the Hub does not allow it (403: a fault on purpose)" in refused(run_dir)

@@ -119,7 +119,7 @@ def test_page_says_what_predict_says(folders, photograph):
         assert legend == expected
         assert (np.asarray(mask) == np.array(PALETTE, dtype=np.uint8)[result.mask]).all()
         confidence = demo_app.per_cent(result.mean_confidence)
-        assert f"sees 64 × 64 pixels · mean confidence {confidence} · " in page
+        assert f"input 64 × 64 pixels · mean confidence {confidence} · " in page
         results.append(result)
     assert any(len(legend) > 1 for legend in legends(page))
     agreement = demo_app.per_cent((results[0].mask == results[1].mask).mean())
@@ -211,10 +211,10 @@ def damaged(path):
     [
         ("notes.txt", lambda path: path.write_text("not an image"), "notes.txt cannot be read as an image"),
         ("empty.jpg", lambda path: path.touch(), "empty.jpg cannot be read as an image"),
-        ("<b>.jpg", damaged, "&lt;b&gt;.jpg cannot be read as an image: it is damaged, or no JPEG, PNG"),
+        ("<b>.jpg", damaged, "&lt;b&gt;.jpg cannot be read as an image: it is damaged, or not a JPEG, PNG"),
         # one pixel more than allowed, and so many that Pillow itself refuses
-        ("large.png", lambda path: Image.new("1", (7000, 7143)).save(path), "more than the 50 megapixels"),
-        ("huge.png", lambda path: Image.new("1", (20000, 20000)).save(path), "more than the 50 megapixels"),
+        ("large.png", lambda path: Image.new("1", (7000, 7143)).save(path), "more than 50 megapixels"),
+        ("huge.png", lambda path: Image.new("1", (20000, 20000)).save(path), "more than 50 megapixels"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -256,7 +256,9 @@ def test_a_page_reads_deep_photographs_as_its_model(folders, tmp_path):
         (click,) = [fn.fn for fn in page.fns.values() if fn.fn and fn.fn.__name__ == "show_example"]
         seen = np.asarray(pictures(click(0), "photograph")[0]).astype(int)
         assert np.abs(seen[..., 0] - np.arange(1200).reshape(40, 30) * 255 / 1200).max() < 8  # it is a JPEG
-    with pytest.raises(Refusal, match=r"with data.value_range \[0, 1200\] and None, and the page reads a file once"):
+    with pytest.raises(
+        Refusal, match=r"with data.value_range \[0, 1200\] and None, but the page reads each file once"
+    ):
         stage_space([model, folders[1]], tmp_path / "space")
 
 
@@ -313,7 +315,7 @@ def no_server(monkeypatch):
 
 def test_three_models_are_too_many(folders, capsys, no_server):
     assert cli.main(["demo", *map(str, folders), str(folders[0])]) == 2
-    assert capsys.readouterr().err == "error: 3 models named; the page shows one, or two side by side\n"
+    assert capsys.readouterr().err == "error: 3 models are named; name one, or two to show them side by side\n"
 
 
 def test_missing_gradio_is_named(folders, monkeypatch, no_server):
@@ -388,7 +390,7 @@ def test_the_page_in_a_browser(folders, photograph, browser, tmp_path):
             texts = [line.inner_text().split("\n") for line in panel.locator(".legend li").all()]
             assert [tuple(part for part in text if part) for text in texts] == expected
             assert panel.locator("h2").inner_text() == folder.name
-            assert "sees 64 × 64 pixels" in panel.locator(".facts").inner_text()
+            assert "input 64 × 64 pixels" in panel.locator(".facts").inner_text()
         left, right = (panel.bounding_box() for panel in page.locator(".result").all())
         assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]  # side by side
 
@@ -541,7 +543,7 @@ def test_code_of_others_does_not_get_into_a_space(folders, tmp_path, file, chang
     assert not list((tmp_path / "good").rglob("settings.py"))
     (folder / file).write_text(change((folder / file).read_text()))
     (tmp_path / "space").mkdir()
-    with pytest.raises(Refusal, match=f"run: its {file} (is not the one|names other code)"):
+    with pytest.raises(Refusal, match=f"run: its {file} (is not the one|names code that is not)"):
         stage_space([folder], tmp_path / "space")
 
 

@@ -203,7 +203,7 @@ def test_openvino_and_int8(tmp_path, capsys, arch, kind, int8):
     out = tmp_path / "model" / f"model{'-int8' * int8}{'.xml' if kind == 'openvino' else '.onnx'}"
     assert said[0].startswith(f"{out}: ") and "PyTorch on 6 images in batches of 1, 6: " in said[1]
     assert said[2:] == (
-        [f"not tested, since {tmp_path / 'model'} is no run; `hf-seg evaluate {out} RECIPE --out DIR` does"]
+        [f"not tested, since {tmp_path / 'model'} is not a run; test it with `hf-seg evaluate {out} RECIPE --out DIR`"]
         if int8
         else []
     )
@@ -218,14 +218,19 @@ def test_openvino_and_int8(tmp_path, capsys, arch, kind, int8):
     if kind == "openvino":
         out.unlink()
         assert cli.main(command) == 2
-        assert f"{out.with_suffix('.bin')}: exists and is not an OpenVINO file of hf_seg" in capsys.readouterr().err
+        assert (
+            f"{out.with_suffix('.bin')}: exists and is not an OpenVINO file written by hf_seg"
+            in capsys.readouterr().err
+        )
 
 
 def test_what_openvino_and_int8_need(quick, tmp_path, monkeypatch, capsys):
     assert cli.main(["export", str(quick), "--int8"]) == 2
     assert "--int8: the ranges of an int8 model's activations are taken from photographs" in capsys.readouterr().err
     assert cli.main(["export", str(quick), "--format", "openvino", "--out", str(tmp_path / "a.onnx")]) == 2
-    assert "a.onnx: does not end in .xml; name an OpenVINO file by --out, such as model.xml" in capsys.readouterr().err
+    assert (
+        "a.onnx: does not end in .xml; name an OpenVINO file with --out, such as model.xml" in capsys.readouterr().err
+    )
     monkeypatch.setitem(sys.modules, "nncf", None)
     assert cli.main(["export", str(quick), "--format", "openvino"]) == 2
     assert (
@@ -371,17 +376,17 @@ def test_what_cannot_work_is_refused(quick, tmp_path, monkeypatch, capsys):
 def test_models_that_an_onnx_file_cannot_hold_are_refused(tmp_path, monkeypatch):
     save_model(tmp_path, "segformer")
     SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
-    with pytest.raises(Refusal, match="does not set one input size"):
+    with pytest.raises(Refusal, match="does not set a fixed input size"):
         export_model(tmp_path, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
-    with pytest.raises(Refusal, match="above 2 GiB"):
+    with pytest.raises(Refusal, match="exceed 2 GiB"):
         export_model(tmp_path, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx*"))
 
 
 def test_a_file_that_onnxruntime_cannot_open_is_not_kept(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "write_onnx", lambda _, path, *__: path.write_bytes(b"not ONNX"))
-    with pytest.raises(Refusal, match="cannot be read as a file of hf_seg"):
+    with pytest.raises(Refusal, match="cannot be read as a file exported by hf_seg"):
         export_model(quick, tmp_path / "out" / "model.onnx")
     assert not list((tmp_path / "out").iterdir())
 
@@ -433,7 +438,7 @@ def test_a_file_that_is_no_export_is_not_replaced(quick, tmp_path, capsys, name)
         out.symlink_to(quick / "model.safetensors")
     before = out.read_bytes()
     assert cli.main(["export", str(quick), "--out", str(out)]) == 2
-    assert f"error: {out}: exists and is not an ONNX file of hf_seg" in capsys.readouterr().err
+    assert f"error: {out}: exists and is not an ONNX file written by hf_seg" in capsys.readouterr().err
     assert out.read_bytes() == before
 
     older = quick / "model.onnx"

@@ -249,7 +249,7 @@ def test_colours_of_a_model_that_saved_none(folder):
         ("MODEL", [], {}, "no path given"),
         ("MODEL", ["a.png"], {"size": "huge"}, 'neither "native" nor "model"'),
         ("MODEL", ["a.png"], {"tile": 8}, "at least 32"),
-        ("MODEL", ["a.png"], {"batch_size": 0}, "batch_size: takes at least 1, not 0"),
+        ("MODEL", ["a.png"], {"batch_size": 0}, "batch_size: must be at least 1, not 0"),
         ("MODEL", ["x" * 5000], {}, "there is no such file"),
         ("empty", ["a.png"], {}, "empty: no semantic segmentation model .* folder of a finished run"),
         ("nobody/nothing", ["a.png"], {}, "nobody/nothing: is neither a folder nor in the cache of the Hub"),
@@ -461,7 +461,7 @@ def test_a_batch_of_nothing_is_refused_before_anything_is_written(tmp_path, caps
     before = contents(tmp_path)
     arguments = ["predict", str(tmp_path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, "--batch-size", batch_size]) == 2
-    assert capsys.readouterr().err == f"error: batch_size: takes at least 1, not {batch_size}\n"
+    assert capsys.readouterr().err == f"error: batch_size: must be at least 1, not {batch_size}\n"
     assert contents(tmp_path) == before
 
 
@@ -542,5 +542,5 @@ def test_scores_that_are_no_numbers_are_no_mask(segmenter, tmp_path, monkeypatch
 @pytest.mark.parametrize("palette", [PALETTE[:2], [[1, 2]] * 3, [[0, 0, 256]] * 3, [["a", "b", "c"]] * 3, 7, {"a": 1}])
 def test_a_palette_that_is_none_is_refused(palette):
     config = SimpleNamespace(palette=palette, id2label=NAMES)
-    with pytest.raises(Refusal, match="palette that does not give 3 classes a colour each"):
+    with pytest.raises(Refusal, match="palette that does not give each of 3 classes a colour"):
         _ = Segmenter(model=SimpleNamespace(config=config), image_processor=None).palette

@@ -143,7 +143,7 @@ def save_segformer(path, kind=SegformerForSemanticSegmentation):
 
 def test_an_encoder_is_no_segmentation_model(tmp_path):
     save_segformer(tmp_path, SegformerForImageClassification)
-    with pytest.raises(Refusal, match=r"no weights for decode_head\.\S+, .* so it is no trained semantic segm"):
+    with pytest.raises(Refusal, match=r"no weights for decode_head\.\S+, .* so it is not a trained semantic segm"):
         load_segmenter(tmp_path)
 
 
@@ -155,7 +155,9 @@ def test_other_kinds_of_models_are_refused(tmp_path):
     DetrConfig().save_pretrained(tmp_path / "detr")
     for name in ("vit", "detr"):
         ViTImageProcessor().save_pretrained(tmp_path / name)
-        with pytest.raises(Refusal, match=f"{name}: no semantic segmentation model .* of type {name} is none"):
+        with pytest.raises(
+            Refusal, match=f"{name}: no semantic segmentation model .* cannot use a model of type {name}"
+        ):
             load_segmenter(tmp_path / name)
 
 
@@ -278,16 +280,16 @@ FAULTS = {
     "std 0": (processor(do_normalize=True, image_mean=[0.5] * 3, image_std=[0, 0, 0]), "image_std zero"),
     "size 0": (processor(size={"height": 0, "width": 0}), "size in preprocessor_config.json is"),
     "size -1": (processor(size={"height": 64, "width": -1}), "size in preprocessor_config.json is"),
-    "huge size": (processor(size={"height": 10**6, "width": 10**6}), "a side has 1 to 16,384 pixels"),
+    "huge size": (processor(size={"height": 10**6, "width": 10**6}), "a side must have 1 to 16,384 pixels"),
     "a range": (
         processor(value_range="[0, 1]"),
-        "value_range in preprocessor_config.json is .0, 1., and",
+        "value_range in preprocessor_config.json is .0, 1., but",
     ),
     "a range from above": (
         processor(value_range=[1, 0]),
-        "value_range in preprocessor_config.json is .1, 0., and",
+        "value_range in preprocessor_config.json is .1, 0., but",
     ),
-    "black": (processor(rescale_factor=0), "makes of a picture no numbers, or all the same"),
+    "black": (processor(rescale_factor=0), "values that are not finite or all equal"),
     "gaps": (config(id2label={"0": "a", "2": "b", "3": "c"}), "id2label in config.json must name each id from 0 to 2"),
     "no text": (config(id2label={"0": "a", "1": None, "2": "c"}), "id2label in config.json must name each id"),
     "no number": (config(id2label={"a": "a", "1": "b", "2": "c"}), "no semantic segmentation model"),
@@ -343,7 +345,7 @@ def test_a_device_that_is_not_there(whole, device, tmp_path, capsys):
 
 
 def test_a_precision_that_is_none(whole):
-    with pytest.raises(Refusal, match="dtype: 'float99' is none of float32, bfloat16, float16"):
+    with pytest.raises(Refusal, match="dtype: 'float99' is not one of float32, bfloat16, float16"):
         load_segmenter(whole, dtype="float99")
 
 

@@ -141,7 +141,7 @@ def test_a_tensor_that_is_missing_is_refused_unless_nothing_uses_it(saved, path)
         save_file(
             {n: t for n, t in tensors.items() if n != gone}, folder / "model.safetensors", metadata={"format": "pt"}
         )
-        with pytest.raises(Refusal, match=f"has no weights for {gone}, so it is no trained"):
+        with pytest.raises(Refusal, match=f"has no weights for {gone}, so it is not a trained"):
             load_segmenter(folder, device="cpu")
 
 

@@ -87,7 +87,7 @@ def test_three_classes_from_a_segformer_of_150(tmp_path):
     assert json.loads(json.dumps(provenance)) == provenance
     assert describe_provenance(provenance).endswith(
         f"; head: {head - 2} tensors of the same model; 2 tensors by class, 2 classes kept, 1 fresh because that "
-        "model has no class of their name (dog)"
+        "model has no class with their name (dog)"
     )
 
 
@@ -122,7 +122,7 @@ def test_a_head_of_another_width_is_fresh(tmp_path):
         assert torch.equal(tensor, (source.state_dict() if fits else scratch)[name]), name
     head, line = provenance["head"], describe_provenance(provenance)
     assert head["tensors_by_class"] == 0 and head["tensors_fresh"] > 5 and head["classes_loaded"] == []
-    assert line.endswith(f"; {head['tensors_fresh']} fresh tensors, missing there or of another shape")
+    assert line.endswith(f"; {head['tensors_fresh']} fresh tensors, missing there or of a different shape")
 
 
 def test_a_run_goes_on_from_another(write_recipe, tmp_path):

@@ -273,7 +273,7 @@ def test_licence_follows_from_weights_and_data(record, data, encoder, expected):
     assert ("NVIDIA Source Code License" in text) == (encoder is MIT)
     said = encoder in (None, MIT, RESNET, DINO, LITE0)
     assert ("hf_seg does not know their terms" in text) == (not said)
-    assert ("as timm says. It binds the model too" in text) == (encoder in (DINO, LITE0))
+    assert ("according to timm. It also binds the model" in text) == (encoder in (DINO, LITE0))
     assert ("whoever publishes it chooses its licence" in text) == (license is None)
     assert ("No trained weights were loaded" in text) == (encoder is None)
     assert (encoder is None) or encoder["sha256"] in text
@@ -364,11 +364,11 @@ def test_a_head_of_another_model(record):
     head = {"source": "as the encoder", "classes_loaded": ["a"], "classes_fresh": ["b", "c"]} | counts
     one["model"]["init"] |= {"init": "model", "head": head}
     text = str(build_card(one))
-    assert "- Head: 14 tensors of the same model, and 2 in which 1 classes have their weights from there" in text
+    assert "- Head: 14 tensors of the same model, and 2 in which 1 classes keep their weights from there" in text
     assert "and 2 others were drawn at random.\n" in text and "missing there" not in text
     assert "Initial weights (`org/name`)" in text
     head["tensors_fresh"] = 3
-    assert "were drawn at random; 3 tensors, missing there or of another shape" in str(build_card(one))
+    assert "were drawn at random; 3 tensors, missing there or of a different shape" in str(build_card(one))
 
 
 def test_a_class_may_be_called_token():

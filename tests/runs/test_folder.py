@@ -135,9 +135,11 @@ def test_what_no_run_writes_is_not_removed(recipe, run_dir, stranger):
     write(run_dir / stranger)
     before = contents(run_dir)
     shown = "/".join(stranger.split("/")[: 1 if stranger.startswith(("images", "check", ".push")) else 2])
-    with pytest.raises(Refusal, match=f"is not removed, since it holds what no run writes: {shown}; move that"):
+    with pytest.raises(
+        Refusal, match=f"is not removed, since it holds something that no run writes: {shown}; move it"
+    ):
         open_run(Run(recipe, run_dir, overwrite=True))
-    with pytest.raises(Refusal, match="what no run writes"):  # put there since
+    with pytest.raises(Refusal, match="something that no run writes"):  # put there since
         start_run(Run(recipe, run_dir, state="new"))
     assert contents(run_dir) == before and open_run(Run(recipe, run_dir)) == "interrupted"
 
@@ -157,11 +159,11 @@ def test_links_are_not_removed(recipe, run_dir, tmp_path, name):
     if name == "run.json":
         target = shutil.move(run_dir / name, tmp_path / "elsewhere.json")
     (run_dir / name).symlink_to(target)
-    with pytest.raises(Refusal, match=f"what no run writes: {name}; move that away"):
+    with pytest.raises(Refusal, match=f"something that no run writes: {name}; move it away"):
         open_run(Run(recipe, run_dir, overwrite=True))
     whole = tmp_path / "link"
     whole.symlink_to(run_dir)
-    with pytest.raises(Refusal, match="link: is a link, and what it leads to is not removed"):
+    with pytest.raises(Refusal, match="link: is a link, and what it points to is not removed"):
         open_run(Run(recipe, whole, overwrite=True))
     assert (tmp_path / "elsewhere" / "curves.png").exists()
 
@@ -175,7 +177,7 @@ def test_what_a_run_reads_is_not_removed(recipe, run_dir, key):
         section, name = key.split(".")
         setattr(getattr(recipe, section), name, str(place / "x" / ".."))
         (place / "x").mkdir()
-    with pytest.raises(Refusal, match=f"is not removed, since {key} of mine, .* is in it; choose another"):
+    with pytest.raises(Refusal, match=f"is not removed, since it contains {key} of mine, .*; choose another"):
         open_run(Run(recipe, run_dir, overwrite=True))
 
 
@@ -185,11 +187,11 @@ def test_the_folder_of_the_data_is_not_removed(own, monkeypatch):
     start_run(Run(recipe, run_dir, state="new"))
     assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"  # it lies inside data.root, and holds nothing else
     shutil.copy(run_dir / "run.json", photos)
-    with pytest.raises(Refusal, match="is not removed, since data.root of mine"):
+    with pytest.raises(Refusal, match="is not removed, since it contains data.root of mine"):
         open_run(Run(recipe, photos, overwrite=True))
     recipe.data = DataRecipe(name="oxford_pet")
     monkeypatch.setenv("HF_SEG_DATA", str(photos))
-    with pytest.raises(Refusal, match="is not removed, since data.root of mine"):
+    with pytest.raises(Refusal, match="is not removed, since it contains data.root of mine"):
         open_run(Run(recipe, photos, overwrite=True))
 
 
@@ -214,7 +216,7 @@ def test_a_recipe_that_was_corrected_before_anything_was_trained(recipe, tmp_pat
     assert contents(run_dir).keys() == {"run.json"} and open_run(Run(recipe, run_dir)) == "interrupted"
     recipe.training.arguments["logging_steps"] = 7
     write(run_dir / "notes.txt")
-    with pytest.raises(Refusal, match="another recipe .*training.logging_steps: 6 there, 7 here"):
+    with pytest.raises(Refusal, match="a different recipe .*training.logging_steps: 6 there, 7 here"):
         open_run(Run(recipe, run_dir))
 
 
@@ -236,7 +238,10 @@ def test_a_folder_of_ones_own_is_not_any_folder(own):
             lambda root: [next((root / part).glob("photo_00.*")).unlink() for part in ("images", "masks")],
             "all splits: 1 pairs fewer, 9 instead of 10",
         ),
-        (lambda root: write_folder(root, "ids", 1, size=(64, 48)), "pairs as before, but others, by name or size"),
+        (
+            lambda root: write_folder(root, "ids", 1, size=(64, 48)),
+            "pairs as before, but different ones, by name or size",
+        ),
     ],
 )
 def test_data_that_has_changed_since_the_run_began(own, change, words, state):
@@ -255,7 +260,7 @@ def test_data_that_has_changed_since_the_run_began(own, change, words, state):
     assert open_run(Run(recipe, run_dir)) == state
     before = (photos / "split.json").read_text()
     change(photos)
-    with pytest.raises(Refusal, match=f"holds a run on other data than there is now .*{words}.*put the data back"):
+    with pytest.raises(Refusal, match=f"holds a run on data that has changed since .*{words}.*restore the data"):
         open_run(Run(recipe, run_dir))
     assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"
     assert (photos / "split.json").read_text() == before  # looking changes nothing
@@ -308,7 +313,7 @@ def test_a_folder_whose_record_is_none(recipe, tmp_path, content):
 def test_a_run_of_another_version(recipe, run_dir):
     record = json.loads((run_dir / "run.json").read_text())
     write_json({"hf_seg_run": 7, "recipe": "who knows"}, run_dir / "run.json")
-    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 7, and this version has 1\); choose"):
+    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 7; this version has 1\); choose"):
         open_run(Run(recipe, run_dir))
     assert open_run(Run(recipe, run_dir, overwrite=True)) == "new"
     start_run(Run(recipe, run_dir, state="new"))
@@ -361,7 +366,7 @@ def test_a_folder_of_the_users_in_place_of_what_is_replaced(recipe, run_dir):
 
 def test_two_launches_in_one_folder(recipe, run_dir):
     with hold_runs([Run(recipe, run_dir)]):
-        with pytest.raises(Refusal, match="mine: another launch is at work in it; wait until it ends"):
+        with pytest.raises(Refusal, match="mine: another launch is using it; wait until it ends"):
             with hold_runs([Run(recipe, run_dir)]):
                 raise AssertionError
     with hold_runs([Run(recipe, run_dir)]):
@@ -390,7 +395,7 @@ def test_the_plan_of_a_launch(recipe, tmp_path):
     assert format_plan(runs).splitlines() == [
         "7 runs, in this order:",
         "city: new, 12 steps",
-        "  for the encoder of a, b; it is trained whole, and overrides do not apply to it",
+        "  for the encoder of a, b; it is trained in full, and overrides do not apply to it",
         f"old: finished, in {tmp_path / 'old'}{again}",
         "  for the encoder of c",
         "own: new, 1 step",

@@ -27,15 +27,15 @@ def change_of(place, value):
     [
         ("recipe.name", "gone", "recipe.name is missing"),
         ("recipe.data.name", "gone", "recipe.data.name is missing"),
-        ("test", None, "test is no object"),
-        ("test", [], "test is no object"),
+        ("test", None, "test is not an object"),
+        ("test", [], "test is not an object"),
         ("test.mean_iou", "0.5", 'test.mean_iou is "0.5"'),
         ("test.mean_iou", True, "test.mean_iou is true"),
         ("test.per_category_iou.sky", {}, r"test.per_category_iou.sky is \{\}"),
-        ("data.class_names", "sky", "data.class_names is no list"),
+        ("data.class_names", "sky", "data.class_names is not a list"),
         ("data.class_names", ["sky", 2, "boat"], r"data.class_names\[1\] is 2"),
-        ("data.class_names", ["sky"], "a confusion_matrix is not of 1 classes"),
-        ("validation.confusion_matrix", [[1, 2, 3]], "a confusion_matrix is not of 3 classes"),
+        ("data.class_names", ["sky"], "a confusion_matrix does not have 1 classes"),
+        ("validation.confusion_matrix", [[1, 2, 3]], "a confusion_matrix does not have 3 classes"),
         ("model.parameters", None, "model.parameters is null"),
         ("train.history", [{"step": 3}], r"train.history\[0\].epoch is missing"),
         ("data.publish_images", 1, "data.publish_images is 1"),
@@ -60,8 +60,8 @@ def test_a_record_that_lacks_something(tmp_path, place, value, fault):
         ("evaluation.precision", None, "evaluation.precision is null"),
         ("model.parameters", "many", 'model.parameters is "many"'),
         ("train", {}, "train.epochs is missing"),
-        ("test", None, "test is no object"),
-        ("test.confusion_matrix", [[1, 2, 3]], "a confusion_matrix is not of 3 classes"),
+        ("test", None, "test is not an object"),
+        ("test.confusion_matrix", [[1, 2, 3]], "a confusion_matrix does not have 3 classes"),
     ],
 )
 def test_the_record_of_an_evaluation(tmp_path, place, value, fault):
@@ -69,7 +69,9 @@ def test_the_record_of_an_evaluation(tmp_path, place, value, fault):
     as_evaluation(record)
     write_json(record, tmp_path / "results.json")
     assert load_results(tmp_path, or_evaluation=True) == record
-    with pytest.raises(Refusal, match="results.json: is of an evaluation, and the folder has no model; name the run"):
+    with pytest.raises(
+        Refusal, match="results.json: is from an evaluation, and the folder has no model; name the run"
+    ):
         load_results(tmp_path)
     change_of(place, value)(record)
     write_json(record, tmp_path / "results.json")
@@ -85,13 +87,13 @@ def test_a_key_that_is_newer_than_the_record_has_its_default(tmp_path):
 
 
 def test_results_that_cannot_be_read(tmp_path):
-    with pytest.raises(Refusal, match="holds no results.json, so it is no finished run"):
+    with pytest.raises(Refusal, match="holds no results.json, so it is not a finished run"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text('{"status"')
     with pytest.raises(Refusal, match="results.json: cannot be read .* --overwrite"):
         load_results(tmp_path)
     write_json(made_up("mine") | {"format": 2}, tmp_path / "results.json")
-    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 2, and this version has 1\); pass"):
+    with pytest.raises(Refusal, match=r"another version of hf_seg \(format 2; this version has 1\); pass"):
         load_results(tmp_path)
 
 

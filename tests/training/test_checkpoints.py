@@ -29,7 +29,7 @@ def flip_a_bit(path):
 DAMAGES = {
     "truncated weights": (
         lambda folder: os.truncate(folder / "model.safetensors", 2999),
-        "model.safetensors has 2,999 bytes and not 3,000",
+        "model.safetensors has 2,999 bytes instead of 3,000",
     ),
     "a bit of the weights": (
         lambda folder: flip_a_bit(folder / "model.safetensors"),
@@ -38,7 +38,7 @@ DAMAGES = {
     "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "state of another step": (
         lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'),
-        "trainer_state.json is of step 7",
+        "trainer_state.json is from step 7",
     ),
     "state cut short": (
         lambda folder: (folder / "trainer_state.json").write_text('{"glob'),
@@ -82,9 +82,9 @@ def test_room_for_checkpoints(tmp_path, monkeypatch):
     needed = 3 * (6 + 3 * 4) * 10**6  # two that are kept, and one that is written
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     check_disk(tmp_path, model, kept=2)
-    with pytest.raises(Refusal, match="checkpoints take up to 72 MB, and 54 MB are free"):
+    with pytest.raises(Refusal, match="checkpoints need up to 72 MB, but 54 MB are free"):
         check_disk(tmp_path, model, kept=2, averaged=True)
-    with pytest.raises(Refusal, match="checkpoints take up to 72 MB, and 54 MB are free; free disk space, or choose"):
+    with pytest.raises(Refusal, match="checkpoints need up to 72 MB, but 54 MB are free; free disk space, or choose"):
         check_disk(tmp_path, model, kept=3)
     folder = write_checkpoint(tmp_path, 8)  # of this run, interrupted: it is there already
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 9000))

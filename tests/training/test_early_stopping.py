@@ -71,5 +71,5 @@ def test_a_training_that_ends_with_its_last_epoch_was_not_stopped(train, capsys)
 @pytest.mark.parametrize(("epochs", "every", "said"), [(4, 2, True), (5, 2, False)])
 def test_a_patience_that_no_training_of_this_length_needs_is_said(train, capsys, epochs, every, said):
     train("a", num_train_epochs=epochs, eval_every_epochs=every, early_stopping_patience=2)
-    sentence = "early_stopping_patience 2 never ends a training of 2 validations"
+    sentence = "early_stopping_patience 2 never stops a training of 2 validations"
     assert (sentence in capsys.readouterr().out.splitlines()) is said

@@ -159,24 +159,26 @@ def test_refused(finished, tmp_path, capsys):
     assert cli.main(["errors", str(finished), "--out", str(tmp_path / "errors.html")]) == 2
     assert "errors.html: is no folder, so nothing can be written to" in capsys.readouterr().err
     assert cli.main(["errors", str(finished), "--out", str(tmp_path)]) == 2
-    assert "exists, and `hf-seg errors` has not written it; name another --out" in capsys.readouterr().err
+    assert "exists, and `hf-seg errors` did not write it; name another --out" in capsys.readouterr().err
     run = shutil.copytree(finished, tmp_path / "run")
     record = json.loads((run / "results.json").read_text())
     record["data"]["fingerprint"] = "0" * 16
     (run / "results.json").write_text(json.dumps(record))
     (run / "errors.html").write_text(generator("errors"))
     assert cli.main(["errors", str(run)]) == 2
-    assert "its data is not what it was tested on (by fingerprint)" in capsys.readouterr().err
+    assert "its data is not what it was tested on (the fingerprints differ)" in capsys.readouterr().err
     record["recipe"]["data"]["root"] = "/gone"
     (run / "results.json").write_text(json.dumps(record))
     assert cli.main(["errors", str(run)]) == 2
     said = capsys.readouterr().err
-    assert f"{run}: its data was in /gone, which is not there; test it by `hf-seg evaluate` on the data where" in said
+    assert (
+        f"{run}: its data was in /gone, which does not exist; test it with `hf-seg evaluate` on the data where" in said
+    )
     record["recipe"]["data"] |= {"root": None, "resize": "maybe"}
     (run / "results.json").write_text(json.dumps(record))
     assert cli.main(["errors", str(run)]) == 2
     assert "results.json: recipe.data.resize is damaged: it must be" in capsys.readouterr().err
     (run / "test_confusion.npz").unlink()
     assert cli.main(["errors", str(run)]) == 2
-    assert "holds no test_confusion.npz; test it again by `hf-seg evaluate`" in capsys.readouterr().err
+    assert "holds no test_confusion.npz; test it again with `hf-seg evaluate`" in capsys.readouterr().err
     assert (run / "errors.html").read_text() == generator("errors")

@@ -74,10 +74,10 @@ def test_a_run_on_its_own_recipe_has_its_digits(finished, again, evaluate):
     assert lines[5].startswith(f"test mIoU {after['test']['mean_iou']:.4f}, ") and lines[5].endswith(str(out))
 
     status, _, error = evaluate(finished, finished, out)
-    assert status == 2 and error.startswith(f"error: {out}: exists, and is not an empty folder; name another")
+    assert status == 2 and error.startswith(f"error: {out}: exists and is not an empty folder; name another")
     status, _, error = evaluate(finished, finished, out / "results.json" / "out")
     assert status == 2 and "results.json: is no folder, so nothing can be written to" in error
-    with pytest.raises(Refusal, match="is of an evaluation, and the folder has no model; name the run's own folder"):
+    with pytest.raises(Refusal, match="is from an evaluation, and the folder has no model; name the run's own folder"):
         load_results(out)
 
 
@@ -191,14 +191,14 @@ def test_matching():
     for wrong, message in (
         ({"tre": "bus"}, "the model has no class 'tre'; did you mean \"tree\""),
         ({"tree": "buss"}, "the data has no class 'buss'; did you mean \"bus\""),
-        ({}, r"no class of the model \(tree, car\) has the name of one of the data \(bus\)"),
+        ({}, r"no class of the model \(tree, car\) has the same name as one of the data \(bus\)"),
     ):
         with pytest.raises(Refusal, match=message):
             match_classes(["tree", "car"], ["bus"], wrong)
     for text in ("a", "=b", "a="):
         with pytest.raises(Refusal, match="is not MODEL_CLASS=DATA_CLASS"):
             parse_label_map([text])
-    with pytest.raises(Refusal, match="gives the class 'a' of the model twice"):
+    with pytest.raises(Refusal, match="names the model's class 'a' twice"):
         parse_label_map(["a=b", "c=d", "a=e"])
 
 
@@ -252,7 +252,7 @@ def test_files_that_are_no_model(tmp_path, evaluate):
     assert status == 2 and f"{tmp_path / 'a.xml'}: there is no such file" in error
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     status, _, error = evaluate(tmp_path / "a.onnx", "quickstart-fcn", tmp_path / "out")
-    assert status == 2 and "a.onnx: cannot be read as a file of hf_seg" in error and error.count("\n") == 1
+    assert status == 2 and "a.onnx: cannot be read as a file exported by hf_seg" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

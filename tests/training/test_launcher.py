@@ -43,8 +43,8 @@ def fail(exitcode):
     [
         (None, 0, ""),
         (fail(2), 2, ""),
-        (fail(-9), 137, "error: SIGKILL ended process 1; launch again to go on\n"),
-        (SignalException("", signal.SIGINT), 130, "stopped by SIGINT; launch again to go on\n"),
+        (fail(-9), 137, "error: SIGKILL ended process 1; launch again to continue\n"),
+        (SignalException("", signal.SIGINT), 130, "stopped by SIGINT; launch again to continue\n"),
     ],
 )
 def test_how_the_launcher_ends(monkeypatch, capsys, caplog, error, status, message):
@@ -74,7 +74,7 @@ def test_more_processes_than_gpus(monkeypatch, capsys):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     assert cli.main(["train", "a", "--num_processes", "2"]) == 2
-    expected = "--num_processes 2: each process needs a GPU of its own, and there is one; start fewer processes\n"
+    expected = "--num_processes 2: each process needs its own GPU, but there is one; start fewer processes\n"
     assert capsys.readouterr().err == f"error: {expected}"
 
 

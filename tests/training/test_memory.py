@@ -36,8 +36,8 @@ def test_what_to_do_when_the_memory_does_not_suffice():
         return str(explain(args, (64, 64), "training")).partition("; ")[2].partition(", or lower")[0]
 
     # two parts of three images: three parts of two would not halve what is there at a time
-    assert training(3, 2) == "set training.gradient_accumulation_steps to 6, and it is 1 at a time"
-    assert training(8, 1) == "set training.gradient_accumulation_steps to 2, and it is 4 at a time"
+    assert training(3, 2) == "set training.gradient_accumulation_steps to 6, for 1 at a time"
+    assert training(8, 1) == "set training.gradient_accumulation_steps to 2, for 4 at a time"
     assert training(1, 4) == "use a device with more memory"
     args = SimpleNamespace(device=CPU, per_device_eval_batch_size=20)
     assert str(explain(args, (128, 128), "evaluation")) == (

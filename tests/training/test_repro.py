@@ -45,7 +45,7 @@ def test_the_same_bits_twice(run, ask):
     before = contents(run)
     status, lines, _ = ask(run)
     assert status == 0
-    assert lines[0].startswith(f"{run}: 3 steps, twice, with ")
+    assert lines[0].startswith(f"{run}: trained 3 steps twice, with ")
     assert lines[1] == "environment, data and first weights: as in the record"
     assert [line.partition(":")[0] for line in lines[2:5]] == ["step 1", "step 2", "step 3"]
     assert all(line.endswith(", same") for line in lines[2:5])
@@ -114,7 +114,8 @@ def test_refused(run, ask, tmp_path):
     status, lines, error = ask(tmp_path / "empty")
     assert status == 2 and not lines
     assert (
-        error == f"error: {tmp_path / 'empty'}: holds no results.json, so it is no finished run; name another folder\n"
+        error
+        == f"error: {tmp_path / 'empty'}: holds no results.json, so it is not a finished run; name another folder\n"
     )
     record = (run / "run.json").read_text()
     (run / "run.json").write_text("{")
@@ -126,7 +127,7 @@ def test_refused(run, ask, tmp_path):
     assert status == 2 and error.startswith("error: ") and "nowhere" in error
     edit(run / "results.json", lambda results: results["recipe"]["data"].update(root="/gone"))
     status, _, error = ask(run)
-    assert status == 2 and "its data was in /gone, which is not there; name the folder where it is by --data-" in error
+    assert status == 2 and "its data was in /gone, which does not exist; name its folder with --data-" in error
     (run / "results.json").write_text("{}")
     status, _, error = ask(run)
     assert status == 2 and "results.json: is not the record of a finished run (format is missing)" in error

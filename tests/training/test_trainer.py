@@ -88,7 +88,7 @@ def test_precision_follows_the_recipe_and_the_device(monkeypatch, bf16, fp16, wi
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there)
         assert precision_of(training, torch.device("cuda")) == expected
     if fp16 is True:
-        with pytest.raises(RecipeError, match="training.fp16: loss scaling needs a GPU, and this launch .* cpu; set"):
+        with pytest.raises(RecipeError, match="training.fp16: loss scaling needs a GPU, but this launch .* cpu; set"):
             precision_of(training, torch.device("cpu"))
         return
     own = "bf16" if bf16 is True or bf16 and (flags.get("avx512_bf16") or flags.get("amx_bf16")) else "fp32"
@@ -113,7 +113,9 @@ def test_batch_norm_is_synchronised_where_ranks_have_few_images():
     assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=False), 8, gpu) is False
     assert use_sync_batch_norm(auto, 8, cpu) is False
     assert use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 1, cpu) is False
-    with pytest.raises(RecipeError, match="sync_batch_norm: PyTorch has it for GPUs only, .* 2 processes on cpu; set"):
+    with pytest.raises(
+        RecipeError, match="sync_batch_norm: PyTorch supports it only on GPUs, .* 2 processes on cpu; set"
+    ):
         use_sync_batch_norm(TrainingRecipe(sync_batch_norm=True), 2, cpu)
 
 
