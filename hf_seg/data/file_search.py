@@ -44,6 +44,8 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
         except OSError as error:
             stop(place, f"cannot be read: {error.strerror}", READABLE)
             continue
+        if any(entry.name == "run.json" for entry in entries) and place != folder:
+            continue  # a run of hf_seg: its plots are no data
         for entry in entries:
             path = place / entry.name
             if entry.name.startswith("."):

@@ -35,9 +35,15 @@ DEEP_COLORS = (
 )
 BANDS = "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out."
 PAGES = "Save each page or frame as a picture of its own: only the first would be read."
+LOSSY = (
+    "Get the masks before they were saved as JPEG, or repair them: converting the format keeps the altered values, so "
+    "round each pixel to the nearest id or colour (two ids: split at 128), and save as PNG."
+)
+SOFT = 64  # values; a TIFF's alpha channel with more is taken for a fourth band: GDAL marks one as alpha
 IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not read."
 
 # meaning of the tags of a TIFF
+GDAL_NODATA = 42113  # the value of pixels without data, as text
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # photometric interpretation → bands; 1 for all others
 BAND_NAMES = {1: "one of grey or ids", 3: "red, green, blue", 4: "cyan, magenta, yellow, black"}
 SAMPLED = 2**16  # at most this many values of a picture are used to measure its range
@@ -59,6 +65,10 @@ def open_image(stored: Stored, *, upright: bool, value_range: Sequence[float] | 
         PairError: when it cannot be decoded, or when part of it (bits, bands, pages) would be lost silently.
     """
     with _decoded(stored, "image", deep=value_range is not None) as image:
+        if image.format == "TIFF" and image.mode == "RGBA":
+            if (shades := sum(count > 0 for count in image.getchannel("A").histogram())) > SOFT:
+                reason = f"its alpha channel has {shades} values, and so may be a fourth band such as near infrared"
+                raise PairError(name_of(stored), reason, BANDS, code="many-bands")
         if upright:
             PIL.ImageOps.exif_transpose(image, in_place=True)
         if is_deep(image):
@@ -77,6 +87,8 @@ def sample_values(stored: Stored) -> np.ndarray | None:
     with suppress(Exception), open_header(stored) as image:
         if is_deep(image):
             values = np.asarray(image).ravel()
+            if image.format == "TIFF" and (nodata := image.tag_v2.get(GDAL_NODATA)):
+                values = values[values != values.dtype.type(nodata.strip(" \0"))]
             return values[:: 1 + values.size // SAMPLED]
     return None
 
@@ -98,6 +110,10 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
             any other exception.
     """
     with _decoded(stored, "mask") as mask:
+        if mask.format in ("JPEG", "MPO"):
+            raise PairError(
+                name_of(stored), "the mask is JPEG data, which alters ids and colours", LOSSY, code="mask-kind"
+            )
         if mask.mode in ("LA", "PA", "RGBA"):
             *colors, (low, high) = mask.getextrema()
             if low < high and all(least == most for least, most in colors):

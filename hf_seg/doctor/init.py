@@ -7,9 +7,10 @@ import json
 import math
 import os
 import shlex
+import shutil
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -31,11 +32,11 @@ from hf_seg.data.sources.table import build_rows, find_usable
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.data.stored_image import measure_range, sample_values
 from hf_seg.doctor.duplicates import find_duplicates
-from hf_seg.doctor.mask_values import guess_classes, survey_classes, survey_masks
+from hf_seg.doctor.mask_values import guess_classes, hint_at_classes, survey_classes, survey_masks
 from hf_seg.doctor.preview import plot_preview
-from hf_seg.doctor.survey import RARE, Survey
+from hf_seg.doctor.survey import RARE, PairFacts, Survey
 from hf_seg.files import check_writable, parse_json, write_text
-from hf_seg.problem import DataError, Problem
+from hf_seg.problem import DataError, Problem, Refusal
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import DataRecipe, ModelRecipe, TrainingRecipe
 from hf_seg.text import printable, say
@@ -45,7 +46,6 @@ WRITTEN = ".hf_seg-init.json"  # their hashes: --overwrite replaces only files t
 MAX_IMAGE_SIZE = 256  # pixels; root of height × width of the model's input
 LARGE, WINDOW = 1024, 512  # pixels; pictures whose longer side is above LARGE are trained on in windows of WINDOW
 SQUARE = 1.05  # a picture counts as square up to this longer side ÷ shorter side
-SCARCE = 0.01  # share of the labelled pixels below which a class gets a hint
 ALIKE = 0.1  # share of the pictures that look like another one, from which on folders are held out
 MAX_ALIKE = 1_000_000  # at most this many pairs of similar pictures are used
 MEASURED = 100  # at most this many pictures per split are used to measure the value range
@@ -125,16 +125,22 @@ def init(
     check_writable(root, "name another folder by --out" if out else "make the folder writable")
     _refuse_existing(root, overwrite)
     if of_files:
-        kind, drawn = find_layout(place.resolve(), layout).name, []
+        kind = find_layout(place.resolve(), layout).name
         if kind in ANNOTATIONS:
             if existing := [name for name in ("masks", FILE_NAME) if os.path.lexists(root / name)]:
                 what = f"holds {' and '.join(existing)} already, and init would draw the {kind} annotations"
                 raise DataError(root, what, "move them away, or draw elsewhere with --out.", code="exists")
-            drawn, layout = polygons.draw(place.resolve(), root, kind), None
+            drawn = polygons.draw(place.resolve(), root, kind)
+            try:
+                return _write_all(root, _list_folder(root, None, drawn), arch)
+            except Refusal:  # nothing is left behind: the next init must draw again
+                shutil.rmtree(root / "masks")
+                (root / FILE_NAME).unlink()
+                raise
         elif out:
             what = "--out is for tables, the Hub and annotations that init draws, and this is a folder of masks"
             raise DataError(place.absolute(), what, "Leave it out.")
-        return _write_all(root, _list_folder(root, layout, drawn), arch)
+        return _write_all(root, _list_folder(root, layout, []), arch)
     path = str(place.resolve()) if place.is_dir() else str(source)
     return _write_all(root, _list_table(DataRecipe(name="hub", path=path, root=str(root), **given)), arch)
 
@@ -227,7 +233,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         where = f"from {where}" if names else where
         for facts in survey.facts:
             facts.counts = {classes.meaning[value]: pixels for value, pixels in facts.counts.items()}
-    hints = [*_hint_at_classes(survey, classes), *_divide_films(root, source, survey, written)]
+    hints = [*hint_at_classes(survey, classes), *_divide_films(root, source, survey, written)]
     recipe = build_recipe(root, arch, [facts.size for facts in survey.facts], source.keys)
     write_text(json.dumps(recipe, indent=2) + "\n", root / "recipe.json")
     rows = [(split, row) for split, pairs in survey.usable.items() for row in pairs][:: -(-count // 8)]
@@ -248,18 +254,6 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     return not problems
 
 
-def _hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
-    """Name the classes with few pixels, if at most half of the classes are among them."""
-    counts = survey.pixels()
-    labelled = max(1, counts.total() - counts[IGNORE_INDEX])
-    shares = {name: counts[label] / labelled for label, name in enumerate(classes.names)}
-    few = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < SCARCE]
-    if few and len(few) <= len(shares) / 2:
-        yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}"
-        yield "          A model may ignore what is so rare. More pictures of it help, or --training.class_weights"
-        yield "          balanced in the next command."
-
-
 def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]) -> Iterator[str]:
     """Hold out whole folders, or hint at it, if many pictures look like another one in their folder, as frames of a
     film do: a random split would test on pictures that look like those of train."""
@@ -274,7 +268,8 @@ def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]
     if len(alike) < ALIKE * len(names):
         return
     found = f"{len(alike)} of {len(names)} pictures look like another one beside them, as the frames of a film do"
-    if drawn := draw_folders(names, held_out):
+    drawn = draw_folders(names, held_out)
+    if drawn and _keeps_classes(drawn["train"], names, survey.usable[split].values()):
         save_split(root, drawn if split == ALL else {name: drawn[name] for name in held_out}, "write split.json")
         written.append(SPLIT_FILE)
         folders = {name: dict.fromkeys(map(_folder_of, drawn[name])) for name in held_out}
@@ -284,6 +279,12 @@ def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]
     else:
         yield f"  hint    {found}: a random split tests with pictures that look like those of train."
         yield "          Sort them into a folder for each film and repeat this, or write split.json (docs/data.md)."
+
+
+def _keeps_classes(train: Collection[str], names: Sequence[str], facts: Iterable[PairFacts]) -> bool:
+    """Whether all classes occur in train, as they do not where each folder holds a class."""
+    classes = {name: each.counts.keys() for name, each in zip(names, facts, strict=True)}
+    return set().union(*classes.values()) == set().union(*(classes[name] for name in train))
 
 
 def _folder_of(name: str) -> str:
@@ -390,6 +391,6 @@ def _counted(kinds: Iterable[str]) -> str:
 
 def _format_classes(content: dict[str, Any]) -> str:
     """Format JSON with one line per class, which is easy to edit."""
-    classes = ",\n".join(f"    {json.dumps(entry)}" for entry in content["classes"])
+    classes = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in content["classes"])
     rest = f',\n  "ignore": {json.dumps(content["ignore"])}' if "ignore" in content else ""
     return f'{{\n  "classes": [\n{classes}\n  ]{rest}\n}}\n'

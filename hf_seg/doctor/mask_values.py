@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ import numpy as np
 from datasets import Dataset
 
 from hf_seg.data.check import find_other_palette
-from hf_seg.data.classes import MAX_CLASSES, distinct_colors, load_classes, writable_name
+from hf_seg.data.classes import FILE_NAME, MAX_CLASSES, Classes, distinct_colors, load_classes, writable_name
 from hf_seg.data.columns import MAX_ID, as_text, has_colors, is_gray, white
 from hf_seg.data.pairs import StoredPair, map_pairs
 from hf_seg.data.sources import folder
 from hf_seg.data.sources.class_names import VOID
+from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.data.stored_image import open_header
 from hf_seg.doctor.survey import Survey, survey_pairs
 from hf_seg.problem import DataError, PairError, first
 
+SCARCE = 0.01  # share of the labelled pixels below which a class gets a hint
 VOID_NAMES = {"ignore", "ignored", "void", "unlabeled", "unlabelled"}
 SPREAD = 8  # 255 is void, not a grey value, if its gap to the other ids is more than this many times their largest gap
 
@@ -130,6 +132,22 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
         for label, value, color in zip(_names(values, by_color, names), values, colors, strict=True)
     ]
     return {"classes": classes} | ({"ignore": void} if void else {})
+
+
+def hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
+    """Name the classes with few pixels, if at most half of the classes are among them; and 255 as void where it may be
+    the object of binary masks."""
+    counts = survey.pixels()
+    labelled = max(1, counts.total() - counts[IGNORE_INDEX])
+    shares = {name: counts[label] / labelled for label, name in enumerate(classes.names)}
+    few = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < SCARCE]
+    if few and len(few) <= len(shares) / 2:
+        yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}"
+        yield "          A model may ignore what is so rare. More pictures of it help, or --training.class_weights"
+        yield "          balanced in the next command."
+    if classes.meaning == {0: 0, 1: 1, 255: IGNORE_INDEX} and counts[IGNORE_INDEX] > counts[1]:
+        yield "  hint    255 counts as void here, and covers more pixels than 1. If it is the object of some masks,"
+        yield f"          save these with 1 instead, delete {FILE_NAME}, and repeat this with --overwrite."
 
 
 def _names(values: list[int], by_color: bool, given: Mapping[int, str]) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
+from hf_seg.data.stored_image import sample_values
 from hf_seg.problem import PairError
 
 SIZE = (8, 6)
@@ -225,3 +226,25 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     error = refused(UprightImage(), None, str(tmp_path / "pipe.png"))
     assert "neither a file nor a link to one" in error.problem.what
+
+
+def test_jpeg_data_under_another_name_is_no_mask():
+    error = refused(ClassMask(values=[0, 1], labels=[0, 1]), saved(IDS, "JPEG"))
+    assert error.problem.what == "the mask is JPEG data, which alters ids and colours"
+    assert error.problem.code == "mask-kind" and "split at 128" in error.problem.remedy
+
+
+def test_a_fourth_band_that_a_tiff_calls_alpha():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    error = refused(UprightImage(), saved(pixels, "TIFF"))
+    assert "so may be a fourth band such as near infrared" in error.problem.what
+    assert error.problem.code == "many-bands"
+    pixels[..., 3] = np.where(pixels[..., 3] > 100, 255, 0)
+    assert UprightImage().decode_example({"path": None, "bytes": saved(pixels, "TIFF")}).mode == "RGB"
+
+
+def test_values_without_data_are_not_measured(tmp_path):
+    values = np.full((10, 10), -9999, np.float32)
+    values[2:] = np.arange(80).reshape(8, 10)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: "-9999"})
+    assert sample_values({"path": str(tmp_path / "a.tif"), "bytes": None}).min() == 0

@@ -158,6 +158,30 @@ def test_films_that_no_folder_divides_are_mentioned(tmp_path, init, place, lengt
     )
 
 
+def test_a_folder_for_each_class_is_not_held_out(tmp_path, init):
+    write_films(tmp_path, "{}/{}")
+    for path in (tmp_path / "masks").rglob("*.png"):
+        ids = np.asarray(Image.open(path)).copy()
+        ids[ids == 1] = 3 + int(path.parent.name)
+        write_image(path, ids)
+    status, out, _ = init(tmp_path)
+    assert status == 0 and not (tmp_path / "split.json").exists()
+    assert "  hint    16 of 16 pictures look like another one beside them" in out
+
+
+@pytest.mark.parametrize("objects", [1, 255])
+def test_255_beside_0_and_1_may_be_the_object(tmp_path, init, objects):
+    for number in range(4):
+        pixels, ids = scene(number)
+        ids = (ids == 1).astype(np.uint8) * objects
+        ids[0, 0] = 256 - objects
+        write_image(tmp_path / "images" / f"{number}.jpg", pixels)
+        write_image(tmp_path / "masks" / f"{number}.png", ids)
+    status, out, _ = init(tmp_path)
+    assert status == 0
+    assert ("255 counts as void here, and covers more pixels than 1. If it is the object" in out) == (objects == 255)
+
+
 def in_effect(path):
     """A recipe from scratch that init has written, with what its `normalize` then stands for."""
     recipe = read(path)
@@ -592,6 +616,13 @@ class TestTables:
         content = read(root / "classes.json")
         assert [entry["name"] for entry in content["classes"]] == ["ground", "disc", "bar (2)", "tree", "bar (4)"]
         assert content["ignore"] == [255]
+
+    def test_two_ids_need_two_names(self, tmp_path, init):
+        root = write_parquet(tmp_path / "own", train=make_table(range(4), "binary"))
+        (root / "id2label.json").write_text(json.dumps({"0": "ground", "1": "disc"}))
+        status, out, _ = init(root)
+        assert status == 0 and "  names   not from id2label.json, which has no name for 255\n" in out
+        assert [entry["name"] for entry in read(root / "classes.json")["classes"]] == ["background", "foreground"]
 
     def test_class_label_of_another_number_of_classes_names_nothing(self, tmp_path, init):
         scenes = [f"place {number}" for number in range(9)]

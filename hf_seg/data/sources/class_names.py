@@ -36,12 +36,18 @@ def find_names(folders: Iterable[Path], values: Collection[int], by_color: bool)
             lines.append(f"not from {file.name}, which is not {READERS[file.name][1]}")
             continue
         names = colors if by_color else ids
-        nameless = set(values) - names.keys() - (set() if by_color else VOID)
+        nameless = find_nameless(values, names, by_color)
         if names and not nameless:
             return names, file.name
-        shown = ", ".join(as_text(value, by_color) for value in sorted(nameless)[:5])
-        lines.append(f"not from {file.name}, which has no name for {shown}")
+        lines.append(f"not from {file.name}, which has no name for {nameless}")
     return {}, "; ".join(dict.fromkeys(lines))
+
+
+def find_nameless(values: Collection[int], names: Names, by_color: bool) -> str:
+    """Describe the ids or colours of masks that names are missing for; empty if none is. Of three ids or more, one may
+    be void, which needs no name."""
+    nameless = set(values) - names.keys() - (VOID if len(values) > 2 and not by_color else set())
+    return ", ".join(as_text(value, by_color) for value in sorted(nameless)[:5])
 
 
 def read_names(file: Path) -> tuple[Names, Names]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE, find_files
 from hf_seg.data.pairs import ALL
-from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all
+from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all, split_word
 from hf_seg.problem import DataError, did_you_mean
 from hf_seg.text import printable
 
@@ -137,7 +137,7 @@ def _two_folders(root: Path) -> Iterator[Layout]:
         name, tool = f"{images}+{masks}", TOOLS.get((plain(images), plain(masks)), "")
         parts = {ALL: Part(images=root / images, masks=root / masks)}
         yield Layout(name=name, tool=tool, whole=True, find_parts=partial(dict, parts))
-        inner = {plain(folder) for folder in _folders(root / images)}
+        inner = {split_word(folder) for folder in _folders(root / images)}
         if any(SPLIT_WORDS.get(folder, "train") != "train" for folder in inner) and not lists_all(root):
             tool = "ADE20K" if masks == "annotations" and {"training", "validation"} <= inner else tool
             find_parts = partial(_find_inner, root / images, root / masks)
@@ -148,14 +148,14 @@ def _find_inner(images: Path, masks: Path, **paths: Any) -> dict[str, Part]:
     """The splits' folders inside the image and the mask folder, in which there must be no other folder or picture."""
     found = []
     for place in (images, masks):
-        folders = _folders(place)
-        own = find_splits(str(place), folders)
+        folders = {split_word(name): name for name in _folders(place)}
+        own = [folders[word] for word in find_splits(str(place), folders).values()]
         pictures = [name for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        if others := sorted({*folders, *pictures} - {*own.values()}):
-            what = f"holds {', '.join(own.values())} and, beside these, {', '.join(others[:3])}"
+        if others := sorted({*_folders(place), *pictures} - {*own}):
+            what = f"holds {', '.join(own)} and, beside these, {', '.join(others[:3])}"
             remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
             raise DataError(place, f"{what}: which split is that?", remedy)
-        found.append({name: place / name for name in folders})
+        found.append({word: place / name for word, name in folders.items()})
     return _in_splits(images.parent, *found, **paths)
 
 

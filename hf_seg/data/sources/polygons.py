@@ -102,7 +102,7 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
         classes = [{"name": writable_name(name), "id": index} for index, name in enumerate(names)]
         content = {"classes": classes, "ignore": [IGNORE_INDEX]}
         read_classes(content)  # raises before an invalid file is written
-        (Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        (Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         for name in (FILE_NAME, "masks"):
             os.rename(Path(folder) / name, out / name)
     said = [f"  drawn   {drawn[True]:,} shapes in {len(drawings):,} pictures of {kind}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -55,6 +56,11 @@ def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
         remedy = "Name the split to train on so: validation and test are drawn from it where there are none."
         raise DataError(place, f"has no split named train, but {', '.join(names)}", remedy)
     return {split: found[split] for split in SPLITS if split in found}
+
+
+def split_word(folder: str) -> str:
+    """Return a folder's name without numbers and "set" around it: `train` for `train2017`, `01_train`, `train_set`."""
+    return re.fullmatch(r"(?:\d+[-_])?(.*?)(?:[-_]?(?:\d+|set))?", folder.lower())[1]
 
 
 def draw_split(names: Sequence[Any], held_out: Sequence[str]) -> dict[str, list[Any]]:

@@ -30,7 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from pyarrow import ArrowInvalid, parquet
 
 from hf_seg.data.file_search import find_files
-from hf_seg.data.sources.class_names import read_names
+from hf_seg.data.sources.class_names import find_nameless, read_names
 from hf_seg.data.sources.split import SPLIT_WORDS
 from hf_seg.problem import DataError, Problem, disk_remedy
 from hf_seg.recipe.rules import is_path_or_hub_id
@@ -206,8 +206,8 @@ def load_class_names(
 ) -> tuple[dict[int, str], str]:
     """Return the data set's own names for the ids in its masks, and their place; empty if it has none, or for colours.
 
-    They are in `id2label.json`, or in a `ClassLabel` column, which is used if it is the only one with as many names as
-    the ids need (the largest id + 1): other ones name something else.
+    They are in `id2label.json`, or in a column with a list of `ClassLabel` per row, which is used if it is the only
+    one with as many names as the ids need (the largest id + 1). One `ClassLabel` per row names the whole image.
     """
     if by_color:
         return {}, ""
@@ -220,7 +220,9 @@ def load_class_names(
             except EntryNotFoundError:
                 file = None
     if file and file.is_file():
-        return read_names(file)[0], file.name
+        names = read_names(file)[0]
+        nameless = find_nameless(ids, names, by_color)
+        return ({}, f"not from {file.name}, which has no name for {nameless}") if nameless else (names, file.name)
     count = 1 + max(set(ids) - {255, 65_535}, default=-1)  # without void
     labels = {column: _class_label(feature) for column, feature in features.items()}
     labels = {column: label for column, label in labels.items() if label and len(label.names) == count}
@@ -231,9 +233,10 @@ def load_class_names(
 
 
 def _class_label(feature: object) -> ClassLabel | None:
-    while isinstance(feature, List):
-        feature = feature.feature
-    return feature if isinstance(feature, ClassLabel) else None
+    inner = feature
+    while isinstance(inner, List):
+        inner = inner.feature
+    return inner if isinstance(inner, ClassLabel) and inner is not feature else None
 
 
 def find_columns(name: str, features: Features, image: str | None, mask: str | None) -> tuple[str, str]:

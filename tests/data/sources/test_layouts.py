@@ -361,6 +361,23 @@ def test_a_list_of_all_pairs_counts_after_the_split_is_drawn_too(tmp_path, init,
     assert load_splits(load_recipe(tmp_path)).num_rows == first.num_rows
 
 
+def test_patterns_leave_the_plots_of_runs_out(tmp_path, init):
+    put(tmp_path, "patient/{}.png", "patient/{}_mask.png", range(4))
+    plots = tmp_path / "runs" / "recipe" / "plots"
+    write_image(plots / "confusion.png", scene(0)[0])
+    (plots.parent / "run.json").write_text("{}")
+    status, out = init(tmp_path, "--images", "**.png", "--masks", "**_mask.png")
+    assert status == 0 and ": 4 pairs\n" in out
+
+
+@pytest.mark.parametrize("words", [("train2017", "val2017"), ("train_set", "val_set"), ("01_train", "02_val")])
+def test_numbers_around_the_names_of_splits(tmp_path, init, words):
+    for start, word in enumerate(words):
+        put(tmp_path, f"images/{word}/{{}}.jpg", f"annotations/{word}/{{}}.png", range(10 * start, 10 * start + 3))
+    status, out = init(tmp_path)
+    assert status == 0 and "  splits  3 train, 3 validation; test will be drawn from train\n" in out
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [

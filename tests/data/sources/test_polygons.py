@@ -221,6 +221,21 @@ def test_labelme(tmp_path, init):
     assert status == 0
 
 
+def test_a_refused_init_leaves_nothing_and_the_next_draws_again(tmp_path, init):
+    (left, top), (right, bottom) = corners(BAR)
+    outline = {"label": "bar", "points": [[left, top], [right, top], [right, bottom], [left, bottom]]}
+    for count in (2, 4):
+        photographs(tmp_path, "{}.jpg", range(count))
+        for number in range(count):
+            (tmp_path / f"{number}.json").write_text(labelme([outline], f"{number}.jpg"))
+        before = {path.name for path in tmp_path.iterdir()}
+        status, out = init(tmp_path)
+        if count == 2:
+            assert status == 2 and "at least 3 are needed" in out
+            assert {path.name for path in tmp_path.iterdir()} == before
+    assert status == 0 and f"{tmp_path}: 4 pairs\n" in out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["coco", "labelme"])
 def test_from_polygons_to_a_mask(tmp_path, first_day, kind):
