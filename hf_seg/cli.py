@@ -52,7 +52,7 @@ WITH_OVERRIDES = {"ignore_unknown_options": True}
 Model = Annotated[str, Argument(metavar="MODEL", help="a run's folder or a Hub id")]
 RunFolder = Annotated[Path, Argument(metavar="RUN", help="a finished run's folder, such as runs/quickstart-fcn")]
 Json = Annotated[bool, Option("--json", help="print one JSON object")]
-RECIPES = "files of recipes, or names of shipped ones such as quickstart-fcn; then overrides: --section.key value"
+RECIPES = "recipe files, or names of shipped recipes such as quickstart-fcn; then overrides: --section.key value"
 
 
 def _split(rest: list[str]) -> tuple[list[str], list[str]]:
@@ -70,7 +70,7 @@ def _say_left_out(problems: Sequence[Problem]) -> int:
 @app.command(context_settings=WITH_OVERRIDES, add_help_option=False)
 def train(
     arguments: Annotated[list[str] | None, Argument(metavar="RECIPE", help=RECIPES)] = None,
-    num_processes: Annotated[int, Option("--num_processes", min=1, help="one on each GPU, or all on the CPU")] = 1,
+    num_processes: Annotated[int, Option("--num_processes", min=1, help="one per GPU, or all on the CPU")] = 1,
 ) -> int:
     """Train recipes, one after the other."""
     if num_processes > 1:
@@ -93,7 +93,7 @@ def check(rest: Annotated[list[str], Argument(metavar="RECIPE", help=RECIPES)]) 
     for number, recipe in enumerate(recipes, 1):
         encoder = f", encoder of {recipe.encoder_recipe}" if recipe.encoder_recipe else ""
         say(f"{number}. {recipe.name} ({recipe.path}{encoder})")
-    say("not tried: data, weights, the Hub, and a step of training (`hf-seg doctor` and a launch try the step)")
+    say("not checked: data, weights, the Hub, and a training step (`hf-seg doctor` and a launch try the step)")
     return 0
 
 
@@ -110,22 +110,22 @@ def init(
         str,
         Argument(
             metavar="DIR",
-            help="export of an annotation tool, or folder with images/ and masks/; or of Parquet files; or a Hub id",
+            help="export of an annotation tool, folder with images/ and masks/, folder of Parquet files, or Hub id",
         ),
     ],
     arch: Literal["segformer", "fcn"] = "segformer",
-    overwrite: Annotated[bool, Option("--overwrite", help="write recipe.json and preview.png again")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="replace recipe.json and preview.png")] = False,
     out: Annotated[
         str | None,
-        Option(metavar="DIR", help="folder to write to, of tables and polygons; a data set on the Hub needs one"),
+        Option(metavar="DIR", help="folder to write to, for tables and polygons; required for a data set on the Hub"),
     ] = None,
-    revision: Annotated[str | None, Option(help="of a data set on the Hub: commit, tag or branch")] = None,
-    config_name: Annotated[str | None, Option(help="of a data set with several configurations")] = None,
-    image_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
-    mask_column: Annotated[str | None, Option(help="of a table, if hf_seg does not find it")] = None,
-    layout: Annotated[str | None, Option(help="of a folder that matches several, as the message names them")] = None,
+    revision: Annotated[str | None, Option(help="commit, tag or branch of a data set on the Hub")] = None,
+    config_name: Annotated[str | None, Option(help="configuration of a data set that has several")] = None,
+    image_column: Annotated[str | None, Option(help="for a table, if hf_seg does not find it")] = None,
+    mask_column: Annotated[str | None, Option(help="for a table, if hf_seg does not find it")] = None,
+    layout: Annotated[str | None, Option(help="for a folder that matches several: a name from the message")] = None,
     images: Annotated[
-        str | None, Option(metavar="PATTERN", help="of a folder that matches none, such as 'rgb/SPLIT/*.jpg'")
+        str | None, Option(metavar="PATTERN", help="images of a folder that matches none, such as 'rgb/SPLIT/*.jpg'")
     ] = None,
     masks: Annotated[str | None, Option(metavar="PATTERN", help="the masks, such as 'truth/SPLIT/*_gt.png'")] = None,
 ) -> int:
@@ -133,7 +133,7 @@ def init(
     from hf_seg.doctor.init import init
 
     if (images is None) != (masks is None) or (images and layout):
-        what = "--images and --masks go together, and without --layout"
+        what = "--images and --masks must be given together, and without --layout"
         raise Refusal("hf-seg init", what, "name both patterns, or the layout", code="usage")
     layout = f"{images} + {masks}" if images else layout
     columns = {"image_column": image_column, "mask_column": mask_column}
@@ -144,9 +144,9 @@ def init(
 
 @app.command(context_settings=WITH_OVERRIDES)
 def doctor(
-    rest: Annotated[list[str], Argument(metavar="RECIPE|DIR", help=f"folders of data; {RECIPES}")],
+    rest: Annotated[list[str], Argument(metavar="RECIPE|DIR", help=f"data folders; {RECIPES}")],
     as_json: Json = False,
-    show_all: Annotated[bool, Option("--all", help="name all files, not ten of a kind")] = False,
+    show_all: Annotated[bool, Option("--all", help="list all files, not only ten of a kind")] = False,
     deep: Annotated[bool, Option("--deep", help="compare the caches of resized pairs with the files")] = False,
 ) -> int:
     """Find what would hurt a training run."""
@@ -163,11 +163,11 @@ def doctor(
 @app.command()
 def predict(
     model: Model,
-    paths: Annotated[list[str], Argument(metavar="PATH", help="image files, folders of them, patterns")],
+    paths: Annotated[list[str], Argument(metavar="PATH", help="image files, folders of images, or patterns")],
     out: Annotated[str, Option(metavar="DIR", help="folder for masks, overlays and predictions.jsonl")],
     size: Annotated[Literal["native", "model"], Option(help="size of the masks")] = "native",
-    tta: Annotated[Literal["flip"] | None, Option(help="average with the mirror image")] = None,
-    tile: Annotated[int | None, Option(metavar="PIXELS", help="slide a window of this side over large images")] = None,
+    tta: Annotated[Literal["flip"] | None, Option(help="average with the prediction for the mirrored image")] = None,
+    tile: Annotated[int | None, Option(metavar="PIXELS", help="window size for large images")] = None,
     batch_size: int = 32,
     device: Annotated[str | None, Option(help="such as cpu or cuda:1; by default the GPU if there is one")] = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -181,14 +181,14 @@ def predict(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, Argument(metavar="MODEL", help="a run's folder, a Hub id, or a file of `hf-seg export`")],
+    model: Annotated[str, Argument(metavar="MODEL", help="a run's folder, a Hub id, or a file from `hf-seg export`")],
     data: Annotated[
-        str, Argument(metavar="RECIPE|DIR", help="a recipe, whose data is meant; or a folder of a run or of data")
+        str, Argument(metavar="RECIPE|DIR", help="a recipe, whose data is used; or the folder of a run or of data")
     ],
     out: Annotated[Path, Option(metavar="DIR", help="new folder for the results")],
     label_map: Annotated[
         list[str] | None,
-        Option("--label_map", "--label-map", metavar="MODEL_CLASS=DATA_CLASS", help="of classes whose names differ"),
+        Option("--label_map", "--label-map", metavar="MODEL_CLASS=DATA_CLASS", help="for classes whose names differ"),
     ] = None,
 ) -> int:
     """Score any model on the test pictures of any data."""
@@ -202,13 +202,13 @@ def evaluate(
 
 @app.command()
 def errors(
-    run_dir: Annotated[Path, Argument(metavar="RUN", help="a finished run's folder, or one of `hf-seg evaluate`")],
+    run_dir: Annotated[Path, Argument(metavar="RUN", help="a finished run's folder, or one from `hf-seg evaluate`")],
     out: Annotated[
         Path | None, Option(metavar="DIR", help="folder for errors.html; by default RUN", show_default=False)
     ] = None,
-    count: Annotated[int, Option(min=1, help="pictures of the worst, and of masks that may be wrong")] = 8,
+    count: Annotated[int, Option(min=1, help="number of worst pictures, and of masks that may be wrong")] = 8,
 ) -> int:
-    """Show the test pictures that a model gets wrong, as a page."""
+    """Write a page with the test pictures that a model gets wrong."""
     from hf_seg.inference.exported import load_model
     from hf_seg.training.errors import write_errors
 
@@ -222,10 +222,10 @@ def compare(
         list[Path], Argument(metavar="RUN", help="runs' folders; NAME-seed0, NAME-seed1, … are one arm")
     ],
     out: Annotated[
-        Path | None, Option(metavar="DIR", help="write the report there with its pictures, and print nothing")
+        Path | None, Option(metavar="DIR", help="write the report and its pictures there, instead of printing it")
     ] = None,
 ) -> int:
-    """Put finished runs side by side, with intervals."""
+    """Compare finished runs, with confidence intervals."""
     from hf_seg.compare import compare
     from hf_seg.compare.report import build_report, check_out, write_report
 
@@ -243,13 +243,13 @@ def compare(
 @app.command()
 def repro(
     run_dir: RunFolder,
-    steps: Annotated[int, Option(help="how many")] = 5,
+    steps: Annotated[int, Option(help="number of steps")] = 5,
     data_root: Annotated[
         str | None, Option(metavar="DIR", help="folder of the data on this machine, if it has moved")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Train a run's first steps twice, and compare the bits."""
+    """Train a run's first steps twice, and compare the results bit by bit."""
     from hf_seg.training import repro
 
     report = repro.reproduce(run_dir, steps=steps, data_root=data_root)
@@ -261,7 +261,7 @@ def repro(
 def push(
     run_dir: RunFolder,
     repo: Annotated[
-        str | None, Option(metavar="ORG/NAME", help="by default as in the recipe, else the run's name")
+        str | None, Option(metavar="ORG/NAME", help="by default the one in the recipe, or else the run's name")
     ] = None,
     private: Annotated[bool, Option("--private", help="make the repository private when it is created")] = False,
     revision: Annotated[str | None, Option(help="branch to push to; main by default")] = None,
@@ -277,11 +277,11 @@ def push(
 def export(
     model: Model,
     images: Annotated[
-        list[str] | None, Argument(metavar="IMAGE", help="photographs to compare on; generated ones if none")
+        list[str] | None, Argument(metavar="IMAGE", help="photographs to compare on; by default generated ones")
     ] = None,
-    kind: Annotated[Literal["onnx", "openvino"], Option("--format", help="of the file")] = "onnx",
+    kind: Annotated[Literal["onnx", "openvino"], Option("--format", help="format of the file")] = "onnx",
     int8: Annotated[
-        bool, Option("--int8", help="8 bits, with ranges from the photographs; a run is tested with the file")
+        bool, Option("--int8", help="use 8 bits, with ranges from the photographs; a run is then tested with the file")
     ] = False,
     out: Annotated[
         Path | None,
@@ -310,7 +310,7 @@ def export(
 
 @app.command()
 def demo(
-    models: Annotated[list[str], Argument(metavar="MODEL", help="a run's folder or a Hub id; two stand side by side")],
+    models: Annotated[list[str], Argument(metavar="MODEL", help="a run's folder or a Hub id; two are compared")],
     host: str = "127.0.0.1",
     port: int = 7860,
     space: Annotated[

@@ -50,14 +50,14 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def check_writable(folder: Path, remedy: str = "name another folder by --out") -> Path:
+def check_writable(folder: Path, remedy: str = "name another folder with --out") -> Path:
     """Return `folder`, or, if it does not exist yet, its nearest parent that exists. Raise a [`Refusal`] when that is
     not a folder or this user cannot write to it."""
     there = next(place for place in (folder, *Path(os.path.abspath(folder)).parents) if os.path.lexists(place))
     if not os.path.isdir(there):
-        raise Refusal(there, f"is no folder, so nothing can be written to {folder}", remedy)
+        raise Refusal(there, f"is not a folder, so nothing can be written to {folder}", remedy)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Refusal(there, "may not be written to", remedy)
+        raise Refusal(there, "is not writable", remedy)
     return there
 
 

@@ -63,10 +63,10 @@ def parse_arguments(argv: list[str], prog: str | None) -> argparse.Namespace:
         prog=prog,
         description="Train, score and save one model per recipe.",
         allow_abbrev=False,
-        epilog="--section.key VALUE overrides a key of every recipe named. `hf-seg train` also has --num_processes N.",
+        epilog="--section.key VALUE overrides a key in every named recipe. `hf-seg train` also has --num_processes N.",
     )
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE", help="its file, or the name of a shipped one such as quickstart-fcn")
+    add("recipes", nargs="+", metavar="RECIPE", help="recipe file, or name of a shipped recipe such as quickstart-fcn")
     add("--output_dir", type=os.path.expanduser, default="runs", help="where run folders go (default: runs)")
     add("--overwrite", action="store_true", help="train the named runs again, and replace their folders")
     add("--mean_iou_script", type=_script, metavar="FILE.py", help="check the test score with this copy of mean_iou")
@@ -208,7 +208,7 @@ def try_out(recipe: Recipe, spec: DatasetSpec, counts: Mapping[str, int]) -> lis
             error = one_line(result)
             keys = [key for key in _chosen(recipe.training) if one_line(attempt(_without(recipe, [key]))) != error]
             where = ", ".join(f"training.{key}" for key in keys) or "training"
-            remedy = "correct it, or leave it out" if keys else f"choose another model than {recipe.model.path}"
+            remedy = "correct it, or leave it out" if keys else f"choose a model other than {recipe.model.path}"
             problems.append(Problem(code="trial-step", place=where, what=error, remedy=remedy))
             if not keys:
                 break
@@ -284,7 +284,7 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
         raise RecipeError(
             "training.dataloader_drop_last",
             f"{pairs} train pairs do not fill a batch of {training.global_train_batch_size}, so every epoch is empty",
-            "set it to false, or training.global_train_batch_size to fewer",
+            "set it to false, or reduce training.global_train_batch_size",
         )
     *_, steps = trainer.set_initial_training_values(trainer.args, batches)
     trainer.create_optimizer_and_scheduler(steps)
@@ -315,11 +315,11 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
     nearest = sorted(sorted(good, key=lambda other: abs(other - batch))[:3])
     remedy = f"set it to {', '.join(map(str, nearest))} or the like" if nearest else "add train pairs"
     if batch > parts:
-        where = f"of {pairs} train pairs in batches of {batch // parts}, the last has one image"
+        where = f"of {pairs} train pairs in batches of {batch // parts}, the last batch has one image"
         remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
     else:
-        where = "one image is trained on at a time"
-    what = f"{where}, and the model needs at least two ({one_line(error).rstrip('.')})"
+        where = "the model is trained on one image at a time"
+    what = f"{where}, but the model needs at least two ({one_line(error).rstrip('.')})"
     return RecipeError("training.global_train_batch_size", what, remedy)
 
 

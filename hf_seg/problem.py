@@ -134,7 +134,7 @@ def disk_remedy(error: BaseException | None) -> str:
         return "Free disk space."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            "Give this user the right to read and write there; or, for what is in the Hugging Face cache, set HF_HOME "
+            "Give this user the right to read and write there; or, for files in the Hugging Face cache, set HF_HOME "
             "to a folder of your own."
         )
     return ""

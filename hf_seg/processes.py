@@ -80,17 +80,18 @@ def explain_lost_process(error: Exception) -> str | None:
     reason = str(error).partition("\n")[0].removesuffix(".")
     if isinstance(error, RuntimeError) and reason.startswith("DataLoader worker (pid"):  # torch 2.15
         return (
-            f"a process that loads the pictures has ended ({reason}); most often the system ends it because the "
+            f"a process that loads the pictures has ended ({reason}); usually the system ends it because the "
             "memory or the shared memory (/dev/shm) is full: set training.dataloader_num_workers to a smaller number "
-            "(0: no such processes) and launch again: training goes on from the last checkpoint"
+            "(0: no such processes) and launch again: training continues from the last checkpoint"
         )
     of_gloo = isinstance(error, RuntimeError) and any(words in str(error) for words in GLOO)
     if not (of_gloo or isinstance(error, torch.distributed.DistError)) or PartialState().num_processes == 1:
         return None
     return (
-        f"process {PartialState().process_index} has lost contact with the others ({reason}). If one of them says "
-        "why, that is the cause; else look at the network and at the other machines' memory. Launch again: training "
-        f"goes on from the last checkpoint. A process waits {time_limit():g} seconds for another; {TIMEOUT} sets that"
+        f"process {PartialState().process_index} has lost contact with the others ({reason}). If one of them "
+        "gives a reason, that is the cause; otherwise check the network and the memory of the other machines. Launch "
+        "again: training continues from the last checkpoint. A process waits "
+        f"{time_limit():g} seconds for another; {TIMEOUT} sets this limit"
     )
 
 
@@ -119,8 +120,8 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
     printed when the others have to wait.
     """
     state = PartialState()
-    limit = f"at most {time_limit():g} seconds; {TIMEOUT} sets that"
-    message = f"{what}: one process of this machine does that, the others wait ({limit})"
+    limit = f"at most {time_limit():g} seconds; {TIMEOUT} sets this limit"
+    message = f"{what}: one process of this machine does this, and the others wait ({limit})"
     waiting = threading.Timer(PATIENCE, say, [message, sys.stderr])
     if state.local_process_index == 1:  # one message per machine
         waiting.start()
@@ -134,9 +135,9 @@ def first_on_each_machine(action: Callable[[], T], what: str) -> T:
 def check_agreement(name: str, fingerprint: str) -> None:
     """Refuse a run, on every rank, when the fingerprint of its data is not the same on all ranks."""
     seen = gather_object([fingerprint])
-    others = [f"rank {rank} sees {other}" for rank, other in enumerate(seen) if other != seen[0]]
+    others = [f"rank {rank} has {other}" for rank, other in enumerate(seen) if other != seen[0]]
     if others:
-        what = f"the processes see different data: by fingerprint, rank 0 sees {seen[0]}, {', '.join(others[:4])}"
+        what = f"the processes see different data: rank 0 has the fingerprint {seen[0]}, {', '.join(others[:4])}"
         remedy = "put the same files on all machines, under data.root or $HF_SEG_DATA"
         raise Refusal(name, what, remedy, code="processes")
 
@@ -157,5 +158,5 @@ def check_shared(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     if without:
         ranks = ", ".join(map(str, without[:8]))
-        what = f"is not the same folder for all processes: what rank 0 writes there, rank {ranks} does not find"
-        raise Refusal(folder, what, "name a folder by --output_dir that all machines share", code="processes")
+        what = f"is not the same folder for all processes: a file that rank 0 writes there is missing on rank {ranks}"
+        raise Refusal(folder, what, "set --output_dir to a folder that all machines share", code="processes")

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         say_once(f"error: {error}", sys.stderr, keep="\n")
         return error.exit_status
     except Interrupted as interruption:
-        say_once(f"{interruption}; launch again to go on", sys.stderr)
+        say_once(f"{interruption}; launch again to continue", sys.stderr)
         return interruption.exit_status
     except KeyboardInterrupt:  # outside a training, or with several processes
         return 130

@@ -75,10 +75,10 @@ def test_json_is_strict_and_whole(tmp_path):
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     assert check_writable(tmp_path / "new" / "folder") == check_writable(tmp_path) == tmp_path
     (tmp_path / "file").touch()
-    with pytest.raises(Refusal, match=r"/file: is no folder, so nothing can be written to .*/file/out; name another"):
+    with pytest.raises(Refusal, match=r"/file: is not a folder, so nothing can be written to .*/file/out; name"):
         check_writable(tmp_path / "file" / "out")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may do all
-    with pytest.raises(Refusal, match=f"^{tmp_path}: may not be written to; make room$"):
+    with pytest.raises(Refusal, match=f"^{tmp_path}: is not writable; make room$"):
         check_writable(tmp_path / "new", "make room")
 
 

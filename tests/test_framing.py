@@ -121,7 +121,7 @@ def test_one_picture_at_a_time(write_recipe, run):
     recipe = write_recipe("a", data={"resize": "crop"}, training={"per_device_eval_batch_size": 4})
     status, _, err = run(recipe)
     assert status == 2
-    assert 'training.per_device_eval_batch_size: is 4, and with data.resize "crop" pictures keep their sizes' in err
+    assert 'training.per_device_eval_batch_size: is 4, but with data.resize "crop" pictures keep their sizes' in err
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_all_problems_of_one_recipe_come_at_once(problems):
 
 def test_a_last_batch_of_one_that_batch_norm_cannot_take(problems, read):
     (problem,) = problems(ODD, model=POOLING)
-    assert problem.startswith("training.global_train_batch_size: of 33 train pairs in batches of 8, the last has one")
+    assert problem.startswith("training.global_train_batch_size: of 33 train pairs in batches of 8, the last batch")
     assert problem.endswith("; set it to 6, 7, 9 or the like, or training.dataloader_drop_last to true")
     for batch in (6, 7, 9):
         try_out(read(model=POOLING, training={"global_train_batch_size": batch}), PET_SPEC, ODD)
@@ -163,7 +163,7 @@ def test_a_last_batch_of_one_that_batch_norm_cannot_take(problems, read):
     try_out(read(arch="segformer"), PET_SPEC, ODD)  # has batch norm, too, but over pixels
 
     (problem,) = problems(model=POOLING, training={"gradient_accumulation_steps": 8})
-    assert "one image is trained on at a time" in problem and problem.endswith("; set it to 16, 24 or the like")
+    assert "is trained on one image at a time" in problem and problem.endswith("; set it to 16, 24 or the like")
 
 
 @pytest.mark.parametrize(

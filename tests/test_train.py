@@ -310,7 +310,7 @@ def test_weights_out_of_reach(write_recipe, run):
     recipe = write_recipe("finetune", arch="segformer", model={"init": "imagenet", "config": {}})
     status, _, err = run(recipe)
     assert status == 2
-    assert "model.encoder_weights: nvidia/mit-b0" in err and "out of reach" in err and "name a local file" in err
+    assert "model.encoder_weights: nvidia/mit-b0" in err and "cannot be reached" in err and "name a local file" in err
 
 
 def test_checkpoint_of_another_architecture(write_recipe, run):
@@ -389,7 +389,7 @@ def test_a_script_that_is_no_file_is_not_looked_for_elsewhere(write_recipe, run,
         run(write_recipe("a"), "--mean_iou_script", name)
     assert f"--mean_iou_script: there is no file {name} that ends in .py" in capsys.readouterr().err
     status, _, err = run(write_recipe("a", training={"mean_iou_script": "mean_iou.py"}))
-    assert status == 2 and "training.mean_iou_script: cannot be set: a recipe names no code" in err
+    assert status == 2 and "training.mean_iou_script: cannot be set: a recipe cannot name code" in err
 
 
 def test_accelerate_asked_for_ranks_that_it_does_not_start(write_recipe, run, monkeypatch):

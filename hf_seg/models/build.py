@@ -226,7 +226,7 @@ def _build_config(
         said = one_line(error)
         where = "model.encoder" if said.startswith("encoder ") else "model.config"
         on = f" on {config.encoder}" if model.arch == "smp" else ""
-        raise RecipeError(where, f"no {model.path or model.arch}{on} can be built: {said}") from error
+        raise RecipeError(where, f"{model.path or model.arch}{on} cannot be built: {said}") from error
     if spec is not None:
         config.palette = [list(colour) for colour in spec.palette]  # for programs that draw the masks
     return config, model_class
@@ -242,13 +242,13 @@ def _read_config(path: str) -> tuple[type[PreTrainedConfig], dict]:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             config_class, given = type(config), config.to_dict()
     except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
-        what = f"{path} gives no configuration ({one_line(error)})"
+        what = f"{path} does not give a configuration ({one_line(error)})"
         remedy = "name a folder, a config.json, a Hub id (offline, one that is in the cache) or a model type of "
         raise RecipeError("model.path", what, f"{remedy}transformers") from error
     if config_class not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         types = sorted(known.model_type for known in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
         what = f"{path} is a model of type {config_class.model_type}, and transformers has no semantic segmentation"
-        raise RecipeError("model.path", f"{what} for it", f"it has {', '.join(types)}")
+        raise RecipeError("model.path", f"{what} model for it", f"choose one of {', '.join(types)}")
     if hasattr(config_class, "use_auxiliary_head"):
         given["use_auxiliary_head"] = False  # only the model's own loss, which is not used, would train it
     return config_class, given

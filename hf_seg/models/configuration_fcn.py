@@ -45,7 +45,7 @@ class FCNConfig(PreTrainedConfig):
         if self.logits_stride is not None:
             strides = [stride for stride in (2, 4, 8, 16, 32) if stride <= self.output_stride]
             need("logits_stride", (int,), lambda v: v in strides, f"one of {', '.join(map(str, strides))}, or null")
-        need("dropout", (int, float), lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
+        need("dropout", (int, float), lambda v: 0 <= v < 1, "a number, at least 0 and below 1")
         need("semantic_loss_ignore_index", (int,), lambda v: True, "a whole number")
 
 

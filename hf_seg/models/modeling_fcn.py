@@ -40,8 +40,8 @@ def build_encoder(name: str, output_stride: int, logits_stride: int | None = Non
         reduction = encoder.feature_info.reduction()[-1]
     except (TypeError, AssertionError, NotImplementedError, AttributeError) as error:
         raise ValueError(
-            f"encoder {name!r} is no CNN with features at output stride {output_stride} in timm"
-            f"{f' ({error})' if str(error) else ''}: take one such as resnet50, regnety_032 or convnext_tiny."
+            f"encoder {name!r} is not a CNN with features at output stride {output_stride} in timm"
+            f"{f' ({error})' if str(error) else ''}: choose one such as resnet50, regnety_032 or convnext_tiny."
         ) from error
     if reduction != output_stride:
         raise ValueError(f"encoder {name!r} ends at output stride {reduction}, not at the {output_stride} asked for.")

@@ -44,7 +44,7 @@ def build_segmenter(config: SmpConfig, **timm_arguments) -> nn.Module:
     arguments, build = config.arguments or {}, smp.MODEL_ARCHITECTURES_MAPPING[config.architecture].__init__
     accepted = inspect.signature(build).parameters.keys() - {"encoder_name", "encoder_weights"}
     if unknown := sorted(arguments.keys() - accepted):
-        raise ValueError(f"SmpConfig.arguments has {unknown[0]!r}, which no {config.architecture} takes.")
+        raise ValueError(f"SmpConfig.arguments has {unknown[0]!r}, which {config.architecture} does not take.")
     if config.architecture == "dpt":  # a ViT: its positions are interpolated for images of another size
         timm_arguments["dynamic_img_size"] = True
     return smp.create_model(

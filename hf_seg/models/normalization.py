@@ -65,7 +65,7 @@ def find_normalization(model: ModelRecipe) -> str:
     for name, values in NORMALIZATIONS.items():
         if (mean, std) == values:
             return name
-    what = f"{source_of(model)} has mean {mean} and deviation {std}, for which there is no name"
+    what = f"{source_of(model)} has mean {mean} and standard deviation {std}, which hf_seg does not support"
     raise RecipeError(KEY, what, REMEDY)
 
 

@@ -38,7 +38,7 @@ LARGEST_CONFIG = 2**24  # bytes of config.json; 20,000 classes take 1 MB
 MOST_CLASSES = 2**16  # a mask has 16 bits a pixel
 MOST_PARAMETERS = 4  # times those in the file: some files on the Hub lack what the forward pass never uses
 REMEDY = (
-    "Where there is network, `hf download` it once (its cache is then used offline too), or name a local file or "
+    "Download it once with `hf download` while online (the cache is then also used offline), or name a local file or "
     "folder in model.encoder_weights."
 )
 
@@ -51,7 +51,7 @@ def find_in_folder(folder: Path, source: str, is_checkpoint: bool) -> Path:
     what = f"{source} is a folder without {WEIGHT_FILES[0]}"
     if is_checkpoint:
         what += ": a run has one when it has finished"
-    raise RecipeError(KEY, what, "finish it, or name another source" if is_checkpoint else REMEDY)
+    raise RecipeError(KEY, what, "finish the run, or name another source" if is_checkpoint else REMEDY)
 
 
 def download(source: str, is_checkpoint: bool) -> Path:
@@ -75,7 +75,7 @@ def download(source: str, is_checkpoint: bool) -> Path:
                 return Path(cached)
             raise
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
-        out_of_reach = f"the Hub is out of reach, and the cache lacks it ({error.__cause__ or 'offline'})"
+        out_of_reach = f"the Hub cannot be reached, and the cache does not have it ({error.__cause__ or 'offline'})"
         # The order matters: the first class is a subclass of the fourth, and the second of the third.
         reasons = (
             (LocalEntryNotFoundError, out_of_reach),
@@ -140,7 +140,7 @@ def check_config(model: str | Path, header: Header | None) -> None:
         raise ValueError(f"its config.json has more than {LARGEST_CONFIG >> 20} MB")
     config = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ValueError("its config.json holds no JSON object")
+        raise ValueError("its config.json is not a JSON object")
     if header is None:
         return
     labels = config.get("id2label")
@@ -148,11 +148,11 @@ def check_config(model: str | Path, header: Header | None) -> None:
     rows = {shape[0] for shape in header.values() if shape}
     # a model with queries has an extra class, for queries that found nothing
     if classes > MOST_CLASSES or not {classes, classes + 1} & rows:
-        raise ValueError(f"its config.json has {classes:,} classes, and no tensor in its file of weights has as many")
+        raise ValueError(f"its config.json has {classes:,} classes, but no tensor in its weight file has as many rows")
     for key, count in _counts(config):
         if count > len(header):
-            weights = f"its file of weights has {len(header):,} tensors in all"
-            raise ValueError(f"its config.json has {key} {count:,}, and {weights}")
+            weights = f"its weight file has only {len(header):,} tensors"
+            raise ValueError(f"its config.json has {key} {count:,}, but {weights}")
 
 
 def _counts(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
@@ -178,4 +178,4 @@ def check_parameters(auto: type, config: PreTrainedConfig, header: Header | None
         model = auto.from_config(config, trust_remote_code=False)
     there, needed = sum(map(prod, header.values())), sum(tensor.numel() for tensor in model.state_dict().values())
     if needed > MOST_PARAMETERS * there:
-        raise ValueError(f"its config.json is of a model of {needed:,} parameters, its file of weights has {there:,}")
+        raise ValueError(f"its config.json gives a model of {needed:,} parameters, but its weight file has {there:,}")

@@ -44,7 +44,7 @@ def source_of(model: ModelRecipe) -> str:
         RecipeError: when there is neither, or with init "imagenet" for one of smp's own encoders.
     """
     if model.arch == "smp" and model.init == "imagenet" and not timm.is_model(model.encoder or "resnet50"):
-        what = f"{model.encoder} is an encoder of smp's own, and weights are read in timm's format only"
+        what = f"{model.encoder} is one of smp's own encoders, but weights are read in timm's format only"
         raise RecipeError("model.encoder", what, 'name an encoder of timm, or use init "scratch"')
     if model.encoder_weights is not None:
         return model.encoder_weights
@@ -94,8 +94,8 @@ def locate(model: ModelRecipe, config: PreTrainedConfig) -> Path:
             theirs = json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
             theirs["model_type"]
         except FileNotFoundError:
-            what = f"{source} has no config.json next to it, which would say what model it is of"
-            remedy = 'name the folder of a run, or use init "imagenet" for a bare file of weights'
+            what = f"{source} has no config.json next to it that says which model it belongs to"
+            remedy = 'name the folder of a run, or use init "imagenet" for a weight file without config.json'
             raise RecipeError(KEY, what, remedy) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(KEY, f"{source} has a config.json that is not a model's: {error!r}") from error
@@ -213,13 +213,13 @@ def _read_tensors(model: ModelRecipe, path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # each kind of damage raises its own type
         said = (str(error).splitlines() or [type(error).__name__])[0]  # torch's next lines advise `weights_only=False`
         what = f"{source_of(model)} cannot be read ({path.name}: {said})"
-        raise RecipeError(KEY, what, "fetch or save it again") from error
+        raise RecipeError(KEY, what, "download or save it again") from error
 
 
 def _refuse(model: ModelRecipe, problems: list[str]) -> None:
     if problems:
         shown = first(problems, 3, "; ")
-        what = f"{source_of(model)} holds weights of another architecture or size than the recipe's encoder ({shown})"
+        what = f"{source_of(model)} has weights of another architecture or size than the recipe's encoder ({shown})"
         remedy = "Name weights that fit, or change the encoder"
         remedy += '; weights from a run of hf_seg need init "checkpoint".' if model.init == "imagenet" else "."
         raise RecipeError(KEY, what, remedy)

@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         "title": "hf_seg recipe",
         "description": inspect.getdoc(Recipe).splitlines()[0],
         "type": "object",
-        "properties": {"$schema": {"type": "string", "description": "Where this schema is, for editors."}} | sections,
+        "properties": {"$schema": {"type": "string", "description": "Path of this schema, for editors."}} | sections,
         "required": list(SECTIONS),
         "additionalProperties": False,
     }

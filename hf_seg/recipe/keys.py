@@ -36,29 +36,31 @@ class ModelRecipe:
 
     arch: Literal["fcn", "segformer", "smp", "auto"]
     """The architecture: FCN (a CNN), SegFormer (a transformer), a U-Net or another model of
-    segmentation_models_pytorch (smp), or any other of transformers. path names which of smp or transformers."""
+    segmentation_models_pytorch (smp), or any other of transformers (auto). For smp and auto, path names it."""
     path: Text | None = None
-    """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights with imagenet;
-    null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or dpt. auto:
-    a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers, such as
-    mobilevit, in its default sizes. It gives the architecture; init says whether also the encoder's weights."""
+    """segformer: its size, b0 to b5 (or nvidia/mit-b0 to nvidia/mit-b5), for config and for the weights of init
+    imagenet; null: b0. smp: its name of the architecture, such as unet, unetplusplus, deeplabv3plus, fpn, upernet or
+    dpt. auto: a Hub id, a folder or a config.json of a semantic segmentation model, or a model type of transformers,
+    such as mobilevit, in its default sizes. path gives the architecture; init decides whether it also gives the
+    weights."""
     encoder: Text | None = None
-    """fcn: name of any timm CNN that can give feature maps. smp: name of any timm model that smp's architecture takes
-    (dpt: a ViT, which has to be named), or of an encoder of smp's own. null: resnet50. SegFormer's size is set by
-    path instead."""
+    """fcn: name of any timm CNN that can return feature maps. smp: name of any timm model that smp's architecture
+    accepts (dpt: a ViT, which must be named), or of one of smp's own encoders. null: resnet50. SegFormer's size is
+    set by path instead."""
     init: Literal["scratch", "imagenet", "checkpoint", "model"] = "scratch"
-    """Where the first weights come from: random; an ImageNet encoder; the encoder of another run; with model,
-    encoder and head of another run, each class by its name. Other weights of the head are random."""
+    """Where the initial weights come from. scratch: all are random. imagenet: an ImageNet encoder. checkpoint: the
+    encoder of another run. model: encoder and head of another run, with classes matched by name. Other weights of the
+    head are random."""
     encoder_weights: str | None = None
-    """With imagenet: a Hub id or a local file or folder (null: nvidia/mit-b0 for SegFormer, or as path; for fcn
-    and smp timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With checkpoint and
-    model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null, auto only:
-    path). With scratch: none."""
+    """With init imagenet: a Hub id, or a local file or folder (null: for SegFormer nvidia/mit-b0, or the size in path;
+    for fcn and smp timm/resnet50.tv2_in1k with resnet50, timm's default weights with another encoder). With
+    checkpoint and model: a run's folder, a Hub id, or the name of another recipe, which is then trained first (null,
+    auto only: path). With scratch: null."""
     freeze_encoder: bool = False
     """Train the head only. The encoder's batch-norm statistics are frozen with its weights."""
     fast_head: bool = True
-    """SegFormer only: compute what transformers' SegFormer computes with fewer operations. The results differ by
-    rounding, and by the random numbers of dropout on a CPU; what is saved is the same. false: transformers' own
+    """SegFormer only: compute the same as transformers' SegFormer with fewer operations. The results differ by
+    rounding, and on a CPU by the random numbers of dropout; the saved format is the same. false: transformers' own
     forward pass."""
     config: dict[str, Any] = Field({})
     """Keys of the model's configuration class (smp: arguments of smp's class) that differ from its defaults, e.g.
@@ -73,21 +75,21 @@ class DataRecipe:
     """The data set; folder: your own pictures and masks; hub: a data set with an image and a mask column, on the
     Hugging Face Hub or in Parquet files."""
     root: Text | None = None
-    """Folder of the data. null: a folder under $HF_SEG_DATA, else a download where there is one. Synthetic data is
-    generated and has none; your own folder must be named. With hub: the folder of classes.json and split.json (null:
-    path, when that is a folder)."""
+    """Folder of the data. null: a folder under $HF_SEG_DATA, or else a download, if the data set has one. Synthetic
+    data is generated and has no folder; with folder, root is required. With hub: the folder of classes.json and
+    split.json (null: path, if that is a folder)."""
     path: Text | None = None
-    """hub only: a Hub id, org/name, or a folder of Parquet files or of what save_to_disk has written."""
+    """hub only: a Hub id (org/name), a folder of Parquet files, or a folder written by save_to_disk."""
     revision: Text | None = None
     """hub only: a commit, tag or branch on the Hub. null: main."""
     config_name: Text | None = None
-    """hub only: which of the data set's configurations. null: the only one, or its default."""
+    """hub only: the configuration of the data set. null: the only one, or the default."""
     image_column: Text | None = None
     """hub only: the column of images. null: found by name and type."""
     mask_column: Text | None = None
     """hub only: the column of masks. null: found by name and type."""
     layout: Text | None = None
-    """folder only: how the folder is read, where it matches several layouts, as `hf-seg init --layout` names them;
+    """folder only: the layout in which the folder is read, if it matches several (names as in `hf-seg init --layout`);
     or patterns of the images' and masks' paths, such as "rgb/*.jpg + truth/*_gt.png". null: the only layout."""
     value_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """folder and hub only, for images of one channel with more than 8 bits: the values that become black and white, as
@@ -95,17 +97,18 @@ class DataRecipe:
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 64
     """Height and width, in pixels, of the model's input: one number for both, or [height, width]."""
     resize: Literal["stretch", "letterbox", "crop"] = "stretch"
-    """How a picture gets that size. stretch: resized, which changes its shape. letterbox: resized with its shape kept,
-    and padded with black, which neither loss nor metric counts. crop: training sees random crops, at a random scale
-    from 0.5 to 2; evaluation and prediction see the picture at its own scale, through overlapping windows."""
+    """How a picture is brought to image_size. stretch: resized, which changes its shape. letterbox: resized with its
+    shape kept, and padded with black, which neither loss nor metric counts. crop: training sees random crops, at a
+    random scale from 0.5 to 2; evaluation and prediction see the picture at its own scale, through overlapping
+    windows."""
     normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"
-    """After scaling to [0, 1]: nothing more (none); ImageNet's mean and standard deviation; or 0.5 for both (to
-    [-1, 1]), as Inception and timm's tf_ models. auto: as the initial weights were trained, by their image processor,
-    by timm, or by the recipe that gives the encoder; from scratch none. The run records the name that it stands
-    for."""
+    """Normalisation after scaling to [0, 1]. none: nothing more. imagenet: ImageNet's mean and standard deviation.
+    inception: 0.5 for both (to [-1, 1]), as for Inception and timm's tf_ models. auto: as the initial weights
+    were trained, according to their image processor, to timm, or to the recipe that gives the encoder; from scratch:
+    none. The run records the name that auto stands for."""
     augment: Literal["none", "flip", "standard", "strong"] = "none"
-    """Augmentation of training pairs: none; mirrored; mirrored, scaled and cropped, with colour changes; the same with
-    smaller crops, and turned."""
+    """Augmentation of training pairs. flip: mirrored. standard: mirrored, scaled and cropped, with colour changes.
+    strong: as standard, but with smaller crops, and rotated."""
     max_train_samples: int | None = Field(None, ge=1, lt=2**63)
     """Only the first n pairs of the training split."""
     max_validation_samples: int | None = Field(None, ge=1, lt=2**63)
@@ -113,12 +116,12 @@ class DataRecipe:
     max_test_samples: int | None = Field(None, ge=1, lt=2**63)
     """Only the first n pairs of the test split."""
     cache: bool | str = "auto"
-    """Whether prepared pairs are kept on the disk, so that no picture is decoded twice. true: in
-    $HF_HOME/hf_seg/prepared; or name a folder. auto: as true, where they take at most half of the free disk space;
-    else each epoch decodes them again, on a GPU in worker processes."""
+    """Whether prepared pairs are kept on disk, so that no picture is decoded twice. true: in $HF_HOME/hf_seg/prepared.
+    A string: in the folder of that name. auto: as true if they take at most half of the free disk space; otherwise
+    each epoch decodes the pictures again (with a GPU, in worker processes)."""
     on_bad_pair: Literal["stop", "drop"] = "stop"
-    """folder and hub only. What a pair that cannot be used does: stop the run before it trains; or be left out, which
-    results.json lists, and the scores are then not comparable."""
+    """folder and hub only. What happens if a pair cannot be used. stop: the run stops before it trains. drop: the pair
+    is left out and listed in results.json, and the scores are then not comparable."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,14 +139,15 @@ class TrainingRecipe:
     global_train_batch_size: int = Field(64, ge=1, le=65_536)
     """Images per optimiser step, over all ranks and accumulation steps together."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
-    """Number of parts into which each rank's share of a batch is split, to save memory. Batch norm sees the single
-    parts."""
+    """Number of parts into which each rank's share of a batch is split, to save memory. Batch norm sees each part
+    separately."""
     loss: Loss | Annotated[dict[Loss, Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)] = "cross_entropy"
     """What training minimises, or a sum of losses with their weights, e.g. {"cross_entropy": 1, "dice": 0.5}. The loss
     of validation and test is always cross_entropy."""
     class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0, le=1000)]] | None = None
-    """How much a pixel of each class counts in cross_entropy and focal. balanced: the average number of pixels of a
-    class in the training split, by that of this class, at most 10; or a list in the order of the ids. null: 1."""
+    """How much a pixel of each class counts in cross_entropy and focal. balanced: the average number of pixels per
+    class in the training split, divided by the number of this class, at most 10. A list: in the order of the ids.
+    null: 1."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """The share of each pixel's target that cross_entropy spreads evenly over all classes."""
     learning_rate: float = Field(1e-3, gt=0, le=10)
@@ -161,16 +165,15 @@ class TrainingRecipe:
     encoder_lr_multiplier: float = Field(1.0, gt=0, le=1000)
     """Factor on the learning rate of the encoder. learning_rate is that of the head."""
     layer_lr_decay: float | None = Field(None, gt=0, le=1)
-    """FCN only: another factor for each layer between a layer of the encoder and the head, so that the first layers
-    learn the slowest. null: 1."""
+    """FCN only: a further factor on the learning rate of the encoder's layers, applied once for each layer between a
+    layer and the head, so that the first layers learn slowest. null: 1."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Average the weights: after each step this share of the average is kept, less in the first steps. Validation,
-    test and saved models have the average. null: no average."""
+    test and saved models use the average. null: no average."""
     eval_every_epochs: int = Field(2, ge=1, le=100_000)
     """Epochs between validations. Each validation saves a checkpoint; the best one by validation mIoU is kept."""
     early_stopping_patience: int | None = Field(None, ge=1, le=100_000)
-    """End the training after so many validations in a row without a better mIoU than the best one. null: train all
-    epochs."""
+    """End the training after this many validations in a row without a new best mIoU. null: train all epochs."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of initial weights, shuffling and augmentation."""
     bf16: Auto = "auto"
@@ -183,11 +186,11 @@ class TrainingRecipe:
     """Batch norm's statistics over the images of all ranks (GPUs only). auto: where a rank has fewer than 16 images at
     a time."""
     compile: Auto = "auto"
-    """Compile the model with torch.compile, in mode reduce-overhead unless torch_compile_mode names another. auto: not
-    yet, since it is not measured on a GPU."""
+    """Compile the model with torch.compile, in mode reduce-overhead unless torch_compile_mode names another. auto:
+    off, because it has not been measured on a GPU yet."""
     cuda_graphs: Auto = "auto"
     """Launch all kernels of a step's forward pass at once, and all of its backward pass, as CUDA graphs (on one GPU
-    only). auto: not yet, since it is not measured."""
+    only). auto: off, because it has not been measured yet."""
     report_to: str | list[str] = "auto"
     """Where curves are reported to: auto (TensorBoard when installed), none, all, or names such as wandb."""
     push_to_hub: bool = False
@@ -287,7 +290,7 @@ def expectation(schema: Mapping[str, Any]) -> str:
     else:
         words = _WORDS.get(schema.get("type", ""), "any value")
         if schema.get("items"):
-            words = f"a list of {schema['maxItems']}, each" if "maxItems" in schema else f"{words} of which each is"
+            words = f"a list of {schema['maxItems']}, each" if "maxItems" in schema else f"{words}, each"
             words += f" {expectation(schema['items'])}"
         elif isinstance(schema.get("additionalProperties"), dict):
             words += f" in which each value is {expectation(schema['additionalProperties'])}"

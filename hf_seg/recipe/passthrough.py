@@ -18,15 +18,15 @@ from pydantic import Field, TypeAdapter
 
 from hf_seg.recipe.keys import STRICT
 
-_LAUNCHER = "how a run is spread over machines belongs to the launcher's file (accelerate config)"
-_DEVICE = "what a run computes on belongs to the launch"
+_LAUNCHER = "how a run is spread over machines is set in the launcher's file (accelerate config)"
+_DEVICE = "the launch decides on which device a run computes"
 _SCIENCE = "a recipe describes model, data and training only"
 _GONE = "transformers 5 has no such argument"
 _RENAMED = "hf_seg has another name for it"
 _BEST = "the checkpoint with the best validation mIoU is kept, as in the study"
-_SUMMED = "the metric is summed up batch by batch on the device, nothing is gathered"
+_SUMMED = "the metric is summed up batch by batch on the device, and nothing is gathered"
 _TEXT = "it is made for text models and does nothing for images"
-_EVALUATE = "validation and checkpoints come every eval_every_epochs"
+_EVALUATE = "validation and checkpoints happen every eval_every_epochs epochs"
 _ADAMW = ("the optimiser is AdamW by protocol", "you can set learning_rate, weight_decay, amsgrad and adam_*")
 _REFUSED: dict[str, tuple[str, str]] = {
     "output_dir": ("a run's folder is named after its recipe file", "rename the file"),
@@ -37,7 +37,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "set global_train_batch_size",
     ),
     "do_train do_eval do_predict": ("every run trains, validates and tests", ""),
-    "eval_strategy eval_steps eval_delay save_strategy save_steps": (_EVALUATE, "set that"),
+    "eval_strategy eval_steps eval_delay save_strategy save_steps": (_EVALUATE, "set that key"),
     "evaluation_strategy evaluate_during_training": (_GONE, f"{_EVALUATE}, so set that"),
     "load_best_model_at_end metric_for_best_model greater_is_better": (_BEST, ""),
     "optim optim_args optim_target_modules adafactor optimizer optimiser": _ADAMW,
@@ -45,24 +45,24 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "include_for_metrics include_inputs_for_metrics": (_SUMMED, ""),
     "label_smoothing_factor": (_RENAMED, "set label_smoothing"),
     "bf16_full_eval fp16_full_eval": ("scores are computed at the precision of training", "set bf16"),
-    "save_only_model": ("checkpoints keep the optimiser's state, or an interrupted run could not resume", ""),
+    "save_only_model": ("checkpoints keep the optimiser's state, so that an interrupted run can resume", ""),
     "enable_jit_checkpoint": (
         "hf_seg saves and stops at SIGTERM itself, and two signal handlers disturb each other",
         "leave it out",
     ),
     "data_seed": ("one seed is used for weights, shuffling and augmentation", "set seed"),
     "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": (
-        "an interrupted run resumes by itself when the same command is given again",
+        "an interrupted run resumes when the same command is given again",
         "",
     ),
-    "mean_iou_script": ("a recipe names no code", "add --mean_iou_script FILE to the command"),
+    "mean_iou_script": ("a recipe cannot name code", "add --mean_iou_script FILE to the command"),
     "overwrite_output_dir": (_GONE, "to train a finished run again, add --overwrite to the command"),
     "logging_dir": (f"{_GONE}, and TensorBoard's files go into the run's folder", "leave it out"),
     "warmup_ratio": (_GONE, "set warmup_steps below 1 for a share of all steps"),
     "no_cuda use_cpu": (_DEVICE, "set the variable ACCELERATE_USE_CPU=true for the launch"),
     "eval_on_start": ("the scores of random weights are no result, and a resumed run would repeat it", "leave it out"),
     "dataloader_persistent_workers": (
-        "workers stay from epoch to epoch, but for random crops, which they would not draw again",
+        "workers persist from epoch to epoch, except with random crops, which they would not draw again",
         "leave it out",
     ),
     "push_to_hub_model_id": (_GONE, "set hub_model_id"),

@@ -117,7 +117,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Prob
         section, *keys = name.split(".")
         if not is_flag or not keys or "" in (section, *keys):
             homes = [home for home, known in key_types().items() if is_flag and name in known]
-            hint = f'; did you mean "--{homes[0]}.{name}"?' if homes else f", section being {' or '.join(SECTIONS)}"
+            hint = f'; did you mean "--{homes[0]}.{name}"?' if homes else f", where section is {' or '.join(SECTIONS)}"
             what, remedy = "is not understood", f"write --section.key value{hint}"
         elif section not in SECTIONS:
             what = f'there is no section "{section}"'
@@ -155,7 +155,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
         remedy = did_you_mean(path.name, neighbours, "check the path")
         raise RecipeError(path, "there is no such file", remedy) from None
     except OSError as error:
-        raise RecipeError(path, f"cannot be read: {error.strerror}", "name a recipe's file") from None
+        raise RecipeError(path, f"cannot be read: {error.strerror}", "name a recipe file") from None
     except UnicodeDecodeError:
         raise RecipeError(path, "is not text in UTF-8", "save it as UTF-8") from None
     except Refusal as error:
@@ -239,8 +239,8 @@ def _link(drafts: dict[str, Draft], problems: list[Problem]) -> None:
                 problems.append(problem_of(draft.path, what, "make them equal"))
         elif not is_path_or_hub_id(weights):
             names = {*drafts, *(other.stem for other in draft.path.parent.glob("*.json"))} - {draft.path.stem}
-            what = f'model.encoder_weights: "{weights}" is no recipe in this launch or beside this file, no existing'
-            what += " path and no Hub id of the form org/name"
+            what = f'model.encoder_weights: "{weights}" is neither a recipe in this launch or next to this file, nor'
+            what += " an existing path, nor a Hub id of the form org/name"
             problems.append(problem_of(draft.path, what, did_you_mean(weights, sorted(names), "name one of these")))
 
 

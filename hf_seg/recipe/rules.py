@@ -40,11 +40,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 def check_name(name: str) -> str | None:
     """Return why a recipe's name cannot be the name of a run's folder; None when it can."""
     if not name or name.startswith("."):
-        return f'the name "{name}" is empty or begins with a dot, and a run\'s folder cannot be called so'
+        return f'the name "{name}" is empty or begins with a dot, and a run\'s folder cannot have such a name'
     if name.endswith((".", " ")) or _DEVICES.fullmatch(name):
-        return f'the name "{name}" is reserved on Windows, where a folder cannot be called so'
+        return f'the name "{name}" is reserved on Windows, where a folder cannot have it'
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
-        return f"the name has {size} bytes, and a run's folder takes at most {LONGEST_NAME}"
+        return f"the name has {size} bytes, but the name of a run's folder may have at most {LONGEST_NAME}"
     return None
 
 
@@ -71,7 +71,7 @@ def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
             wrong = f"cannot be set: {why}", remedy
         else:
             homes = [home for home, keys in key_types().items() if key in keys]
-            accepted = f"accepted: {', '.join(own)}" + (", and TrainingArguments' own" if passed_on else "")
+            accepted = f"accepted: {', '.join(own)}" + (", and those of TrainingArguments" if passed_on else "")
             wrong = "unknown key", f'it belongs to "{homes[0]}"' if homes else did_you_mean(key, known, accepted)
             # Most likely it is a misspelling of the closest known key: do not check that key's default.
             for close in difflib.get_close_matches(key, known, n=1):
@@ -125,14 +125,14 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
             remedy = "name them in model.encoder_weights, or a Hub id as path"
             yield "model.path", f'"{path}" has no weights', remedy
     elif arch == "segformer" and config_of_size(path) is None:
-        remedy = f'it has {", ".join(SEGFORMER_SIZES)}; arch "auto" takes any model'
-        yield "model.path", f'"{path}" is no size of SegFormer', remedy
+        remedy = f'its sizes are {", ".join(SEGFORMER_SIZES)}; arch "auto" takes any model'
+        yield "model.path", f'"{path}" is not a size of SegFormer', remedy
     elif arch == "smp":
         yield from _check_smp(model)
     elif arch == "fcn" and path is not None:
         yield "model.path", 'is not for "fcn"', "leave it out, or set another arch"
     if init == "scratch" and weights is not None:
-        remedy = "leave it out, or set init to say what it is"
+        remedy = "leave it out, or set another init"
         yield "model.encoder_weights", 'contradicts init "scratch"', remedy
     if init == "scratch" and model.get("freeze_encoder"):
         remedy = 'set it to false, or init to "imagenet"'
@@ -141,7 +141,7 @@ def check_model(model: Mapping[str, Any]) -> Iterator[Found]:
         remedy = "name a run's folder, a Hub id or another recipe"
         yield "model.encoder_weights", f'is missing, and init "{init}" needs it', remedy
     if init == "imagenet" and weights is not None and not is_path_or_hub_id(weights):
-        what = f'"{weights}" is no existing path and no Hub id of the form org/name'
+        what = f'"{weights}" is neither an existing path nor a Hub id of the form org/name'
         yield "model.encoder_weights", what, "correct it"
     if arch in ("fcn", "segformer"):  # the keys of other models are checked when the model is built
         yield from check_config(arch, model.get("config", {}), config_fields(arch))
@@ -154,7 +154,7 @@ def _check_smp(model: Mapping[str, Any]) -> Iterator[Found]:
     if not known:
         yield "model.arch", '"smp" needs segmentation_models_pytorch, which is not installed', SMP_REMEDY
     elif "path" in model and (path := model["path"]) not in known:
-        what = f'"{path}" is no architecture of smp' if path else 'is missing, and arch "smp" needs it'
+        what = f'"{path}" is not an architecture of smp' if path else 'is missing, and arch "smp" needs it'
         yield "model.path", what, did_you_mean(str(path), known, f"it has {', '.join(known)}")
     elif model.get("path") == "dpt" and model.get("encoder", "") is None:
         yield "model.encoder", 'is missing, and "dpt" needs a ViT', "name one, such as vit_small_patch16_dinov3"
@@ -168,7 +168,7 @@ REFUSED_CONFIG: dict[str, tuple[str, str]] = {
     **dict.fromkeys(["num_channels", "in_channels"], ("images are RGB", "leave it out")),
     **dict.fromkeys(["num_labels", "id2label", "label2id", "semantic_loss_ignore_index", "classes"], _OF_THE_DATA),
     **dict.fromkeys(
-        ["use_auxiliary_head", "aux_params"], ("there is one loss for all models, of the one head", "leave it out")
+        ["use_auxiliary_head", "aux_params"], ("all models have the same loss, on one head", "leave it out")
     ),
     "activation": ("the loss needs logits", "leave it out"),
 }
@@ -295,15 +295,15 @@ def _check_hub(data: Mapping[str, Any]) -> Iterator[Found]:
             remedy = "name a Hub id, org/name, or a folder of Parquet files"
             yield "data.path", 'is missing, and "hub" needs it', remedy
     elif not is_path_or_hub_id(place):
-        yield "data.path", f'"{path}" is no existing folder and no Hub id of the form org/name', "correct it"
+        yield "data.path", f'"{path}" is neither an existing folder nor a Hub id of the form org/name', "correct it"
     elif os.path.exists(place):
         if data.get("revision") is not None:
-            yield "data.revision", f"is for a data set on the Hub only, and {path} is here", "leave it out"
+            yield "data.revision", f"is for a data set on the Hub only, and {path} is local", "leave it out"
     elif "root" in data and data["root"] is None:
         what = "is missing: a data set on the Hub needs a folder for classes.json"
         yield "data.root", what, f"make it with `hf-seg init {path} --out DIR`"
     if image is not None and image == data.get("mask_column"):
-        yield "data.mask_column", f'is "{image}", as image_column is', "name two columns"
+        yield "data.mask_column", f'is "{image}", the same as image_column', "name two columns"
 
 
 # Schedules of transformers that silently ignore the warm-up → the remedy.
@@ -318,7 +318,7 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     if warmup and schedule in _NO_WARMUP:
         yield "training.warmup_steps", f'has no effect on the "{schedule}" schedule', _NO_WARMUP[schedule]
     elif warmup > 1 and warmup % 1:
-        yield "training.warmup_steps", f"is {warmup:g}", "set a whole number of steps, or a share of all, below 1"
+        yield "training.warmup_steps", f"is {warmup:g}", "set a whole number of steps, or a share of all steps below 1"
     if schedule == "exponential":
         if training.get("lr_scheduler_kwargs") is not None:
             remedy = "set lr_decay_per_epoch instead"
@@ -331,13 +331,13 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
         elif training.get("lr_decay_per_epoch", decay) != decay:
             yield "training.lr_decay_per_epoch", f'has no effect on the "{schedule}" schedule', "leave it out"
     if training.get("bf16") is True and training.get("fp16") is True:
-        yield "training.fp16", "a run computes in one precision, and bf16 is true, too", "set one of them to false"
+        yield "training.fp16", "is true, and bf16 too, but a run computes in one precision", "set one of them to false"
     yield from _check_loss(training)
     yield from _check_trackers(training.get("report_to"))
     batch, parts = training.get("global_train_batch_size"), training.get("gradient_accumulation_steps")
     compiled, graphs = training.get("compile") is True, training.get("cuda_graphs") is True
     if compiled and graphs:
-        yield "training.cuda_graphs", "compile makes CUDA graphs, too, and is true", "set one of them to false"
+        yield "training.cuda_graphs", "compile is true, and makes CUDA graphs too", "set one of them to false"
     elif (compiled or graphs) and parts is not None and parts > 1:
         # the sum of the parts' gradients would silently be wrong (pytorch issues 181723 and 169545)
         what = "CUDA graphs cannot sum the gradients of parts"
@@ -352,14 +352,14 @@ def check_training(training: Mapping[str, Any]) -> Iterator[Found]:
     if batch is not None and parts is not None and batch % parts:
         counts = ", ".join(str(count) for count in range(1, min(batch, 256) + 1) if batch % count == 0)
         what = f"a batch of {batch} cannot be divided by {parts}"
-        yield "training.gradient_accumulation_steps", what, f"choose of {counts}"
+        yield "training.gradient_accumulation_steps", what, f"choose one of {counts}"
 
 
 def check_batches(data: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Found]:
     """Check the batch keys of `training` against `data`."""
     images = training.get("per_device_eval_batch_size")
     if data.get("resize") == "crop" and images not in (None, 1):
-        what = f'is {images}, and with data.resize "crop" pictures keep their sizes and are evaluated one by one'
+        what = f'is {images}, but with data.resize "crop" pictures keep their sizes and are evaluated one by one'
         yield "training.per_device_eval_batch_size", what, "leave it out"
 
 

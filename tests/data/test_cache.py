@@ -271,5 +271,5 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     missing = SimpleNamespace(place=tmp_path / "new" / "train", bytes=0)
     found = find_obstacle([missing], tmp_path / "new", "warning")
     assert (found.level, found.code) == ("warning", "unwritable-folder")
-    assert found.what == f"is for the resized pairs, and {tmp_path} may not be written to"
+    assert found.what == f"is for the resized pairs, and {tmp_path} is not writable"
     assert found.remedy.endswith("Else the pictures are decoded again each epoch.")

@@ -437,7 +437,7 @@ def test_what_is_refused(tmp_path, init, prepare, message):
 def test_places_that_cannot_be_used(tmp_path, init):
     root = write_folder(tmp_path / "own", "ids", 3)
     status, _, err = init(root, "--out", root / "images" / "photo_00.jpg")
-    assert status == 2 and "photo_00.jpg: is no folder, so nothing can be written to" in err
+    assert status == 2 and "photo_00.jpg: is not a folder, so nothing can be written to" in err
     (root / ".hf_seg-init.json").write_text("[1]")
     (root / "recipe.json").write_text("{}")
     status, _, err = init(root, "--overwrite")

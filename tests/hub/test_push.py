@@ -355,9 +355,7 @@ def test_what_push_refuses(hub, finished, write_recipe, monkeypatch, capsys, wai
     assert "nowhere: holds no results.json" in refused("nowhere")
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda _, mode: mode == os.R_OK)  # root may do all
-        assert "segformer: may not be written to; make it writable, or push a copy of it: a push records" in refused(
-            run_dir
-        )
+        assert "segformer: is not writable; make it writable, or push a copy of it: a push records" in refused(run_dir)
     assert "bob/x: the token belongs to alice, who may not write to bob" in refused(run_dir, "--repo", "bob/x")
     monkeypatch.setenv("HF_TOKEN", READER)
     assert "alice/segformer: the token may only read" in refused(run_dir)

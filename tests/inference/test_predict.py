@@ -308,8 +308,8 @@ def lines_of(out):
         (["link"], "photos", "link: is or lies in photos"),
         (["link-to-a.png"], "photos", "link-to-a.png: is or lies in photos"),
         (["photos/*"], "photos", "all 1 images lie in photos; .* name another folder with --out"),
-        (["photos"], "b.png", "b.png: is no folder, so nothing can be written to b.png"),
-        (["photos"], "b.png/out", "b.png: is no folder, so nothing can be written to b.png/out"),
+        (["photos"], "b.png", "b.png: is not a folder, so nothing can be written to b.png"),
+        (["photos"], "b.png/out", "b.png: is not a folder, so nothing can be written to b.png/out"),
         (
             ["photos"],
             "others",

@@ -352,7 +352,7 @@ def refused(**recipe):
         ),
         (
             {"arch": "segformer", "config": {"strides": 2}},
-            "model.config.strides: must be a list [...] of which each is",
+            "model.config.strides: must be a list [...], each a",
         ),
         ({"arch": "segformer", "config": {"hidden_act": "gelo"}}, "'gelo'"),
         (
@@ -366,9 +366,9 @@ def refused(**recipe):
         ),
         (
             {"arch": "fcn", "encoder": "resnet5"},
-            "model.encoder: no fcn can be built: encoder 'resnet5' is not a timm model: did you mean",
+            "model.encoder: fcn cannot be built: encoder 'resnet5' is not a timm model: did you mean",
         ),
-        ({"arch": "fcn", "encoder": "test_vit"}, "model.encoder: no fcn can be built: encoder 'test_vit' is no CNN"),
+        ({"arch": "fcn", "encoder": "test_vit"}, "model.encoder: fcn cannot be built: encoder 'test_vit' is not a"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_training(recipe, said):
@@ -435,7 +435,7 @@ def unreadable(**recipe):
 
 
 def test_weights_that_do_not_fit_are_refused(files, runs, tmp_path):
-    another = "holds weights of another architecture or size than the recipe's encoder"
+    another = "has weights of another architecture or size than the recipe's encoder"
     cnn, mit = str(files["fcn"].folder), str(files["segformer"].folder)
 
     message = unreadable(**imagenet(TINY_FCN, files, encoder_weights=mit))
@@ -518,7 +518,7 @@ def test_nothing_is_run_that_a_file_of_weights_says(files, tmp_path, monkeypatch
 def test_offline_the_default_weights_are_named_with_the_remedy(recipe, source):
     message = refused(**recipe, init="imagenet")
     assert message.startswith(f"model.encoder_weights: {source} is not a file or folder here")
-    assert "the Hub is out of reach" in message and "name a local file or folder in model.encoder_weights" in message
+    assert "the Hub cannot be reached" in message and "name a local file or folder in model.encoder_weights" in message
 
 
 def test_an_encoder_without_weights_of_its_own_is_told_so():
@@ -546,7 +546,7 @@ RESPONSE = SimpleNamespace(headers={}, request=None)  # as much of one as the er
         (errors.RepositoryNotFoundError("401", response=RESPONSE), "no such repository, or a private one"),
         (errors.GatedRepoError("403", response=RESPONSE), "access is gated"),
         (errors.RemoteEntryNotFoundError("404", response=RESPONSE), "it has no model.safetensors"),
-        (errors.LocalEntryNotFoundError("offline"), "the Hub is out of reach"),
+        (errors.LocalEntryNotFoundError("offline"), "the Hub cannot be reached"),
         (errors.HfHubHTTPError("503 Service\nUnavailable", response=RESPONSE), "503 Service Unavailable"),
         (OSError("No space left on device"), "No space left on device"),
     ],

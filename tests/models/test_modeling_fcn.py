@@ -241,9 +241,9 @@ def test_dropout_is_the_configured_one():
         ("resnet5", r"'resnet5' is not a timm model: did you mean resnet5"),
         ("resnet50.a1_in", r"'resnet50.a1_in' is not a timm model: did you mean resnet50\.a1_in1k"),
         ("???", r"'\?\?\?' is not a timm model: `timm.list_models"),
-        ("test_vit", r"'test_vit' is no CNN with features at output stride 8"),
-        ("densenet121", r"'densenet121' is no CNN with features at output stride 8"),
-        ("vgg11", r"'vgg11' is no CNN with features at output stride 8"),
+        ("test_vit", r"'test_vit' is not a CNN with features at output stride 8"),
+        ("densenet121", r"'densenet121' is not a CNN with features at output stride 8"),
+        ("vgg11", r"'vgg11' is not a CNN with features at output stride 8"),
     ],
 )
 def test_unusable_encoders_are_named(encoder, message):

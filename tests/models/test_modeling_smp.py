@@ -136,12 +136,12 @@ def test_a_name_that_timm_and_smp_have_is_timms():
     [
         (
             {"encoder": "tu-test_resnet"},
-            "model.encoder: no unet on tu-test_resnet can be built: encoder 'tu-test_resnet' is neither a timm",
+            "model.encoder: unet on tu-test_resnet cannot be built: encoder 'tu-test_resnet' is neither a timm",
         ),
         ({"encoder": "test_resne"}, "did you mean test_resnet"),
         ({"encoder": "resnet1234"}, "did you mean resnet34 or resnetv2_34 or"),  # both have the first
-        ({"encoder": "test_vit"}, "model.config: no unet on test_vit can be built: "),
-        ({"config": {"decoder_channels": [8]}}, "model.config: no unet on test_resnet can be built: "),
+        ({"encoder": "test_vit"}, "model.config: unet on test_vit cannot be built: "),
+        ({"config": {"decoder_channels": [8]}}, "model.config: unet on test_resnet cannot be built: "),
         ({"config": {"decoder_chanels": [8]}}, 'unknown key of "unet"; did you mean "decoder_channels"?'),
     ],
 )
@@ -173,7 +173,7 @@ def test_weights_of_timm(tmp_path, architecture):
 def test_weights_of_timm_are_for_encoders_of_timm(tmp_path):
     save_file({}, tmp_path / "model.safetensors")
     for source in (None, str(tmp_path / "model.safetensors")):
-        with pytest.raises(RecipeError, match="model.encoder: mit_b0 is an encoder of smp's own"):
+        with pytest.raises(RecipeError, match="model.encoder: mit_b0 is one of smp's own encoders"):
             locate_encoder_weights(recipe(encoder="mit_b0", config={}, init="imagenet", encoder_weights=source))
 
 
@@ -200,7 +200,7 @@ def test_the_encoder_of_another_run(tmp_path):
         ({"architecture": "u-net"}, "SmpConfig.architecture must be one of unet, .*, not 'u-net'"),
         (
             {"arguments": {"checkpoint_path": "a.pth"}},
-            "SmpConfig.arguments has 'checkpoint_path', which no unet takes",
+            "SmpConfig.arguments has 'checkpoint_path', which unet does not take",
         ),
         ({"arguments": {"encoder_weights": True}}, "SmpConfig.arguments has 'encoder_weights'"),
         ({"encoder": "hf-hub:some/one"}, "encoder 'hf-hub:some/one' is neither a timm model"),

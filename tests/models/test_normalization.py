@@ -70,7 +70,7 @@ def test_weights_that_say_nothing(checkpoint):
 
 def test_a_mean_without_a_name(checkpoint):
     model = checkpoint(SegformerImageProcessor(image_mean=[0.4, 0.5, 0.6]))
-    with pytest.raises(RecipeError, match=r"data.normalize: .* has mean \[0.4, 0.5, 0.6\] and deviation \[0.229"):
+    with pytest.raises(RecipeError, match=r"data.normalize: .* has mean \[0.4, 0.5, 0.6\] and standard deviation \[0"):
         find_normalization(model)
 
 

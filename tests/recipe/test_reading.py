@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read(tmp_path):
         'cityscape.json: there is no such file; did you mean "cityscapes.json"?',
         "nothing-like-it.json: there is no such file; check the path",
         "binary.json: is not text in UTF-8; save it as UTF-8",
-        "folder.json: cannot be read: Is a directory; name a recipe's file",
+        "folder.json: cannot be read: Is a directory; name a recipe file",
         "run.json: there is no such file; check the path",
     ]
     assert problems() == ["no recipe given; name one or more, such as quickstart-fcn"]
@@ -243,7 +243,7 @@ training {"bf16": "yes"}
 training {"bf16": "true"}
     bf16: must be true or false or "auto", but is "true"; write it without quotes
 training {"report_to": ["wandb", 1]}
-    report_to: must be a string or a list [...] of which each is a string, but is ["wandb", 1]
+    report_to: must be a string, or a list [...], each a string, but is ["wandb", 1]
 training {"eval_every_epochs": null}
     eval_every_epochs: must be a whole number, from 1 to 100000, but is null
 data {"image_size": 50}
@@ -299,14 +299,14 @@ model {"arch": "segformer", "config": {"stride": [2, 2, 2, 2]}}
 model {"arch": "segformer", "config": {"strides": [2, 2, 2]}}
     config.strides: needs one value for each of the 4 stages (num_encoder_blocks)
 model {"arch": "segformer", "config": {"strides": [2, 2, 2, true]}}
-    config.strides: must be a list [...] of which each is a whole number, but is [2, 2, 2, true]
+    config.strides: must be a list [...], each a whole number, but is [2, 2, 2, true]
 # keys that contradict each other
 model {"arch": "segformer", "encoder": "resnet18"}
     encoder: is for "fcn" and "smp" only; leave it out; path names the model, or SegFormer's size, b0 to b5
 model {"path": "mobilevit"}
     path: is not for "fcn"; leave it out, or set another arch
 model {"arch": "segformer", "path": "b9", "encoder": null}
-    path: "b9" is no size of SegFormer; it has b0, b1, b2, b3, b4, b5; arch "auto" takes any model
+    path: "b9" is not a size of SegFormer; its sizes are b0, b1, b2, b3, b4, b5; arch "auto" takes any model
 model {"arch": "fcn", "fast_head": false}
     fast_head: is for SegFormer only; leave it out
 model {"arch": "auto"}
@@ -319,7 +319,7 @@ model {"arch": "smp"}
     path: is missing, and arch "smp" needs it; it has unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
     deeplabv3plus, pan, upernet, segformer, dpt
 model {"arch": "smp", "path": "u-net"}
-    path: "u-net" is no architecture of smp; did you mean "unet"?
+    path: "u-net" is not an architecture of smp; did you mean "unet"?
 model {"arch": "smp", "path": "dpt"}
     encoder: is missing, and "dpt" needs a ViT; name one, such as vit_small_patch16_dinov3
 model {"arch": "smp", "path": "unet", "fast_head": false}
@@ -327,7 +327,7 @@ model {"arch": "smp", "path": "unet", "fast_head": false}
 model {"arch": "smp", "path": "unet", "config": {"decoder_chanels": [8]}}
     config.decoder_chanels: unknown key of "unet"; did you mean "decoder_channels"?
 model {"arch": "smp", "path": "unet", "config": {"decoder_channels": [8, "4"]}}
-    config.decoder_channels: must be a list [...] of which each is a whole number, but is [8, "4"]
+    config.decoder_channels: must be a list [...], each a whole number, but is [8, "4"]
 model {"arch": "smp", "path": "fpn", "config": {"classes": 3}}
     config.classes: cannot be set: it follows from the data set; leave it out
 model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
@@ -335,11 +335,11 @@ model {"arch": "auto", "path": "mobilevit", "init": "checkpoint"}
 model {"freeze_encoder": true}
     freeze_encoder: a frozen random encoder learns nothing; set it to false, or init to "imagenet"
 model {"encoder_weights": "a/b"}
-    encoder_weights: contradicts init "scratch"; leave it out, or set init to say what it is
+    encoder_weights: contradicts init "scratch"; leave it out, or set another init
 model {"init": "checkpoint"}
     encoder_weights: is missing, and init "checkpoint" needs it; name a run's folder, a Hub id or another recipe
 model {"init": "imagenet", "encoder_weights": "weights.pth"}
-    encoder_weights: "weights.pth" is no existing path and no Hub id of the form org/name; correct it
+    encoder_weights: "weights.pth" is neither an existing path nor a Hub id of the form org/name; correct it
 data {"root": "/data"}
     root: generated data has no folder; leave it out
 data {"name": "folder"}
@@ -359,22 +359,22 @@ data {"mask_column": "label"}
 data {"name": "hub", "root": "/data"}
     path: is missing, and "hub" needs it; name a Hub id, org/name, or a folder of Parquet files
 data {"name": "hub", "path": "no such folder"}
-    path: "no such folder" is no existing folder and no Hub id of the form org/name; correct it
+    path: "no such folder" is neither an existing folder nor a Hub id of the form org/name; correct it
 data {"name": "hub", "path": "org/name"}
     root: is missing: a data set on the Hub needs a folder for classes.json; make it with `hf-seg init org/name --out
     DIR`
 data {"name": "hub", "path": "/", "revision": "main"}
-    revision: is for a data set on the Hub only, and / is here; leave it out
+    revision: is for a data set on the Hub only, and / is local; leave it out
 data {"name": "hub", "path": "/", "image_column": "image", "mask_column": "image"}
-    mask_column: is "image", as image_column is; name two columns
+    mask_column: is "image", the same as image_column; name two columns
 training {"lr_scheduler_type": "constant", "warmup_steps": 10}
     warmup_steps: has no effect on the "constant" schedule; choose constant_with_warmup, or leave it out
 training {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0.1}
     warmup_steps: has no effect on the "reduce_lr_on_plateau" schedule; leave it out, or choose another
 training {"warmup_steps": 2.5}
-    warmup_steps: is 2.5; set a whole number of steps, or a share of all, below 1
+    warmup_steps: is 2.5; set a whole number of steps, or a share of all steps below 1
 training {"bf16": true, "fp16": true}
-    fp16: a run computes in one precision, and bf16 is true, too; set one of them to false
+    fp16: is true, and bf16 too, but a run computes in one precision; set one of them to false
 training {"encoder_lr_multiplier": 0}
     encoder_lr_multiplier: must be a number, above 0, at most 1000, but is 0
 training {"layer_lr_decay": 1.5}
@@ -388,7 +388,7 @@ training {"ema_decay": 0.9, "cuda_graphs": true}
 training {"early_stopping_patience": 0}
     early_stopping_patience: must be a whole number, from 1 to 100000, or null, but is 0
 training {"compile": true, "cuda_graphs": true}
-    cuda_graphs: compile makes CUDA graphs, too, and is true; set one of them to false
+    cuda_graphs: compile is true, and makes CUDA graphs too; set one of them to false
 training {"cuda_graphs": true, "gradient_accumulation_steps": 2}
     gradient_accumulation_steps: CUDA graphs cannot sum the gradients of parts; set it to 1, or cuda_graphs to false
 training {"compile": true, "gradient_accumulation_steps": 2}
@@ -402,7 +402,7 @@ training {"lr_scheduler_type": "cosine", "lr_decay_per_epoch": 0.9}
 training {"lr_scheduler_type": "cosin"}
     lr_scheduler_type: there is no schedule "cosin"; did you mean "cosine"?
 training {"gradient_accumulation_steps": 3}
-    gradient_accumulation_steps: a batch of 64 cannot be divided by 3; choose of 1, 2, 4, 8, 16, 32, 64
+    gradient_accumulation_steps: a batch of 64 cannot be divided by 3; choose one of 1, 2, 4, 8, 16, 32, 64
 training {"loss": "dise"}
     loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
     above 0, at most 1000, not empty, but is "dise"
@@ -416,10 +416,10 @@ training {"loss": {}}
     loss: must be "cross_entropy", "dice", "lovasz" or "focal", or an object {...} in which each value is a number,
     above 0, at most 1000, not empty, but is {}
 training {"class_weights": "balance"}
-    class_weights: must be "balanced", a list [...] of which each is a number, from 0 to 1000, or null, but is
+    class_weights: must be "balanced", a list [...], each a number, from 0 to 1000, or null, but is
     "balance"
 training {"class_weights": [1, -0.5, 1]}
-    class_weights: must be "balanced", a list [...] of which each is a number, from 0 to 1000, or null, but is
+    class_weights: must be "balanced", a list [...], each a number, from 0 to 1000, or null, but is
     [1, -0.5, 1]
 training {"class_weights": [0, 0, 0]}
     class_weights: has no weight above 0, so no pixel counts; correct it
@@ -471,7 +471,7 @@ def test_refused_training_arguments_say_why(tmp_path, key):
         ("NUL", "reserved on Windows"),
         ("Com1.best", "reserved on Windows"),
         ("LPT²", "reserved on Windows"),
-        ("ä" * 123, "has 246 bytes, and a run's folder takes at most 245"),
+        ("ä" * 123, "has 246 bytes, but the name of a run's folder may have at most 245"),
     ],
 )
 def test_names_that_no_folder_may_have(tmp_path, name, words):
@@ -672,8 +672,9 @@ class TestEncoderOfAnotherRecipe:
         save(tmp_path, "cityscapes-fcn-scratch")
         [line] = problems(save(tmp_path, "late", model=self.needs("cityscapes-fcn-scrach")))
         assert line == (
-            'late.json: model.encoder_weights: "cityscapes-fcn-scrach" is no recipe in this launch or beside this '
-            'file, no existing path and no Hub id of the form org/name; did you mean "cityscapes-fcn-scratch"?'
+            'late.json: model.encoder_weights: "cityscapes-fcn-scrach" is neither a recipe in this launch or next to '
+            "this file, nor an existing path, nor a Hub id of the form org/name; "
+            'did you mean "cityscapes-fcn-scratch"?'
         )
 
     @pytest.mark.parametrize("weights", ["a", "runs/a", "org/name", "../somewhere"])
@@ -766,11 +767,11 @@ class TestOverrides:
             (["--seed", "3"], '--seed: is not understood; write --section.key value; did you mean "--training.seed"?'),
             (
                 ["--fast"],
-                "--fast: is not understood; write --section.key value, section being model or data or training",
+                "--fast: is not understood; write --section.key value, where section is model or data or training",
             ),
             (
                 ["more.json"],
-                "more.json: is not understood; write --section.key value, section being model or data or training",
+                "more.json: is not understood; write --section.key value, where section is model or data or training",
             ),
             (["-training.seed", "3"], None),
             (["--training.", "3"], None),
@@ -884,7 +885,7 @@ class TestCommand:
         assert cli.main(["check", str(late), "--training.seed", "3"]) == 0
         first, second, last = capsys.readouterr().out.splitlines()
         assert (first, second) == (f"1. base ({base})", f"2. late ({late}, encoder of base)")
-        assert last.startswith("not tried: data, weights, the Hub, and a step of training")
+        assert last.startswith("not checked: data, weights, the Hub, and a training step")
 
     def test_check_prints_problems(self, tmp_path, capsys):
         path = save(tmp_path)

@@ -157,7 +157,7 @@ def test_out_of_memory(finished, tmp_path, monkeypatch, capsys):
 def test_refused(finished, tmp_path, capsys):
     (tmp_path / "errors.html").write_text("mine")
     assert cli.main(["errors", str(finished), "--out", str(tmp_path / "errors.html")]) == 2
-    assert "errors.html: is no folder, so nothing can be written to" in capsys.readouterr().err
+    assert "errors.html: is not a folder, so nothing can be written to" in capsys.readouterr().err
     assert cli.main(["errors", str(finished), "--out", str(tmp_path)]) == 2
     assert "exists, and `hf-seg errors` did not write it; name another --out" in capsys.readouterr().err
     run = shutil.copytree(finished, tmp_path / "run")

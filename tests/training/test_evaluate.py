@@ -76,7 +76,7 @@ def test_a_run_on_its_own_recipe_has_its_digits(finished, again, evaluate):
     status, _, error = evaluate(finished, finished, out)
     assert status == 2 and error.startswith(f"error: {out}: exists and is not an empty folder; name another")
     status, _, error = evaluate(finished, finished, out / "results.json" / "out")
-    assert status == 2 and "results.json: is no folder, so nothing can be written to" in error
+    assert status == 2 and "results.json: is not a folder, so nothing can be written to" in error
     with pytest.raises(Refusal, match="is from an evaluation, and the folder has no model; name the run's own folder"):
         load_results(out)
 

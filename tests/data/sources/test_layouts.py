@@ -401,7 +401,7 @@ def test_patterns_choose_between_layouts_and_go_together(tmp_path, init):
     for kind in ("labelIds", "labelTrainIds"):
         all_at_once("{}.png", "{}_" + kind + ".png")(tmp_path)
     status, err = init(tmp_path, "--images", "*.png")
-    assert status == 2 and "--images and --masks go together, and without --layout" in err
+    assert status == 2 and "--images and --masks must be given together, and without --layout" in err
     assert init(tmp_path, "--images", "*.png", "--masks", "*_labelIds.png")[0] == 0
     assert sum(map(len, scenes_of(tmp_path).values())) == 5
 
