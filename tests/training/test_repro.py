@@ -68,7 +68,7 @@ def test_what_has_changed_is_reported(run, ask):
 
     edit(run / "results.json", change)
     status, lines, _ = ask(run, "--steps", 1)
-    assert status == 0 and lines[0].startswith(f"{run}: 1 steps") and lines[-1].startswith("same: ")
+    assert status == 0 and lines[0].startswith(f"{run}: trained 1 steps twice") and lines[-1].startswith("same: ")
     assert f"changed: torch: 1.0 then, {version('torch')} now" in lines
     assert "changed: precision: bf16 then, fp32 now" in lines
     (data,) = [line for line in lines if line.startswith("changed: data fingerprint: 0123456789abcdef then, ")]
