@@ -213,6 +213,11 @@ def check_comparable(runs: Sequence[Tested]) -> None:
             if ours != theirs:
                 what = f"was not tested like {runs[0].folder} ({what}: {theirs} here, {ours} there)"
                 raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
+        # the fingerprint is that of files, and classes.json says what the values in them mean
+        ours, theirs = (each.per_image.get(NATIVE) for each in (runs[0], run))
+        if ours is not None and theirs is not None and not np.array_equal(ours.sum(axis=2), theirs.sum(axis=2)):
+            what = f"was not tested like {runs[0].folder}: masks, or their meaning in classes.json, were changed"
+            raise Refusal(run.folder, f"{what}, so their scores cannot be compared", code="not-comparable")
 
 
 def group(runs: Sequence[Tested]) -> list[Arm]:

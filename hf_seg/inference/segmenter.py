@@ -209,6 +209,8 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     ids = sorted(config.id2label)
     if ids != list(range(len(ids))) or not all(isinstance(name, str) for name in config.id2label.values()):
         raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1} with a string")
+    if len(ids) < 2:
+        raise ValueError("it has one class, which every pixel would get: hf_seg has no threshold for its score")
     check_parameters(auto, config, header)
     with hidden_bars():
         loaded, report = auto.from_pretrained(
@@ -220,6 +222,8 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
             output_loading_info=True,
         )
     make_fast(loaded)
+    if hasattr(image_processor, "pad_size"):  # for batches of unequal pictures; masks would include the padding
+        image_processor.pad_size = None
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 
 

@@ -136,6 +136,8 @@ def check_config(model: str | Path, header: Header | None) -> None:
     """Raise a ValueError for a config.json that is too large, or whose numbers of classes or layers do not fit the
     tensors in `header`."""
     path = cached_file(model, "config.json")
+    if path is None:
+        raise ValueError("it has no config.json")
     if os.path.getsize(path) > LARGEST_CONFIG:
         raise ValueError(f"its config.json has more than {LARGEST_CONFIG >> 20} MB")
     config = json.loads(Path(path).read_text(encoding="utf-8"))

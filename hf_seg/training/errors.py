@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_seg.data import image_name
+from hf_seg.data import image_name, load_spec
 from hf_seg.files import check_writable, write_text
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
@@ -71,6 +71,10 @@ def write_errors(
     segmenter, confusion = load(evaluation["model"]), kept["confusion"]
     # the record decides which pairs; size and normalisation are the model's
     section = section_of(folder, "data", results["recipe"]["data"] | {"image_size": 32, "normalize": "none"})
+    if [*load_spec(section).class_names] != names:
+        what = f"the classes of its data were {', '.join(names)} when it was tested, and have changed since"
+        remedy = "test it again with `hf-seg evaluate` and --label_map, and name the output folder"
+        raise Refusal(folder / RESULTS, what, remedy, code="errors")
     with tempfile.TemporaryDirectory() as empty:  # a trainer needs a folder
         model, label_map = evaluation["model"], evaluation["label_map"]
         examination = examine(model, segmenter, section, Path(empty), load_training(model), label_map)

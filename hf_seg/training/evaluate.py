@@ -232,6 +232,8 @@ def examine(
     Raises:
         Refusal: when the data cannot be used, or [`match_classes`] refuses the classes.
     """
+    if segmenter.value_range:  # by which pictures are decoded
+        section = replace(section, value_range=segmenter.value_range)
     spec, splits, dropped = load_pairs(section)
     members = match_classes(segmenter.class_names, spec.class_names, label_map)
     size, resize = segmenter.input_size, segmenter.framing.resize
@@ -244,8 +246,6 @@ def examine(
     section = replace(section, resize=resize, normalize=normalized or "none", augment=augment)
     # set here, where it is not checked: a model may have sizes that a recipe may not have
     section.image_size = size[0] if size[0] == size[1] else [*size]
-    if segmenter.value_range:
-        section.value_range = segmenter.value_range
     recipe = Recipe(
         name=folder.resolve().name,
         path=folder,
@@ -363,7 +363,10 @@ def describe_scores(results: Mapping[str, Any], out: Path) -> str:
 
 def describe_export(model: str, file: Path, load: Callable[[str | Path], Segmenter | ExportedSegmenter]) -> str:
     """Test an exported file on the test pictures of its run, and tell people how its mIoU differs from the run's."""
-    recorded = load_training(model)
+    try:
+        recorded = load_training(model)
+    except Refusal as error:
+        return f"not tested: {error}"
     if recorded is None:
         return f"not tested, since {model} is not a run; test it with `hf-seg evaluate {file} RECIPE --out DIR`"
     start_processes()

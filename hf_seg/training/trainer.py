@@ -288,7 +288,7 @@ class SegTrainer(Trainer):
             sizes = [tuple(side // part for side in transform.size) for part in (1, 2, 4, 8)]
             batch = self.args.per_device_eval_batch_size
             native = score_native(self.predict_logits, test, prepared, transform, sizes, batch)
-        if transform.resize != "stretch":
+        if transform.resize != "stretch" and isinstance(self.model, PreTrainedModel):  # not for `hf-seg evaluate`
             native["pipeline"] = compare_pipeline(self.predict_logits, native["per_image"], test, prepared, transform)
         return native
 

@@ -187,6 +187,15 @@ def test_runs_that_cannot_be_compared(write_run, change, message):
         compare(folders)
 
 
+def test_masks_whose_meaning_has_changed(write_run):
+    native = matrices(5)
+    native[:, 0] *= 2  # so that the classes are not equally large
+    swapped = native[:, [1, 0, 2]][:, :, [1, 0, 2]]
+    folders = [write_run(name, matrices(0), native=each) for name, each in (("a", native), ("b", swapped))]
+    with pytest.raises(Refusal, match="masks, or their meaning in classes.json, were changed"):
+        compare(folders)
+
+
 def of_size(size, **data):
     def change(results):
         results["recipe"]["data"] |= {"image_size": size} | data

@@ -354,3 +354,11 @@ def test_counters_of_a_batch_norm_may_be_missing(whole, tmp_path, capsys):
     drop("num_batches_tracked")(folder)
     load_segmenter(folder, device="cpu")
     assert "%|" not in capsys.readouterr().err  # no bar of transformers
+
+
+def test_a_model_of_one_class_is_refused(tmp_path):
+    small = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=1, **small)).save_pretrained(tmp_path)
+    SegformerImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match="it has one class, which every pixel would get"):
+        load_segmenter(tmp_path)

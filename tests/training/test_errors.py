@@ -167,6 +167,10 @@ def test_refused(finished, tmp_path, capsys):
     (run / "errors.html").write_text(generator("errors"))
     assert cli.main(["errors", str(run)]) == 2
     assert "its data is not what it was tested on (the fingerprints differ)" in capsys.readouterr().err
+    record["data"]["class_names"][0] = "cat"  # as if classes.json had another name since
+    (run / "results.json").write_text(json.dumps(record))
+    assert cli.main(["errors", str(run)]) == 2
+    assert "the classes of its data were cat, background, boundary when it was tested" in capsys.readouterr().err
     record["recipe"]["data"]["root"] = "/gone"
     (run / "results.json").write_text(json.dumps(record))
     assert cli.main(["errors", str(run)]) == 2
