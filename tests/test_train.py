@@ -300,7 +300,7 @@ def test_missing_data_says_where_to_put_it(write_recipe, run, tmp_path, monkeypa
     monkeypatch.setenv("HF_SEG_DATA", str(tmp_path))
     pet = write_recipe("pet", data={"name": "oxford_pet"})
     status, _, err = run(pet)
-    assert status == 2 and "Oxford-IIIT Pet is not there" in err and str(tmp_path / "oxford-iiit-pet") in err
+    assert status == 2 and "Oxford-IIIT Pet is missing" in err and str(tmp_path / "oxford-iiit-pet") in err
     city = write_recipe("city", data={"name": "cityscapes"})
     status, _, err = run(city)
     assert status == 2 and "https://www.cityscapes-dataset.com" in err and str(tmp_path / "cityscapes") in err

@@ -34,8 +34,8 @@ NOT_COMPARABLE = (
     "pairs were left out (data.on_bad_pair is drop): the scores are not comparable with those of a run on all pairs."
 )
 
-NO_PAIR = "Each of train, validation and test needs one."
-NOTHING_COUNTS = "Correct its masks, or what classes.json says of their values."
+NO_PAIR = "Each of train, validation and test needs at least one."
+NOTHING_COUNTS = "Correct its masks, or the meaning of their values in classes.json."
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ def load_pairs(data: DataRecipe) -> tuple[DatasetSpec, DatasetDict, list[Problem
         _warn((*lines, f"{listing.place}: {len(dropped)} {NOT_COMPARABLE}") if dropped else ())
     for split, dataset in splits.items():
         if not len(dataset):
-            raise DataError(listing.place, f"the {split} split holds no pair that can be used", NO_PAIR)
+            raise DataError(listing.place, f"the {split} split has no usable pair", NO_PAIR)
     if drop and data.name == "folder":
         dropped = [replace(problem, place=os.path.relpath(problem.place, listing.place)) for problem in dropped]
     return listing.spec, splits, dropped

@@ -81,14 +81,14 @@ def find_obstacle(caches: Iterable[SplitCache], folder: Path, level: Level) -> P
     for `data.cache` "auto", they may take at most `SHARE` of the free disk space."""
     if not (missing := [each for each in caches if not each.place.exists()]):
         return None
-    share, limit, else_ = 1, "more than", ""
+    share, limit, otherwise = 1, "more than", ""
     if level == "warning":
-        share, limit, else_ = SHARE, "more than half of", " Else the pictures are decoded again each epoch."
+        share, limit, otherwise = SHARE, "more than half of", " Otherwise the pictures are decoded again each epoch."
     try:
         existing = check_writable(folder)
     except Refusal as refusal:
         (fault,) = refusal.problems
-        code, what = "unwritable-folder", f"is for the resized pairs, and {fault.place} {fault.what}"
+        code, what = "unwritable-folder", f"is the folder for the resized pairs, but {fault.place} {fault.what}"
         remedy = "Make it writable, or name another folder in data.cache or HF_HOME."
     else:
         needed, free = sum(each.bytes for each in missing), shutil.disk_usage(existing).free
@@ -96,7 +96,7 @@ def find_obstacle(caches: Iterable[SplitCache], folder: Path, level: Level) -> P
             return None
         code, what = "full-disk", f"the resized pairs need {needed / 1e9:.1f} GB, {limit} the {free / 1e9:.1f} GB free"
         remedy = "Free disk space, or name another folder in data.cache."
-    return Problem(level=level, code=code, place=str(folder), what=what, remedy=remedy + else_)
+    return Problem(level=level, code=code, place=str(folder), what=what, remedy=remedy + otherwise)
 
 
 def prepared_folder(cache: bool | str) -> Path:
@@ -187,7 +187,7 @@ class SplitCache:
                     cached = self._open(place)
             return self._crop(cached)
         except OSError as error:
-            what = f"the {self.name} pairs of {self.spec.name} cannot be kept there: {error}"
+            what = f"the {self.name} pairs of {self.spec.name} cannot be stored there: {error}"
             remedy = f"{disk_remedy(error)} {REMEDY}".lstrip()
             raise DataError(self.folder, what, remedy, code="full-disk") from error
 
@@ -211,15 +211,15 @@ class SplitCache:
         try:
             if self.crops:
                 if len(cached := StoredPictures.open(place)) != len(self.dataset):
-                    raise ValueError("it holds another number of pairs")
+                    raise ValueError("it holds a different number of pairs")
                 return cached
             cached = CachedPairs.open(place)
             for key, shape in self.shapes.items():
                 if getattr(cached, key).shape != shape or getattr(cached, key).dtype != np.uint8:
-                    raise ValueError(f"{key}.npy holds another array")
+                    raise ValueError(f"{key}.npy holds a different array")
             return cached
         except (OSError, ValueError, EOFError) as error:
-            logger.warning("%s: the cache is damaged (%s) and is made again.", place, error)
+            logger.warning("%s: the cache is damaged (%s) and will be made again.", place, error)
             return None
 
     def _prepare(self, pair: StoredPair) -> dict[str, Tensor] | Problem:
@@ -249,7 +249,7 @@ class SplitCache:
         """Write the cache completely or, also when a pair cannot be used, not at all."""
         needed, free = self.bytes, shutil.disk_usage(place.parent).free
         if needed > free:
-            raise OSError(f"they take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+            raise OSError(f"they take {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free")
         partial = place.with_name(f"{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         partial.mkdir()

@@ -25,9 +25,9 @@ from hf_seg.problem import PairError, Problem
 logger = logging.getLogger(__name__)
 
 OTHER_PALETTE = (
-    "Programs that make a palette for each file (pngquant, GIMP, “save for web”) give an index another meaning in "
-    "each: in classes.json, give the classes by their colours (without one, `hf-seg init` finds them); or save all "
-    "masks with one palette."
+    "Programs that make a palette for each file (pngquant, GIMP, “save for web”) give an index a different colour in "
+    "each file. Give the classes by their colours in classes.json (`hf-seg init` finds them if there is none), or "
+    "save all masks with one palette."
 )
 
 

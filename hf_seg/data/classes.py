@@ -50,7 +50,10 @@ def load_classes(root: Path) -> Classes:
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        what, remedy = "is missing: it says what the masks mean", f"`hf-seg init {root}` writes it from the masks."
+        what, remedy = (
+            "is missing: it says what the values in the masks mean",
+            f"`hf-seg init {root}` writes it from the masks.",
+        )
     except OSError as error:
         what, remedy = f"cannot be read: {error.strerror}", "make it a readable file"
     except UnicodeDecodeError:
@@ -66,14 +69,14 @@ def read_classes(content: Any, place: str = FILE_NAME) -> Classes:
     """Read the parsed JSON of `classes.json`; raise a DataError with all that is wrong in it."""
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        what = 'must be an object {"classes": [...]}, a list of classes with a name and an id or a color'
+        what = 'must be an object {"classes": [...]}: a list of classes, each with a name and an id or a color'
         raise DataError(place, what, code="classes-json")
     keys = {key for entry in entries if isinstance(entry, dict) for key in entry}
     reader = _Reader(place, by_color="color" in keys and "id" not in keys)
     reader.read_unknown("", content, KEYS)
     if not 2 <= len(entries) <= MAX_CLASSES:
-        remedy = "what is not the object is a class too, mostly named background" if len(entries) < 2 else "fold some"
-        reader.refuse("classes", f"must be 2 to {MAX_CLASSES} classes, but are {len(entries)}", remedy)
+        remedy = "the background is a class, too" if len(entries) < 2 else "merge some"
+        reader.refuse("classes", f"must have 2 to {MAX_CLASSES} classes, but has {len(entries)}", remedy)
     for index, entry in enumerate(entries):
         reader.read_class(index, entry)
     reader.read_label_map(content.get("label_map", {}))
@@ -118,16 +121,16 @@ class _Reader:
         self.read_unknown(f"{place}.", entry, CLASS_KEYS)
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            self.refuse(f"{place}.name", "is missing or no text", "give the class a name")
+            self.refuse(f"{place}.name", "is missing or not text", "give the class a name")
         elif name != writable_name(name):
-            self.refuse(f"{place}.name", f"{_shown(name)} holds a control character", "take it out")
+            self.refuse(f"{place}.name", f"{_shown(name)} contains a control character", "remove it")
         else:
             self._once(f"{place}.name", name, _shown(name), self.names)
         wanted = "color" if self.by_color else "id"
         if wanted in entry:
             self._mean(f"{place}.{wanted}", entry[wanted], index)
         else:
-            self.refuse(f"{place}.{wanted}", "is missing", f"give {self.kind}: all classes have one, or none")
+            self.refuse(f"{place}.{wanted}", "is missing", f"give {self.kind}: either all classes have one, or none")
         color = _color(entry.get("color"))
         self.palette.append(None if color is None else (color >> 16, color >> 8 & 255, color & 255))
         if "color" in entry and not self.by_color:  # `by_color`: it was checked above
@@ -171,7 +174,7 @@ class _Reader:
     def _once(self, key: str, value: Any, text: str, seen: dict) -> None:
         first = seen.setdefault(value, key)
         if first != key:
-            self.refuse(key, f"{text} stands at {first} too", "each may be there once")
+            self.refuse(key, f"{text} is already used in {first}", "each may occur only once")
 
 
 def _id(value: Any) -> int | None:

@@ -18,12 +18,10 @@ from hf_seg.data.stored_image import name_of, open_image, open_mask
 from hf_seg.problem import PairError, first
 
 MAX_ID = 65_535
-WHITE = "Save it with 8 bits, or take the one that no mask holds out of classes.json."
-NO_LABELS = (
-    "A mask holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours: save it as a PNG of those."
-)
+WHITE = "Save it with 8 bits, or remove the one that no mask holds from classes.json."
+NO_LABELS = "Save it as a PNG that holds class ids (1, 8 or 16 bits, or the indices of a palette) or colours."
 COLOURS = (
-    "classes.json gives the classes as ids, and these masks hold colours: give the classes as colours, or save the "
+    "classes.json gives the classes as ids, but these masks hold colours: give the classes as colours, or save the "
     "masks as ids. (A GIF is read by its colours, since programs renumber its palette.)"
 )
 
@@ -101,11 +99,11 @@ def unknown_values(name: str, counts: dict[int, int], by_color: bool) -> PairErr
     most = sorted(counts, key=lambda value: -counts[value])
     named = first(f"{as_text(value, by_color)} ({counts[value]:,} pixels)" for value in most)
     remedy = (
-        f"{'Colours' if by_color else 'Ids'} in a mask must each be that of a class, or stand under label_map or "
-        "ignore, in classes.json: add them there, or correct the masks."
+        f"Each {'colour' if by_color else 'id'} in a mask must be in classes.json, for a class, under label_map or "
+        "under ignore: add what is missing, or correct the masks."
     )
     if len(counts) > 20:
-        remedy += " So many of them come from JPEG compression or smoothing: save masks as PNG, resized by nearest."
+        remedy += " So many come from JPEG compression or smoothing: save masks as PNG, and resize them by nearest."
     return PairError(name, f"the mask holds {named}", remedy, code="mask-values")
 
 
@@ -146,7 +144,7 @@ def has_colors(mask: PIL.Image.Image) -> bool:
 def white(values: Collection[int], name: str) -> int:
     """Return the id of white in a 1-bit mask: 255 if it is in `values`, else 1; raise a PairError if both are."""
     if 1 in values and 255 in values:
-        what = "the mask has 1 bit a pixel, and its white may be 1 or 255, which both have a meaning"
+        what = "the mask has 1 bit per pixel, and its white could be 1 or 255, which both have a meaning"
         raise PairError(name, what, WHITE, code="mask-kind")
     return 255 if 255 in values else 1
 

@@ -32,7 +32,7 @@ class StoredPictures(PreparedPairs):
         self.pixels, self.labels, self.sizes, self.folder = pixels, labels, sizes, folder
         self.starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
         if len(labels) != self.starts[-1] or len(pixels) != 3 * len(labels):
-            raise ValueError("its arrays are not of one length")
+            raise ValueError("its arrays differ in length")
 
     @classmethod
     def open(cls, folder: Path) -> StoredPictures:

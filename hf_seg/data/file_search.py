@@ -9,8 +9,8 @@ from pathlib import Path
 from hf_seg.problem import Problem
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-LINKS = "Links are followed, so each must lead to a file or to a folder that does not hold it. Correct or remove it."
-RENAME = "Rename such files and folders, an image and its mask alike: a name must be text in UTF-8."
+LINKS = "Each link must lead to a file, or to a folder that does not contain the link. Correct or remove it."
+RENAME = "Rename such files and folders, an image and its mask in the same way: names must be valid UTF-8."
 READABLE = "Make it readable, or remove it."
 
 
@@ -38,7 +38,7 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
         try:
             status = place.stat()
             if (status.st_dev, status.st_ino) in above:
-                stop(place, "is a link to a folder that holds it", LINKS)
+                stop(place, "is a link to a folder that contains it", LINKS)
                 continue
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
@@ -57,7 +57,7 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
             elif _leads_there(entry.is_file):
                 files.append(path)
             elif entry.is_symlink():
-                stop(path, "is a link to nothing", LINKS)
+                stop(path, "is a broken link", LINKS)
             else:
                 stop(path, "is neither a file nor a folder", "Remove it.")
     return sorted(files), sorted(problems, key=lambda problem: problem.place)

@@ -27,8 +27,8 @@ AT_ONCE = 256  # pairs in memory at a time: a table's rows may contain the bytes
 SIZES = "An image and its mask must have the same width and height as stored (EXIF rotation is not applied)."
 SAME = "An image and its mask must have the same width and height."
 TURNED = (
-    "A mask must have the size of its photograph as people see it, upright: export the mask again over the upright "
-    "photograph, or take the orientation note out of the photograph's EXIF."
+    "A mask must have the size of its photograph when upright: export the mask again over the upright photograph, or "
+    "remove the orientation from the photograph's EXIF data."
 )
 CHANNELS = "A mask must have one 8-bit channel that holds label values (Pillow's mode L or P), not colours."
 

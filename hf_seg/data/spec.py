@@ -35,7 +35,7 @@ class DatasetSpec:
             raise ValueError(f"{self.name}: the label table has {len(self.label_table)} entries instead of 256")
         strange = set(self.label_table) - {*range(self.num_labels), self.ignore_index, INVALID}
         if strange:
-            raise ValueError(f"{self.name}: the label table maps to {sorted(strange)}, which are no classes")
+            raise ValueError(f"{self.name}: the label table maps to {sorted(strange)}, which are not classes")
 
     @property
     def num_labels(self) -> int:

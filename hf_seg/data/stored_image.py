@@ -24,23 +24,24 @@ Kind = Literal["image", "mask"]
 
 # remedies
 DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
-TEXT = "Save the picture without its metadata: Pillow opens no PNG with a text or colour profile above 1 MB."
-HUGE = "Make a smaller copy: Pillow opens no larger pictures."
+TEXT = "Save the picture without its metadata: Pillow does not open a PNG with a text or colour profile above 1 MB."
+HUGE = "Make a smaller copy: Pillow does not open pictures of this size."
 DEEP = (
-    "Give the values that are to be black and white as data.value_range, [low, high], as `hf-seg init` does; or save "
-    "the picture with 8 bits a channel. The file itself does not say which of its values are dark and bright."
+    "Give the values that become black and white as data.value_range, [low, high], as `hf-seg init` does; or save the "
+    "picture with 8 bits per channel. The file itself does not say which of its values are dark and bright."
 )
 DEEP_COLORS = (
-    "Save it with 8 bits a channel. (Pictures of one channel may have 16 bits: photographs with data.value_range.)"
+    "Save it with 8 bits per channel. (Pictures with one channel may have 16 bits; photographs then need "
+    "data.value_range.)"
 )
-BANDS = "Save it with the bands that are to be seen: red, green and blue, or one. The others would be left out."
-PAGES = "Save each page or frame as a picture of its own: only the first would be read."
+BANDS = "Save it with only the bands to use: red, green and blue, or one. Other bands would be left out."
+PAGES = "Save each page or frame as a separate picture: only the first would be read."
 LOSSY = (
-    "Get the masks before they were saved as JPEG, or repair them: converting the format keeps the altered values, so "
-    "round each pixel to the nearest id or colour (two ids: split at 128), and save as PNG."
+    "Get the masks from before they were saved as JPEG, or repair them: converting the format keeps the altered "
+    "values, so round each pixel to the nearest id or colour (two ids: split at 128), and save as PNG."
 )
 SOFT = 64  # values; a TIFF's alpha channel with more is taken for a fourth band: GDAL marks one as alpha
-IN_ALPHA = "Save the labels as the pixels' ids or colours: transparency is not read."
+IN_ALPHA = "Save the labels as ids or colours of the pixels: transparency is not read."
 
 # meaning of the tags of a TIFF
 GDAL_NODATA = 42113  # the value of pixels without data, as text
@@ -117,7 +118,7 @@ def open_mask(stored: Stored) -> Iterator[PIL.Image.Image]:
         if mask.mode in ("LA", "PA", "RGBA"):
             *colors, (low, high) = mask.getextrema()
             if low < high and all(least == most for least, most in colors):
-                reason = "all pixels of the mask have one colour: what it shows is in its alpha channel"
+                reason = "all pixels of the mask have the same colour: its content is in the alpha channel"
                 raise PairError(name_of(stored), reason, IN_ALPHA, code="mask-kind")
         yield mask
 
@@ -169,7 +170,7 @@ def _refuse(header: PIL.Image.Image, name: str, kind: Kind, deep: bool) -> None:
         raise _too_deep(bits, name, kind)
     if is_deep(header) and kind == "image" and not deep:
         low, high = measure_range(np.asarray(header))
-        reason = f"the image has more than 8 bits a channel ({bits}); most of its values are from {low:g} to {high:g}"
+        reason = f"the image has more than 8 bits per channel ({bits}); most values are from {low:g} to {high:g}"
         raise PairError(name, reason, DEEP, code="deep-image")
     if getattr(header, "is_animated", False) and header.format != "MPO":  # phones store a preview after the photo
         if header.format == "TIFF":  # may contain smaller copies of its pages
@@ -195,7 +196,7 @@ def _refuse_bands(tags: ImageFileDirectory_v2, name: str, kind: Kind) -> int:
 
 
 def _too_deep(bits: int, name: str, kind: Kind) -> PairError:
-    return PairError(name, f"the {kind} has more than 8 bits a channel ({bits})", DEEP_COLORS, code="deep-image")
+    return PairError(name, f"the {kind} has more than 8 bits per channel ({bits})", DEEP_COLORS, code="deep-image")
 
 
 def _directories(file: BinaryIO) -> Iterator[ImageFileDirectory_v2]:

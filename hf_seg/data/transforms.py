@@ -142,7 +142,7 @@ class SegTransform:
     def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
         if image.size != mask.size:
             what = f"an image of {image.width}×{image.height} pixels has a mask of {mask.width}×{mask.height}"
-            raise DataError(self.spec.name, what, "an image and its mask must be of one size", code="size-mismatch")
+            raise DataError(self.spec.name, what, "both must have the same size", code="size-mismatch")
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         if self.resize == "crop":
@@ -159,12 +159,12 @@ class SegTransform:
         """`labels` of [`~SegTransform.prepare`] for one mask, without letterbox padding: uint8 `(height, width)`."""
         if len(mask.getbands()) > 1:
             what = f"a mask of mode {mask.mode} has several channels"
-            raise DataError(self.spec.name, what, "masks hold one class id a pixel", code="mask-kind")
+            raise DataError(self.spec.name, what, "masks hold one class id per pixel", code="mask-kind")
         # a histogram in C is faster than a look-up of every pixel
         values = np.flatnonzero(mask.histogram()) if mask.mode in ("L", "P") else np.unique(np.asarray(mask))
         strange = values[self._look_up(values) == INVALID]
         if len(strange):
-            what = f"a mask holds the values {strange.tolist()}, which the classes of {self.spec.name} do not have"
+            what = f"a mask holds the values {strange.tolist()}, which belong to no class of {self.spec.name}"
             raise DataError(self.spec.name, what, code="mask-values")
         # Pillow's NEAREST samples at pixel centres, like torchvision's NEAREST_EXACT
         if self.resize != "crop":

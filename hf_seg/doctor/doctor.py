@@ -158,7 +158,7 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
         problems += filter(None, [find_obstacle(own, folder, "error" if folder in wanted else "warning")])
     for cache in caches.values() if deep else ():
         for file in cache.find_stale():
-            what = f"{cache.place} has other pixels for this pair than its files"
+            what = f"{cache.place} holds pixels of this pair that differ from its files"
             remedy = "Delete that folder: the next launch makes it again."
             problems.append(Problem(level="warning", code="stale-cache", place=file, what=what, remedy=remedy))
     return list(dict.fromkeys(problems))
@@ -211,7 +211,7 @@ def as_text(report: Report, *, show_all: bool = False) -> str:
         times = (each["seconds"], each["seconds"] * each["epochs"] / 60)
         epoch, total = (f"{time:,.0f}" if time >= 10 else f"{time:.1f}" for time in times)
         memory = f"; {each['megabytes'] / 1000:.1f} GB of memory" if each["megabytes"] else ""
-        took = f"about {epoch} s an epoch and {total} min in all on this machine, without validation"
+        took = f"about {epoch} s per epoch and {total} min in total on this machine, without validation"
         lines.append(f"{each['name']}: {took}{memory}")
     kinds = Counter((LEVELS.index(problem.level), problem.code) for problem in report.problems)
     for (level, code), count in sorted(kinds.items()):

@@ -55,7 +55,7 @@ def _torchvision() -> Iterator[Problem]:
         needs = [line for line in metadata.requires("torchvision") or () if Requirement(line).name == "torch"]
         what = (
             f"torchvision {versions['torchvision']} does not work with torch {versions['torch']} "
-            f"({type(error).__name__}: {error}); its package asks for {', '.join(needs) or 'no torch'}"
+            f"({type(error).__name__}: {error}); its package requires {', '.join(needs) or 'no torch'}"
         )
         remedy = "Install both together, from one index: pip install --upgrade --force-reinstall torch torchvision"
         yield Problem(code="torch-torchvision", place="torchvision", what=what, remedy=remedy)
@@ -68,8 +68,8 @@ def check_gpu() -> list[Problem]:
     if torch.accelerator.is_available() or not _has_nvidia_gpu():
         return []
     if torch.version.cuda is None:
-        what = f"torch {torch.__version__} is built without CUDA, and this machine has an NVIDIA GPU"
-        remedy = "Install a CUDA build, as https://pytorch.org says; training on the CPU takes many times as long."
+        what = f"torch {torch.__version__} is built without CUDA, but this machine has an NVIDIA GPU"
+        remedy = "Install a CUDA build, as https://pytorch.org describes; training on the CPU takes many times longer."
     else:
         what = f"torch {torch.__version__} cannot use the NVIDIA GPU of this machine"
         try:
@@ -94,7 +94,7 @@ def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
     needed = 2 * workers * batch_bytes
     if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []
-    what = f"has {free / 1e6:.0f} MB free, and {workers} data loader workers need {needed / 1e6:.0f} MB: they crash"
+    what = f"has {free / 1e6:.0f} MB free, but {workers} data loader workers need {needed / 1e6:.0f} MB: they crash"
     remedy = "Start the container with a larger --shm-size, or set training.dataloader_num_workers to 0."
     place = str(SHARED_MEMORY)
     return [Problem(level="warning", code="small-shared-memory", place=place, what=what, remedy=remedy)]

@@ -105,30 +105,30 @@ def init(
     if not place.is_dir() and (out is None or not on_hub):
         remedy = "Correct the path."
         if on_hub:
-            remedy += " Or, if it is a data set on the Hub, name by --out the folder to write to."
+            remedy += " Or, if it is a data set on the Hub, name the folder to write to with --out."
         raise DataError("data.root", f"there is no folder {place.absolute()}", remedy)
     if layout is None and (place / oxford_pet.SIGN).is_dir():
         what = "is the official release of Oxford-IIIT Pet, with splits and classes of its own"
         command = f"hf-seg train oxford-pet-segformer-scratch --data.root {shlex.quote(str(place.absolute()))}"
         raise DataError(place.absolute(), what, f"It needs no init: `{command}`.")
     if layout and not of_files:
-        raise DataError(source, "--layout is for a folder of files, and this is none", "Leave it out.")
+        raise DataError(source, "--layout is for a folder of files, but this is not one", "Leave it out.")
     for option in given:
         if of_files or (option == "revision" and place.is_dir()):
-            what = "tables and the Hub, and this is a folder of files"
-            what = what if of_files else "data sets on the Hub, and this is a folder"
+            what = "tables and the Hub, but this is a folder of files"
+            what = what if of_files else "data sets on the Hub, but this is a folder"
             flag = f"--{option.replace('_', '-')}"
             raise DataError(place.absolute(), f"{flag} is for {what}", "Leave it out.")
     root = Path(out or place).expanduser().resolve()
     if place.is_dir():
         folder.find_root(str(place))
-    check_writable(root, "name another folder by --out" if out else "make the folder writable")
+    check_writable(root, "name another folder with --out" if out else "make the folder writable")
     _refuse_existing(root, overwrite)
     if of_files:
         kind = find_layout(place.resolve(), layout).name
         if kind in ANNOTATIONS:
             if existing := [name for name in ("masks", FILE_NAME) if os.path.lexists(root / name)]:
-                what = f"holds {' and '.join(existing)} already, and init would draw the {kind} annotations"
+                what = f"already holds {' and '.join(existing)}, which init would draw from the {kind} annotations"
                 raise DataError(root, what, "move them away, or draw elsewhere with --out.", code="exists")
             drawn = polygons.draw(place.resolve(), root, kind)
             try:
@@ -138,7 +138,7 @@ def init(
                 (root / FILE_NAME).unlink()
                 raise
         elif out:
-            what = "--out is for tables, the Hub and annotations that init draws, and this is a folder of masks"
+            what = "--out is for tables, the Hub and annotations that init draws, but this is a folder of masks"
             raise DataError(place.absolute(), what, "Leave it out.")
         return _write_all(root, _list_folder(root, layout, []), arch)
     path = str(place.resolve()) if place.is_dir() else str(source)
@@ -148,7 +148,7 @@ def init(
 def _refuse_existing(root: Path, overwrite: bool) -> None:
     existing = [name for name in OUTPUTS if os.path.lexists(root / name)]
     if existing and not overwrite:
-        what = f"holds {' and '.join(existing)} already"
+        what = f"already holds {' and '.join(existing)}"
         raise DataError(root, what, "move them away, or add --overwrite.", code="exists")
     try:
         written = dict(parse_json((root / WRITTEN).read_text(encoding="utf-8")))
@@ -222,7 +222,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
         raise DataError(name, "holds no pair", "Is this the right folder?")
     check_enough(name, left, lacking)
     if empty:
-        raise DataError(name, f"the {empty[0]} split holds no pair that can be used", NO_PAIR, code="empty-split")
+        raise DataError(name, f"the {empty[0]} split has no usable pair", NO_PAIR, code="empty-split")
     if classes is None:
         names, where = source.find_names(survey.pixels(), by_color)
         guessed = guess_classes(name, survey, by_color, names)
@@ -247,7 +247,7 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     recipe_file, runs, run = (shlex.quote(str(root / name)) for name in ("recipe.json", "runs", "runs/recipe"))
-    say("With few pictures and a connection, add --model.init imagenet to the next command.")
+    say("With few pictures and an internet connection, add --model.init imagenet to the next command.")
     say(f"How long it takes on this machine: hf-seg doctor {recipe_file}")
     say(f"Then: hf-seg train {recipe_file} --output_dir {runs}")
     say(f"Then: hf-seg predict {run} PHOTOGRAPHS --out masks")
@@ -267,7 +267,7 @@ def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]
     alike = set().union(*(pair for pair in pairs if len(set(map(_folder_of, pair))) == 1))
     if len(alike) < ALIKE * len(names):
         return
-    found = f"{len(alike)} of {len(names)} pictures look like another one beside them, as the frames of a film do"
+    found = f"{len(alike)} of {len(names)} pictures look like another one in their folder, as frames of a film do"
     drawn = draw_folders(names, held_out)
     if drawn and _keeps_classes(drawn["train"], names, survey.usable[split].values()):
         save_split(root, drawn if split == ALL else {name: drawn[name] for name in held_out}, "write split.json")
@@ -277,8 +277,8 @@ def _divide_films(root: Path, source: Source, survey: Survey, written: list[str]
         yield f"  split   {found}; so whole folders are held out: {join_names(parts)}."
         yield "          Delete split.json for a random split."
     else:
-        yield f"  hint    {found}: a random split tests with pictures that look like those of train."
-        yield "          Sort them into a folder for each film and repeat this, or write split.json (docs/data.md)."
+        yield f"  hint    {found}: a random split tests on pictures that look like those of train."
+        yield "          Sort them into one folder per film and repeat this, or write split.json (docs/data.md)."
 
 
 def _keeps_classes(train: Collection[str], names: Sequence[str], facts: Iterable[PairFacts]) -> bool:
@@ -335,7 +335,7 @@ def propose_framing(sizes: Collection[tuple[int, int]]) -> tuple[dict[str, Any],
     """Choose `image_size` and `resize` for photographs of these widths and heights; return them and the reason."""
     width, height = (statistics.median(each) for each in zip(*sizes, strict=True))
     if statistics.median(max(size) for size in sizes) > LARGE:
-        why = f"most are above {LARGE} pixels: training sees windows of them, so that small things stay visible"
+        why = f"most are larger than {LARGE} pixels: training sees windows of them, so that small things stay visible"
         return {"image_size": WINDOW, "resize": "crop"}, why
     scale = min(1, MAX_IMAGE_SIZE / math.sqrt(width * height))
     # the nearest multiple of 32 (at least 32) that does not enlarge the picture
@@ -358,7 +358,7 @@ def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, 
     framing, why = propose_framing([facts.size for facts in pairs])
     size = framing["image_size"] if isinstance(framing["image_size"], list) else [framing["image_size"]] * 2
     if gray := sum(facts.gray for facts in pairs):
-        images += f"; one channel, read as red, green and blue alike: {gray}"
+        images += f"; one channel, used for red, green and blue: {gray}"
     masks = f"  masks   {_counted(facts.mask_kind for facts in pairs)}; {'colours' if by_color else 'ids'}"
     lines = [f"{source.name}: {len(pairs)} pairs", *source.about, images, masks]
     lines.append(f"  size    {size[1]}×{size[0]} by {framing['resize']}, since {why}")
@@ -370,7 +370,7 @@ def _describe(source: Source, survey: Survey, classes: Classes, by_color: bool, 
         lines.append(f"  {values:>8}  {label:<{width}}  {share:7.2%} of the pixels, in {pictures} pictures")
     rare = sum(0 < share < RARE for *_, share, _ in shares)
     if rare > len(shares) / 2 and len(shares) > 8:
-        lines.append(f"  {rare} of these are on less than {RARE:.1%} of the pixels: values of smoothed outlines?")
+        lines.append(f"  {rare} of these cover less than {RARE:.1%} of the pixels: values of smoothed outlines?")
     return "\n".join(map(printable, lines))
 
 

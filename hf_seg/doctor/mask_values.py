@@ -99,7 +99,7 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
     values = sorted(counts)
     if not by_color and (beyond := [value for value in values if not 0 <= value <= MAX_ID]):
         masks = first(facts.name for facts in survey.facts if beyond[0] in facts.counts)
-        what = f"the masks hold the id {beyond[0]}, and ids are 0 to {MAX_ID}: those of {masks}"
+        what = f"the masks of {masks} hold the id {beyond[0]}, but ids must be 0 to {MAX_ID}"
         raise DataError(name, what, "write void as 255 and classes as small ids", code="mask-values")
     called_void = {value for value in VOID & names.keys() if not by_color and names[value].lower() in VOID_NAMES}
     names = {value: label for value, label in names.items() if value not in called_void}
@@ -113,16 +113,16 @@ def guess_classes(name: str, survey: Survey, by_color: bool, names: Mapping[int,
         rarest = min(values, key=counts.__getitem__)
         what = (
             f"the masks hold {len(values):,} different {'colours' if by_color else 'ids'} (the rarest, "
-            f"{as_text(rarest, by_color)}, on {counts[rarest]:,} pixels), and {MAX_CLASSES} classes are the most"
+            f"{as_text(rarest, by_color)}, on {counts[rarest]:,} pixels), but only {MAX_CLASSES} classes are allowed"
         )
         remedy = (
-            "Numbered instances are no classes; smoothed or JPEG-compressed masks get values in between: save them as "
-            "PNG, resized by nearest."
+            "Numbered instances are not classes. Smoothed or JPEG-compressed masks get values in between: save them "
+            "as PNG, and resize them by nearest."
         )
         raise DataError(name, what, remedy, code="mask-values")
     if len(values) < 2:
         only = as_text(values[0], by_color) if values else "nothing"
-        what = f"the masks hold {only} only, and training needs two classes"
+        what = f"the masks hold {only} only, but training needs two classes"
         raise DataError(name, what, "Are these the right masks?", code="constant-masks")
     if len(names.keys() | set(values)) <= MAX_CLASSES:
         values = sorted(names.keys() | set(values))
@@ -143,7 +143,7 @@ def hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
     few = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < SCARCE]
     if few and len(few) <= len(shares) / 2:
         yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}"
-        yield "          A model may ignore what is so rare. More pictures of it help, or --training.class_weights"
+        yield "          A model may ignore such rare classes. More pictures of them help, or --training.class_weights"
         yield "          balanced in the next command."
     if classes.meaning == {0: 0, 1: 1, 255: IGNORE_INDEX} and counts[IGNORE_INDEX] > counts[1]:
         yield "  hint    255 counts as void here, and covers more pixels than 1. If it is the object of some masks,"

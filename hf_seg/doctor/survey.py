@@ -145,7 +145,7 @@ def _count(mask: PIL.Image.Image, by_color: bool, name: str) -> dict[int, int]:
     if by_color and not mask.mode.startswith(("I", "F")):
         colors = mask.convert("RGB").getcolors(MAX_COLORS)
         if colors is None:
-            remedy = "A mask has one plain colour a class; JPEG compression and smoothing make thousands of them."
+            remedy = "A mask has one plain colour per class; JPEG compression and smoothing make thousands of colours."
             raise PairError(name, f"the mask holds more than {MAX_COLORS:,} colours", remedy, code="mask-values")
         return {red << 16 | green << 8 | blue: count for count, (red, green, blue) in colors}
     values, counts = np.unique(raw_values(mask, by_color=by_color, name=name), return_counts=True)
@@ -156,9 +156,7 @@ def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Ite
     yield from _name_problems(header, name)
     width, height = header.size
     if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
-        remedy = (
-            "What lies under transparent pixels is seen by the model; if that looks wrong, fill the transparent area."
-        )
+        remedy = "The model sees the colours of transparent pixels; if these look wrong, fill the transparent area."
         yield _problem(
             "note", "transparency", name, f"has transparency (mode {header.mode}), which is dropped", remedy
         )
@@ -167,22 +165,22 @@ def _image_problems(header: PIL.Image.Image, name: str, *, upright: bool) -> Ite
             "note", "palette-image", name, "has a palette of 256 colours at most", "Use the original if there is one."
         )
     elif header.mode == "CMYK":
-        what = "is for print (mode CMYK); as RGB without its colour profile, its colours are not those that people see"
+        what = "is for print (mode CMYK); converted to RGB without its colour profile, it gets wrong colours"
         yield _problem(
-            "warning", "cmyk-image", name, what, "Convert it to RGB with a program that knows colour profiles."
+            "warning", "cmyk-image", name, what, "Convert it to RGB with a program that supports colour profiles."
         )
     note = _orientation(header)
     if note > 1:
         what = f"is stored turned (EXIF orientation {note})"
-        done = "is turned upright, as its mask has to be" if upright else "stays as stored, as its mask has to be"
+        done = "is turned upright, as its mask must be" if upright else "stays as stored, as its mask must be"
         yield _problem(
             "note", "exif-orientation", name, f"{what} and {done}", "Look at some of them with their masks."
         )
     if max(width, height) >= LONG * min(width, height):
-        remedy = "Cut it into parts: in a small input little is left of its shorter side, or of its shape."
+        remedy = "Cut it into parts: a small input keeps little of its shorter side, or of its shape."
         yield _problem("note", "long-image", name, f"is {width}×{height} pixels, long and thin", remedy)
     if width * height > PIL.Image.MAX_IMAGE_PIXELS:
-        what = f"has {width * height / 1e6:.0f} million pixels: decoding it takes long, and much memory"
+        what = f"has {width * height / 1e6:.0f} million pixels: decoding it takes much time and memory"
         yield _problem(
             "warning", "huge-image", name, what, "Make a smaller copy; the model sees it at image_size anyway."
         )
@@ -192,7 +190,7 @@ def _name_problems(header: PIL.Image.Image, name: str) -> Iterator[Problem]:
     expected = PIL.Image.registered_extensions().get(Path(name).suffix.lower())
     found = {"MPO": "JPEG"}.get(header.format, header.format)  # a JPEG file with a second picture behind it
     if expected and found != expected:
-        remedy = "hf_seg goes by the content; other programs may refuse it."
+        remedy = "hf_seg reads it as such; other programs may refuse it."
         yield _problem("warning", "wrong-suffix", name, f"is a {found} file by its content", remedy)
 
 
@@ -227,17 +225,17 @@ def find_problems(
     """
     for name, rows in survey.usable.items():
         if split_known and not rows and (drop or not survey.pair_counts[name]):
-            yield _problem("error", "empty-split", place, f"the {name} split holds no pair that can be used", NO_PAIR)
+            yield _problem("error", "empty-split", place, f"the {name} split has no usable pair", NO_PAIR)
     height, width = size
     below = all if resize == "letterbox" else any
     small = [facts.size for facts in survey.facts if below((facts.size[0] < width, facts.size[1] < height))]
     if small:
         what = f"{len(small):,} of {len(survey.facts):,} images are enlarged to image_size {width}×{height}"
         width, height = min(small, key=min)
-        remedy = "It costs time and adds nothing: a smaller image_size may do."
+        remedy = "This costs time and adds no detail: a smaller image_size may be enough."
         yield _problem("note", "small-image", place, f"{what} (the smallest is {width}×{height} pixels)", remedy)
     if gray := sum(facts.gray for facts in survey.facts):
-        what = f"{gray:,} of {len(survey.facts):,} images have one channel, which is read as red, green and blue alike"
+        what = f"{gray:,} of {len(survey.facts):,} images have one channel, which is used for red, green and blue"
         yield _problem("note", "one-channel", place, what, "Use the originals if these have colours.")
     if spec:
         yield from _class_problems(survey, spec, place, split_known)
@@ -253,7 +251,7 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
     if len(seen) == 1:
         (only,) = seen
         remedy = "Nothing can be learnt from that. Are these the right masks, and the right classes.json?"
-        what = f"all masks hold one class only, {spec.class_names[only]}"
+        what = f"all masks hold only one class, {spec.class_names[only]}"
         yield _problem("warning", "constant-masks", place, what, remedy)
         return
     for name, pixels in filled.items():
@@ -267,7 +265,7 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
             continue
         if absent := [label for index, label in enumerate(spec.class_names) if not pixels[index]]:
             if name == "train":
-                remedy = "What is not in train cannot be learnt: add such pairs, or take the class out."
+                remedy = "A class that is not in train cannot be learnt: add pairs with it, or remove the class."
             else:
                 remedy = f"mIoU of {name} leaves such classes out: move or add pairs to have them counted."
             yield _problem("warning", "absent-class", place, f"{name} holds no pixel of {', '.join(absent)}", remedy)
@@ -275,7 +273,7 @@ def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: 
         rare = [f"{label} ({share:.3%})" for label, share in shares.items() if 0 < share < RARE]
         if rare and name == "train":
             what = f"below {RARE:.1%} of the labelled pixels of train: {', '.join(rare)}"
-            remedy = "Such a class may never be predicted, and counts as much in mIoU as every other."
+            remedy = "Such a class may never be predicted, but it counts as much in mIoU as any other."
             yield _problem("note", "rare-class", place, what, remedy)
 
 
@@ -292,8 +290,8 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
     found = list(itertools.islice(find_duplicates(thumbnails), MAX_DUPLICATES + 1))
     if len(found) > MAX_DUPLICATES:
         found.pop()
-        what = f"there are more than {MAX_DUPLICATES:,} pairs of photographs that look the same; the rest is left out"
-        remedy = "Frames of a film? Whole films belong into one split, and one frame in many is enough."
+        what = f"more than {MAX_DUPLICATES:,} pairs of photographs look the same; the rest are not listed"
+        remedy = "Are these frames of a film? Keep each film in one split; one frame in many is enough."
         yield _problem("warning", "many-duplicates", place, what, remedy)
     for first, second, similarity in found:
         (a, one), (b, other) = everywhere[first], everywhere[second]
@@ -301,11 +299,11 @@ def _photograph_problems(survey: Survey, place: str, split_known: bool) -> Itera
             where = f"; this one is in {b}, that one in {a}"
             remedy = (
                 "The score includes a photograph that was trained on: keep one of the two, or both in the same split. "
-                "Where the split is official, leave it, and say so beside the score."
+                "If the split is official, leave it, and say so beside the score."
             )
         else:
             where = f"; both are in {a}" if split_known else ""
-            remedy = "It counts twice. Before a split is drawn again, keep one of the two."
+            remedy = "It counts twice. Keep only one of the two, before a split is drawn again."
         what = f"looks like the same photograph as {one.name}{where} (similarity {similarity:.2f})"
         code, level = ("duplicate-within-split", "note") if a == b else ("duplicate-across-splits", "warning")
         yield _problem(level, code, other.name, what, remedy)

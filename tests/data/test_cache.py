@@ -155,7 +155,7 @@ def test_a_damaged_cache_is_made_again(pets, tmp_path, damage, caplog):
     damage(whole.folder)
     again = prepare(pets, str(tmp_path / "cache"))["test"]
     assert np.array_equal(again.labels, expected)
-    assert f"{whole.folder}: the cache is damaged" in caplog.text and "is made again" in caplog.text
+    assert f"{whole.folder}: the cache is damaged" in caplog.text and "will be made again" in caplog.text
 
 
 def test_workers_map_it_anew_and_batches_come_whole(pets, tmp_path):
@@ -237,9 +237,9 @@ def test_a_full_disk(pet_folder, tmp_path, more):
     assert process.returncode == 1
     message = process.stderr.splitlines()[-1]
     assert message.startswith(
-        f"error: {tmp_path / 'disk' / 'cache'}: the train pairs of oxford_pet cannot be kept there"
+        f"error: {tmp_path / 'disk' / 'cache'}: the train pairs of oxford_pet cannot be stored there"
     )
-    assert ("No space left on device" if more else "they take 0.3 MB, and 0.2 MB are free") in message
+    assert ("No space left on device" if more else "they take 0.3 MB, but only 0.2 MB are free") in message
     assert ("Free disk space. " if more else "") + "Name another folder in data.cache, or set it to false" in message
     left = [name for name in process.stdout.splitlines() if "decoding" not in name and name]
     assert left and all(name.endswith(".lock") for name in left)
@@ -249,8 +249,8 @@ def test_a_folder_that_cannot_be_made(pets, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file")
     assert isinstance(prepare(pets, "auto")["train"], UncachedPairs)
-    assert "Else the pictures are decoded again each epoch." in caplog.text
-    with pytest.raises(DataError, match="the train pairs of oxford_pet cannot be kept there: .*Not a directory"):
+    assert "Otherwise the pictures are decoded again each epoch." in caplog.text
+    with pytest.raises(DataError, match="the train pairs of oxford_pet cannot be stored there: .*Not a directory"):
         prepare(pets, str(tmp_path / "file" / "cache"))
 
 
@@ -271,5 +271,5 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     missing = SimpleNamespace(place=tmp_path / "new" / "train", bytes=0)
     found = find_obstacle([missing], tmp_path / "new", "warning")
     assert (found.level, found.code) == ("warning", "unwritable-folder")
-    assert found.what == f"is for the resized pairs, and {tmp_path} is not writable"
-    assert found.remedy.endswith("Else the pictures are decoded again each epoch.")
+    assert found.what == f"is the folder for the resized pairs, but {tmp_path} is not writable"
+    assert found.remedy.endswith("Otherwise the pictures are decoded again each epoch.")

@@ -55,22 +55,30 @@ def test_several_ids_fold_into_a_class_and_255_may_be_one():
         ),
         (
             {"classes": [CAT]},
-            "classes: must be 2 to 255 classes, but are 1; what is not the object is a class too, mostly named "
-            "background",
+            "classes: must have 2 to 255 classes, but has 1; the background is a class, too",
         ),
         (
             {"classes": [{"name": str(number), "id": number} for number in range(256)]},
-            "classes: must be 2 to 255 classes, but are 256; fold some",
+            "classes: must have 2 to 255 classes, but has 256; merge some",
         ),
         ({"classes": [CAT, "dog"]}, "classes[1]: must be an object with name, id or color"),
-        ({"classes": [CAT, {"id": 1}]}, "classes[1].name: is missing or no text; give the class a name"),
-        ({"classes": [CAT, {"name": " ", "id": 1}]}, "classes[1].name: is missing or no text; give the class a name"),
-        ({"classes": [CAT, DOG | {"name": "do\x1b[31mg"}]}, 'classes[1].name: "do\\u001b[31mg" holds a control'),
-        ({"classes": [CAT, DOG | {"name": "dog\n"}]}, 'classes[1].name: "dog\\n" holds a control character; take'),
-        ({"classes": [CAT, DOG | {"name": "\x85dog"}]}, 'classes[1].name: "\x85dog" holds a control character'),
-        ({"classes": [CAT, DOG | {"name": "\ud800"}]}, 'classes[1].name: "\ud800" holds a control character'),
-        ({"classes": [CAT, DOG | {"name": "cat"}]}, 'classes[1].name: "cat" stands at classes[0].name too; each may'),
-        ({"classes": [CAT, DOG | {"id": 0}]}, "classes[1].id: 0 stands at classes[0].id too; each may be there once"),
+        ({"classes": [CAT, {"id": 1}]}, "classes[1].name: is missing or not text; give the class a name"),
+        ({"classes": [CAT, {"name": " ", "id": 1}]}, "classes[1].name: is missing or not text; give the class a name"),
+        ({"classes": [CAT, DOG | {"name": "do\x1b[31mg"}]}, 'classes[1].name: "do\\u001b[31mg" contains a control'),
+        (
+            {"classes": [CAT, DOG | {"name": "dog\n"}]},
+            'classes[1].name: "dog\\n" contains a control character; remove',
+        ),
+        ({"classes": [CAT, DOG | {"name": "\x85dog"}]}, 'classes[1].name: "\x85dog" contains a control character'),
+        ({"classes": [CAT, DOG | {"name": "\ud800"}]}, 'classes[1].name: "\ud800" contains a control character'),
+        (
+            {"classes": [CAT, DOG | {"name": "cat"}]},
+            'classes[1].name: "cat" is already used in classes[0].name; each may',
+        ),
+        (
+            {"classes": [CAT, DOG | {"id": 0}]},
+            "classes[1].id: 0 is already used in classes[0].id; each may occur only once",
+        ),
         (
             {"classes": [CAT, DOG | {"id": 65536}]},
             "classes[1].id: must be a whole number from 0 to 65535, but is 65536",
@@ -78,7 +86,7 @@ def test_several_ids_fold_into_a_class_and_255_may_be_one():
         ({"classes": [CAT, DOG | {"id": True}]}, "classes[1].id: must be a whole number from 0 to 65535, but is true"),
         (
             {"classes": [CAT, {"name": "dog", "color": "#000000"}]},
-            "classes[1].id: is missing; give a whole number from 0 to 65535: all classes have one, or none",
+            "classes[1].id: is missing; give a whole number from 0 to 65535: either all classes have one, or none",
         ),
         (
             {"classes": [{"name": "a"}, {"name": "b", "color": "#000000"}]},
@@ -91,21 +99,21 @@ def test_several_ids_fold_into_a_class_and_255_may_be_one():
         ({"classes": [CAT | {"color": "red"}, DOG]}, 'classes[0].color: must be a colour, "#rrggbb" or [red,'),
         (
             {"classes": [RED, BLUE | {"color": "#FF0000"}]},
-            "classes[1].color: #ff0000 stands at classes[0].color too",
+            "classes[1].color: #ff0000 is already used in classes[0].color",
         ),
         (
             {"classes": [CAT | {"color": "#000001"}, DOG | {"color": "#000001"}]},
-            "classes[1].color: #000001 stands at classes[0].color too",
+            "classes[1].color: #000001 is already used in classes[0].color",
         ),
         ({"classes": [CAT, DOG], "ignore": 255}, "ignore: must be a list of ids, but is 255"),
-        ({"classes": [CAT, DOG], "ignore": [7]}, "ignore[0]: 7 stands at classes[1].id too"),
+        ({"classes": [CAT, DOG], "ignore": [7]}, "ignore[0]: 7 is already used in classes[1].id"),
         ({"classes": [CAT, DOG], "ignore": ["#ffffff"]}, "ignore[0]: must be a whole number from 0 to 65535, but is"),
         ({"classes": [CAT, DOG], "label_map": [1]}, 'label_map: must be an object {"id": "name of a class"}'),
         (
             {"classes": [CAT, DOG], "label_map": {"1": "cta"}},
             'label_map.1: there is no class "cta"; did you mean "cat',
         ),
-        ({"classes": [CAT, DOG], "label_map": {"7": "cat"}}, "label_map.7: 7 stands at classes[1].id too"),
+        ({"classes": [CAT, DOG], "label_map": {"7": "cat"}}, "label_map.7: 7 is already used in classes[1].id"),
         ({"classes": [CAT, DOG], "label_map": {"-1": "cat"}}, "label_map.-1: must be a whole number from 0 to 65535"),
     ],
 )
@@ -127,8 +135,8 @@ def test_everything_wrong_comes_at_once_with_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"[]", "classes.json: must be an object .*, a list of classes with a name and an id or a color"),
-        (b'{"classes": {}}', "classes.json: must be an object .*, a list of classes"),
+        (b"[]", "classes.json: must be an object .*: a list of classes, each with a name and an id or a color"),
+        (b'{"classes": {}}', "classes.json: must be an object .*: a list of classes"),
         (b'{"classes": [],}', "classes.json: is not JSON: .* at line 1"),
         (b'{"classes": [], "classes": []}', 'the key "classes" is given twice'),
         (b"\xff\xfe", "classes.json: is not text in UTF-8"),

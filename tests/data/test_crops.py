@@ -141,4 +141,4 @@ def test_a_small_disk_is_not_filled(splits, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert prepare(splits, "auto")["train"].decodes is decodes
     (line,) = [line for line in caplog.messages if "more than half of the" in line]
-    assert "Else the pictures are decoded again each epoch." in line
+    assert "Otherwise the pictures are decoded again each epoch." in line

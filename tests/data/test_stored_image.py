@@ -82,13 +82,13 @@ FOUR = np.concatenate([COLORS, COLORS[..., :1]], axis=-1)
 
 REFUSED = {
     # name: (the file, code, what the message says of an image, and of a mask; None: a mask may be so)
-    "16-bit grey PNG": (saved(DEEP[..., 0], "PNG"), "deep-image", "has more than 8 bits a channel (16)", None),
-    "16-bit colour PNG": (png(DEEP, 2), "deep-image", "has more than 8 bits a channel (16)", ...),
-    "16-bit grey PNG with alpha": (png(DEEP[..., :2], 4), "deep-image", "has more than 8 bits a channel (16)", ...),
-    "16-bit colour TIFF": (tiff(DEEP, 2), "deep-image", "has more than 8 bits a channel (16)", ...),
-    "32-bit TIFF": (saved(DEEP[..., 0].astype(np.int32), "TIFF"), "deep-image", "8 bits a channel (32)", None),
-    "float TIFF": (saved(GRADIENT / np.float32(255), "TIFF"), "deep-image", "8 bits a channel (32)", "mode F"),
-    "float colour TIFF": (tiff(COLORS / np.float32(255), 2), "deep-image", "8 bits a channel (32)", ...),
+    "16-bit grey PNG": (saved(DEEP[..., 0], "PNG"), "deep-image", "has more than 8 bits per channel (16)", None),
+    "16-bit colour PNG": (png(DEEP, 2), "deep-image", "has more than 8 bits per channel (16)", ...),
+    "16-bit grey PNG with alpha": (png(DEEP[..., :2], 4), "deep-image", "has more than 8 bits per channel (16)", ...),
+    "16-bit colour TIFF": (tiff(DEEP, 2), "deep-image", "has more than 8 bits per channel (16)", ...),
+    "32-bit TIFF": (saved(DEEP[..., 0].astype(np.int32), "TIFF"), "deep-image", "8 bits per channel (32)", None),
+    "float TIFF": (saved(GRADIENT / np.float32(255), "TIFF"), "deep-image", "8 bits per channel (32)", "mode F"),
+    "float colour TIFF": (tiff(COLORS / np.float32(255), 2), "deep-image", "8 bits per channel (32)", ...),
     "deep near infrared": (tiff(FOUR.astype(np.uint16), 2, extra=(0,)), "many-bands", "green, blue and 1 more", ...),
     "near infrared": (tiff(FOUR, 2, extra=(0,)), "many-bands", "has 4 bands: red, green, blue and 1 more", ...),
     "five bands": (tiff(np.repeat(COLORS[..., :1], 5, 2), 1), "many-bands", "one of grey or ids and 4 more", ...),
@@ -179,10 +179,10 @@ def test_a_value_range_makes_nothing_else_readable(name):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.arange(48, dtype=np.uint16) * 50, "(16); most of its values are from 23 to 2327"),
-        (np.arange(48, dtype=np.float32) / 47, "(32); most of its values are from 0.01 to 0.99"),
-        (np.full(48, 7, np.uint16), "(16); most of its values are from 7 to 8"),
-        (np.full(48, np.nan, np.float32), "(32); most of its values are from 0 to 1"),
+        (np.arange(48, dtype=np.uint16) * 50, "(16); most values are from 23 to 2327"),
+        (np.arange(48, dtype=np.float32) / 47, "(32); most values are from 0.01 to 0.99"),
+        (np.full(48, 7, np.uint16), "(16); most values are from 7 to 8"),
+        (np.full(48, np.nan, np.float32), "(32); most values are from 0 to 1"),
     ],
 )
 def test_a_deep_picture_is_measured(values, said):
@@ -206,7 +206,9 @@ def test_labels_in_the_alpha_channel(mode, by_color):
     assert not np.asarray(empty).any()
     mask.putalpha(Image.fromarray(IDS * 255))
     error = refused(column, saved(mask, kind))
-    assert "all pixels of the mask have one colour" in error.problem.what and "alpha channel" in error.problem.what
+    assert (
+        "all pixels of the mask have the same colour" in error.problem.what and "alpha channel" in error.problem.what
+    )
     assert error.problem.code == "mask-kind"
 
 

@@ -148,7 +148,7 @@ def test_the_two_steps_are_the_whole(augment):
     [
         (photograph(), mask((90, 71)), "90×70 pixels has a mask of 90×71"),
         (photograph(), photograph(), "mode RGB has several channels"),
-        (photograph(), Image.new("L", (90, 70), 9), r"values \[9\], which the classes of three do not have"),
+        (photograph(), Image.new("L", (90, 70), 9), r"values \[9\], which belong to no class of three"),
         (photograph(), Image.new("I;16", (90, 70), 257), r"values \[257\]"),
     ],
 )

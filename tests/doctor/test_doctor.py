@@ -520,7 +520,7 @@ def test_text_for_people(root, capsys, monkeypatch):
     assert lines[0] == f"{root}: 8 train, 1 validation, 1 test; layout images+masks"
     assert lines[2] == "error: mask-values (10)"
     assert sum(f"{root}/masks/photo_" in line for line in lines) == 4 and "  … and 6 more (--all)" in lines
-    assert sum(line.startswith("  → Ids in a mask must each be that of a class") for line in lines) == 1
+    assert sum(line.startswith("  → Each id in a mask must be in classes.json") for line in lines) == 1
     assert lines[-1] == "10 errors, 0 warnings, 0 notes: training would be refused."
     assert not captured.err  # a log gets no bar
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -535,7 +535,7 @@ def test_time_and_memory_are_estimated(root, ask, write_recipe, capsys, monkeypa
         patch.setattr("hf_seg.launch.estimate", lambda *_: (90.0, 1234.0))
         cli.main(["doctor", str(recipe)])
     assert (
-        "own: about 90 s an epoch and 45 min in all on this machine, without validation; 1.2 GB of memory\n"
+        "own: about 90 s per epoch and 45 min in total on this machine, without validation; 1.2 GB of memory\n"
     ) in capsys.readouterr().out
     (estimate,) = ask(recipe)[1]["summary"]["estimates"]
     assert estimate["name"] == "own" and estimate["epochs"] == 30 and estimate["seconds"] > 0

@@ -54,7 +54,7 @@ def test_a_torchvision_for_another_torch(installed, monkeypatch):
     assert finding.level == "error" and "pip install" in finding.remedy
     assert finding.what == (
         "torchvision 0.29.1 does not work with torch 2.15.0 (RuntimeError: operator torchvision::nms does not exist); "
-        "its package asks for torch==2.14.0"
+        "its package requires torch==2.14.0"
     )
 
 
@@ -123,5 +123,5 @@ def test_shared_memory(tmp_path, monkeypatch):
     (finding,) = check_shared_memory(4, 9 * 10**6)
     assert (
         finding.code == "small-shared-memory"
-        and "has 64 MB free, and 4 data loader workers need 72 MB" in finding.what
+        and "has 64 MB free, but 4 data loader workers need 72 MB" in finding.what
     )

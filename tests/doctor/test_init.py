@@ -77,7 +77,7 @@ def test_what_it_says_and_writes(tmp_path, init):
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
-        "With few pictures and a connection, add --model.init imagenet to the next command.",
+        "With few pictures and an internet connection, add --model.init imagenet to the next command.",
         f"How long it takes on this machine: hf-seg doctor '{root}/recipe.json'",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
         f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out masks",
@@ -123,7 +123,7 @@ def test_films_are_divided_by_folder(tmp_path, init):
     status, out, _ = init(tmp_path)
     assert status == 0
     assert (
-        "  split   16 of 16 pictures look like another one beside them, as the frames of a film do; so whole folders "
+        "  split   16 of 16 pictures look like another one in their folder, as frames of a film do; so whole folders "
         "are held out: film 1 (2 pictures) for validation and film 2 (3 pictures) for test.\n"
         "          Delete split.json for a random split.\n"
     ) in out
@@ -154,7 +154,7 @@ def test_films_that_no_folder_divides_are_mentioned(tmp_path, init, place, lengt
     status, out, _ = init(tmp_path)
     assert status == 0 and not (tmp_path / "split.json").exists()
     assert (
-        f"  hint    {sum(lengths)} of {sum(lengths)} pictures look like another one beside them, as the frames" in out
+        f"  hint    {sum(lengths)} of {sum(lengths)} pictures look like another one in their folder, as frames" in out
     )
 
 
@@ -166,7 +166,7 @@ def test_a_folder_for_each_class_is_not_held_out(tmp_path, init):
         write_image(path, ids)
     status, out, _ = init(tmp_path)
     assert status == 0 and not (tmp_path / "split.json").exists()
-    assert "  hint    16 of 16 pictures look like another one beside them" in out
+    assert "  hint    16 of 16 pictures look like another one in their folder" in out
 
 
 @pytest.mark.parametrize("objects", [1, 255])
@@ -249,7 +249,7 @@ def test_existing_files_are_never_written_over(tmp_path, init, monkeypatch):
     monkeypatch.setattr("hf_seg.doctor.init.survey_masks", None)  # calling it would raise: refused before the scan
     status, out, err = init(root)
     assert (status, out) == (2, "")
-    assert err == f"error: {root}: holds recipe.json and preview.png already; move them away, or add --overwrite.\n"
+    assert err == f"error: {root}: already holds recipe.json and preview.png; move them away, or add --overwrite.\n"
     assert (root / "recipe.json").read_text() == (root / "preview.png").read_text() == "mine"
     assert not (root / "classes.json").exists()
 
@@ -324,10 +324,14 @@ def test_names_beside_the_masks(tmp_path, init, name, place):
     ("name", "content", "why"),
     [
         ("_classes.csv", "Pixel Value, Class\n0, background\n", "which has no name for 1, 2"),
-        ("labelmap.txt", "one\ntwo\n", "which is not lines like name:255,0,0::"),
-        ("label_classes.json", "{", 'which is not a list like [{"name"'),
-        ("id2label.json", '{"0": {"name": "a"}, "1": "b", "2": "c"}', 'which is not an object like {"0": "name"}'),
-        ("label_classes.json", "[1]", "which is not a list like"),
+        ("labelmap.txt", "one\ntwo\n", "which does not hold lines like name:255,0,0::"),
+        ("label_classes.json", "{", 'which does not hold a list like [{"name"'),
+        (
+            "id2label.json",
+            '{"0": {"name": "a"}, "1": "b", "2": "c"}',
+            'which does not hold an object like {"0": "name"}',
+        ),
+        ("label_classes.json", "[1]", "which does not hold a list like"),
         ("label_classes.json", '[{"name": "disc", "color": "#ff0000ff"}]', "which has no name for 0, 1, 2"),
     ],
 )
@@ -361,7 +365,7 @@ def test_turned_photographs_and_stray_values_are_mentioned(tmp_path, init):
     write_image(root / "masks" / "photo_01.png", ids)
     status, out, _ = init(root)
     assert status == 0 and "; turned upright: 1" in out
-    assert "20 of these are on less than 0.1% of the pixels: values of smoothed outlines?" in out
+    assert "20 of these cover less than 0.1% of the pixels: values of smoothed outlines?" in out
 
 
 def empty_folders(root):
@@ -409,16 +413,16 @@ def wrong_classes(root):
         (lambda root: write_folder(root, "ids", 2), "2 pairs cannot be split into train, validation and test: at"),
         (empty_folders, "holds no pair."),
         (no_photographs, "3 of 3 image and mask pairs cannot be used:"),
-        (black_masks, "the masks hold 0 only, and training needs two classes"),
+        (black_masks, "the masks hold 0 only, but training needs two classes"),
         (wrong_classes, 'must be an object {"classes": [...]}'),
-        (unnamed_void, "the masks hold the id -1, and ids are 0 to 65535"),
+        (unnamed_void, "hold the id -1, but ids must be 0 to 65535"),
         (
             lambda root: too_few_in(root, train=1, test=5),
             "1 pairs cannot be split into train and validation: at least",
         ),
         (
             lambda root: too_few_in(root, train=6, val=0, test=3),
-            "the validation split holds no pair that can be used. Each of train, validation and test needs one.",
+            "the validation split has no usable pair. Each of train, validation and test needs at least one.",
         ),
         (official_pets, "It needs no init: `hf-seg train oxford-pet-segformer-scratch --data.root /"),
     ],
@@ -458,7 +462,7 @@ def test_why_too_few_pairs_are_left_is_said(tmp_path, init):
     status, _, err = init(root)
     assert status == 2 and not (root / "classes.json").exists()
     assert "2 of 4 image and mask pairs cannot be used:" in err and err.count("the image has 3 pages or frames") == 2
-    assert err.count("Save each page or frame as a picture of its own: only the first would be read.") == 1
+    assert err.count("Save each page or frame as a separate picture: only the first would be read.") == 1
 
 
 def test_no_such_folder(tmp_path, init):
@@ -518,7 +522,7 @@ def test_deep_photographs_are_trained_and_predicted_by_one_range(tmp_path, init,
     value_range = [np.floor(low), np.ceil(high)]
     said = "black and white (1st and 99th percentile of 8 images with more than 8 bits): data.value_range\n"
     assert status == 0 and "  values  {:g} and {:g} become {}".format(*value_range, said) in out
-    assert "  images  8 PNG I;16; 48×32 pixels; one channel, read as red, green and blue alike: 8\n" in out
+    assert "  images  8 PNG I;16; 48×32 pixels; one channel, used for red, green and blue: 8\n" in out
     assert read(root / "recipe.json")["data"]["value_range"] == value_range
     with Image.open(root / "preview.png") as preview:  # neither black nor white
         assert len(preview.convert("L").getcolors()) > 100
@@ -657,13 +661,13 @@ class TestTables:
         status, _, err = init("org/name")
         assert status == 2
         assert err.endswith(
-            "Correct the path. Or, if it is a data set on the Hub, name by --out the folder to write to.\n"
+            "Correct the path. Or, if it is a data set on the Hub, name the folder to write to with --out.\n"
         )
         root = write_folder(tmp_path / "photos", "ids", 3)
         status, _, err = init(root, "--mask-column", "mask")
         assert (status, err) == (
             2,
-            f"error: {root}: --mask-column is for tables and the Hub, and this is a folder of files. Leave it out.\n",
+            f"error: {root}: --mask-column is for tables and the Hub, but this is a folder of files. Leave it out.\n",
         )
         root = write_parquet(tmp_path / "own", train=make_table(range(2)))
         assert "--revision is for data sets on the Hub" in init(root, "--revision", "main")[2]

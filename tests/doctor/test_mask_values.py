@@ -117,7 +117,7 @@ def test_one_bit_masks_beside_0_and_255(tmp_path):
 def test_one_bit_masks_whose_white_is_not_known(tmp_path):
     write_folder(tmp_path, "ids", 3)
     write_image(tmp_path / "masks" / "photo_01.png", KINDS["one_bit"](scene(1)[1]))
-    with pytest.raises(DataError, match="photo_01.jpg: the mask has 1 bit a pixel, and its white may be 1 or 255"):
+    with pytest.raises(DataError, match="photo_01.jpg: the mask has 1 bit per pixel, and its white could be 1 or 255"):
         look(tmp_path)
 
 
@@ -134,14 +134,14 @@ def test_names_of_void_and_names_that_no_mask_can_hold(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((40, 40), np.uint8), "the masks hold 0 only, and training needs two classes."),
+        (np.zeros((40, 40), np.uint8), "the masks hold 0 only, but training needs two classes."),
         (
             np.arange(1600, dtype=np.uint16).reshape(40, 40),
-            "the masks hold 1,600 different ids .* 255 classes are the",
+            "the masks hold 1,600 different ids .* only 255 classes are",
         ),
         (
             np.arange(4800).reshape(40, 40, 3).astype(np.uint8),
-            "different colours .* save them as PNG, resized by nearest",
+            "different colours .* save them as PNG, and resize them by nearest",
         ),
     ],
 )

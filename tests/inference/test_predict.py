@@ -404,7 +404,7 @@ def test_links_to_folders_are_followed_and_loops_named(tmp_path):
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     assert [path.name for path in expand_paths([tmp_path / "in"])] == ["in.png", "elsewhere.png"]
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    with pytest.raises(Refusal, match="in/link/back: is a link to a folder that holds it"):
+    with pytest.raises(Refusal, match="in/link/back: is a link to a folder that contains it"):
         expand_paths([tmp_path / "in"])
 
 

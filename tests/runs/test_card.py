@@ -291,7 +291,7 @@ def test_the_terms_of_the_run_that_gave_the_encoder_are_inherited(record):
     assert build_card(pet, repo_id="a/b").data.license_link == "https://huggingface.co/a/b#licence-and-terms"
     text = str(card)
     assert "The encoder is that of the run `city-run`, trained on Cityscapes" in text
-    assert "Non-commercial purposes such as research only" in text and "NVIDIA Source Code License" in text
+    assert "Only for non-commercial purposes such as research" in text and "NVIDIA Source Code License" in text
     assert "only the head was trained" not in text
     pet["model"]["init"]["frozen"] = True
     assert "it was frozen, so only the head was trained" in str(build_card(pet))

@@ -12,7 +12,7 @@ from hf_seg.data.sources.download import Archive, check_md5, find_lack, open_arc
 from hf_seg.problem import DataError, Level, Problem, disk_remedy
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
-UNSAFE = "Do not unpack it by hand; get it from where the data set is published."
+UNSAFE = "Do not unpack it by hand; download it from where the data set is published."
 
 
 def examine_parts(source: ModuleType, folder: Path, *, may_download: bool) -> list[Problem]:
@@ -30,7 +30,7 @@ def examine_parts(source: ModuleType, folder: Path, *, may_download: bool) -> li
         if absent:
             files = " and ".join(f"{archive.file_name}, {archive.size}" for archive in absent)
             code, what = "not-downloaded", f"a run would download {title} first ({files})"
-        later = "Its pairs are examined when it is there."
+        later = "Its pairs can be examined only after that."
         problems.append(Problem(level="note", code=code, place=str(folder), what=what, remedy=later))
     return problems
 
@@ -72,7 +72,7 @@ def _examine(path: Path, archive: Archive | None, *, needed: bool) -> Iterator[P
                     tarfile.data_filter(member, str(path.parent))  # the filter that unpacking uses
                 except tarfile.FilterError as error:
                     unsafe.append(str(error))
-            level, what = "error", "would be written outside of the folder, or are no files"
+            level, what = "error", "would be written outside the folder, or are not files"
         else:
             for member in wanted_members(opened, path, archive) if archive and needed else ():
                 with opened.open(member) as file:
@@ -80,7 +80,7 @@ def _examine(path: Path, archive: Archive | None, *, needed: bool) -> Iterator[P
                         pass  # zipfile compares the checksum at the end
             names = opened.namelist()
             unsafe = [name for name in names if {"/", ".."} & {*PurePosixPath(name.replace("\\", "/")).parts}]
-            level, what = "warning", "name a place outside of the folder"  # zipfile removes it from the names
+            level, what = "warning", "name a place outside the folder"  # zipfile removes it from the names
     if unsafe:
         shown = ", ".join(unsafe[:3]) + (", …" if len(unsafe) > 3 else "")
         what = f"{len(unsafe)} members {what}: {shown}"

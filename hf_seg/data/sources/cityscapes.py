@@ -54,8 +54,8 @@ SPEC = DatasetSpec(
     title="Cityscapes",
     homepage="https://www.cityscapes-dataset.com",
     terms=(
-        "Non-commercial purposes such as research only. The data must not be passed on, in whole or in part, and that "
-        "goes for pictures that show it."
+        "Only for non-commercial purposes such as research. The data must not be passed on, in whole or in part; this "
+        "includes pictures that show it."
     ),
     license_name="cityscapes-terms",
     split_rule=SPLIT_RULE,
@@ -63,8 +63,8 @@ SPEC = DatasetSpec(
     limits=(
         "Test is the official validation set, since the labels of the official test set are not public: the scores "
         "are not those of the benchmark's server.",
-        "The data set shows streets from a car's view, by day and in fair weather. A model trained on it is a subject "
-        "of research and no part for a vehicle.",
+        "The data set shows streets from a car's view, by day and in fair weather. A model trained on it is for "
+        "research, not for use in a vehicle.",
         "Where a reduced copy of the data was used: label maps that were shrunk by interpolation have wrong ids at "
         "the borders of objects, which limits the scores.",
     ),
@@ -91,8 +91,8 @@ ARCHIVES = tuple(
 HOW_TO_GET = (
     "Cityscapes cannot be downloaded without an account: log in at https://www.cityscapes-dataset.com, download the "
     "packages leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and put both files, or the "
-    "folders leftImg8bit and gtFine that they hold, into {folder}; or name the folder where they are in data.root, or "
-    "set HF_SEG_DATA to a folder that holds it as cityscapes."
+    "folders leftImg8bit and gtFine that they hold, into {folder}; or set data.root to the folder that holds them, or "
+    "HF_SEG_DATA to a folder that holds them in cityscapes/."
 )
 
 
@@ -125,7 +125,7 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 def _match(folder: Path, split: str) -> dict[Key, tuple[Path, Path]]:
     images, masks, twice = _find(folder, split)
-    wrong = {path: "there is another image of this name" for path in twice}
+    wrong = {path: "there is another image with this name" for path in twice}
     wrong |= {images[key]: "no mask" for key in sorted(images.keys() - masks.keys())}
     wrong |= {masks[key]: "no image" for key in sorted(masks.keys() - images.keys())}
     if wrong:
@@ -135,7 +135,7 @@ def _match(folder: Path, split: str) -> dict[Key, tuple[Path, Path]]:
         )
         kind = {"code": "data-set", "remedy": remedy}
         problems = [Problem(place=str(path), what=what, **kind) for path, what in wrong.items()]
-        heading = f"{folder}: {len(wrong)} files of {split} are not one image to one mask:"
+        heading = f"{folder}: {len(wrong)} files of {split} are not pairs of one image and one mask:"
         raise DataError(problems=problems, heading=heading)
     return {key: (images[key], masks[key]) for key in sorted(images)}
 

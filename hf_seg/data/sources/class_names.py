@@ -33,7 +33,7 @@ def find_names(folders: Iterable[Path], values: Collection[int], by_color: bool)
         try:
             ids, colors = read_names(file)
         except DataError:  # another program's file of that name
-            lines.append(f"not from {file.name}, which is not {READERS[file.name][1]}")
+            lines.append(f"not from {file.name}, which does not hold {READERS[file.name][1]}")
             continue
         names = colors if by_color else ids
         nameless = find_nameless(values, names, by_color)
@@ -56,9 +56,9 @@ def read_names(file: Path) -> tuple[Names, Names]:
     try:
         ids, colors = reader(file.read_text(encoding="utf-8-sig"))
         if strange := [name for name in (*ids.values(), *colors.values()) if not isinstance(name, str)]:
-            raise TypeError(f"the name {strange[0]!r} is no text")
+            raise TypeError(f"the name {strange[0]!r} is not text")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(file, f"cannot be read ({error})", f"it must be {form}") from None
+        raise DataError(file, f"cannot be read ({error})", f"it must hold {form}") from None
     return tuple({value: printable(name).strip() for value, name in names.items()} for names in (ids, colors))
 
 
@@ -116,6 +116,6 @@ READERS: dict[str, tuple[Callable[[str], tuple[Names, Names]], str]] = {
     "id2label.json": (_read_id2label, 'an object like {"0": "name"}'),
     "labelmap.txt": (_read_labelmap, "lines like name:255,0,0::"),
     "_classes.csv": (_read_csv, "lines like 0, name"),
-    "class_names.txt": (_read_list, "a name a line, in the order of the ids from 0"),
+    "class_names.txt": (_read_list, "one name per line, in the order of the ids from 0"),
     "label_classes.json": (_read_label_classes, 'a list like [{"name": "name", "id": 0, "color": "#ff0000"}]'),
 }

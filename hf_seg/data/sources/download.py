@@ -79,7 +79,7 @@ def find_lack(source: ModuleType, folder: Path, *, may_download: bool) -> Proble
         f"This run {why}: download {urls} elsewhere and put {files} there, or point data.root or HF_SEG_DATA to a "
         "copy."
     )
-    what = f"{source.SPEC.title} is not there: no folder {parts}, and no archive {files} to unpack"
+    what = f"{source.SPEC.title} is missing: no folder {parts}, and no archive {files} to unpack"
     return Problem(code="data-set", place=str(folder), what=what, remedy=remedy)
 
 
@@ -145,8 +145,8 @@ def _download(archive: Archive, path: Path) -> None:
         except Exception as error:  # what it raises depends on the HTTP client that huggingface_hub uses
             what = f"cannot be downloaded: {type(error).__name__}: {error}"
             remedy = (
-                f"Check the connection and start again: it goes on after the {partial.stat().st_size / 1e6:.1f} MB in "
-                f"{partial} (delete it to start from the beginning). Or download it elsewhere and put {path.name} "
+                f"Check the connection and start again: it continues after the {partial.stat().st_size / 1e6:.1f} MB "
+                f"in {partial} (delete it to start from the beginning). Or download it elsewhere and put {path.name} "
                 f"into {path.parent}."
             )
             raise DataError(archive.url, what, remedy) from error
@@ -154,8 +154,8 @@ def _download(archive: Archive, path: Path) -> None:
             partial.unlink()
             what = f"the downloaded file has the MD5 {found} and not {archive.md5}, so it was removed"
             remedy = (
-                "Start again; if it stays so, something between here and the server replaces the file: get "
-                f"{path.name} another way and put it into {path.parent}."
+                "Start again. If this happens again, something between this machine and the server replaces the file: "
+                f"get {path.name} another way and put it into {path.parent}."
             )
             raise DataError(archive.url, what, remedy, code="wrong-archive")
     partial.rename(path)
@@ -209,8 +209,8 @@ def wanted_members(opened: zipfile.ZipFile, path: Path, archive: Archive) -> lis
     size, packed = sum(member.file_size for member in members), path.stat().st_size
     if size > MAX_GROWTH * packed or len(members) > MAX_MEMBERS:
         what = (
-            f"{len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB are no pictures "
-            f"(at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive)"
+            f"{len(members):,} files of {size / 1e6:,.1f} MB in an archive of {packed / 1e6:,.1f} MB cannot be "
+            f"pictures (at most {MAX_MEMBERS:,} files, {MAX_GROWTH} times the archive)"
         )
         raise DataError(path, what, "Download it again.", code="wrong-archive")
     return members

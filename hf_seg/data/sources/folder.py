@@ -37,8 +37,8 @@ from hf_seg.text import printable
 
 KINDS = f"Images may be {', '.join(sorted(IMAGE_SUFFIXES))}; masks {', '.join(sorted(MASK_SUFFIXES))}."
 ONE_TO_ONE = (
-    f"Each image needs one mask, and each mask one image, of the same name without the suffix. {KINDS} All masks may "
-    "have one ending more than their images, such as _mask."
+    f"Each image needs one mask, and each mask one image, with the same name without the suffix. {KINDS} All masks "
+    "may have one more ending than their images, such as _mask."
 )
 
 Pair = tuple[Path, Path]
@@ -147,8 +147,8 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
         if part.source:  # a picture in two lists would be used for training and testing
             for other in found.splits.keys() - {split}:
                 if both := sorted(found.splits[other].keys() & pairs.keys()):
-                    what = f"names {both[0]}, which is {other} in another list; that is so of {len(both)} pictures"
-                    raise DataError(part.source, what, "Take them out of one list.", code="split")
+                    what = f"names {both[0]}, which another list assigns to {other}; {len(both)} pictures in all"
+                    raise DataError(part.source, what, "Remove them from one list.", code="split")
     if part := next((part for part in parts.values() if part.listed is not None), None):
         everything = match_files(replace(part, listed=None))[0]
         if left := sorted(everything.keys() - {name for pairs in found.splits.values() for name in pairs}):
@@ -162,7 +162,7 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
             if SPLIT_WORDS.get(name.partition("/")[0].lower(), split) != split
         ]
         if moved:
-            what = f"{len(moved)} pairs are in another split than their folder says, such as {moved[0]}"
+            what = f"{len(moved)} pairs are in a different split than their folder says, such as {moved[0]}"
             found.notes.append(_split_note(root, what, "Delete the file if the folders are right."))
     return found
 
@@ -192,13 +192,13 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
     known = {name for part in lists.values() for name in part}
     if gone := sorted(known - source.keys() - found.bad):
         remedy = (
-            "Put the files back, or delete these lines. (Deleting the whole file draws a new split, and scores before "
-            "and after are then of different test sets.)"
+            "Put the files back, or delete these lines. (If you delete the whole file, a new split is drawn, and "
+            "scores before and after are from different test sets.)"
         )
         if all(os.path.splitext(name)[0] in source for name in gone):
             remedy = "Write them without the suffix."
         problems = [_split_note(root, name, remedy, "error") for name in gone]
-        heading = f"{root / FILE_NAME}: {len(gone)} names in it have no files any more:"
+        heading = f"{root / FILE_NAME}: {len(gone)} names in it no longer have files:"
         raise DataError(problems=problems, heading=heading)
     if new := source.keys() - known:
         if "train" in wanted:
@@ -237,7 +237,7 @@ def match_files(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str], b
         known = images.keys() | masks.keys() | bad
         names = {line: _listed_name(line, part.images.name, known) for line in part.listed}
         for line in (line for line, name in names.items() if name not in known):
-            problems.append(_unpaired(part.source, f"names {line}, and there is no such image"))
+            problems.append(_unpaired(part.source, f"names {line}, but there is no such image"))
             bad.add(line)
         images, masks = ({name: found[name] for name in names.values() if name in found} for found in (images, masks))
     for name in sorted((images.keys() ^ masks.keys()) - bad):
@@ -263,7 +263,7 @@ def _match_listed(part: Part) -> tuple[dict[str, Pair], list[Problem], set[str],
     for image, mask in part.pairs:
         name = unicodedata.normalize("NFC", os.path.splitext(os.path.relpath(image, part.images))[0])
         other = pairs.setdefault(name, (image, mask))
-        gone = [f"{path}, which is not there" for path in (image, mask) if not path.is_file()]
+        gone = [f"{path}, which does not exist" for path in (image, mask) if not path.is_file()]
         if gone or other != (image, mask):
             what = gone[0] if gone else f"{image} with {mask} and {other[0].name} with {other[1]}"
             problems.append(_unpaired(part.source, f"names {what}"))
@@ -297,7 +297,7 @@ def _files(
             continue
         if suffix in suffixes:
             if name in found:
-                problems.append(_unpaired(path, f"there is {found[name].name} beside it"))
+                problems.append(_unpaired(path, f"there is also {found[name].name}"))
                 bad.add(name)
             found[name] = path
         elif suffix in IMAGE_SUFFIXES:  # a mask in a format for images only

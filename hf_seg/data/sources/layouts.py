@@ -32,13 +32,13 @@ MASK_WORDS = {
 }
 TOOLS = {("img_dir", "ann_dir"): "MMSegmentation", ("jpegimages", "segmentationclass"): "Pascal VOC"}
 LAYOUTS = (
-    "A folder of pictures holds images/ and masks/, in which there may be train/, val/ and test/; or it holds train/, "
-    "val/ and test/ with images/ and masks/ each. Without val/ or test/, a part of train is drawn for it. "
-    "docs/data.md has other layouts. Or name the files: `hf-seg init DIR --images 'rgb/*.jpg' --masks 'truth/*.png'`."
+    "A folder of pictures holds images/ and masks/, which may contain train/, val/ and test/; or it holds train/, "
+    "val/ and test/, which each contain images/ and masks/. If val/ or test/ is missing, a part of train is drawn for "
+    "it. Other layouts: docs/data.md. Or name the files: `hf-seg init DIR --images 'rgb/*.jpg' --masks 'truth/*.png'`."
 )
 PATTERNS = (
-    "A pattern is a path below the folder, with one * for what an image and its mask share (** for folders, too), and "
-    "SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
+    "A pattern is a path below the folder, with one * for the part that an image and its mask share (** if it "
+    "includes folders), and SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
 )
 # kind of JSON with shapes → the keys by which it is recognised
 ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
@@ -121,7 +121,7 @@ def find_layout(root: Path, chosen: str | None = None) -> Layout:
     if strange := [name for name in _names(root) if "\\" in name]:
         remedy += (
             f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
-            "archive that was made on Windows. Unpack it again with `unzip`, which makes folders of them."
+            "archive that was made on Windows. Unpack it again with `unzip`, which turns them into folders."
         )
     raise DataError(root, _lack([part for part in PARTS if part not in _folders(root)], root), remedy)
 
@@ -152,8 +152,8 @@ def _find_inner(images: Path, masks: Path, **paths: Any) -> dict[str, Part]:
         own = [folders[word] for word in find_splits(str(place), folders).values()]
         pictures = [name for name in _names(place) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         if others := sorted({*_folders(place), *pictures} - {*own}):
-            what = f"holds {', '.join(own)} and, beside these, {', '.join(others[:3])}"
-            remedy = "Move it into one of them, or say in split.json of each pair where it belongs."
+            what = f"holds {', '.join(own)} and also {', '.join(others[:3])}"
+            remedy = "Move it into one of them, or list the pairs of each split in split.json."
             raise DataError(place, f"{what}: which split is that?", remedy)
         found.append({word: place / name for word, name in folders.items()})
     return _in_splits(images.parent, *found, **paths)
@@ -163,7 +163,7 @@ def _in_splits(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path]
     """The parts of the splits, from folder name → folder; the masks of validation and test may be missing."""
     own, of_masks = find_splits(str(root), images), find_splits(str(root), masks)
     if alone := [masks[of_masks[split]] for split in SPLITS if split in of_masks.keys() - own.keys()]:
-        raise DataError(alone[0], "holds masks, and there is no folder for their images", LAYOUTS)
+        raise DataError(alone[0], "holds masks, but there is no folder for their images", LAYOUTS)
     parts = {
         split: Part(images=images[name], masks=masks.get(of_masks.get(split, ""), images[name] / PARTS[1]), **paths)
         for split, name in own.items()
@@ -276,7 +276,7 @@ def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterato
 
 
 def _refuse_undrawn(root: Path, kind: str) -> dict[str, Part]:
-    what = f"holds {kind} annotations, of which no masks have been drawn yet"
+    what = f"holds {kind} annotations, but no masks have been drawn from them yet"
     raise DataError(root, what, f"`hf-seg init {root}` draws them into masks/.")
 
 
@@ -321,12 +321,12 @@ def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, lis
     for split, file in lists.items():
         matches = [(line, _PAIR.fullmatch(line)) for line in lines[file]]
         if wrong := next((line for line, match in matches if not match), None):
-            raise DataError(file, f"{wrong} is no line `image mask`, as others are", "Correct the list.")
+            raise DataError(file, f"{wrong} does not have the form `image mask` of other lines", "Correct the list.")
         pairs = tuple((_listed_path(root, match[1]), _listed_path(root, match[2])) for _, match in matches)
         inside = f"{os.path.abspath(root)}{os.sep}"
         outside = (path for pair in pairs for path in pair if not os.path.abspath(path).startswith(inside))
         if file.parent != root / "masks" and (path := next(outside, None)):
-            remedy = "Name files by their paths in the folder."
+            remedy = "List only files in the folder."
             raise DataError(file, f"names {path}, which is outside the folder", remedy, code="outside-file")
         parts[split] = Part(images=root, masks=root, pairs=pairs, source=file)
     return parts
@@ -343,7 +343,7 @@ def _read_patterns(root: Path, chosen: str) -> Layout:
     patterns = [os.path.normpath(unicodedata.normalize("NFC", pattern)) for pattern in chosen.split(" + ")]
     good = [bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("/", "..")) for pattern in patterns]
     if good != [True, True] or {pattern.count("SPLIT") for pattern in patterns} not in ({0}, {1}):
-        raise DataError(root, f'"{chosen}" is no pattern of its images and one of their masks', PATTERNS)
+        raise DataError(root, f'"{chosen}" is not one pattern for images and one for masks', PATTERNS)
     return Layout(name=chosen, whole="SPLIT" not in chosen, find_parts=partial(_find_by_patterns, root, *patterns))
 
 
@@ -359,11 +359,11 @@ def _find_by_patterns(root: Path, *patterns: str) -> dict[str, Part]:
         any_split = re.compile(path.replace("SPLIT", f"(?P<split>{'|'.join(SPLIT_WORDS)})"))
         found = list(filter(None, map(any_split.fullmatch, names)))
         if not found:
-            raise DataError(root, f"has no file {pattern}", PATTERNS)
+            raise DataError(root, f"has no file that matches {pattern}", PATTERNS)
         words.append({match["split"] for match in found} if "SPLIT" in pattern else {""})
         places, paths = [*places, root / base], [*paths, path]
     if alone := sorted(words[1] - words[0]):
-        raise DataError(root, f"has {patterns[1]} for {alone[0]}, and no {patterns[0]}", PATTERNS)
+        raise DataError(root, f"has {patterns[1]} for {alone[0]}, but no {patterns[0]}", PATTERNS)
     splits = find_splits(str(root), words[0]) if words[0] != {""} else {ALL: ""}
     found = {split: [re.compile(path.replace("SPLIT", word)) for path in paths] for split, word in splits.items()}
     return {

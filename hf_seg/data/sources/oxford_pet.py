@@ -75,8 +75,8 @@ def list_pairs(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
         remedy = (
             "Unpack the official images.tar.gz and annotations.tar.gz there again, or remove the lines from the lists."
         )
-        kind = {"code": "data-set", "what": "is missing, and listed in annotations", "remedy": remedy}
-        heading = f"{folder}: {len(missing)} files that trainval.txt and test.txt in annotations list are missing:"
+        kind = {"code": "data-set", "what": "is listed in annotations, but missing", "remedy": remedy}
+        heading = f"{folder}: {len(missing)} files listed in annotations/trainval.txt or test.txt are missing:"
         raise DataError(problems=[Problem(place=str(path), **kind) for path in missing], heading=heading)
     return pairs
 

@@ -53,20 +53,20 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
         DataError: when annotations or pictures are not as expected, or pycocotools is missing; then nothing is kept.
     """
     if kind == "coco" and find_spec("pycocotools") is None:
-        remedy = "`pip install 'hf_seg[annotations]'`."
-        raise DataError("pycocotools", "is not installed, and draws COCO's polygons", remedy)
+        remedy = "Run `pip install 'hf_seg[annotations]'`."
+        raise DataError("pycocotools", "is not installed, but is needed to draw COCO's polygons", remedy)
     pictures = [path for path in find_files(root)[0] if path.suffix.lower() in IMAGE_SUFFIXES]
     drawings, names = _read(root, kind, pictures)
     names = [BACKGROUND, *(name for name in dict.fromkeys(names) if name not in (BACKGROUND, VOID))]
     if len(names) > MAX_CLASSES:
-        raise DataError(root, f"names {len(names)} classes, and {MAX_CLASSES} are the most", "Fold some.")
+        raise DataError(root, f"names {len(names)} classes, but at most {MAX_CLASSES} are allowed", "Merge some.")
     if drawings and not any(image.is_file() for _, image, *_ in drawings):
         what = f"has none of the {len(drawings):,} pictures that its {kind} annotations name, such as {drawings[0][1]}"
         raise DataError(root, what, "Put them there, under these names.")
     # the name of a COCO file may contain its split; a labelme file has the name of its picture
     words = {file: _split_word(file if kind == "coco" else file.parent, root) for file, *_ in drawings}
     found = {word: word for word in words.values() if word}
-    place = f"{root}, by the names of its annotations and their folders,"
+    place = f"{root}, by the names of its annotations and their folders"
     splits = {word: split for split, word in find_splits(place, found).items()} if found else {"": ALL}
     pairs: dict[str, list[str]] = {}
     drawn: Counter[bool] = Counter()
@@ -75,11 +75,15 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
         masks = Path(folder) / "masks"
         for file, image, size, shapes in tqdm(drawings, desc="Drawing masks", unit=" pictures", disable=None):
             if words[file] not in splits:
-                raise DataError(file, "which split is that? Other files have one in their names", "Name it so.")
+                raise DataError(
+                    file,
+                    "which split is that? The paths of other files name one",
+                    "Rename it or its folder in the same way.",
+                )
             below = image.relative_to(root)
             path = masks / below.with_suffix(".png")
             if path.exists():
-                what = f"names {below}, for which another annotation is drawn already"
+                what = f"names {below}, for which a mask is already drawn from another file"
                 raise DataError(file, what, "Move one of the two away.", code="split")
             path.parent.mkdir(parents=True, exist_ok=True)
             mask = np.zeros(size[::-1], np.uint8)
@@ -96,7 +100,7 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
             pairs.setdefault(splits[words[file]], []).append(line)
         if not drawn[True]:
             what = f"the {kind} annotations have no shape with an area"
-            raise DataError(root, what, "Boxes and points are no masks.")
+            raise DataError(root, what, "Boxes and points are not masks.")
         for split, lines in pairs.items():
             (masks / f"{'default' if split == ALL else split}.txt").write_text("".join(lines), encoding="utf-8")
         classes = [{"name": writable_name(name), "id": index} for index, name in enumerate(names)]
@@ -109,14 +113,12 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     if drawn[False]:
         said.append(f"  note    {drawn[False]:,} annotations have no area (boxes, points, lines) and are not drawn")
     if kind == "coco" and (bare := sum(not shapes for *_, shapes in drawings)):
-        said.append(
-            f"  note    {bare:,} pictures have no shape, and so are background all over; to leave one out, delete"
-        )
+        said.append(f"  note    {bare:,} pictures have no shape, so they are all background; to leave one out, delete")
         said.append("          its line in masks/*.txt")
     listed = {image for _, image, *_ in drawings}
     folders = {image.parent for image in listed}
     if left := sum(path.parent in folders for path in set(pictures) - listed):
-        said.append(f"  note    {left:,} pictures beside these have no annotation and are left out")
+        said.append(f"  note    {left:,} other pictures in these folders have no annotation and are left out")
     return said
 
 
@@ -138,7 +140,7 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
             content = json.loads(file.read_text(encoding="utf-8-sig"))
             classes, found = (_read_coco if kind == "coco" else _read_labelme)(content)
         except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(file, f"is no {kind} file as expected: {error!r}", "Export it again.") from None
+            raise DataError(file, f"is not a valid {kind} file: {error!r}", "Export it again.") from None
         names += classes
         for name, size, shapes in found:
             name = unicodedata.normalize("NFC", PureWindowsPath(name).as_posix())
@@ -160,7 +162,7 @@ def _read_coco(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]
     shapes: dict[Any, Shapes] = {entry["id"]: [] for entry in content["images"]}
     for entry in content["annotations"]:  # `iscrowd` is ignored: CVAT's exporter sets it for painted masks
         if entry["image_id"] not in shapes:
-            raise ValueError(f"an annotation is of image {entry['image_id']}, which is not among the images")
+            raise ValueError(f"an annotation refers to image {entry['image_id']}, which is not among the images")
         shapes[entry["image_id"]].append((categories[entry["category_id"]], entry.get("segmentation")))
     # Roboflow's first category is the project: it is the supercategory of the others and has no shapes
     used = {categories[entry["category_id"]] for entry in content["annotations"]}
@@ -174,7 +176,7 @@ def _read_coco(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]
 def _read_labelme(content: Any) -> tuple[list[str], list[tuple[str, Size, Shapes]]]:
     shapes = [({"_background_": BACKGROUND}.get(shape["label"], shape["label"]), shape) for shape in content["shapes"]]
     if strange := [name for name, _ in shapes if not isinstance(name, str)]:
-        raise TypeError(f"the label {strange[0]!r} is no text")
+        raise TypeError(f"the label {strange[0]!r} is not text")
     size = _size(content["imageWidth"], content["imageHeight"])
     return [name for name, _ in shapes], [(content["imagePath"], size, shapes)]
 

@@ -22,10 +22,9 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 SPLIT_SEED = 0
-REMEDY = "Correct it, or delete it: a new split is drawn then."
+REMEDY = "Correct it, or delete it; then a new split is drawn."
 UNLABELLED = (
-    'With data.on_bad_pair "drop", a validation or test split without any mask is left out, and a part of train is '
-    "drawn for it."
+    'With data.on_bad_pair "drop", a validation or test split without any mask is replaced by a part of train.'
 )
 
 
@@ -53,8 +52,8 @@ def find_splits(place: str, names: Iterable[str]) -> dict[str, str]:
         if split:
             found[split] = name
     if "train" not in found:
-        remedy = "Name the split to train on so: validation and test are drawn from it where there are none."
-        raise DataError(place, f"has no split named train, but {', '.join(names)}", remedy)
+        remedy = "Name the training split train; missing validation and test splits are drawn from it."
+        raise DataError(place, f"has no split named train, only {', '.join(names)}", remedy)
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -113,7 +112,7 @@ def load_split(root: Path, wanted: Sequence[str] = SPLITS) -> dict[str, list[str
     if content is None:
         return None
     if not isinstance(content, dict) or set(content) - {"seed"} != set(wanted):
-        raise _fault(root, f"must hold {join_names(wanted)}, and seed if you like")
+        raise _fault(root, f"must hold {join_names(wanted)}, and optionally seed")
     _check_lists(root, content, wanted, str, "names")
     return {part: [unicodedata.normalize("NFC", name) for name in content[part]] for part in wanted}
 
@@ -137,12 +136,12 @@ def load_row_split(root: Path) -> dict[str, Any] | None:
     keys = set(content) - {"seed", *SPLITS[1:]} if isinstance(content, dict) else set()
     if keys != {"train_rows", "content"}:
         keys = "train_rows, content, and the row numbers of validation, test or both"
-        raise _fault(root, f"must hold {keys}, as this data set is a table")
+        raise _fault(root, f"must hold {keys}, because this data set is a table")
     parts = [split for split in SPLITS[1:] if split in content]
     _check_lists(root, content, parts, int, "row numbers")
     rows, held_out = content["train_rows"], {split: content[split] for split in parts}
     if type(rows) is not int or any(not 0 <= row < rows for part in held_out.values() for row in part):
-        raise _fault(root, "row numbers must be from 0 to below train_rows")
+        raise _fault(root, "row numbers must be at least 0 and below train_rows")
     return {"train_rows": rows, "content": content["content"], "held_out": held_out}
 
 
@@ -157,7 +156,7 @@ def save_split(root: Path, content: dict[str, Any], otherwise: str) -> None:
     try:
         write_text(f"{text}\n", root / FILE_NAME)
     except OSError as error:
-        what = f"the split cannot be saved ({error.strerror}), and unsaved it could change from run to run"
+        what = f"the split cannot be saved ({error.strerror}), and without the file it could change from run to run"
         remedy = f"Make the folder writable, or {otherwise}."
         raise DataError(root / FILE_NAME, what, remedy, code="split") from None
 
@@ -180,7 +179,7 @@ def _check_lists(root: Path, content: dict[str, Any], parts: Iterable[str], kind
     for part in parts:
         names = content[part]
         if not isinstance(names, list) or not names or not all(type(name) is kind for name in names):
-            raise _fault(root, f"{part} must be a list of {words}, and not empty")
+            raise _fault(root, f"{part} must be a non-empty list of {words}")
         for name in names:
             if name in seen:
                 raise _fault(root, f"{json.dumps(name)} is given twice; a pair belongs to one split")

@@ -42,12 +42,12 @@ SPLIT_RULE = (
     "at random once and kept in split.json."
 )
 CHANGED = (
-    "Go back to the data set that it was made for (data.revision names one on the Hub), or delete the file: a new "
-    "split is drawn then, and scores before and after are of different test sets."
+    "Return to the data set that it was made for (data.revision selects one on the Hub), or delete the file; then a "
+    "new split is drawn, and scores before and after are from different test sets."
 )
 OUTSIDE = (
-    "A row may name a file in the data set's own folder only, by its whole path: put the files there, or the bytes of "
-    "the pictures into the table."
+    "A row may name only files in the data set's own folder, by their whole paths: put the files there, or store the "
+    "bytes of the pictures in the table."
 )
 EMPTY = 'Leave such rows out of the data set, or set data.on_bad_pair to "drop".'
 
@@ -77,7 +77,7 @@ def list_table(data: DataRecipe) -> Listing:
         rows, _ = build_rows(data, load_tables(data.path, data.revision, data.config_name))
         usable, listing.bad_pairs = find_usable(data.path, rows)
         chosen, drawn = _add_held_out(listing.place, root, rows["train"], usable)
-        otherwise = "give the data set validation and test splits of its own"
+        otherwise = "give the data set its own validation and test splits"
         listing.save_split = partial(save_split, root, drawn, otherwise) if drawn else None
         listing.splits = DatasetDict()
         for split in SPLITS:
@@ -132,7 +132,7 @@ def find_usable(path: str, rows: Mapping[str, Dataset]) -> tuple[dict[str, np.nd
         for column, files in (("image", images), ("mask", masks)):
             outside |= {row: (column, file) for row, file in files.items() if not may_read(path, file)}
         for row, (column, file) in sorted(outside.items()):
-            what = f"the {column} is a file outside of the data set, {printable(file)}"
+            what = f"the {column} is a file outside the data set, {printable(file)}"
             problems.append(Problem(code="outside-file", place=origins[row]["origin"], what=what, remedy=OUTSIDE))
         usable[split] = np.setdiff1d(np.flatnonzero(~(no_image | no_mask)), list(outside))
     return usable, problems
@@ -176,12 +176,12 @@ def _add_held_out(
         held_out.pop("train")
         saved, drawn = state | {"held_out": held_out}, state | held_out
     elif list(saved["held_out"]) != lacking:
-        wanted = f"{' and '.join(lacking)} must be drawn" if lacking else "nothing has to be drawn"
-        fault = f"holds {' and '.join(saved['held_out'])}, but of {name} {wanted}"
+        wanted = f"{' and '.join(lacking)} must be drawn" if lacking else "nothing must be drawn"
+        fault = f"holds {' and '.join(saved['held_out'])}, but for {name} {wanted}"
     elif saved["train_rows"] != len(train):
-        fault = f"was made for {saved['train_rows']:,} rows of train, and {name} has {len(train):,}"
+        fault = f"was made for {saved['train_rows']:,} rows of train, but {name} has {len(train):,}"
     elif saved["content"] != state["content"]:
-        fault = f"was made for other pictures than {name} has now in train"
+        fault = f"was made for other pictures than {name} now has in train"
     if fault:
         raise DataError(root / FILE_NAME, fault, CHANGED, code="split")
     held_out = {split: np.intersect1d(rows, usable["train"]) for split, rows in saved["held_out"].items()}

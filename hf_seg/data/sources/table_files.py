@@ -42,20 +42,21 @@ MASK_NAMES = {
     *("semantic_segmentation", "semantic_mask", "seg", "gt", "ground_truth", "target", "label_map"),
 }
 PICTURES = (
-    "Images and masks must be columns of pictures: datasets.Image, a struct with bytes, or bytes. Arrays and lists of "
-    "ids become pictures by map and PIL.Image.fromarray."
+    "Images and masks must be columns of pictures: datasets.Image, a struct with bytes, or bytes. Convert arrays and "
+    "lists of ids to pictures with map and PIL.Image.fromarray."
 )
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in every folder that save_to_disk has written
 LAYOUT = (
-    "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or what "
-    "save_to_disk has written."
+    "A folder holds Parquet files, with train, validation or test in their names or their folders' names, or the "
+    "output of save_to_disk."
 )
 NOT_FOUND = (
-    "Correct data.path and data.revision; of a private or gated data set, ask for access on its page and log in with "
+    "Correct data.path and data.revision; for a private or gated data set, ask for access on its page and log in with "
     "`hf auth login`."
 )
 NOT_REACHED = (
-    "Check the connection and HF_HUB_OFFLINE. Without one, data.path may be a folder that holds the data set's files."
+    "Check the connection and HF_HUB_OFFLINE. Without a connection, data.path may be a folder that holds the data "
+    "set's files."
 )
 DAMAGED = "Get the data set's files again; `datasets.load_dataset` must be able to read them."
 
@@ -99,12 +100,12 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
     if not place.exists():
         return _load_from_hub(path, revision, config_name)
     if not place.is_dir():
-        raise DataError(place.absolute(), "is a file", f"data.path names a folder. {LAYOUT}")
+        raise DataError(place.absolute(), "is a file", f"data.path must name a folder. {LAYOUT}")
     with _explained(data_set_name(path)):
         if any((place / name).is_file() for name in SAVED):
             if config_name:
                 what = "was written by save_to_disk and has no configurations"
-                raise DataError(place, what, "leave config_name out")
+                raise DataError(place, what, "leave data.config_name out")
             loaded = load_from_disk(str(place))
             return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
         readme = place / "README.md"
@@ -114,7 +115,7 @@ def load_tables(path: str, revision: str | None, config_name: str | None) -> Map
         else:
             if config_name:
                 remedy = "leave data.config_name out, or name the folder of that configuration in data.path"
-                raise DataError(place, "no README.md in it names configurations", remedy)
+                raise DataError(place, "has no README.md that names configurations", remedy)
             # Not the folder itself: `datasets` would take classes.json and the runs in it as data files, too.
             builder = load_dataset_builder("parquet", data_files=_by_split(place))
         builder.download_and_prepare()
@@ -138,10 +139,10 @@ def _refuse_outside(name: str, builder: DatasetBuilder, belongs: Callable[[str],
     """Raise a DataError for data files outside of the data set: a README.md could name any file of this machine."""
     files = [file for listed in (builder.config.data_files or {}).values() for file in listed]
     if outside := [file for file in files if not belongs(file)]:
-        what = "is outside of the data set"
-        remedy = "Do not trust it; or put the files into its folder, and name them there."
+        what = "is outside the data set"
+        remedy = "Do not use it; or, if you trust it, put the files into its folder, and name them there."
         problems = [Problem(code="outside-file", place=file, what=what, remedy=remedy) for file in outside]
-        raise DataError(problems=problems, heading=f"{name}: its README.md names data outside of the data set:")
+        raise DataError(problems=problems, heading=f"{name}: its README.md names data outside the data set:")
 
 
 @contextmanager
@@ -186,8 +187,8 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
             raise DataError(file, f"is not a complete Parquet file ({_first_line(error)})", "Get it again.") from error
         first = first or columns
         if set(columns) != set(first):
-            what = f"its columns are {', '.join(columns)}, and those of {files[0].name} {', '.join(first)}"
-            raise DataError(file, what, "All files of a data set must have the same.")
+            what = f"its columns are {', '.join(columns)}, but those of {files[0].name} are {', '.join(first)}"
+            raise DataError(file, what, "All files of a data set must have the same columns.")
         for part in reversed(file.relative_to(folder).with_suffix("").parts):
             found = {SPLIT_WORDS[word] for word in re.split("[^a-z]+", part.lower()) if word in SPLIT_WORDS}
             if len(found) == 1:
@@ -196,7 +197,7 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
         else:
             unnamed.append(str(file))
     if splits and unnamed:
-        what = "neither its name nor its folder's names a split"
+        what = "neither its name nor its folders' names contain a split"
         raise DataError(unnamed[0], what, f"{LAYOUT} Move it or rename it.")
     return splits or {"train": unnamed}
 
@@ -269,7 +270,7 @@ def find_columns(name: str, features: Features, image: str | None, mask: str | N
     for key, found in columns.items():
         if found is None:
             remedy = (
-                f"Set data.{key} (`hf-seg init` has --{key.replace('_', '-')})." if len(pictures) > 1 else PICTURES
+                f"Set data.{key} (in `hf-seg init`: --{key.replace('_', '-')})." if len(pictures) > 1 else PICTURES
             )
             what = f"the {key.replace('_', ' ')} cannot be determined"
             raise DataError(name, what, f"{_listed(features)} {remedy}")

@@ -73,7 +73,7 @@ def test_files_without_partner_are_named(cityscapes_folder, recipe, cityscapes_p
     with pytest.raises(DataError) as caught:
         load_splits(recipe("cityscapes", cityscapes_folder))
     message = str(caught.value)
-    assert "9 files of train are not one image to one mask" in message
+    assert "9 files of train are not pairs of one image and one mask" in message
     assert "leftImg8bit/train/ulm/ulm_000000_000020_leftImg8bit.png: no mask" in message
     assert "gtFine/train/ulm/ulm_000001_000020_gtFine_labelIds.png: no image" in message
     assert "add the missing files or remove these" in message
@@ -81,7 +81,7 @@ def test_files_without_partner_are_named(cityscapes_folder, recipe, cityscapes_p
 
 def test_two_images_of_one_name(cityscapes_folder, recipe, cityscapes_pair):
     cityscapes_pair(cityscapes_folder, "val", "frankfurt", "frankfurt_000000_000294", suffix="jpg")
-    with pytest.raises(DataError, match=r"frankfurt_000000_000294_leftImg8bit\.\w+: there is another image of this"):
+    with pytest.raises(DataError, match=r"frankfurt_000000_000294_leftImg8bit\.\w+: there is another image with this"):
         load_splits(recipe("cityscapes", cityscapes_folder))
 
 
@@ -96,7 +96,7 @@ def test_absent(tmp_path, recipe, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_splits(recipe("cityscapes", tmp_path))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: Cityscapes is not there: no folder leftImg8bit and gtFine, and no archive")
+    assert message.startswith(f"{tmp_path}: Cityscapes is missing: no folder leftImg8bit and gtFine, and no archive")
     for part in ("https://www.cityscapes-dataset.com", "log in", *ZIPS, "data.root", "HF_SEG_DATA"):
         assert part in message
     monkeypatch.setenv("HF_SEG_DATA", str(tmp_path))
@@ -197,7 +197,7 @@ def test_an_archive_that_grows_without_end(tmp_path):
     with zipfile.ZipFile(tmp_path / "gtFine_trainvaltest.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png", bytes(10**7))
     with pytest.raises(
-        DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* are no pictures \(at most 200"
+        DataError, match=r"gtFine_trainvaltest.zip: 1 files of 10.0 MB .* cannot be pictures \(at most 200"
     ):
         download.fetch_parts(cityscapes, tmp_path, may_download=False)
     assert not (tmp_path / "gtFine").exists()

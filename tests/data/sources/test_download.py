@@ -169,7 +169,7 @@ def test_no_connection(server, target, recipe, monkeypatch):
         load_splits(recipe("oxford_pet"))
     message = str(caught.value)
     assert message.startswith("http://127.0.0.1:9/images.tar.gz: cannot be downloaded: ConnectError: ")
-    assert "goes on after the 1.5 MB" in message and f"put images.tar.gz into {target}" in message
+    assert "continues after the 1.5 MB" in message and f"put images.tar.gz into {target}" in message
     assert not (target / "images").exists()
 
 
@@ -193,7 +193,7 @@ def test_offline_says_where_the_files_go(server, target, recipe, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_splits(recipe("oxford_pet"))
     message = str(caught.value)
-    assert message.startswith(f"{target}: Oxford-IIIT Pet is not there") and "HF_HUB_OFFLINE=1" in message
+    assert message.startswith(f"{target}: Oxford-IIIT Pet is missing") and "HF_HUB_OFFLINE=1" in message
     assert f"{server.url}/images.tar.gz" in message and "data.root or HF_SEG_DATA" in message
     assert server.requests == [] and not target.exists()
 

@@ -130,7 +130,7 @@ def test_one_bit_masks_whose_white_is_not_known(own, recipe, refused):
     root = own("ids")  # 1 is a class, and 255 is void
     write_image(root / "masks" / "photo_03.png", KINDS["one_bit"](scene(3)[1]))
     message = refused(root)
-    assert "photo_03.png: the mask has 1 bit a pixel, and its white may be 1 or 255, which both have" in message
+    assert "photo_03.png: the mask has 1 bit per pixel, and its white could be 1 or 255, which both have" in message
     write_image(root / "masks" / "photo_03.png", Image.new("1", (48, 32)))  # black is 0 anyway
     data = recipe("folder", root)
     check_splits(load_splits(data), load_spec(data))
@@ -158,13 +158,15 @@ class TestRefused:
         assert message.startswith("folder: 10 of 10 image and mask pairs cannot be used:\n")
         assert f"{root / 'masks' / 'photo_04.png'}: the mask holds 255 (96 pixels)\n" in message
         assert message.endswith(
-            "Ids in a mask must each be that of a class, or stand under label_map or ignore, in classes.json: add "
-            "them there, or correct the masks."
+            "Each id in a mask must be in classes.json, for a class, under label_map or under ignore: add what is "
+            "missing, or correct the masks."
         )
 
     def test_colours_without_a_class(self, own, refused):
         message = refused(describe(own("rgb"), RGB))
-        assert "photo_04.png: the mask holds #ffffff (96 pixels)\n" in message and "Colours in a mask must" in message
+        assert (
+            "photo_04.png: the mask holds #ffffff (96 pixels)\n" in message and "Each colour in a mask must" in message
+        )
 
     def test_ids_that_do_not_fit_8_bits(self, own, refused):
         root = own("sixteen_bits")
@@ -180,7 +182,7 @@ class TestRefused:
         root = own("rgb")
         mask = Image.open(root / "masks" / "photo_00.png")
         mask.resize((480, 320), Image.Resampling.BICUBIC).resize(mask.size).save(root / "masks" / "photo_00.png")
-        assert "So many of them come from JPEG compression or smoothing" in refused(root)
+        assert "So many come from JPEG compression or smoothing" in refused(root)
 
     def test_colours_where_ids_are_said(self, own, refused):
         message = refused(describe(own("rgba"), IDS))
@@ -193,15 +195,17 @@ class TestRefused:
         root = own("ids", mask_suffix=".tif")
         write_image(root / "masks" / "photo_00.tif", Image.fromarray(np.zeros((32, 48), np.float32)))
         message = refused(root)
-        assert "photo_00.tif: the mask has the mode F\n" in message and "save it as a PNG of those" in message
+        assert (
+            "photo_00.tif: the mask has the mode F\n" in message and "Save it as a PNG that holds class ids" in message
+        )
 
     def test_deep_photographs(self, own, refused):
         root = own()
         (root / "images" / "photo_00.jpg").unlink()
         write_image(root / "images" / "photo_00.png", Image.fromarray(np.zeros((32, 48), np.uint16)))
         message = refused(root)
-        assert "photo_00.png: the image has more than 8 bits a channel (16)" in message
-        assert "most of its values are from 0 to 1" in message and "as data.value_range, [low, high]" in message
+        assert "photo_00.png: the image has more than 8 bits per channel (16)" in message
+        assert "most values are from 0 to 1" in message and "as data.value_range, [low, high]" in message
 
     def test_truncated_files_and_sizes(self, own, refused):
         root = own()
@@ -222,13 +226,13 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("folders", "message"),
         [
-            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, in"),
+            ([], "has no images, no masks; it holds no folder. A folder of pictures holds images/ and masks/, which"),
             (["photos", "labels"], "has no images, no masks; its folders are labels, photos."),
             (["images"], "has no masks; its folders are images."),
             (["train/images", "val/masks"], "has no train/masks, no val/images; its folders are train, val."),
-            (["val/images", "val/masks"], "has no split named train, but val. Name the split to train on so"),
+            (["val/images", "val/masks"], "has no split named train, only val. Name the training split train"),
             (["train/images", "train/masks", "val/images", "val/masks", "dev"], "which is the validation split, dev"),
-            (["images/test", "masks/test"], "/images: has no split named train, but test."),
+            (["images/test", "masks/test"], "/images: has no split named train, only test."),
             (["images", "masks", "test"], "matches 2 layouts: images+masks, SPLIT/images+SPLIT/masks. Choose with"),
             (["images", "masks", "Val"], "matches 2 layouts: images+masks, SPLIT/images+SPLIT/masks. Choose with"),
         ],
@@ -251,9 +255,9 @@ class TestRefused:
         assert message.startswith(f"{root}: 4 of 10 image and mask pairs cannot be used:\n")
         assert f"{root / 'images' / 'photo_00.jpg'}: the image has no mask\n" in message
         assert f"{root / 'masks' / 'photo_01.png'}: the mask has no image\n" in message
-        assert f"{root / 'images' / 'photo_02.png'}: there is photo_02.jpg beside it\n" in message
+        assert f"{root / 'images' / 'photo_02.png'}: there is also photo_02.jpg\n" in message
         assert f"{root / 'masks' / 'photo_03.jpeg'}: the mask is a .jpeg file, whose compression alters" in message
-        assert "of the same name without the suffix. Images may be .bmp, .gif, .jpeg" in message
+        assert "with the same name without the suffix. Images may be .bmp, .gif, .jpeg" in message
         assert not (root / "split.json").exists()  # no split of what is only a part
 
     def test_ten_are_named_and_all_counted(self, own, refused):
@@ -276,7 +280,7 @@ class TestRefused:
         write_folder(root / "validation", "palette", 1)
         for part in ("images", "masks"):
             (root / "test" / part).mkdir(parents=True)
-        assert "the test split holds no pair that can be used" in refused(root)
+        assert "the test split has no usable pair" in refused(root)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -332,7 +336,7 @@ class TestSplit:
         for path in (root / "images" / "photo_05.jpg", root / "masks" / "photo_05.png"):
             path.unlink()
         message = refused(root)
-        assert message.startswith(f"{root / 'split.json'}: 1 names in it have no files any more:\n  photo_05\n")
+        assert message.startswith(f"{root / 'split.json'}: 1 names in it no longer have files:\n  photo_05\n")
         assert "Put the files back, or delete these lines." in message
         content = json.loads((root / "split.json").read_text())
         content["train"] = [f"{name}.jpg" for name in content["train"] if name != "photo_05"]
@@ -367,20 +371,23 @@ class TestSplit:
         ("content", "message"),
         [
             ("{", "split.json: cannot be read: is not JSON"),
-            ("[]", "split.json: must hold train, validation and test, and seed if you like"),
+            ("[]", "split.json: must hold train, validation and test, and optionally seed"),
             ({"train": ["photo_00"], "validation": ["photo_01"]}, "must hold train, validation and test"),
             (
                 {"train": [], "validation": ["photo_01"], "test": ["photo_02"]},
-                "train must be a list of names, and not",
+                "train must be a non-empty list of names",
             ),
-            ({"train": [1], "validation": ["photo_01"], "test": ["photo_02"]}, "train must be a list of names"),
+            (
+                {"train": [1], "validation": ["photo_01"], "test": ["photo_02"]},
+                "train must be a non-empty list of names",
+            ),
             ({"train": ["a"], "validation": ["b"], "test": ["a"]}, '"a" is given twice; a pair belongs to one'),
         ],
     )
     def test_a_file_that_is_wrong(self, own, refused, content, message):
         root = own()
         (root / "split.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        assert message in refused(root) and "Correct it, or delete it: a new split is drawn then." in refused(root)
+        assert message in refused(root) and "Correct it, or delete it; then a new split is drawn." in refused(root)
 
 
 def write_pairs(images, masks, names, ending=""):
@@ -440,7 +447,7 @@ class TestOwnSplits:
         write_pairs(*places["train"], range(20, 25))
         assert load_splits(recipe("folder", root)).num_rows == {"train": 23, "validation": 3, "test": 2}
         (root / "split.json").write_text('{"validation": ["1"]}')
-        with pytest.raises(DataError, match="must hold test, and seed if you like"):
+        with pytest.raises(DataError, match="must hold test, and optionally seed"):
             load_splits(recipe("folder", root))
 
     def test_too_few_to_draw_from(self, tmp_path, refused):
@@ -462,7 +469,7 @@ class TestOwnSplits:
                 images = places[0]
         message = refused(root)
         assert (
-            f"{images}: none of its 5 images has a mask\n" in message and "a part of train is drawn for it" in message
+            f"{images}: none of its 5 images has a mask\n" in message and "is replaced by a part of train" in message
         )
         assert not (root / "split.json").exists()
         splits = load_splits(recipe("folder", root, on_bad_pair="drop"))
@@ -473,10 +480,10 @@ class TestOwnSplits:
         for name in ("train", "val", "day1"):
             write_pairs(root / "images" / name, root / "masks" / name, "ab")
         message = refused(root)
-        assert message.startswith(f"{root / 'images'}: holds train, val and, beside these, day1: which split is that?")
+        assert message.startswith(f"{root / 'images'}: holds train, val and also day1: which split is that?")
         shutil.rmtree(root / "images" / "day1")
         write_pairs(root / "images", root / "masks", "c")
-        assert "beside these, c.png: which split is that?" in refused(root)
+        assert "and also c.png: which split is that?" in refused(root)
 
     def test_a_split_file_of_all_pairs_keeps_its_meaning(self, tmp_path, recipe, caplog):
         root = describe(tmp_path, IDS)
@@ -485,7 +492,7 @@ class TestOwnSplits:
         lists = {"train": ["train/a", "val/a"], "validation": ["val/b"], "test": ["train/b"]}
         (root / "split.json").write_text(json.dumps(lists))
         assert load_splits(recipe("folder", root)).num_rows == {"train": 2, "validation": 1, "test": 1}
-        assert "2 pairs are in another split than their folder says, such as val/a (train)" in caplog.text
+        assert "2 pairs are in a different split than their folder says, such as val/a (train)" in caplog.text
 
     def test_folders_of_things_called_train_are_no_splits(self, tmp_path, recipe):
         root = describe(tmp_path, IDS)
@@ -536,7 +543,7 @@ class TestNames:
         assert message.startswith(f"{root}: 1 of 4 image") and "img2.png: the image has no mask\n" in message
         write_image(root / "masks" / "img2_other.png", scene(2)[1])
         message = refused(root)
-        assert message.startswith(f"{root}: 8 of 8 image") and "All masks may have one ending more" in message
+        assert message.startswith(f"{root}: 8 of 8 image") and "All masks may have one more ending" in message
         assert f'{root / "masks" / "img1_mask.png"}: the mask has no image (there is one without "_mask")\n' in message
 
     @pytest.mark.parametrize(
@@ -598,16 +605,16 @@ class TestLinks:
         (root / "images" / "through.jpg").symlink_to("photo_01.jpg/photo.jpg")
         message = refused(root)
         for place, reason in {
-            "images/again": "is a link to a folder that holds it",
-            "images/up/images": "is a link to a folder that holds it",
-            "images/gone": "is a link to nothing",
-            "images/itself.jpg": "is a link to nothing",
-            "images/through.jpg": "is a link to nothing",
-            "masks/photo_03.png": "is a link to nothing",
+            "images/again": "is a link to a folder that contains it",
+            "images/up/images": "is a link to a folder that contains it",
+            "images/gone": "is a broken link",
+            "images/itself.jpg": "is a broken link",
+            "images/through.jpg": "is a broken link",
+            "masks/photo_03.png": "is a broken link",
             "images/pipe.jpg": "is neither a file nor a folder",
         }.items():
             assert f"{root / place}: {reason}\n" in message
-        assert "each must lead to a file or to a folder that does not hold it" in message
+        assert "Each link must lead to a file, or to a folder that does not contain the link" in message
 
     def test_a_folder_that_cannot_be_read(self, own, refused, monkeypatch):
         root = own()
@@ -657,7 +664,7 @@ class TestExif:
         message = refused(root)
         assert "photo_00.jpg: the image is 48x32 but the mask is 32x48" in message
         assert "the mask fits the photograph as stored, lying on its side\n" in message
-        assert "A mask must have the size of its photograph as people see it, upright" in message
+        assert "A mask must have the size of its photograph when upright" in message
 
     def test_a_mask_of_another_shape_is_not_taken_for_one(self, own, refused):
         root = own("palette")
@@ -717,7 +724,7 @@ class TestDrop:
         (bad / "split.json").write_text(
             json.dumps({"train": ["photo_04"], "validation": ["photo_01"], "test": ["photo_05"]})
         )
-        assert "the validation split holds no pair that can be used" in refused(bad, on_bad_pair="drop")
+        assert "the validation split has no usable pair" in refused(bad, on_bad_pair="drop")
 
 
 def test_the_check_is_made_again_when_the_classes_change(own, recipe, refused):

@@ -381,13 +381,17 @@ def test_numbers_around_the_names_of_splits(tmp_path, init, words):
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [
-        ("rgb/*.jpg", "sem/*.tif", "has no file sem/*.tif. A pattern is a path below the folder, with one * for"),
-        ("rgb/0.jpg", "sem/*.png", '"rgb/0.jpg + sem/*.png" is no pattern of its images and one of their masks'),
-        ("../rgb/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
-        ("rgb/*_*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
-        ("SPLIT/SPLIT*.jpg", "SPLIT/SPLIT*.png", "is no pattern of its images and one of their masks"),
-        ("SPLIT/*.jpg", "sem/*.png", "is no pattern of its images and one of their masks"),
-        ("SPLIT/*.jpg", "SPLIT/*.png", "has SPLIT/*.png for val, and no SPLIT/*.jpg"),
+        (
+            "rgb/*.jpg",
+            "sem/*.tif",
+            "has no file that matches sem/*.tif. A pattern is a path below the folder, with one * for",
+        ),
+        ("rgb/0.jpg", "sem/*.png", '"rgb/0.jpg + sem/*.png" is not one pattern for images and one for masks'),
+        ("../rgb/*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
+        ("rgb/*_*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
+        ("SPLIT/SPLIT*.jpg", "SPLIT/SPLIT*.png", "is not one pattern for images and one for masks"),
+        ("SPLIT/*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
+        ("SPLIT/*.jpg", "SPLIT/*.png", "has SPLIT/*.png for val, but no SPLIT/*.jpg"),
     ],
 )
 def test_patterns_that_are_wrong(tmp_path, init, images, masks, message):
@@ -415,7 +419,7 @@ def test_an_image_without_its_mask_is_named_with_patterns(tmp_path, init):
 
 def test_layout_is_for_folders_of_files(init):
     status, err = init("org/name", "--out", "nowhere", "--layout", "coco")
-    assert status == 2 and "--layout is for a folder of files, and this is none" in err
+    assert status == 2 and "--layout is for a folder of files, but this is not one" in err
 
 
 def listed(root, **lists):
@@ -428,16 +432,16 @@ def listed(root, **lists):
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"train": ["0", "1", "9"], "val": ["2"]}, "train.txt: names 9, and there is no such image\n"),
+        ({"train": ["0", "1", "9"], "val": ["2"]}, "train.txt: names 9, but there is no such image\n"),
         (
             {"train": ["0", "1"], "val": ["1.jpg", "2"]},
-            "val.txt: names 1, which is train in another list; that is so of 1 pictures. Take them out of one list.",
+            "val.txt: names 1, which another list assigns to train; 1 pictures in all. Remove them from one list.",
         ),
-        ({"train": ["images/0.jpg masks/0.png", "images/9.jpg masks/9.png"]}, "images/9.jpg, which is not there\n"),
-        ({"train": ["images/0.jpg masks/0.png", "1"]}, "1 is no line `image mask`, as others are"),
+        ({"train": ["images/0.jpg masks/0.png", "images/9.jpg masks/9.png"]}, "images/9.jpg, which does not exist\n"),
+        ({"train": ["images/0.jpg masks/0.png", "1"]}, "1 does not have the form `image mask` of other lines"),
         (
             {"train": ["images/0.jpg masks/0.png", "../1.jpg masks/1.png"]},
-            "1.jpg, which is outside the folder. Name files by their paths in the folder.",
+            "1.jpg, which is outside the folder. List only files in the folder.",
         ),
         ({"train": ["images/0.jpg masks/0.png", "images/0.jpg masks/1.png"]}, "masks/1.png and 0.jpg with "),
     ],

@@ -112,8 +112,8 @@ def test_coco_of_one_file(tmp_path, init):
         "  drawn   9 shapes in 6 pictures of coco",
         "  note    2 annotations have no area (boxes, points, lines) and are not drawn",
     ]
-    assert "  note    1 pictures have no shape, and so are background all over; to leave one out, delete\n" in out
-    assert "  note    1 pictures beside these have no annotation and are left out\n" in out
+    assert "  note    1 pictures have no shape, so they are all background; to leave one out, delete\n" in out
+    assert "  note    1 other pictures in these folders have no annotation and are left out\n" in out
     assert f"Wrote masks, classes.json, recipe.json, preview.png in {root}." in out
     assert set(before) < {*root.rglob("*")} and (root / "masks" / "images" / "default" / "0 ä.png").is_file()
     found, names = labels_of(root)
@@ -202,7 +202,10 @@ def test_labelme(tmp_path, init):
         (root / f"train {number}.json").write_text(labelme(listed, f"..\\pictures\\train {number}.jpg"))
     status, out = init(root)
     assert status == 0 and "  layout  drawn\n  drawn   9 shapes in 5 pictures of labelme\n" in out
-    assert "1 annotations have no area" in out and "1 pictures beside these have no annotation and are left out" in out
+    assert (
+        "1 annotations have no area" in out
+        and "1 other pictures in these folders have no annotation and are left out" in out
+    )
     found, names = labels_of(root)
     assert names == ("background", "bar", "disc")
     expected = [
@@ -272,7 +275,7 @@ def test_a_label_of_labelme_that_is_no_text(tmp_path, init, label):
     box = {"label": label, "shape_type": "rectangle", "points": corners(BOX)}
     (tmp_path / "0.json").write_text(labelme([box], "0.jpg"))
     status, said = init(tmp_path)
-    assert status == 2 and f"0.json: is no labelme file as expected: TypeError('the label {label} is no text')" in said
+    assert status == 2 and f"0.json: is not a valid labelme file: TypeError('the label {label} is not text')" in said
 
 
 def test_what_of_coco_does_not_matter(tmp_path, init):
@@ -290,15 +293,15 @@ def test_drawn_masks_of_photographs_that_have_moved(tmp_path, init, monkeypatch)
     assert fingerprint(load_splits(data)) == fingerprint(load_splits(dataclasses.replace(data, root="out")))
     root.rename(tmp_path / "moved")
     assert cli.main(["doctor", str(out)]) == 1
-    with pytest.raises(ValueError, match=f"default.txt: names {root}/images/0.jpg, which is not there"):
+    with pytest.raises(ValueError, match=f"default.txt: names {root}/images/0.jpg, which does not exist"):
         load_splits(data)
 
 
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda root: (root / "classes.json").write_text("{}"), "holds classes.json already, and init would draw"),
-        (lambda root: one_coco(root, categories=[]), "result.json: is no coco file as expected: KeyError(1)"),
+        (lambda root: (root / "classes.json").write_text("{}"), "already holds classes.json, which init would draw"),
+        (lambda root: one_coco(root, categories=[]), "result.json: is not a valid coco file: KeyError(1)"),
         (lambda root: one_coco(root, annotations=[]), "the coco annotations have no shape with an area"),
         (
             lambda root: one_coco(
@@ -308,12 +311,12 @@ def test_drawn_masks_of_photographs_that_have_moved(tmp_path, init, monkeypatch)
         ),
         (
             lambda root: one_coco(root, annotations=[{"image_id": 9} | BOTH[0]]),
-            "an annotation is of image 9, which is not",
+            "an annotation refers to image 9, which is not",
         ),
         (lambda root: one_coco(root, images=[SIZELESS], annotations=[]), "a picture has '48' × None pixels"),
         (
             lambda root: one_coco(root, categories=[{"id": 1, "name": " "}, {"id": 7, "name": "bar"}]),
-            "is missing or no text",
+            "is missing or not text",
         ),
         (
             lambda root: (root / "result.json").rename(root / "test.json"),
@@ -323,10 +326,13 @@ def test_drawn_masks_of_photographs_that_have_moved(tmp_path, init, monkeypatch)
             lambda root: rename_all(root / "images"),
             "has none of the 3 pictures that its coco annotati",
         ),
-        (lambda root: write_coco(root / "train.json", ["5.jpg"], [BOTH]), "which split is that? Other files have one"),
+        (
+            lambda root: write_coco(root / "train.json", ["5.jpg"], [BOTH]),
+            "which split is that? The paths of other files",
+        ),
         (
             lambda root: write_coco(root / "more.json", ["0.jpg"], [BOTH]),
-            "names images/0.jpg, for which another annotation is drawn already",
+            "names images/0.jpg, for which a mask is already drawn from another file",
         ),
         (lambda root: photographs(root, "other/{}.jpg", [1]), "names 1.jpg: is that "),
         (
@@ -349,7 +355,7 @@ def test_masks_that_are_there_are_not_drawn_over(tmp_path, init):
     write_image(root / "masks" / "0.png", covered((BOX, 1)))
     assert "matches 2 layouts: images+masks, coco. Choose with" in init(root)[1]
     status, said = init(root, "--layout", "coco")
-    assert status == 2 and "holds masks already, and init would draw the coco annotations" in said
+    assert status == 2 and "already holds masks, which init would draw from the coco annotations" in said
     status, said = init(root, "--layout", "coco", "--out", tmp_path / "out")
     assert status == 0 and json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]["layout"] is None
 
@@ -360,7 +366,7 @@ def test_a_picture_that_is_gone_is_named(tmp_path, init):
     write_coco(root / "result.json", [f"{n}.jpg" for n in range(4)], [BOTH] * 4)
     (root / "images" / "1.jpg").unlink()
     status, out = init(root)
-    assert status == 1 and f"names {root / '1.jpg'}, which is not there" in out
+    assert status == 1 and f"names {root / '1.jpg'}, which does not exist" in out
 
 
 def test_training_and_doctor_ask_for_init(tmp_path, init, recipe, capsys):
@@ -368,14 +374,14 @@ def test_training_and_doctor_ask_for_init(tmp_path, init, recipe, capsys):
     (root / "annotations").mkdir()
     (root / "result.json").rename(root / "annotations" / "instances.json")
     with pytest.raises(
-        ValueError, match="holds coco annotations, of which no masks have been drawn yet. `hf-seg init"
+        ValueError, match="holds coco annotations, but no masks have been drawn from them yet. `hf-seg init"
     ):
         load_splits(recipe("folder", root))
     assert cli.main(["doctor", str(root)]) == 1
-    assert "holds coco annotations, of which no masks have been drawn yet" in capsys.readouterr().out
+    assert "holds coco annotations, but no masks have been drawn from them yet" in capsys.readouterr().out
     init(root)
     (root / "masks" / "images" / "0.png").unlink()
-    with pytest.raises(ValueError, match="default.txt: names .*0.png, which is not there"):
+    with pytest.raises(ValueError, match="default.txt: names .*0.png, which does not exist"):
         load_splits(recipe("folder", root))
 
 

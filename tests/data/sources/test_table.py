@@ -132,7 +132,7 @@ def test_what_is_beside_the_parquet_files_is_no_data(tmp_path):
     make_table([4]).to_parquet(root / "default" / "test" / "0000.parquet")
     assert counts(load_splits(hub_recipe(root))) == {"train": 3, "validation": 1, "test": 1}
     make_table([5]).to_parquet(root / "more.parquet")
-    assert "more.parquet: neither its name nor its folder's names a split." in refused(root)
+    assert "more.parquet: neither its name nor its folders' names contain a split." in refused(root)
 
 
 def test_files_without_a_split_in_their_names_are_train(tmp_path):
@@ -205,8 +205,8 @@ def test_a_row_that_names_a_file_elsewhere(tmp_path, named):
     table["image"][2] = {"bytes": None, "path": str(named(root, tmp_path / "private.jpg"))}
     parquet.write_table(pyarrow.table(table), describe(root) / "train.parquet")
     message = refused(root)
-    assert f"{root} train[2]: the image is a file outside of the data set, " in message
-    assert "A row may name a file in the data set's own folder only" in message
+    assert f"{root} train[2]: the image is a file outside the data set, " in message
+    assert "A row may name only files in the data set's own folder" in message
     assert origins(load_splits(hub_recipe(root, on_bad_pair="drop")))["train"] == [f"{root} train[{n}]" for n in (1,)]
 
 
@@ -216,7 +216,7 @@ def test_a_card_that_names_data_elsewhere(tmp_path, place):
     make_table(range(4)).to_parquet(tmp_path / "private.parquet")
     place = place.format(str(tmp_path).strip("/"))
     (root / "README.md").write_text(f"---\nconfigs:\n- config_name: a\n  data_files: {place}\n---\n")
-    assert "its README.md names data outside of the data set:\n" in refused(root)
+    assert "its README.md names data outside the data set:\n" in refused(root)
 
 
 def test_folders_of_tables_that_are_links(tmp_path):
@@ -227,7 +227,7 @@ def test_folders_of_tables_that_are_links(tmp_path):
     (root / "data").symlink_to(tmp_path / "more")
     assert sum(counts(load_splits(hub_recipe(root))).values()) == 4
     (root / "again").symlink_to(root)
-    assert f"{root / 'again'}: is a link to a folder that holds it" in refused(root)
+    assert f"{root / 'again'}: is a link to a folder that contains it" in refused(root)
 
 
 class TestColumns:
@@ -260,7 +260,7 @@ class TestColumns:
         message = refused(root)
         assert message == (
             f"{root}: the mask column cannot be determined. Its columns: image (Image), mask (Image), label "
-            "(Image). Set data.mask_column (`hf-seg init` has --mask-column)."
+            "(Image). Set data.mask_column (in `hf-seg init`: --mask-column)."
         )
         load_splits(hub_recipe(root, mask_column="label"))
 
@@ -281,7 +281,7 @@ class TestColumns:
         table.to_parquet(root / "train.parquet")
         message = refused(root)
         assert "the mask column cannot be determined" in message and "mask (List)" in message
-        assert "lists of ids become pictures by map and PIL.Image.fromarray" in message
+        assert "lists of ids to pictures with map and PIL.Image.fromarray" in message
 
     def test_a_split_without_them(self, tmp_path):
         root = three_splits(tmp_path / "own")
@@ -327,10 +327,13 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("after", "message"),
         [
-            ({"train": range(9)}, "was made for 10 rows of train, and {root} has 9."),
-            ({"train": [*range(9), 30]}, "was made for other pictures than {root} has now in train."),
-            ({"train": range(10), "test": [11]}, "holds validation and test, but of {root} validation must be drawn."),
-            ({"train": range(10), "test": [11], "val": [12]}, "of {root} nothing has to be drawn."),
+            ({"train": range(9)}, "was made for 10 rows of train, but {root} has 9."),
+            ({"train": [*range(9), 30]}, "was made for other pictures than {root} now has in train."),
+            (
+                {"train": range(10), "test": [11]},
+                "holds validation and test, but for {root} validation must be drawn.",
+            ),
+            ({"train": range(10), "test": [11], "val": [12]}, "for {root} nothing must be drawn."),
         ],
     )
     def test_of_a_data_set_that_has_changed(self, tmp_path, after, message):
@@ -339,7 +342,7 @@ class TestSplits:
         write_parquet(root, **{split: make_table(numbers) for split, numbers in after.items()})
         found = refused(root)
         assert found.startswith(f"{root / 'split.json'}: ") and message.format(root=root) in found
-        assert "or delete the file: a new split is drawn then" in found
+        assert "or delete the file; then a new split is drawn" in found
         (root / "split.json").unlink()
         load_splits(hub_recipe(root))
 
@@ -347,9 +350,9 @@ class TestSplits:
         ("content", "message"),
         [
             ({"train": ["a"], "validation": ["b"], "test": ["c"]}, "must hold train_rows, content, and the row"),
-            ({"train_rows": 10, "content": "", "test": ["1"]}, "test must be a list of row numbers, and not empty"),
+            ({"train_rows": 10, "content": "", "test": ["1"]}, "test must be a non-empty list of row numbers"),
             ({"train_rows": 10, "content": "", "test": [1, 1]}, "1 is given twice"),
-            ({"train_rows": 10, "content": "", "test": [10]}, "row numbers must be from 0 to below train_rows"),
+            ({"train_rows": 10, "content": "", "test": [10]}, "row numbers must be at least 0 and below train_rows"),
         ],
     )
     def test_a_file_that_is_wrong(self, tmp_path, content, message):
@@ -363,7 +366,7 @@ class TestSplits:
 
     def test_without_train(self, tmp_path):
         DatasetDict({"all": make_table(range(4))}).save_to_disk(tmp_path / "own")
-        assert "has no split named train, but all." in refused(describe(tmp_path / "own"))
+        assert "has no split named train, only all." in refused(describe(tmp_path / "own"))
 
     def test_two_of_one_meaning(self, tmp_path):
         DatasetDict({name: make_table([1]) for name in ("train", "val", "dev")}).save_to_disk(tmp_path / "own")
@@ -408,7 +411,7 @@ class TestBadRows:
         root = three_splits(tmp_path / "own", test=make_table(range(3), without_mask=range(3)))
         message = refused(root)
         assert (
-            f"{root} test: none of its 3 rows has a mask\n" in message and "a part of train is drawn for it" in message
+            f"{root} test: none of its 3 rows has a mask\n" in message and "is replaced by a part of train" in message
         )
         assert not (root / "split.json").exists()
         data = hub_recipe(root, on_bad_pair="drop")
@@ -434,8 +437,8 @@ class TestWhatCannotBeLoaded:
         root = three_splits(tmp_path / "own")
         make_table([1], image="photo").to_parquet(root / "data" / "train-00001-of-00002.parquet")
         assert refused(root) == (
-            f"{root / 'data' / 'train-00001-of-00002.parquet'}: its columns are photo, mask, and those of "
-            "test-00000-of-00001.parquet image, mask. All files of a data set must have the same."
+            f"{root / 'data' / 'train-00001-of-00002.parquet'}: its columns are photo, mask, but those of "
+            "test-00000-of-00001.parquet are image, mask. All files of a data set must have the same columns."
         )
 
     def test_damage_within_a_file(self, tmp_path):
@@ -451,7 +454,7 @@ class TestWhatCannotBeLoaded:
     def test_a_file_in_place_of_a_folder(self, tmp_path):
         path = describe(tmp_path) / "train.parquet"
         make_table([1]).to_parquet(path)
-        assert f"{path}: is a file; data.path names a folder." in refused(path, root=str(tmp_path))
+        assert f"{path}: is a file; data.path must name a folder." in refused(path, root=str(tmp_path))
 
     @pytest.mark.parametrize(("number", "remedy"), [(13, "Give this user the right"), (28, "Free disk space")])
     def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch, number, remedy):

@@ -20,7 +20,7 @@ SPLIT_SIZES = {"train": 1024, "validation": 128, "test": 128}
 
 GENERATED = {
     "homepage": None,
-    "terms": "Drawn by hf_seg itself, from no photograph: no third party has a say in it.",
+    "terms": "Drawn by hf_seg itself, not from photographs: no third party has rights in it.",
     "license_name": None,
     "split_rule": "a picture depends on its split and its number only, and no picture is in two splits.",
     "publish_images": True,
