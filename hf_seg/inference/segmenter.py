@@ -222,7 +222,7 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
             output_loading_info=True,
         )
     make_fast(loaded)
-    if hasattr(image_processor, "pad_size"):  # for batches of unequal pictures; masks would include the padding
+    if config.model_type in QUERY_MODELS:  # these pad batches of unequal pictures; masks would include the padding
         image_processor.pad_size = None
     return Segmenter(model=loaded.eval(), image_processor=image_processor), report
 
