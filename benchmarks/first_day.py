@@ -158,7 +158,9 @@ def live(name: str, folder: Path, count: int) -> tuple[list[float], int, float]:
         truth[f"IMG_{number}.png"] = draw_mask(shapes)
     commands, seconds, complaints = [["hf-seg", "init", str(root)]], [], 0
     while commands:
-        command = [{"PHOTOGRAPHS": str(new), "masks": f"{new}-masks"}.get(word, word) for word in commands.pop(0)]
+        command = [
+            {"PHOTOGRAPHS": str(new), "predictions": f"{new}-masks"}.get(word, word) for word in commands.pop(0)
+        ]
         print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         done = subprocess.run(command, text=True, capture_output=True)

@@ -10,9 +10,8 @@ import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, look_up, verdict
 from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
-from hf_seg.files import write_text
 from hf_seg.problem import Refusal
-from hf_seg.runs.page import PAGES, describe_input, generator, is_page_of
+from hf_seg.runs.page import PAGES, describe_input, generator, is_page_of, write_page
 
 PAGE = "comparison.html"
 PICTURES = CONFUSIONS, LEARNING, COST, ROC, SAME_IMAGES = [
@@ -99,8 +98,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     inside = {name: f"data:image/png;base64,{data}" for name, data in encoded.items()}
     text = build_report(comparison, dict(zip(pictures, pictures, strict=True)))
     page = build_report(comparison, inside, "comparison.html.jinja")
-    write_text(text, folder / "comparison.md")
-    write_text(page, folder / PAGE)
+    write_page(text, folder / "comparison.md")
+    write_page(page, folder / PAGE)
 
 
 def have_roc(arms: Sequence[Arm]) -> bool:

@@ -247,10 +247,10 @@ def _write_all(root: Path, source: Source, arch: str) -> bool:
     say()
     say(f"Wrote {', '.join(written)} in {root}. Look at preview.png; correct names and ids in {FILE_NAME}.")
     recipe_file, runs, run = (shlex.quote(str(root / name)) for name in ("recipe.json", "runs", "runs/recipe"))
-    say("With few pictures and an internet connection, add --model.init imagenet to the next command.")
     say(f"How long it takes on this machine: hf-seg doctor {recipe_file}")
+    say("With few pictures and an internet connection, add --model.init imagenet to the next command.")
     say(f"Then: hf-seg train {recipe_file} --output_dir {runs}")
-    say(f"Then: hf-seg predict {run} PHOTOGRAPHS --out masks")
+    say(f"Then: hf-seg predict {run} PHOTOGRAPHS --out predictions")
     return not problems
 
 

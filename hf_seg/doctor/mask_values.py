@@ -144,7 +144,7 @@ def hint_at_classes(survey: Survey, classes: Classes) -> Iterator[str]:
     if few and len(few) <= len(shares) / 2:
         yield f"  hint    below {SCARCE:.0%} of the labelled pixels: {', '.join(few)}"
         yield "          A model may ignore such rare classes. More pictures of them help, or --training.class_weights"
-        yield "          balanced in the next command."
+        yield "          balanced for `hf-seg train`."
     if classes.meaning == {0: 0, 1: 1, 255: IGNORE_INDEX} and counts[IGNORE_INDEX] > counts[1]:
         yield "  hint    255 counts as void here, and covers more pixels than 1. If it is the object of some masks,"
         yield f"          save these with 1 instead, delete {FILE_NAME}, and repeat this with --overwrite."

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from hf_seg.files import write_text
 from hf_seg.text import Markdown, address, code, link, markdown, markdown_table, printable
 
 
@@ -30,6 +31,11 @@ def describe_size(data: Mapping[str, Any]) -> str:
 def describe_input(data: Mapping[str, Any]) -> str:
     """Format the size of the model's input, and how pictures are brought to it unless they are stretched."""
     return describe_size(data) + ("" if data["resize"] == "stretch" else f", {data['resize']}")
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page to `path`, completely or not at all."""
+    write_text(page, path)
 
 
 def generator(command: str) -> Markdown:

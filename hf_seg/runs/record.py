@@ -17,11 +17,12 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic does not accept the one in Python 3.11
 
 from hf_seg.data import DatasetSpec
-from hf_seg.files import parse_json, write_json, write_text, write_whole
+from hf_seg.files import parse_json, write_json, write_whole
 from hf_seg.problem import Refusal, first
 from hf_seg.recipe import Recipe
 from hf_seg.recipe.keys import all_keys
 from hf_seg.runs.card import build_card, describe_loss
+from hf_seg.runs.page import write_page
 from hf_seg.runs.plots import plot_confusion, plot_curves, plot_roc, plot_samples
 from hf_seg.scoring.roc import stack_curves
 from hf_seg.text import markdown_table
@@ -177,7 +178,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         if trained:
             loss = describe_loss(results["recipe"]["training"])
             plot_curves(results["train"]["history"], plots["curves"], loss)
-            write_text(str(build_card(results)), folder / CARD)
+            write_page(str(build_card(results)), folder / CARD)
         plot_confusion(np.array(test["confusion_matrix"]), spec.class_names, plots["confusion"])
         plot_roc(roc, plots["roc"])
         plot_samples(*samples, spec.class_names, spec.palette, spec.ignore_index, plots["samples"])

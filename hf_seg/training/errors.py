@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from hf_seg.data import image_name, load_spec
-from hf_seg.files import check_writable, write_text
+from hf_seg.files import check_writable
 from hf_seg.problem import Refusal
 from hf_seg.processes import say_once, start_processes
 from hf_seg.runs.figure import IGNORED_STRIPES, colour_masks
-from hf_seg.runs.page import HTML_PAGES, generator, is_page_of
+from hf_seg.runs.page import HTML_PAGES, generator, is_page_of, write_page
 from hf_seg.runs.record import ERRORS, PER_IMAGE, RESULTS, load_arrays, load_results
 from hf_seg.scoring.confusion import class_iou, mean_iou
 from hf_seg.scoring.upsampling import upsampled_argmax
@@ -101,7 +101,7 @@ def write_errors(
             ],
         )
         trainer.release()
-    write_text(text, page)
+    write_page(text, page)
     return page
 
 

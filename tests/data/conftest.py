@@ -30,7 +30,7 @@ def first_day(tmp_path, capsys, tiny_models):
         new = write_image(tmp_path / "new" / "photo.png", scene(100)[0])
         train, predict = re.findall("^Then: hf-seg (.*)$", said, re.MULTILINE)
         assert cli.main(shlex.split(train)) == 0, capsys.readouterr().err
-        words = {"PHOTOGRAPHS": str(new.parent), "masks": str(tmp_path / "new masks")}
+        words = {"PHOTOGRAPHS": str(new.parent), "predictions": str(tmp_path / "new masks")}
         assert cli.main([words.get(word, word) for word in shlex.split(predict)]) == 0, capsys.readouterr().err
         with Image.open(tmp_path / "new masks" / "photo.png") as mask:
             ids = np.asarray(mask)

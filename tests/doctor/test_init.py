@@ -77,10 +77,10 @@ def test_what_it_says_and_writes(tmp_path, init):
         "",
         f"Wrote classes.json, recipe.json, preview.png in {root}. Look at preview.png; correct names and ids in "
         "classes.json.",
-        "With few pictures and an internet connection, add --model.init imagenet to the next command.",
         f"How long it takes on this machine: hf-seg doctor '{root}/recipe.json'",
+        "With few pictures and an internet connection, add --model.init imagenet to the next command.",
         f"Then: hf-seg train '{root}/recipe.json' --output_dir '{root}/runs'",
-        f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out masks",
+        f"Then: hf-seg predict '{root}/runs/recipe' PHOTOGRAPHS --out predictions",
     ]
     shares = [line.split() for line in out.splitlines()[5:9]]
     assert [row[:2] for row in shares] == [["0", "class_0"], ["1", "class_1"], ["2", "class_2"], ["255", "(ignored)"]]
