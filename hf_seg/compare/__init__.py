@@ -237,7 +237,8 @@ def group(runs: Sequence[Tested]) -> list[Arm]:
             both = "are evaluations of one model" if run.seed is None else f"have the seed {run.seed}"
             why = "; ".join(changed_keys(first.recipe, run.recipe)) if differing else f"both {both}"
             what = f"are both named {name}, but are not one recipe with two seeds ({why})"
-            raise Refusal(f"{run.folder} and {first.folder}", what, code="not-seeds")
+            remedy = "test one of them again with `hf-seg evaluate RUN DATA --out OTHER_NAME`, and compare that folder"
+            raise Refusal(f"{run.folder} and {first.folder}", what, remedy, code="not-seeds")
         members.append(run)
     place = NATIVE if len({shown for _, shown in arms}) > 1 else OF_INPUT
     times = Counter(name for name, _ in arms)
