@@ -134,6 +134,9 @@ def create(where: Destination) -> None:
     holds no run: a later commit of main would put another run's files beside this run's."""
     api, repo_id = HfApi(), where.repo_id
     attempt(lambda: api.create_repo(repo_id, private=where.private, exist_ok=True), repo_id)
+    if where.private and not attempt(lambda: api.model_info(repo_id), repo_id).private:
+        remedy = "make it private on the Hub, or name another repository"
+        raise HubError(repo_id, "exists and is public, but the run is to be private", remedy)
     if where.revision:
         first = attempt(lambda: api.list_repo_commits(repo_id)[-1].commit_id, repo_id)
         attempt(lambda: api.create_branch(repo_id, branch=where.revision, revision=first, exist_ok=True), repo_id)

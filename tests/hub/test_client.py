@@ -165,6 +165,12 @@ def test_a_repository_that_is_ours_or_free(hub, write_recipe):
         check_free(ALICES, recipe.to_dict(), "delete it")
 
 
+def test_a_public_repository_gets_no_private_run(hub):
+    create(Destination(repo_id="lab/open"))
+    with pytest.raises(HubError, match="lab/open: exists and is public, but the run is to be private"):
+        create(Destination(repo_id="lab/open", private=True))
+
+
 def test_private_and_branch(hub):
     create(Destination(repo_id="lab/secret", private=True, revision="seed-1"))
     create(Destination(repo_id="lab/secret", private=True, revision="seed-1"))  # once more does no harm
