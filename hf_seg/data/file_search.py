@@ -44,11 +44,10 @@ def find_files(folder: Path) -> tuple[list[Path], list[Problem]]:
         except OSError as error:
             stop(place, f"cannot be read: {error.strerror}", READABLE)
             continue
-        if any(entry.name == "run.json" for entry in entries) and place != folder:
-            continue  # a run of hf_seg: its plots are no data
+        is_run = not {"run.json", "results.json"}.isdisjoint(entry.name for entry in entries)
         for entry in entries:
             path = place / entry.name
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or (is_run and entry.name == "plots"):  # written by a run or an evaluation
                 continue
             if not is_utf8(entry.name):
                 stop(path, "the name is not UTF-8", RENAME, code="file-name")

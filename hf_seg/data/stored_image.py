@@ -89,7 +89,7 @@ def sample_values(stored: Stored) -> np.ndarray | None:
         if is_deep(image):
             values = np.asarray(image).ravel()
             if image.format == "TIFF" and (nodata := image.tag_v2.get(GDAL_NODATA)):
-                values = values[values != values.dtype.type(nodata.strip(" \0"))]
+                values = values[values != float(nodata.strip(" \0"))]
             return values[:: 1 + values.size // SAMPLED]
     return None
 

@@ -166,9 +166,8 @@ class StopWhenAsked(TrainerCallback):
 
 
 def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
-    """Start a data loader's worker, which ignores [`SIGNALS`]: they go to all processes of a terminal or a service,
-    and the main process needs its workers until it has saved."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    """Start a data loader's worker in a process group of its own. The signals of a terminal or a launcher go to whole
+    groups, and the main process needs its workers until it has saved; it can still end them itself."""
+    os.setpgid(0, 0)
     if prepare is not None:
         prepare(worker)

@@ -245,8 +245,10 @@ def test_a_fourth_band_that_a_tiff_calls_alpha():
     assert UprightImage().decode_example({"path": None, "bytes": saved(pixels, "TIFF")}).mode == "RGB"
 
 
-def test_values_without_data_are_not_measured(tmp_path):
-    values = np.full((10, 10), -9999, np.float32)
+@pytest.mark.parametrize(("dtype", "nodata"), [(np.float32, "-9999"), (np.uint16, "9999.0"), (np.uint16, "-1")])
+def test_values_without_data_are_not_measured(tmp_path, dtype, nodata):
+    values = np.full((10, 10), max(float(nodata), 0) if dtype is np.uint16 else float(nodata), dtype)
     values[2:] = np.arange(80).reshape(8, 10)
-    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: "-9999"})
-    assert sample_values({"path": str(tmp_path / "a.tif"), "bytes": None}).min() == 0
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: nodata})
+    found = sample_values({"path": str(tmp_path / "a.tif"), "bytes": None})
+    assert (found.min(), found.max()) == (0, 79)
