@@ -56,3 +56,12 @@ def test_a_signal_loses_nothing(write_recipe, launch, tmp_path, undisturbed, sig
 
     launch(recipe, "--output_dir", run.parent)
     assert outcome(run) == undisturbed
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_loader_processes_outlive_a_signal_to_their_group_and_no_longer(write_recipe, launch, tmp_path, signal):
+    keys = {"data": {"cache": False}, "training": OPTIONS["training"] | {"dataloader_num_workers": 2}}
+    stopped = launch(write_recipe("a", **keys), signal, "step", script=SIGNALLED, check=False)
+    assert stopped.returncode == {"SIGTERM": 143, "SIGINT": 130}[signal], stopped.stderr
+    assert stopped.stderr.count("saving and stopping") == 1 and "Traceback" not in stopped.stderr
+    assert (tmp_path / "runs" / "a" / "checkpoint-10" / "checksums.json").exists()
