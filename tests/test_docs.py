@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_seg.compare import group, load_tested
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.md"), *DOCS.rglob("*.md")])
@@ -33,6 +35,17 @@ def test_links_lead_somewhere(page):
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_the_scores_on_the_page_are_those_of_the_kept_runs():
+    blocks = (DOCS / "results.md").read_text(encoding="utf-8").split("\n\n")
+    places = [place for block in blocks for place in (block.splitlines() if block.startswith("|") else [block])]
+    folders = [path for path in (DOCS / "evidence").iterdir() if path.is_dir()]
+    arms = [arm for folder in folders for arm in group([load_tested(run) for run in folder.iterdir()])]
+    assert len(arms) > 3
+    for arm in arms:
+        scores = [f"{arm.mean('test', *keys, 'mean_iou'):.3f}".lstrip("0") for keys in ((), ("native",))]
+        assert any(all(score in place for score in scores) for place in places), (arm.name, scores)
 
 
 def used_codes(path):
