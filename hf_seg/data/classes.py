@@ -6,6 +6,7 @@ import colorsys
 import itertools
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def load_classes(root: Path) -> Classes:
     except FileNotFoundError:
         what, remedy = (
             "is missing: it says what the values in the masks mean",
-            f"`hf-seg init {root}` writes it from the masks.",
+            f"`hf-seg init {shlex.quote(str(root))}` writes it from the masks.",
         )
     except OSError as error:
         what, remedy = f"cannot be read: {error.strerror}", "make it a readable file"
