@@ -35,7 +35,10 @@ NOT_COMPARABLE = (
 )
 
 NO_PAIR = "Each of train, validation and test needs at least one."
-NOTHING_COUNTS = "Correct its masks, or the meaning of their values in classes.json."
+NOTHING_COUNTS = (
+    "Correct its masks, or the meaning of their values in classes.json. Masks lose labels of single pixels when they "
+    'are reduced: then choose a larger data.image_size, or "crop" for data.resize.'
+)
 
 
 @dataclass(kw_only=True)
@@ -83,16 +86,19 @@ def load_data(data: DataRecipe) -> SegData:
     spec, splits, dropped = load_pairs(data)
     transforms = build_transforms(data, spec)
     prepared = prepare_splits(splits, spec, transforms, data.cache)
-    void = [name for name, pairs in prepared.items() if not _has_labels(pairs, spec.ignore_index)]
-    if void:
-        place, what = data.root or data.path or spec.name, f"no pixel of {' and '.join(void)} has a class"
-        raise DataError(place, what, NOTHING_COUNTS, code="empty-split")
+    check_labels(data.root or data.path or spec.name, prepared, spec.ignore_index)
     return SegData(spec=spec, splits=splits, transforms=transforms, prepared=prepared, dropped=dropped)
 
 
-def _has_labels(pairs: PreparedPairs, ignore_index: int) -> bool:
-    """Whether any pixel has a class; usually the first pair already has one."""
-    return any((pairs[index]["labels"] != ignore_index).any() for index in range(len(pairs)))
+def check_labels(place: str, prepared: Mapping[str, PreparedPairs], ignore_index: int) -> None:
+    """Raise a DataError if no pixel of a split has a class; usually the first pair already has one."""
+
+    def is_void(pairs: PreparedPairs) -> bool:
+        return all((pairs[index]["labels"] == ignore_index).all() for index in range(len(pairs)))
+
+    if void := [name for name, pairs in prepared.items() if is_void(pairs)]:
+        what = f"no pixel of {' and '.join(void)} has a class"
+        raise DataError(place, what, NOTHING_COUNTS, code="empty-split")
 
 
 def load_splits(data: DataRecipe) -> DatasetDict:

@@ -127,7 +127,27 @@ def _examine(same: Sections, report: Report, deep: bool) -> tuple[DatasetSpec, d
         return None
     report.problems += _check_caches(same, listing, survey, deep)
     usable = {name: len(rows) for name, rows in survey.usable.items()}
-    return (listing.spec, usable) if all(usable.values()) else None
+    if not all(usable.values()):
+        return None
+    report.problems += _check_labels(same, listing, survey)
+    return listing.spec, usable
+
+
+def _check_labels(same: Sections, listing: Listing, survey: Survey) -> list[Problem]:
+    """Find splits in which no pixel has a class, as stored or as the runs resize the masks."""
+    from hf_seg.data import check_labels
+    from hf_seg.data.prepared import UncachedPairs
+    from hf_seg.data.transforms import build_transforms
+
+    splits = {name: split.select(list(survey.usable[name])) for name, split in listing.splits.items()}
+    problems: list[Problem] = []
+    for transforms in (build_transforms(data, listing.spec) for data, _ in same):
+        pairs = {name: UncachedPairs(split, transforms[name]) for name, split in splits.items()}
+        try:
+            check_labels(listing.place, pairs, listing.spec.ignore_index)
+        except Refusal as error:
+            problems += error.problems
+    return list(dict.fromkeys(problems))
 
 
 def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) -> list[Problem]:
@@ -149,9 +169,9 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
             folder, transform = prepared_folder(data.cache), transforms[name]
             cache = SplitCache(name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder)
             caches[folder, cache.place.name] = cache
-        workers = training.arguments.get("dataloader_num_workers", 0)
+        workers = training.arguments.get("dataloader_num_workers", None if data.cache is False else 0)
         batch = 4 * training.global_train_batch_size * math.prod(transforms["train"].prepared_size)
-        problems += check_shared_memory(workers, batch) if workers else []
+        problems += check_shared_memory(workers, batch)
     wanted = {prepared_folder(data.cache) for data, _ in same if data.cache not in ("auto", False)}
     for folder in dict.fromkeys(folder for folder, _ in caches):
         own = [cache for (place, _), cache in caches.items() if place == folder]

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Features
 
-from hf_seg.data import NO_PAIR, NOTHING_COUNTS
+from hf_seg.data import NO_PAIR
 from hf_seg.data.check import find_other_palette, reads_ids
 from hf_seg.data.columns import UprightImage, raw_values
 from hf_seg.data.pairs import StoredPair, check_sizes, decode_pair, map_pairs
@@ -244,9 +244,6 @@ def find_problems(
 
 def _class_problems(survey: Survey, spec: DatasetSpec, place: str, split_known: bool) -> Iterator[Problem]:
     filled = {name: survey.pixels(name) for name, rows in survey.usable.items() if rows}
-    if void := [name for name, pixels in filled.items() if pixels[spec.ignore_index] == pixels.total()]:
-        what = f"no pixel of {' and '.join(void)} has a class"
-        yield _problem("error", "empty-split", place, what, NOTHING_COUNTS)
     seen = set().union(*filled.values()) - {spec.ignore_index}
     if len(seen) == 1:
         (only,) = seen

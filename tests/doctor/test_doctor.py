@@ -145,6 +145,14 @@ def all_masks(root, value):
         paint(root, value, number)
 
 
+def points(root):
+    for number in range(COUNT):
+        ids = np.full((200, 200), 255, np.uint8)
+        ids[3, 3] = 1
+        write_image(photo(root, number), scene(number, (200, 200))[0])
+        write_image(mask(root, number), ids)
+
+
 def half_ignored(root):
     ids = scene(1, SIZE)[1]
     ids[: SIZE[1] * 6 // 10] = 255
@@ -322,6 +330,7 @@ FAULTS = {
     "EXIF": (lambda root: turned(root, 3, False), "note", "exif-orientation", "images/photo_03.jpg"),
     "nothing but void": (lambda root: paint(root, 255), "warning", "all-ignored", "masks/photo_03.png"),
     "all void": (lambda root: all_masks(root, 255), "error", "empty-split", "own"),
+    "points that resizing removes": (points, "error", "empty-split", "own"),
     "mostly void": (half_ignored, "warning", "mostly-ignored", "own"),
     "one class only": (lambda root: all_masks(root, 1), "warning", "constant-masks", "own"),
     "a class that test lacks": (without_disc, "warning", "absent-class", "own"),
