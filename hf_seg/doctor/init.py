@@ -23,9 +23,10 @@ from datasets import Dataset, Image
 from hf_seg.data import NO_PAIR
 from hf_seg.data.classes import FILE_NAME, Classes, load_classes, read_classes
 from hf_seg.data.columns import UprightImage, as_text
+from hf_seg.data.file_search import ANNOTATIONS
 from hf_seg.data.pairs import ALL, map_pairs, report_pairs, stored_pairs
 from hf_seg.data.sources import class_names, folder, oxford_pet, polygons, table_files
-from hf_seg.data.sources.layouts import ANNOTATIONS, find_layout, is_picture_folder
+from hf_seg.data.sources.layouts import find_layout, is_picture_folder
 from hf_seg.data.sources.split import FILE_NAME as SPLIT_FILE
 from hf_seg.data.sources.split import SPLITS, check_enough, draw_folders, join_names, save_split
 from hf_seg.data.sources.table import build_rows, find_usable
@@ -166,7 +167,7 @@ def _hash(path: Path) -> str | None:
 
 def _list_folder(root: Path, layout: str | None, drawn: list[str]) -> Source:
     found = folder.find_pairs(root, layout)
-    parts = found.layout.find_parts().values()
+    parts = found.layout.parts.values()
     places = [root, *(place for part in parts for place in (part.masks, part.masks.parent))]
     about = [f"  layout  {found.layout}", *drawn] + ([] if ALL in found.splits else [_describe_splits(found.splits)])
     whole = ALL if ALL in found.splits else "train"

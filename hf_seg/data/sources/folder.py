@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from hf_seg.data.classes import load_classes
 from hf_seg.data.columns import ClassMask, StoredImage, UprightImage
 from hf_seg.data.file_search import IMAGE_SUFFIXES, RENAME, find_files, is_utf8
 from hf_seg.data.pairs import ALL, Listing
+from hf_seg.data.sources import polygons
 from hf_seg.data.sources.layouts import MASK_SUFFIXES, PREVIEW, Layout, Part, ending_beside, find_layout
 from hf_seg.data.sources.split import (
     FILE_NAME,
@@ -38,7 +39,11 @@ from hf_seg.text import printable
 KINDS = f"Images may be {', '.join(sorted(IMAGE_SUFFIXES))}; masks {', '.join(sorted(MASK_SUFFIXES))}."
 ONE_TO_ONE = (
     f"Each image needs one mask, and each mask one image, with the same name without the suffix. {KINDS} All masks "
-    "may have one more ending than their images, such as _mask."
+    "may have one more ending than their images, such as _mask. For others: `hf-seg init` with --images and --masks."
+)
+UNUSED_LIST = (
+    "Lists are used if one is for train, and they are beside the folders of images and masks. Paths in them begin at "
+    "that folder."
 )
 
 Pair = tuple[Path, Path]
@@ -73,7 +78,7 @@ def find_root(root: str) -> Path:
 
 def build_spec(root: Path, layout: Layout) -> DatasetSpec:
     """Build the spec of a folder from its layout and its `classes.json`, which must be valid."""
-    parts = layout.find_parts()
+    parts = layout.parts
     drawn = "drawn at random once and kept in split.json"
     rule = f"80 % train, 10 % validation, 10 % test, {drawn}."
     if ALL not in parts:
@@ -133,7 +138,7 @@ def as_columns(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 def find_pairs(root: Path, chosen: str | None = None) -> Found:
     """Find the pairs of a folder, in its only layout or in the chosen one; no split is drawn."""
     found = Found(layout=find_layout(root, chosen))
-    parts = found.layout.find_parts()
+    parts = found.layout.parts
     for split, part in parts.items():
         pairs, problems, bad, any_mask = match_files(part)
         if split in SPLITS[1:] and problems and not any_mask:
@@ -149,11 +154,21 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
                 if both := sorted(found.splits[other].keys() & pairs.keys()):
                     what = f"names {both[0]}, which another list assigns to {other}; {len(both)} pictures in all"
                     raise DataError(part.source, what, "Remove them from one list.", code="split")
-    if part := next((part for part in parts.values() if part.listed is not None), None):
-        everything = match_files(replace(part, listed=None))[0]
+    found.notes += _find_notes(root, found)
+    return found
+
+
+def _find_notes(root: Path, found: Found) -> Iterator[Problem]:
+    """Say which pairs, lists, folder names and annotations are not used, although the user may expect it."""
+    parts = found.layout.parts.values()
+    if part := next((part for part in parts if not part.deep or part.listed is not None), None):
+        everything = match_files(replace(part, listed=None, deep=True))[0]
         if left := sorted(everything.keys() - {name for pairs in found.splits.values() for name in pairs}):
-            what = f"{len(left)} pairs are in no list, such as {left[0]}, and are left out"
-            found.notes.append(Problem(level="note", code="split", place=str(root), what=what))
+            where, remedy = "in no list", ""
+            if part.listed is None:
+                where, remedy = "in folders below", "To use them, too, name the files with --images and --masks."
+            what = f"{len(left)} pairs are {where}, such as {left[0]}, and are left out"
+            yield Problem(level="note", code="split", place=str(root), what=what, remedy=remedy)
     if ALL in found.splits and lists_all(root):
         moved = [
             f"{name} ({split})"
@@ -163,8 +178,16 @@ def find_pairs(root: Path, chosen: str | None = None) -> Found:
         ]
         if moved:
             what = f"{len(moved)} pairs are in a different split than their folder says, such as {moved[0]}"
-            found.notes.append(_split_note(root, what, "Delete the file if the folders are right."))
-    return found
+            yield _split_note(root, what, "Delete the file if the folders are right.")
+    elif ALL in found.splits:
+        files = find_files(root, tuple(f"{word}.txt" for word in SPLIT_WORDS))[0]
+        unused = [file for file in files if file.stem in SPLIT_WORDS and file not in {part.source for part in parts}]
+        if unused:
+            what = "looks like the list of a split, but is not used: the split is drawn at random"
+            yield Problem(level="warning", code="split", place=str(unused[0]), what=what, remedy=UNUSED_LIST)
+    if changed := polygons.find_changes(root):
+        what = f"{len(changed)} files of annotations have changed since the masks were drawn from them"
+        yield Problem(level="warning", code="stale-masks", place=str(changed[0]), what=what, remedy=polygons.AGAIN)
 
 
 def _split_note(root: Path, what: str, remedy: str = "", level: Level = "warning") -> Problem:
@@ -197,7 +220,7 @@ def divide(root: Path, found: Found) -> tuple[dict[str, list[Pair]], dict[str, l
         )
         if all(os.path.splitext(name)[0] in source for name in gone):
             remedy = "Write them without the suffix."
-        problems = [_split_note(root, name, remedy, "error") for name in gone]
+        problems = [_split_note(root, f"{name} has no files", remedy, "error") for name in gone]
         heading = f"{root / FILE_NAME}: {len(gone)} names in it no longer have files:"
         raise DataError(problems=problems, heading=heading)
     if new := source.keys() - known:
@@ -285,7 +308,7 @@ def _files(
 
     def name_of(path: str | Path) -> str | None:
         found = pattern.fullmatch(unicodedata.normalize("NFC", Path(path).relative_to(folder).as_posix()))
-        return found and found[1]
+        return found and "/".join(found.groups())
 
     files, obstacles = find_files(folder)
     obstacles = [problem for problem in obstacles if deep or Path(problem.place).parent == folder]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hf_seg.data.file_search import IMAGE_SUFFIXES, READABLE, find_files
+from hf_seg.data.file_search import ANNOTATIONS, IMAGE_SUFFIXES, READABLE, find_annotations, find_files
 from hf_seg.data.pairs import ALL
 from hf_seg.data.sources.split import SPLIT_WORDS, SPLITS, find_splits, lists_all, split_word
 from hf_seg.problem import DataError, did_you_mean
@@ -37,16 +38,14 @@ LAYOUTS = (
     "it. Other layouts: docs/data.md. Or name the files: `hf-seg init DIR --images 'rgb/*.jpg' --masks 'truth/*.png'`."
 )
 PATTERNS = (
-    "A pattern is a path below the folder, with one * for the part that an image and its mask share (** if it "
-    "includes folders), and SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
+    "A pattern is a path below the folder, with a * for each part that an image and its mask share (** if it includes "
+    "folders), and SPLIT for train, val and test: --images 'rgb/SPLIT/*.jpg' --masks 'truth/SPLIT/*_gt.png'."
 )
-# kind of JSON with shapes → the keys by which it is recognised
-ANNOTATIONS = {"coco": (b'"images"', b'"annotations"', b'"categories"'), "labelme": (b'"shapes"', b'"imagePath"')}
 PREVIEW, NO_PREVIEW = "preview.png", r"(?!preview\.png$)"  # `init` writes it beside the pictures
 _SPLIT_AND_REST = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})[-_. ]*(\w*)")
 _KIND = re.compile(r"[-_. ](masks?|labels?|gt|seg|label(train)?ids)$|\.(jpe?g|png)$", re.IGNORECASE)
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
-_PATTERN = re.compile(r"([^*]*?)(\*\*(?:/\*)?|\*)([^*]*)")
+_STAR, _STARS = r"(\*\*/\*|\*\*|\*)", {"*": "([^/]+)", "**": "(.+)", "**/*": "(.+)"}
 _PAIR = re.compile(rf"(.+?{_SUFFIX})(?:\t|[ ,]+(?!.*\t))(.+{_SUFFIX})", re.IGNORECASE)
 
 
@@ -62,7 +61,7 @@ class Part:
     images: Path
     masks: Path  # may be missing for validation and test
     # match file paths below these folders, in Unicode form NFC; other files do not belong to the layout
-    image_path: re.Pattern[str] = _named()
+    image_path: re.Pattern[str] = _named()  # their groups, joined by /, are the name
     mask_path: re.Pattern[str] = _named()
     deep: bool = True  # include subfolders
     source: Path | None = None  # the split's list file, if any, which contains
@@ -79,6 +78,10 @@ class Layout:
     tool: str = ""  # the program or data set that uses this layout
     whole: bool = False  # without splits
     refines: Collection[str] = ()  # names of less specific layouts of the same pairs, which this one replaces
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        return self.find_parts()
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tool})" if self.tool else self.name
@@ -115,9 +118,14 @@ def find_layout(root: Path, chosen: str | None = None) -> Layout:
     if len(left) == 1:
         return left[0]
     if left:
-        remedy = f"Choose with `hf-seg init DIR --layout {left[0].name}` (data.layout in a recipe), or move the rest."
+        command = f"hf-seg init DIR --layout {shlex.quote(left[0].name)}"
+        remedy = f"Choose with `{command}` (data.layout in a recipe), or move the rest."
         raise DataError(root, f"matches {len(left)} layouts: {', '.join(map(str, left))}", remedy)
     remedy = LAYOUTS
+    if inside := [(root / name, layout.name) for name in _folders(root) for layout in _two_folders(root / name)]:
+        images, masks = (shlex.quote(f"*/{name}/**") for name in inside[0][1].split("+"))
+        remedy = f"{inside[0][0]} has the layout {inside[0][1]}: name that folder. If all folders are like it: "
+        remedy += f"`hf-seg init {shlex.quote(str(root))} --images {images} --masks {masks}`."
     if strange := [name for name in _names(root) if "\\" in name]:
         remedy += (
             f" There are {len(strange)} names with a backslash, such as {printable(strange[0])}: they come from an "
@@ -263,21 +271,9 @@ def _annotations(root: Path) -> Iterator[Layout]:
             yield Layout(name=kind, find_parts=partial(_refuse_undrawn, root, kind))
 
 
-def find_annotations(root: Path, kind: str, limit: int | None = None) -> Iterator[Path]:
-    """Yield the JSON files of a kind in a folder and up to two levels below. `limit`: files to read per folder."""
-    for place in (root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))):
-        for file in sorted(place.glob("[!.]*.json"))[:limit]:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise DataError(file, f"cannot be read: {error.strerror}", READABLE) from None
-            if all(mark in content for mark in ANNOTATIONS[kind]):
-                yield file
-
-
 def _refuse_undrawn(root: Path, kind: str) -> dict[str, Part]:
     what = f"holds {kind} annotations, but no masks have been drawn from them yet"
-    raise DataError(root, what, f"`hf-seg init {root}` draws them into masks/.")
+    raise DataError(root, what, f"`hf-seg init {shlex.quote(str(root))}` draws them into masks/.")
 
 
 def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
@@ -302,7 +298,7 @@ def _find_lists(root: Path, found: list[Layout]) -> Iterator[Layout]:
                 yield Layout(name=name, find_parts=pairs, refines=[layout.name for layout in refined])
         elif name != "drawn" and (ALL in lists or not lists_all(root)):
             for layout in whole:
-                (part,) = layout.find_parts().values()
+                (part,) = layout.parts.values()
                 parts = {split: replace(part, source=file, listed=tuple(lines[file])) for split, file in lists.items()}
                 of = {"tool": layout.tool if place == root else "Pascal VOC", "refines": [layout.name]}
                 yield Layout(name=f"{layout.name}+{name}", find_parts=partial(dict, parts), **of)
@@ -333,16 +329,19 @@ def _find_listed_pairs(root: Path, lists: dict[str, Path], lines: dict[Path, lis
 
 
 def _listed_path(root: Path, name: str) -> Path:
-    """Return the file that a list names; a path relative to the folder may begin with a slash, too."""
-    below = root / os.path.normpath(name.lstrip("/"))
+    """Return the file that a list names, in any Unicode form; a path relative to the folder may begin with a slash."""
+    name_below = os.path.normpath(name.lstrip("/"))
+    forms = [root / name_below, *(root / unicodedata.normalize(form, name_below) for form in ("NFC", "NFD"))]
+    below = next((path for path in forms if path.is_file()), forms[0])
     return Path(name) if os.path.isabs(name) and (os.path.isfile(name) or not below.parent.is_dir()) else below
 
 
 def _read_patterns(root: Path, chosen: str) -> Layout:
     """Build the layout of two patterns, such as `rgb/SPLIT/*.jpg + truth/SPLIT/*_gt.png`."""
     patterns = [os.path.normpath(unicodedata.normalize("NFC", pattern)) for pattern in chosen.split(" + ")]
-    good = [bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("/", "..")) for pattern in patterns]
-    if good != [True, True] or {pattern.count("SPLIT") for pattern in patterns} not in ({0}, {1}):
+    inside = not any(pattern.startswith(("/", "..")) or "***" in pattern for pattern in patterns)
+    counts = [(len(re.findall(_STAR, pattern)), pattern.count("SPLIT")) for pattern in patterns]
+    if not inside or len(counts) != 2 or counts[0] != counts[1] or not counts[0][0] or counts[0][1] > 1:
         raise DataError(root, f'"{chosen}" is not one pattern for images and one for masks', PATTERNS)
     return Layout(name=chosen, whole="SPLIT" not in chosen, find_parts=partial(_find_by_patterns, root, *patterns))
 
@@ -351,10 +350,11 @@ def _find_by_patterns(root: Path, *patterns: str) -> dict[str, Part]:
     places, paths, words, deep = [], [], [], False
     for pattern in patterns:
         base = re.split(r"\*|SPLIT", pattern)[0].rpartition("/")[0]
-        before, stars, after = _PATTERN.fullmatch(pattern.removeprefix(f"{base}/")).groups()
-        deep = deep or stars != "*" or "/" in before + after
-        after = re.escape(after) + ("" if Path(pattern).suffix.lower() in IMAGE_SUFFIXES else r"\.[^./]+")
-        path = f"(?si){'' if base else NO_PREVIEW}{re.escape(before)}({'[^/]+' if stars == '*' else '.+'}){after}"
+        rest = pattern.removeprefix(f"{base}/")
+        deep = deep or "/" in rest or "**" in rest
+        path = "".join(_STARS.get(piece, re.escape(piece)) for piece in re.split(_STAR, rest))
+        path += "" if Path(pattern).suffix.lower() in IMAGE_SUFFIXES else r"\.[^./]+"
+        path = f"(?si){'' if base else NO_PREVIEW}{path}"
         names = (plain(file.relative_to(root / base).as_posix()) for file in find_files(root / base)[0])
         any_split = re.compile(path.replace("SPLIT", f"(?P<split>{'|'.join(SPLIT_WORDS)})"))
         found = list(filter(None, map(any_split.fullmatch, names)))

@@ -6,6 +6,7 @@ Sources: https://cocodataset.org/#format-data and https://github.com/wkentaro/la
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -13,10 +14,10 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections import Counter
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -24,18 +25,29 @@ import PIL.ImageDraw
 from datasets.utils import tqdm
 
 from hf_seg.data.classes import FILE_NAME, MAX_CLASSES, read_classes, writable_name
-from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
-from hf_seg.data.pairs import ALL
-from hf_seg.data.sources.layouts import find_annotations, plain
+from hf_seg.data.file_search import ANNOTATIONS, IMAGE_SUFFIXES, find_annotations, find_files
+from hf_seg.data.sources.layouts import plain
 from hf_seg.data.sources.split import SPLIT_WORDS, find_splits
 from hf_seg.data.spec import IGNORE_INDEX
 from hf_seg.problem import DataError
 
 BACKGROUND = "background"
 VOID = "__ignore__"  # labelme's label for void
+AGAIN = "To draw them again, move masks/ and classes.json away and repeat `hf-seg init` with --overwrite."
 
 Shapes = list[tuple[str, Any]]  # class name and shape; later ones cover earlier ones
 Size = tuple[int, int]  # width, height
+Cover = Callable[[Any, Size], np.ndarray | None]  # see `_cover_coco`
+
+
+class Drawing(NamedTuple):
+    """A picture and what is to be drawn in its mask."""
+
+    file: Path  # the JSON
+    image: Path  # may not exist
+    mask: Path  # below `masks`
+    size: Size
+    shapes: Shapes
 
 
 def draw(root: Path, out: Path, kind: str) -> list[str]:
@@ -60,66 +72,98 @@ def draw(root: Path, out: Path, kind: str) -> list[str]:
     names = [BACKGROUND, *(name for name in dict.fromkeys(names) if name not in (BACKGROUND, VOID))]
     if len(names) > MAX_CLASSES:
         raise DataError(root, f"names {len(names)} classes, but at most {MAX_CLASSES} are allowed", "Merge some.")
-    if drawings and not any(image.is_file() for _, image, *_ in drawings):
-        what = f"has none of the {len(drawings):,} pictures that its {kind} annotations name, such as {drawings[0][1]}"
+    images = [each.image for each in drawings]
+    if images and not any(image.is_file() for image in images):
+        what = f"has none of the {len(images):,} pictures that its {kind} annotations name, such as {images[0]}"
         raise DataError(root, what, "Put them there, under these names.")
-    # the name of a COCO file may contain its split; a labelme file has the name of its picture
-    words = {file: _split_word(file if kind == "coco" else file.parent, root) for file, *_ in drawings}
-    found = {word: word for word in words.values() if word}
-    place = f"{root}, by the names of its annotations and their folders"
-    splits = {word: split for split, word in find_splits(place, found).items()} if found else {"": ALL}
-    pairs: dict[str, list[str]] = {}
-    drawn: Counter[bool] = Counter()
+    first: dict[Path, Drawing] = {}
+    if again := next((each for each in drawings if first.setdefault(each.mask, each) is not each), None):
+        what = f"names {again.image.relative_to(root)}, for which a mask is already drawn from another file"
+        raise DataError(again.file, what, "Move one of the two away.", code="split")
+    splits = _find_splits(root, kind, {each.file for each in drawings})
+
+    def listed(path: Path) -> str:
+        return path.relative_to(root).as_posix() if out == root else str(path)
+
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".masks-", dir=out) as folder:
-        masks = Path(folder) / "masks"
-        for file, image, size, shapes in tqdm(drawings, desc="Drawing masks", unit=" pictures", disable=None):
-            if words[file] not in splits:
-                raise DataError(
-                    file,
-                    "which split is that? The paths of other files name one",
-                    "Rename it or its folder in the same way.",
-                )
-            below = image.relative_to(root)
-            path = masks / below.with_suffix(".png")
-            if path.exists():
-                what = f"names {below}, for which a mask is already drawn from another file"
-                raise DataError(file, what, "Move one of the two away.", code="split")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mask = np.zeros(size[::-1], np.uint8)
-            for name, shape in shapes:
-                try:
-                    covered = (_cover_coco if kind == "coco" else _cover_labelme)(shape, size)
-                    drawn[covered is not None] += 1
-                    if covered is not None:
-                        mask[covered] = IGNORE_INDEX if name == VOID else names.index(name)
-                except (LookupError, TypeError, ValueError, OSError) as error:
-                    raise DataError(file, f"has a shape that cannot be drawn: {error!r}", "Correct it.") from None
-            PIL.Image.fromarray(mask).save(path)
-            line = f"{below.as_posix() if out == root else image}\t{path.relative_to(folder).as_posix()}\n"
-            pairs.setdefault(splits[words[file]], []).append(line)
-        if not drawn[True]:
+        masks, cover = Path(folder) / "masks", _cover_coco if kind == "coco" else _cover_labelme
+        bar = tqdm(drawings, desc="Drawing masks", unit=" pictures", disable=None)
+        drawn = [_draw_mask(each, masks, names, cover) for each in bar]
+        if not any(drawn):
             what = f"the {kind} annotations have no shape with an area"
             raise DataError(root, what, "Boxes and points are not masks.")
-        for split, lines in pairs.items():
-            (masks / f"{'default' if split == ALL else split}.txt").write_text("".join(lines), encoding="utf-8")
+        lines = {f"{kind}.sha256": [f"{_hash(file)}  {listed(file)}" for file in splits]}
+        for each in drawings:
+            line = f"{listed(each.image)}\tmasks/{each.mask.as_posix()}"
+            lines.setdefault(f"{splits[each.file]}.txt", []).append(line)
+        for name, own in lines.items():
+            (masks / name).write_text("\n".join([*own, ""]), encoding="utf-8")
         classes = [{"name": writable_name(name), "id": index} for index, name in enumerate(names)]
         content = {"classes": classes, "ignore": [IGNORE_INDEX]}
         read_classes(content)  # raises before an invalid file is written
         (Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         for name in (FILE_NAME, "masks"):
             os.rename(Path(folder) / name, out / name)
-    said = [f"  drawn   {drawn[True]:,} shapes in {len(drawings):,} pictures of {kind}"]
-    if drawn[False]:
-        said.append(f"  note    {drawn[False]:,} annotations have no area (boxes, points, lines) and are not drawn")
-    if kind == "coco" and (bare := sum(not shapes for *_, shapes in drawings)):
-        said.append(f"  note    {bare:,} pictures have no shape, so they are all background; to leave one out, delete")
-        said.append("          its line in masks/*.txt")
-    listed = {image for _, image, *_ in drawings}
-    folders = {image.parent for image in listed}
-    if left := sum(path.parent in folders for path in set(pictures) - listed):
-        said.append(f"  note    {left:,} other pictures in these folders have no annotation and are left out")
-    return said
+    shapes, folders = sum(len(each.shapes) for each in drawings), {image.parent for image in images}
+    left = sum(path.parent in folders for path in set(pictures) - set(images))
+    notes = {
+        "annotations have no area (boxes, points, lines) and are not drawn": shapes - sum(drawn),
+        "pictures have no shape with an area, so they are all background (to leave one out, delete its line in "
+        "masks/*.txt)": drawn.count(0),
+        "other pictures in these folders have no annotation and are left out": left,
+    }
+    said = [f"  drawn   {sum(drawn):,} shapes in {len(drawings):,} pictures of {kind}"]
+    return said + [f"  note    {count:,} {what}" for what, count in notes.items() if count]
+
+
+def _draw_mask(drawing: Drawing, masks: Path, names: list[str], cover: Cover) -> int:
+    """Draw a mask into the folder `masks`, and return the number of shapes with an area."""
+    mask, count = np.zeros(drawing.size[::-1], np.uint8), 0
+    for name, shape in drawing.shapes:
+        try:
+            if (covered := cover(shape, drawing.size)) is not None:
+                mask[covered] = IGNORE_INDEX if name == VOID else names.index(name)
+                count += 1
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            raise DataError(drawing.file, f"has a shape that cannot be drawn: {error!r}", "Correct it.") from None
+    path = masks / drawing.mask
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(mask).save(path)
+    return count
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def find_changes(root: Path) -> list[Path]:
+    """Find the annotations that have changed, are new or are gone since `init` drew masks from them into `root/masks`.
+    If all are gone, none is returned."""
+    changes: list[Path] = []
+    for kind in ANNOTATIONS:
+        record = root / "masks" / f"{kind}.sha256"
+        lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+        hashes = {root / name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if there := {file for file in hashes if file.is_file()}:
+            place, since = Path(os.path.commonpath([file.parent for file in there])), record.stat().st_ctime_ns
+            newer = find_annotations(place, kind, since=since)
+            changes += [file for file in newer if hashes.get(file) != _hash(file)] + sorted(hashes.keys() - there)
+    return changes
+
+
+def _find_splits(root: Path, kind: str, files: Collection[Path]) -> dict[Path, str]:
+    """The split of each JSON, by the words in its path; `default`, as in CVAT's lists, if no path has such a word."""
+    # the name of a COCO file may contain its split; a labelme file has the name of its picture
+    words = {file: _split_word(file if kind == "coco" else file.parent, root) for file in sorted(files)}
+    if not any(words.values()):
+        return dict.fromkeys(words, "default")
+    if nameless := [file for file, word in words.items() if not word]:
+        what = "which split is that? The paths of other files name one"
+        raise DataError(nameless[0], what, "Rename it or its folder in the same way.")
+    found = find_splits(f"{root}, by the names of its annotations and their folders", dict.fromkeys(words.values()))
+    by_word = {word: split for split, word in found.items()}
+    return {file: by_word[word] for file, word in words.items()}
 
 
 def _split_word(place: Path, root: Path) -> str:
@@ -128,8 +172,8 @@ def _split_word(place: Path, root: Path) -> str:
     return next((word for word in words if word in SPLIT_WORDS), "")
 
 
-def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path, Path, Size, Shapes]], list[str]]:
-    """Read all files of a kind: file, picture, size and shapes of each drawing, and the names of the classes."""
+def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[Drawing], list[str]]:
+    """Read all files of a kind; also return the names of the classes."""
     drawings, names = [], []
     places: dict[str, list[Path]] = {}
     for path in pictures:
@@ -139,21 +183,25 @@ def _read(root: Path, kind: str, pictures: list[Path]) -> tuple[list[tuple[Path,
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
             classes, found = (_read_coco if kind == "coco" else _read_labelme)(content)
+            paths = [PureWindowsPath(unicodedata.normalize("NFC", name)) for name, *_ in found]
         except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise DataError(file, f"is not a valid {kind} file: {error!r}", "Export it again.") from None
         names += classes
-        for name, size, shapes in found:
-            name = unicodedata.normalize("NFC", PureWindowsPath(name).as_posix())
-            same = places.get(name.rpartition("/")[2], [])
+        # a picture that is missing is expected beside the others of the file
+        home = next((places[path.name][0].parent for path in paths if path.name in places), file.parent)
+        for (_, size, shapes), path in zip(found, paths, strict=True):
+            same = places.get(path.name, [])
             if file.parent in homes:
-                same = [path for path in same if file.parent in path.parents]
-            # several with one name: choose by folders in `name`, or by a folder in the JSON's name, such as train2017
-            same = [path for path in same if path.as_posix().endswith(f"/{name}")] or same
-            told = [path for path in same if any(part in file.stem for part in path.relative_to(root).parts[:-1])]
-            image, *others = (told if len(same) > 1 else same) or same or [file.parent / name.rpartition("/")[2]]
+                same = [image for image in same if file.parent in image.parents]
+            # several with one name: choose by folders in `path`, or by a folder in the JSON's name, such as train2017
+            same = [image for image in same if image.as_posix().endswith(f"/{path.as_posix()}")] or same
+            told = [image for image in same if any(part in file.stem for part in image.relative_to(root).parts[:-1])]
+            image, *others = (told if len(same) > 1 else same) or same or [home / path.name]
             if others:
-                raise DataError(file, f"names {name}: is that {image} or {others[0]}?", "Move the other one away.")
-            drawings.append((file, image, size, shapes))
+                what = f"names {path.as_posix()}: is that {image} or {others[0]}?"
+                raise DataError(file, what, "Move the other one away.")
+            mask = image.relative_to(root).with_suffix(".png")
+            drawings.append(Drawing(file, image, mask, size, shapes))
     return drawings, names if kind == "coco" else sorted(names)
 
 

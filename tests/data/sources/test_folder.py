@@ -336,12 +336,14 @@ class TestSplit:
         for path in (root / "images" / "photo_05.jpg", root / "masks" / "photo_05.png"):
             path.unlink()
         message = refused(root)
-        assert message.startswith(f"{root / 'split.json'}: 1 names in it no longer have files:\n  photo_05\n")
+        assert message.startswith(
+            f"{root / 'split.json'}: 1 names in it no longer have files:\n  photo_05 has no files\n"
+        )
         assert "Put the files back, or delete these lines." in message
         content = json.loads((root / "split.json").read_text())
         content["train"] = [f"{name}.jpg" for name in content["train"] if name != "photo_05"]
         (root / "split.json").write_text(json.dumps(content))
-        assert refused(root).endswith("photo_09.jpg\nWrite them without the suffix.")
+        assert refused(root).endswith("photo_09.jpg has no files\nWrite them without the suffix.")
 
     def test_by_folders(self, tmp_path, recipe):
         root = describe(tmp_path, CLASSES["ids"])

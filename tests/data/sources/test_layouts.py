@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import unicodedata
 
 import numpy as np
@@ -301,6 +302,11 @@ PATTERNS = {
     "what fits both is a mask": (all_at_once("{}.png", "{}_truth.png"), ("*", "*_truth.png"), {}),
     "what fits both is an image": (all_at_once("{}_rgb.png", "{}.png"), ("*_rgb.png", "*.png"), {}),
     "a folder for each picture": (all_at_once("{}/rgb.png", "{}/mask.png"), ("*/rgb.png", "*/mask.png"), {}),
+    "a folder for each patient": (
+        lambda root: [put(root, f"p{n % 2}/rgb/{n}.jpg", f"p{n % 2}/sem/{n}.png", [n]) for n in range(5)],
+        ("*/rgb/*", "*/sem/**.png"),
+        {},
+    ),
     "folders below": (
         all_at_once("rgb/a/b/{}.jpg", "sem/a/b/{}_s.png"),
         ("rgb/**/*.jpg", "sem/**_s.png"),
@@ -384,10 +390,11 @@ def test_numbers_around_the_names_of_splits(tmp_path, init, words):
         (
             "rgb/*.jpg",
             "sem/*.tif",
-            "has no file that matches sem/*.tif. A pattern is a path below the folder, with one * for",
+            "has no file that matches sem/*.tif. A pattern is a path below the folder, with a * for each",
         ),
         ("rgb/0.jpg", "sem/*.png", '"rgb/0.jpg + sem/*.png" is not one pattern for images and one for masks'),
         ("../rgb/*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
+        ("rgb/***.jpg", "sem/***.png", "is not one pattern for images and one for masks"),
         ("rgb/*_*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
         ("SPLIT/SPLIT*.jpg", "SPLIT/SPLIT*.png", "is not one pattern for images and one for masks"),
         ("SPLIT/*.jpg", "sem/*.png", "is not one pattern for images and one for masks"),
@@ -477,6 +484,58 @@ def test_lists_may_be_left_aside(tmp_path, init):
     assert sum(map(len, scenes_of(root).values())) == 5
 
 
+def in_two_forms(root):
+    """Files in the one form of Unicode, and a list of them in the other."""
+    image, mask = "café/{} é.jpg", "m/{}.png"
+    put(root, unicodedata.normalize("NFD", image), mask, range(5))
+    lines = "".join(f"{image} {mask}\n".format(n, n) for n in range(5))
+    (root / "train.txt").write_text(unicodedata.normalize("NFC", lines))
+
+
+def in_folders(root):
+    put(root, "{}.jpg", "{}_mask.png", range(5))
+    put(root, "day 1/{}.jpg", "day 1/{}_mask.png", range(10, 12))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            in_folders,
+            "2 pairs are in folders below, such as day 1/10, and are left out. To use them, too, name the fil",
+        ),
+        (with_files(all_at_once(*IN_TWO), test="0\n"), "/test.txt: looks like the list of a split, but is not used"),
+        (
+            with_files(all_at_once(*IN_TWO), lists__train="0\n"),
+            "/lists/train.txt: looks like the list of a split, but",
+        ),
+        (
+            with_files(all_at_once(*IN_TWO), train="/d/images/0.jpg /d/masks/0.png\n"),
+            "/train.txt: looks like the list",
+        ),
+        (in_two_forms, "  layout  lists\n"),
+    ],
+)
+def test_what_is_not_used_is_said(tmp_path, init, capsys, write, message):
+    write(tmp_path / "own")
+    status, out = init(tmp_path / "own")
+    assert status == 0 and message in out and sum(map(len, scenes_of(tmp_path / "own").values())) == 5
+
+
+def test_a_folder_for_each_patient_is_refused_with_the_patterns_that_fit(tmp_path, init):
+    root = tmp_path / "my clinic"
+    for number in range(6):
+        put(root, f"p{number % 2}/Images/{{}}.jpg", f"p{number % 2}/masks/{{}}.png", [number])
+    status, err = init(root)
+    command = f"hf-seg init '{root}' --images '*/Images/**' --masks '*/masks/**'"
+    assert (
+        status == 2
+        and f"p0 has the layout Images+masks: name that folder. If all folders are like it: `{command}`" in err
+    )
+    assert init(*shlex.split(command)[2:])[0] == 0
+    assert sum(map(len, scenes_of(root).values())) == 6
+
+
 def test_two_kinds_of_masks_are_not_guessed(tmp_path, init):
     for kind in ("labelIds", "labelTrainIds"):
         all_at_once("{}.png", "{}_" + kind + ".png")(tmp_path)
@@ -498,6 +557,7 @@ def test_one_folder_after_a_run(tmp_path, init):
     assert status == 1
 
 
-def test_a_json_that_cannot_be_read(tmp_path, init):
-    (tmp_path / "annotations.json").mkdir()
+def test_a_json_that_cannot_be_read(tmp_path, init, monkeypatch):
+    (tmp_path / "annotations.json").write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: open(tmp_path))
     assert "annotations.json: cannot be read: Is a directory" in init(tmp_path)[1]

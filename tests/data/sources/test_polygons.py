@@ -112,7 +112,7 @@ def test_coco_of_one_file(tmp_path, init):
         "  drawn   9 shapes in 6 pictures of coco",
         "  note    2 annotations have no area (boxes, points, lines) and are not drawn",
     ]
-    assert "  note    1 pictures have no shape, so they are all background; to leave one out, delete\n" in out
+    assert "  note    1 pictures have no shape with an area, so they are all background (to leave one out, " in out
     assert "  note    1 other pictures in these folders have no annotation and are left out\n" in out
     assert f"Wrote masks, classes.json, recipe.json, preview.png in {root}." in out
     assert set(before) < {*root.rglob("*")} and (root / "masks" / "images" / "default" / "0 ä.png").is_file()
@@ -364,9 +364,41 @@ def test_a_picture_that_is_gone_is_named(tmp_path, init):
     root = one_coco(tmp_path / "own")
     photographs(root, "images/{}.jpg", [3])
     write_coco(root / "result.json", [f"{n}.jpg" for n in range(4)], [BOTH] * 4)
-    (root / "images" / "1.jpg").unlink()
+    (root / "images" / "1.jpg").rename(tmp_path / "1.jpg")
     status, out = init(root)
-    assert status == 1 and f"names {root / '1.jpg'}, which does not exist" in out
+    assert status == 1 and f"names {root / 'images' / '1.jpg'}, which does not exist" in out
+    (tmp_path / "1.jpg").rename(root / "images" / "1.jpg")
+    assert sum(map(len, load_splits(load_recipes([root / "recipe.json"])[0].data).values())) == 4
+
+
+def test_pictures_with_boxes_only_are_counted(tmp_path, init):
+    root = one_coco(tmp_path / "own")
+    photographs(root, "images/{}.jpg", range(3, 6))
+    box = {"category_id": 1, "bbox": [0, 0, 9, 9]}
+    write_coco(root / "result.json", [f"{n}.jpg" for n in range(6)], [BOTH, BOTH, [*BOTH, box], [box], [box], []])
+    status, out = init(root)
+    assert status == 0 and "  note    3 annotations have no area" in out
+    assert "  note    3 pictures have no shape with an area, so they are all background" in out
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_annotations_that_change_after_the_masks_are_drawn(tmp_path, init, capsys, elsewhere):
+    root, out = tmp_path / "a" / "b" / "c" / "own", tmp_path / "out"
+    box = {"label": "disc", "shape_type": "rectangle", "points": corners(BOX)}
+    for number in range(5):
+        photographs(root, "{}.jpg", [number])
+        (root / f"{number}.json").write_text(labelme([box], f"{number}.jpg"))
+    assert init(root.parents[2], *(["--out", out] if elsewhere else []))[0] == 0
+    place = out if elsewhere else root.parents[2]
+    (root / "0.json").write_text(labelme([box], "0.jpg"))  # as it was
+    assert cli.main(["doctor", str(place)]) == 0 and "stale-masks" not in capsys.readouterr().out
+    (root / "1.json").write_text(labelme([box | {"points": [[0, 0], [5, 5]]}], "1.jpg"))
+    (root / "2.json").unlink()
+    (root / "new.json").write_text(labelme([box], "0.jpg"))
+    assert cli.main(["doctor", str(place)]) == 0
+    said = capsys.readouterr().out
+    assert f"{root}/1.json: 3 files of annotations have changed since the masks were drawn from them\n" in said
+    assert "warning: stale-masks (1)\n" in said and "To draw them again, move masks/ and classes.json away" in said
 
 
 def test_training_and_doctor_ask_for_init(tmp_path, init, recipe, capsys):
