@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import SegformerImageProcessor
 from transformers.image_utils import get_image_size_for_max_height_width
 
 OVERLAP = 0.25  # least overlap of two neighbouring windows, as a fraction of their side
@@ -79,12 +80,11 @@ class Framing:
     def of(cls, image_processor: Any) -> Framing:
         """Read the framing from the settings that [`hf_seg.models.build.build_image_processor`] saves."""
         resize, size = "stretch", None
-        if image_processor.do_resize:
-            limits = dict(image_processor.size)
-            if getattr(image_processor, "do_pad", None) and limits.get("max_height"):
+        if isinstance(image_processor, SegformerImageProcessor):  # others have a crop_size of another meaning
+            if not image_processor.do_resize:
+                resize, size = "crop", image_processor.crop_size
+            elif dict(image_processor.size).get("max_height"):
                 resize, size = "letterbox", image_processor.pad_size
-        elif not getattr(image_processor, "do_center_crop", None) and getattr(image_processor, "crop_size", None):
-            resize, size = "crop", image_processor.crop_size
         if size is None:
             return cls(resize="stretch", size=None, black=torch.zeros(3, 1, 1))
         mean, std = [0, 0, 0], [1, 1, 1]

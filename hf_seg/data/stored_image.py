@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -25,7 +26,7 @@ Kind = Literal["image", "mask"]
 # remedies
 DAMAGED = "Get the undecodable files again, or remove them together with their image or mask."
 TEXT = "Save the picture without its metadata: Pillow does not open a PNG with a text or colour profile above 1 MB."
-HUGE = "Make a smaller copy: Pillow does not open pictures of this size."
+HUGE = "Cut it into parts, or make a smaller copy: Pillow does not open pictures of this size."
 DEEP = (
     "Give the values that become black and white as data.value_range, [low, high], as `hf-seg init` does; or save the "
     "picture with 8 bits per channel. The file itself does not say which of its values are dark and bright."
@@ -50,6 +51,10 @@ BAND_NAMES = {1: "one of grey or ids", 3: "red, green, blue", 4: "cyan, magenta,
 SAMPLED = 2**16  # at most this many values of a picture are used to measure its range
 UNKNOWN, ALPHA = 0, 2  # values of the tag ExtraSamples
 NO_PAGE = 1 | 4  # bits of the tag NewSubfileType: a smaller copy of another page, or its transparency
+
+# Above half the size that it refuses, Pillow warns of an attack. Satellite pictures are as large, and the doctor names
+# them.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 def open_image(stored: Stored, *, upright: bool, value_range: Sequence[float] | None = None) -> PIL.Image.Image:

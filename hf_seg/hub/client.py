@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import HfApi, get_session, get_token, hf_hub_download, is_offline_mode, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
-from hf_seg.problem import HubError
+from hf_seg.problem import HubError, one_line
 from hf_seg.recipe import Recipe
 from hf_seg.runs.card import without_private_parts
 from hf_seg.runs.record import changed_keys
@@ -53,7 +54,7 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
         if not recipe.training.push_to_hub:
             continue
         asked = {key: recipe.training.arguments.get(f"hub_{name}") for key, name in HUB_KEYS.items()}
-        where = Destination(**asked | {"repo_id": full_name(asked["repo_id"] or recipe.name)})
+        where = Destination(**asked | {"repo_id": full_name(asked["repo_id"] or recipe.name, "training.hub_model_id")})
         for name, other in found.items():
             if (other.repo_id, other.revision) == (where.repo_id, where.revision):
                 what = f"{name} and {recipe.name} would both be pushed to {where.repo_id}"
@@ -64,9 +65,14 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
     return found
 
 
-def full_name(repo: str) -> str:
-    """Complete a repository's name to `owner/name`, by default the user's; a [`HubError`] if the token may not write
-    there."""
+def full_name(repo: str, option: str) -> str:
+    """Complete a repository's name to `owner/name`, by default the user's; a [`HubError`] if the name is not valid, with
+    the key or option that sets another one, or if the token may not write there."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        what = f"is not a valid name for a repository ({one_line(error)})"
+        raise HubError(repo, what, f"name another one with {option}") from None
     if is_offline_mode():
         raise HubError(repo, "cannot be pushed, since HF_HUB_OFFLINE is set", "unset it")
     if get_token() is None:
@@ -210,8 +216,6 @@ def explain(error: BaseException, what: str) -> HubError:
         remedy = "try again later" if status in TRANSIENT else "see the answer"
     elif isinstance(error, httpx2.TransportError):
         text, remedy = f"the Hub cannot be reached ({type(error).__name__}: {said})", "check the network and try again"
-    elif isinstance(error, HFValidationError):
-        text, remedy = f"is not a valid repository name ({said})", "correct it"
     else:
         text, remedy = f"{type(error).__name__}: {said}", "correct the cause and try again"
     return HubError(redact(what), redact(" ".join(text.split())), remedy)

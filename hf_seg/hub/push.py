@@ -110,7 +110,7 @@ def push_run(
     if repo:  # then revision and privacy of the recipe or an earlier push do not apply
         asked = {"repo_id": repo}
     where = Destination(
-        repo_id=full_name(asked.get("repo_id") or run_dir.resolve().name),
+        repo_id=full_name(asked.get("repo_id") or run_dir.resolve().name, "--repo"),
         revision=revision or asked.get("revision"),
         private=private or asked.get("private"),
     )

@@ -108,7 +108,7 @@ def push_space(models: Sequence[str | Path], repo_id: str, *, private: bool = Fa
     """
     with tempfile.TemporaryDirectory() as folder:
         stage_space(models, Path(folder))
-        repo_id, api = full_name(repo_id), HfApi()
+        repo_id, api = full_name(repo_id, "--space"), HfApi()
         space = {"repo_id": repo_id, "repo_type": "space"}
         files = list_files(**space)
         if files and "models.json" not in files:

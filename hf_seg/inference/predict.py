@@ -5,27 +5,31 @@ from __future__ import annotations
 import glob
 import math
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from torch import Tensor
 
 from hf_seg.data.file_search import IMAGE_SUFFIXES, find_files
 from hf_seg.data.geometry import Box, blend, cut, slide, strongest
-from hf_seg.data.stored_image import open_header, open_image
+from hf_seg.data.stored_image import DAMAGED, open_header, open_image
 from hf_seg.inference.segmenter import Segmenter, load_segmenter
-from hf_seg.problem import PairError, Problem, Refusal
+from hf_seg.problem import PairError, Problem, Refusal, first, one_line
 from hf_seg.scoring.upsampling import upsample, upsample_picture, upsampled_argmax
+from hf_seg.text import say
 
 BATCH_PIXELS = 2**25  # most pixels of the photographs in a batch (100 MB as RGB); a single photograph may have more
+CONVERT = "Get it again if it is damaged; convert other formats, such as HEIC, to JPEG or PNG."
 REMEDY = "name image files, folders of them, or a pattern such as 'in/*.jpg'"
 
 
@@ -119,28 +123,36 @@ def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _images_in(root: Path) -> list[Path]:
-    """The image files below a folder, sorted. Broken links are included; reading one gives its [`Problem`]."""
+    """The image files below a folder, sorted; the number of other files is printed. Broken links are included; reading
+    one gives its [`Problem`]."""
     files, obstacles = find_files(root)
     for obstacle in obstacles:
         if Path(obstacle.place).is_dir():
             raise Refusal(problems=[obstacle])
-    found = [*files, *(Path(obstacle.place) for obstacle in obstacles)]
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted([*files, *(Path(obstacle.place) for obstacle in obstacles)])
+    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = Counter(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in IMAGE_SUFFIXES)
+    if others:
+        kinds = first((f"{count:,} {suffix}" for suffix, count in others.most_common()), 10)
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        say(f"{root}: files other than {known} are left out: {kinds}. Name them to segment them", sys.stderr)
+    return images
 
 
 def read_image(path: Path, value_range: Sequence[float] | None) -> Image.Image | Problem:
-    """Read an image file as training does, to upright RGB; or return the [`Problem`] that training would report."""
+    """Read an image file as training does, to upright RGB; or return the [`Problem`] of one that it would refuse."""
     try:
         return open_image({"path": str(path), "bytes": None}, upright=True, value_range=value_range)
     except PairError as error:
-        return error.problem
+        return replace(error.problem, remedy=CONVERT) if error.problem.remedy == DAMAGED else error.problem
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options) -> Iterator[Prediction | Problem]:
     """[`predict`] for a loaded model and files. A [`Refusal`] is raised by the call, not at the first item."""
-    if options.tile and segmenter.framing.resize == "crop":
+    if segmenter.framing.resize == "crop" and (options.tile or options.size == "model"):
         height, width = segmenter.framing.size
-        raise Refusal("tile", f"the model already uses windows of {width}×{height} pixels", "leave the option out")
+        what = f"the model sees photographs at their own size, in windows of {width}×{height} pixels"
+        raise Refusal("tile" if options.tile else "size", what, "leave the option out")
     return _predict_files(segmenter, files, options)
 
 
@@ -149,8 +161,10 @@ def _predict_files(segmenter: Segmenter, files: Sequence[Path], options: Options
         image = read_image(path, segmenter.value_range)
         if isinstance(image, Problem):
             return image
-        # tiles are prepared when they are cut
-        return path, image, None if options.tile else segmenter.prepare(image)
+        try:  # tiles are prepared when they are cut
+            return path, image, None if options.tile else segmenter.prepare(image)
+        except Exception as error:
+            return _refused(segmenter, path, error)
 
     windows = options.tile or segmenter.framing.resize == "crop"
     predict_batch = _predict_windows if windows else _predict_whole
@@ -187,7 +201,12 @@ def _predict_whole(segmenter: Segmenter, batch: list, options: Options) -> Itera
             by_shape[item[2].shape].append(number)
     framing = segmenter.framing
     for (_, *seen), numbers in by_shape.items():
-        scores = segmenter.scores(torch.stack([batch[number][2] for number in numbers]), options.flip)
+        try:
+            scores = segmenter.scores(torch.stack([batch[number][2] for number in numbers]), options.flip)
+        except Exception as error:
+            for number in numbers:
+                batch[number] = _refused(segmenter, batch[number][0], error)
+            continue
         for number, own in zip(numbers, scores, strict=True):
             path, image, _ = batch[number]
             size, box = (image.height, image.width), framing.box((image.height, image.width))
@@ -217,14 +236,27 @@ def _predict_windows(segmenter: Segmenter, batch: list, options: Options) -> Ite
         if not isinstance(item, Problem):
             path, image, pixel_values = item
             picture = image.height, image.width
-            if options.tile:
-                tile = (options.tile, options.tile)
-                ids, confidence = strongest(blend(picture, tile, options.batch_size, partial(of_tiles, image)))
-            else:
-                found = strongest(slide(pixel_values, framing.size, options.batch_size, of_windows))
-                ids, confidence = (cut(each, framing.box(picture)) for each in found)
-            item = _prediction(segmenter, path, image, ids, confidence)
+            try:
+                if options.tile:
+                    tile = (options.tile, options.tile)
+                    ids, confidence = strongest(blend(picture, tile, options.batch_size, partial(of_tiles, image)))
+                else:
+                    found = strongest(slide(pixel_values, framing.size, options.batch_size, of_windows))
+                    ids, confidence = (cut(each, framing.box(picture)) for each in found)
+                item = _prediction(segmenter, path, image, ids, confidence)
+            except Exception as error:
+                item = _refused(segmenter, path, error)
         yield item
+
+
+def _refused(segmenter: Segmenter, path: Path, error: Exception) -> Problem:
+    """The [`Problem`] of a photograph that cannot be segmented at its size. Other errors are raised: a model with one
+    input size for all photographs refuses none of them, and a lack of memory is no fault of the photograph."""
+    if segmenter.input_size or should_reduce_batch_size(error):
+        raise error
+    what = f"the model or its image processor cannot use a picture of this size ({one_line(error)})"
+    remedy = "Enlarge it, or use a model with one input size for all pictures."
+    return Problem(code="picture-size", place=str(path), what=what, remedy=remedy)
 
 
 def _prediction(

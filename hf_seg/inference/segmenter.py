@@ -13,8 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -31,7 +29,7 @@ import hf_seg.models  # noqa: F401  (registers FCN with the Auto classes)
 from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
 from hf_seg.models.fast_segformer import make_fast
-from hf_seg.models.weight_files import check_config, check_parameters, hidden_bars, read_header, verify_download
+from hf_seg.models.weight_files import HUB_ID, check_config, check_parameters, hidden_bars, read_header, verify_download
 from hf_seg.problem import Refusal, first, one_line
 
 # Model types that output classes and masks of queries instead of logits per pixel. Similar ones (OneFormer, EoMT,
@@ -141,11 +139,9 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     if dtype not in DTYPES:
         raise Refusal("dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     if not os.path.isdir(model):
-        try:
-            validate_repo_id(str(model))
-        except HFValidationError as error:
+        if not HUB_ID.fullmatch(str(model)):
             what = "is neither a folder nor a Hub id such as nvidia/mit-b0"
-            raise Refusal(model or "''", what, "name the folder of a finished run, or a Hub id") from error
+            raise Refusal(model or "''", what, "name the folder of a finished run, or a Hub id")
         if is_offline_mode() and not isinstance(try_to_load_from_cache(str(model), "config.json"), str):
             what = "is neither a folder nor in the cache of the Hub, and HF_HUB_OFFLINE is set"
             raise Refusal(model, what, "name the folder of a finished run, or unset HF_HUB_OFFLINE to download it")

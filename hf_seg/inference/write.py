@@ -7,10 +7,8 @@ import hashlib
 import io
 import json
 import os
-import struct
 import sys
 import unicodedata
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +23,8 @@ from tqdm.auto import tqdm
 
 from hf_seg.files import check_writable, write_whole
 from hf_seg.inference.predict import BATCH_PIXELS, Options, Prediction, expand_paths, predict_files
-from hf_seg.inference.segmenter import Segmenter, first, load_segmenter
-from hf_seg.problem import Problem, Refusal
+from hf_seg.inference.segmenter import Segmenter, load_segmenter
+from hf_seg.problem import Problem, Refusal, first
 from hf_seg.text import say
 
 LINES = "predictions.jsonl"
@@ -34,8 +32,6 @@ LINES = "predictions.jsonl"
 MASK, OVERLAY, LARGE_OVERLAY = ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
 LARGEST_JPEG = 65_535  # pixels; longest side of a JPEG
 LONGEST_NAME = 255  # bytes, where the file system does not report it
-NOTE = b"hf_seg "  # a file's comment starts with this, before a SHA-256
-NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around NOTE
 
 
 def predict_to_folder(
@@ -72,10 +68,10 @@ def predict_to_folder(
     names = _output_names(files, _longest_name(out) - len(LARGE_OVERLAY))
     _check_places(out, names.values())
     segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
-    palette = np.array(segmenter.palette, dtype=np.uint8)
+    palette, results = np.array(segmenter.palette, dtype=np.uint8), predict_files(segmenter, files, chosen)
     try:
         with write_whole(out / LINES) as partial, open(partial, "x", encoding="utf-8") as lines:
-            problems = _write_all(predict_files(segmenter, files, chosen), palette, out, names, lines)
+            problems = _write_all(results, palette, out, names, lines)
         say(f"{out}: {len(files) - len(problems):,} masks and overlays, described in {LINES}")
         return problems
     except RuntimeError as error:
@@ -129,33 +125,25 @@ def _write(prediction: Prediction, palette: np.ndarray, mask_place: Path, overla
 
 
 def _save(image: Image.Image, place: Path, **options) -> None:
-    """Write an image file with the comment by which [`written_here`] recognises it."""
+    """Write an image file, and after its data, where no program reads it, the note that [`written_here`] looks for."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG" if place.suffix == ".png" else "JPEG", **options)
     with write_whole(place) as partial:
-        partial.write_bytes(_noted(encoded.getvalue()))
+        partial.write_bytes(encoded.getvalue() + _note(encoded.getvalue()))
 
 
-def _noted(encoded: bytes) -> bytes:
-    """Add a comment to an encoded PNG or JPEG of Pillow: the SHA-256 of all its other bytes."""
-    note = NOTE + hashlib.sha256(encoded).hexdigest().encode()
-    at, _ = NOTE_PLACES[encoded[:4]]
-    if encoded.startswith(b"\x89PNG"):
-        chunk = b"tEXtComment\0" + note
-        comment = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    else:
-        comment = b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note
-    return encoded[:at] + comment + encoded[at:]
+def _note(data: bytes) -> bytes:
+    return b"hf_seg " + hashlib.sha256(data).hexdigest().encode()
 
 
 def written_here(path: Path) -> bool:
     """Whether a mask or an overlay is byte for byte as hf_seg has written it, and was not edited since."""
     try:
         found = path.read_bytes()
-        at, around = NOTE_PLACES[found[:4]]
-        return _noted(found[:at] + found[at + around + len(NOTE) + 64 :]) == found
-    except (OSError, KeyError):
+    except OSError:
         return False
+    end = len(found) - len(_note(b""))
+    return found[end:] == _note(found[:end])
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from hf_seg.problem import RecipeError, Refusal, one_line
+from hf_seg.recipe.rules import HUB_ID
 
 KEY = "model.encoder_weights"
 # Some repositories have the second one only; it is read as data (`weights_only=True`), so no code in it is run.
@@ -61,7 +62,7 @@ def download(source: str, is_checkpoint: bool) -> Path:
         RecipeError: when `source` is not a Hub id, or the files cannot be downloaded and are not in the cache.
     """
     is_file = Path(source).suffix in (".safetensors", ".bin", ".pth", ".pt")
-    if is_file or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+    if is_file or not HUB_ID.fullmatch(source):
         raise RecipeError(KEY, f"{source} does not exist, and is not a Hub id such as nvidia/mit-b0 either", REMEDY)
     try:
         if is_checkpoint:

@@ -34,7 +34,7 @@ Found = tuple[str, str, str]  # a key such as "training.learning_rate", what is 
 LONGEST_NAME = 255 - len("..replaced")  # bytes that file systems allow, less what hf_seg adds to a name
 # Names that Windows reserves for devices, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def check_name(name: str) -> str | None:
@@ -50,7 +50,7 @@ def check_name(name: str) -> str | None:
 
 def is_path_or_hub_id(weights: str) -> bool:
     """Return whether `weights` is an existing file or folder, or has the form `org/name`."""
-    return os.path.exists(weights) or _HUB_ID.fullmatch(weights) is not None
+    return os.path.exists(weights) or HUB_ID.fullmatch(weights) is not None
 
 
 def check_keys(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Found]]:

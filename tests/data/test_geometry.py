@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import MobileViTImageProcessor
+from transformers import BeitImageProcessor, MobileViTImageProcessor
 
 from hf_seg.data.geometry import Framing, blend, centered, cut, fitted_size, pad, slide, strongest, windows
 from hf_seg.data.spec import DatasetSpec, build_label_table
@@ -72,6 +72,12 @@ def test_a_centre_crop_is_left_out():
         brightness(pixel_values[None]), mask.shape, frame=framing.size, box=framing.box((96, 180))
     )
     assert (ids[0].numpy() == mask).mean() > 0.98
+
+
+@pytest.mark.parametrize("kind", [BeitImageProcessor, MobileViTImageProcessor])
+def test_the_crop_size_of_another_image_processor_makes_no_windows(kind):
+    framing = Framing.of(kind(do_resize=False, do_center_crop=False))  # their crop_size is 224 or 256 by default
+    assert (framing.resize, framing.size) == ("stretch", None)
 
 
 @pytest.mark.parametrize("size", [(128, 192), (192, 128), (64, 64), (100, 300)])

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -216,6 +218,15 @@ def test_more_pixels_than_pillow_opens(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     error = refused(UprightImage(), saved(COLORS, "PNG"))
     assert "exceeds limit of 40 pixels" in error.problem.what and error.problem.code == "huge-image"
+
+
+def test_a_large_picture_is_opened_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "satellite.png")
+    program = f"""
+from hf_seg.data.stored_image import open_header
+assert open_header({{"path": {str(tmp_path / "satellite.png")!r}, "bytes": None}}).width == 10_000
+"""  # in a process of its own: pytest has its own filters of warnings
+    assert subprocess.run([sys.executable, "-W", "error", "-c", program]).returncode == 0
 
 
 def test_damage_is_said_of_the_file_also_where_no_pair_is(tmp_path):

@@ -95,7 +95,7 @@ def holds_another_recipe(hub, monkeypatch):
         (logged_in_as(WRITER, **fine_grained("lab", "repo.write")), {}, "alice/pet: the token may only read"),
         (None, {"hub_model_id": "museum/pet"}, "museum/pet: the token belongs to alice, who may not write to museum"),
         (None, {"hub_model_id": "bob/pet"}, "bob/pet: the token belongs to alice, who may not write to bob"),
-        (None, {"hub_model_id": "alice/p e t"}, "alice/p e t: is not a valid repository name"),
+        (None, {"hub_model_id": "alice/p e t"}, "alice/p e t: is not a valid name for a repository (Repo"),
         (
             holds_something_else,
             {},
@@ -137,9 +137,15 @@ def test_two_runs_into_one_repository(hub, write_recipe):
 
 
 def test_names(hub):
-    assert full_name("pet") == "alice/pet" and full_name("lab/pet") == "lab/pet"
+    assert full_name("pet", "--repo") == "alice/pet" and full_name("lab/pet", "--repo") == "lab/pet"
     hub.users[WRITER] |= fine_grained("alice", "repo.write")
-    assert full_name("pet") == "alice/pet"
+    assert full_name("pet", "--repo") == "alice/pet"
+
+
+@pytest.mark.parametrize("name", ["My run", "größe", "a--b", "a/b/c"])
+def test_names_that_the_hub_does_not_take(name):
+    with pytest.raises(HubError, match=f"^{name}: is not a valid name for a repository .*; name another .* --repo$"):
+        full_name(name, "--repo")
 
 
 def test_a_repository_that_is_ours_or_free(hub, write_recipe):
@@ -258,7 +264,7 @@ def test_a_token_that_loses_its_rights(hub, waits, folder, monkeypatch):
 def test_a_server_cannot_make_us_wait_for_ever(hub, waits):
     hub.fail("GET", "/whoami", status=429, headers={"Retry-After": "86400"})
     hub.fail("GET", "/whoami", status=429, headers={"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"})
-    assert full_name("pet") == "alice/pet"
+    assert full_name("pet", "--repo") == "alice/pet"
     assert max(waits) <= hub_module.LONGEST_WAIT
 
 

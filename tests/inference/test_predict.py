@@ -172,6 +172,16 @@ def test_a_letterbox_leaves_a_line_of_a_long_and_thin_picture(folder, tmp_path, 
     assert difference.max() < 0.02  # Pillow and torchvision round otherwise
 
 
+@pytest.mark.parametrize("option", [{"size": "model"}, {"tile": 100}])
+def test_a_model_that_sees_windows_takes_neither_a_size_nor_tiles(folder, tmp_path, option):
+    windows = build_image_processor(size=(32, 64), normalize="none", resize="crop")
+    segmenter = Segmenter(model=load_segmenter(folder, device="cpu").model, image_processor=windows)
+    photograph().save(tmp_path / "a.png")
+    with pytest.raises(Refusal, match=f"^{next(iter(option))}: .* own size, in windows of 64×32 pixels; leave"):
+        predict_to_folder(segmenter, [tmp_path / "a.png"], tmp_path / "out", **option)
+    assert not (tmp_path / "out").exists()
+
+
 def test_photographs_do_not_pile_up_while_small_masks_are_written(folder, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     for number in range(4):
@@ -213,6 +223,7 @@ def test_command_writes_masks_overlays_and_lines(folder, photographs, tmp_path, 
     assert status == 1
     err = capsys.readouterr().err
     assert f"{photographs / 'd.jpg'}: left out: cannot be decoded (OSError: " in err and " images/s]" not in err
+    assert ".webp are left out: 1 .txt. Name them to segment them" in err
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {"predictions.jsonl"} | {
         f"{name}{ending}" for name in ("a", "b_png", "b_gif", "more/c") for ending in (".png", "_overlay.jpg")
@@ -485,6 +496,7 @@ def png_with_text(path):
         ("deep.tif", lambda path: grey(np.int32).save(path), DEEP),
         ("float.tif", lambda path: grey(np.float32).save(path), DEEP),
         ("text.png", png_with_text, "cannot be decoded (ValueError: Decompressed data too large"),
+        ("phone.heic", lambda path: path.write_bytes(bytes(99)), "convert other formats, such as HEIC, to JPEG"),
     ],
 )
 def test_what_training_refuses_gets_no_mask(segmenter, tmp_path, name, write, reason):

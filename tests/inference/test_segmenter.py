@@ -136,6 +136,20 @@ def test_shapes_that_vary_within_a_batch(photographs, tmp_path):
         assert (result.mask == mask).mean() > 0.999
 
 
+@pytest.mark.parametrize("tile", [None, 200])
+def test_a_picture_of_a_size_that_a_model_refuses_is_left_out(folder, photographs, tmp_path, tile):
+    other = tmp_path / "pixels"  # a model whose image processor keeps the size
+    SegformerForSemanticSegmentation(SegformerConfig(id2label=NAMES, **TINY_SEGFORMER)).save_pretrained(other)
+    SegformerImageProcessor(do_resize=False).save_pretrained(other)
+    Image.new("RGB", (300, 1)).save(tmp_path / "thin.png")
+    for model in (folder, other):
+        refused, usual = predict(model, [tmp_path / "thin.png", photographs / "0.png"], device="cpu", tile=tile)
+        if tile is None or model == other:
+            assert (refused.code, refused.place) == ("picture-size", str(tmp_path / "thin.png"))
+            assert refused.what.startswith("the model or its image processor cannot use a picture of this size (")
+        assert usual.mask.shape == (80, 120)
+
+
 def save_segformer(path, kind=SegformerForSemanticSegmentation):
     kind(SegformerConfig(num_labels=3, **TINY_SEGFORMER)).save_pretrained(path)
     build_image_processor(size=(64, 64), normalize="none").save_pretrained(path)
@@ -323,7 +337,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch
     assert not (folder / "ran").exists()
 
 
-@pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b"])
+@pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b", "a"])
 def test_what_is_neither_a_folder_nor_a_hub_id(model):
     with pytest.raises(Refusal, match="is neither a folder nor a Hub id such as"):
         load_segmenter(model)
