@@ -66,8 +66,8 @@ def destinations(recipes: Iterable[Recipe], overwrite: Iterable[str] = ()) -> di
 
 
 def full_name(repo: str, option: str) -> str:
-    """Complete a repository's name to `owner/name`, by default the user's; a [`HubError`] if the name is not valid, with
-    the key or option that sets another one, or if the token may not write there."""
+    """Complete a repository's name to `owner/name`, by default the user's. Raise a [`HubError`] if the token may not
+    write there, or if the name is not valid; then the message names the `option` that sets another one."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

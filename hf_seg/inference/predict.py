@@ -134,8 +134,8 @@ def _images_in(root: Path) -> list[Path]:
     others = Counter(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in IMAGE_SUFFIXES)
     if others:
         kinds = first((f"{count:,} {suffix}" for suffix, count in others.most_common()), 10)
-        known = ", ".join(sorted(IMAGE_SUFFIXES))
-        say(f"{root}: files other than {known} are left out: {kinds}. Name them to segment them", sys.stderr)
+        what = f"only {', '.join(sorted(IMAGE_SUFFIXES))} are taken from a folder; left out: {kinds}"
+        say(f"{root}: {what}. Name pictures of other kinds to segment them", sys.stderr)
     return images
 
 

@@ -28,8 +28,8 @@ from transformers import (
 import hf_seg.models  # noqa: F401  (registers FCN with the Auto classes)
 from hf_seg.data.classes import distinct_colors
 from hf_seg.data.geometry import Framing, Size
+from hf_seg.models import weight_files
 from hf_seg.models.fast_segformer import make_fast
-from hf_seg.models.weight_files import HUB_ID, check_config, check_parameters, hidden_bars, read_header, verify_download
 from hf_seg.problem import Refusal, first, one_line
 
 # Model types that output classes and masks of queries instead of logits per pixel. Similar ones (OneFormer, EoMT,
@@ -139,7 +139,10 @@ def load_segmenter(model: str | Path, *, device: str | None = None, dtype: str =
     if dtype not in DTYPES:
         raise Refusal("dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     if not os.path.isdir(model):
-        if not HUB_ID.fullmatch(str(model)):
+        if os.path.exists(model):
+            remedy = "name the folder of the model; of `hf-seg export`'s files, only `hf-seg evaluate` takes one"
+            raise Refusal(model, "is a file", remedy)
+        if not weight_files.HUB_ID.fullmatch(str(model)):
             what = "is neither a folder nor a Hub id such as nvidia/mit-b0"
             raise Refusal(model or "''", what, "name the folder of a finished run, or a Hub id")
         if is_offline_mode() and not isinstance(try_to_load_from_cache(str(model), "config.json"), str):
@@ -178,8 +181,8 @@ def _device(device: str | None) -> str:
 def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
     """Load a model with its image processor; return also transformers' report of tensors. The folder's code is not
     run."""
-    header = read_header(model)
-    check_config(model, header)
+    header = weight_files.read_header(model)
+    weight_files.check_config(model, header)
     image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
     for key in ("size", "crop_size", "pad_size"):
         sides = dict(getattr(image_processor, key, None) or {})
@@ -207,8 +210,8 @@ def _load(model: str | Path, dtype: str) -> tuple[Segmenter, dict]:
         raise ValueError(f"id2label in config.json must name each id from 0 to {len(ids) - 1} with a string")
     if len(ids) < 2:
         raise ValueError("it has one class, which every pixel would get: hf_seg has no threshold for its score")
-    check_parameters(auto, config, header)
-    with hidden_bars():
+    weight_files.check_parameters(auto, config, header)
+    with weight_files.hidden_bars():
         loaded, report = auto.from_pretrained(
             model,
             dtype=getattr(torch, dtype),
@@ -275,6 +278,6 @@ def _verify_downloads(model: str | Path) -> None:
     config = None if os.path.isdir(model) else try_to_load_from_cache(str(model), "config.json")
     for path in sorted(Path(config).parent.glob("*.safetensors")) if isinstance(config, str) else ():
         try:
-            verify_download(path)
+            weight_files.verify_download(path)
         except Refusal as error:
             raise Refusal(model, str(error)) from error

@@ -31,6 +31,8 @@ LINES = "predictions.jsonl"
 # Endings of a photograph's files. An overlay with a side above LARGEST_JPEG is a PNG.
 MASK, OVERLAY, LARGE_OVERLAY = ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
 LARGEST_JPEG = 65_535  # pixels; longest side of a JPEG
+NOTE = b"hf_seg "  # a file ends with this and a SHA-256 in hexadecimal
+NOTE_SIZE = len(NOTE) + 64
 LONGEST_NAME = 255  # bytes, where the file system does not report it
 
 
@@ -64,8 +66,9 @@ def predict_to_folder(
             so far stay.
     """
     chosen, out = Options(**options), Path(out)
-    files = _outside(paths, out)
-    names = _output_names(files, _longest_name(out) - len(LARGE_OVERLAY))
+    files, there = _outside(paths, out), check_writable(out)
+    longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
+    names = _output_names(files, longest - len(LARGE_OVERLAY))
     _check_places(out, names.values())
     segmenter = model if isinstance(model, Segmenter) else load_segmenter(model, device=device, dtype=dtype)
     palette, results = np.array(segmenter.palette, dtype=np.uint8), predict_files(segmenter, files, chosen)
@@ -133,7 +136,7 @@ def _save(image: Image.Image, place: Path, **options) -> None:
 
 
 def _note(data: bytes) -> bytes:
-    return b"hf_seg " + hashlib.sha256(data).hexdigest().encode()
+    return NOTE + hashlib.sha256(data).hexdigest().encode()
 
 
 def written_here(path: Path) -> bool:
@@ -142,12 +145,22 @@ def written_here(path: Path) -> bool:
         found = path.read_bytes()
     except OSError:
         return False
-    end = len(found) - len(_note(b""))
-    return found[end:] == _note(found[:end])
+    return found[-NOTE_SIZE:] == _note(found[:-NOTE_SIZE])
+
+
+def _has_note(path: Path) -> bool:
+    """Whether a file ends like one of [`_save`]. This reads no more of it, as there may be many large photographs."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-NOTE_SIZE, os.SEEK_END)
+            return file.read().startswith(NOTE)
+    except OSError:  # also for a shorter file
+        return False
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
-    """The files of `paths` outside the output folder; refuse a path that lies in it, and paths without other files."""
+    """The files of `paths`. Those in the output folder are left out, and earlier masks and overlays that are not named
+    themselves. Refuse a path that lies in the output folder, and paths without other files."""
 
     @functools.cache
     def lies_in_out(place: Path) -> bool:  # samefile, so that links and letter case do not matter
@@ -163,18 +176,14 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
         if os.path.lexists(path) and is_result(path):
             raise Refusal(path, f"is or lies in {out}", remedy)
     files = expand_paths(paths)
-    outside = [path for path in files if not is_result(path)]
-    if not outside:
-        raise Refusal("", f"all {len(files)} images lie in {out}", remedy)
-    if len(outside) < len(files):
-        say(f"{out}: {len(files) - len(outside)} images in it are left out", file=sys.stderr)
-    return outside
-
-
-def _longest_name(out: Path) -> int:
-    """Most bytes that a file's name may have in the output folder; refuse a folder that cannot be written to."""
-    there = check_writable(out)
-    return os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else LONGEST_NAME
+    named = {Path(path) for path in paths}
+    photographs = [path for path in files if not is_result(path) and (path in named or not _has_note(path))]
+    if not photographs:
+        raise Refusal("", f"all {len(files)} images lie in {out} or are masks and overlays of hf-seg predict", remedy)
+    if left_out := len(files) - len(photographs):
+        what = f"{left_out} images are left out: they lie in {out} or are masks and overlays of hf-seg predict"
+        say(what, file=sys.stderr)
+    return photographs
 
 
 def _output_names(files: Sequence[Path], longest: int) -> dict[Path, str]:

@@ -223,7 +223,7 @@ def test_command_writes_masks_overlays_and_lines(folder, photographs, tmp_path, 
     assert status == 1
     err = capsys.readouterr().err
     assert f"{photographs / 'd.jpg'}: left out: cannot be decoded (OSError: " in err and " images/s]" not in err
-    assert ".webp are left out: 1 .txt. Name them to segment them" in err
+    assert ".webp are taken from a folder; left out: 1 .txt. Name pictures of other kinds" in err
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {"predictions.jsonl"} | {
         f"{name}{ending}" for name in ("a", "b_png", "b_gif", "more/c") for ending in (".png", "_overlay.jpg")
@@ -318,7 +318,7 @@ def lines_of(out):
         (["photos"], "link", "photos: is or lies in link"),
         (["link"], "photos", "link: is or lies in photos"),
         (["link-to-a.png"], "photos", "link-to-a.png: is or lies in photos"),
-        (["photos/*"], "photos", "all 1 images lie in photos; .* name another folder with --out"),
+        (["photos/*"], "photos", "all 1 images lie in photos or are masks .* name another folder with --out"),
         (["photos"], "b.png", "b.png: is not a folder, so nothing can be written to b.png"),
         (["photos"], "b.png/out", "b.png: is not a folder, so nothing can be written to b.png/out"),
         (
@@ -404,8 +404,14 @@ def test_results_are_no_photographs(segmenter, tmp_path, capsys):
     for left_out in (0, 2):
         predict_to_folder(segmenter, [tmp_path], tmp_path / "masks")
         assert [line["file"] for line in lines_of(tmp_path / "masks")] == [str(tmp_path / "a.jpg")]
-        said = f"{tmp_path / 'masks'}: {left_out} images in it are left out"
+        said = f"{left_out} images are left out: they lie in {tmp_path / 'masks'} or are masks"
         assert (said in capsys.readouterr().err) == bool(left_out)
+    predict_to_folder(segmenter, [tmp_path, tmp_path / "masks" / "a.png"], tmp_path / "others")  # a mask may be named
+    assert [line["file"] for line in lines_of(tmp_path / "others")] == [
+        str(tmp_path / "a.jpg"),
+        str(tmp_path / "masks" / "a.png"),
+    ]
+    assert "1 images are left out: " in capsys.readouterr().err
 
 
 def test_links_to_folders_are_followed_and_loops_named(tmp_path):

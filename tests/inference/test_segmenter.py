@@ -337,10 +337,15 @@ def test_a_folder_that_is_no_whole_model_is_refused(whole, tmp_path, monkeypatch
     assert not (folder / "ran").exists()
 
 
-@pytest.mark.parametrize("model", ["a/b/c", "../../x", "/dev/null", "x" * 5000, "", "runs/x/model.safetensors", "a b", "a"])
+@pytest.mark.parametrize("model", ["a/b/c", "../../x", "x" * 5000, "", "runs/x/model.safetensors", "a b", "a"])
 def test_what_is_neither_a_folder_nor_a_hub_id(model):
     with pytest.raises(Refusal, match="is neither a folder nor a Hub id such as"):
         load_segmenter(model)
+
+
+def test_a_file_is_no_folder_of_a_model(whole):
+    with pytest.raises(Refusal, match="model.safetensors: is a file; name the folder of the model"):
+        load_segmenter(whole / "model.safetensors")
 
 
 def test_a_folder_that_is_not_there_offline(tmp_path, monkeypatch):
