@@ -192,7 +192,11 @@ def show(models: Sequence[ShownModel], path: str | Path, decode: Callable[[str |
         return problem(str(error))
     shown_photograph = photograph.copy()
     shown_photograph.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    results = [segment(shown, photograph, shown_photograph.size) for shown in models]
+    try:
+        results = [segment(shown, photograph, shown_photograph.size) for shown in models]
+    except (RuntimeError, ValueError) as error:  # a model without one input size refuses some pictures
+        size = f"{photograph.width} × {photograph.height}"
+        return problem(f"A photograph of {size} pixels cannot be segmented: {error}")
     source = data_url(shown_photograph, "JPEG", quality=90)
     panels = [panel(shown, result, source) for shown, result in zip(models, results, strict=True)]
     agreement = ""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -80,16 +80,13 @@ class Segmenter:
         classes, saved = len(self.class_names), getattr(self.model.config, "palette", None)
         if not saved:
             return list(islice(cycle(islice(distinct_colors(), 256)), classes))
-        try:
-            colours = np.array(saved, dtype=object)[:classes]
-            fits = all(type(part) is int and 0 <= part <= 255 for part in colours.flat)
-            if colours.shape != (classes, 3) or not fits:
-                raise ValueError
-        except (ValueError, IndexError):  # from numpy: lists of different lengths, or not a list at all
+        colours = saved[:classes] if isinstance(saved, list) else []
+        lists = len(colours) == classes and all(isinstance(each, list) and len(each) == 3 for each in colours)
+        if not lists or not all(type(part) is int and 0 <= part <= 255 for part in chain(*colours)):
             what = f"has a palette that does not give each of {classes} classes a colour"
             remedy = "write three whole numbers from 0 to 255 for each class, or remove it"
-            raise Refusal("the model's config.json", what, remedy) from None
-        return [tuple(colour) for colour in colours.tolist()]
+            raise Refusal("the model's config.json", what, remedy)
+        return [tuple(colour) for colour in colours]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """`pixel_values` of one RGB image, of shape `(3, height, width)`, padded as [`Framing`] says."""

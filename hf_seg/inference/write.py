@@ -176,8 +176,9 @@ def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
         if os.path.lexists(path) and is_result(path):
             raise Refusal(path, f"is or lies in {out}", remedy)
     files = expand_paths(paths)
-    named = {Path(path) for path in paths}
-    photographs = [path for path in files if not is_result(path) and (path in named or not _has_note(path))]
+    named = {os.path.abspath(path) for path in paths}
+    outside = (path for path in files if not is_result(path))
+    photographs = [path for path in outside if os.path.abspath(path) in named or not _has_note(path)]
     if not photographs:
         raise Refusal("", f"all {len(files)} images lie in {out} or are masks and overlays of hf-seg predict", remedy)
     if left_out := len(files) - len(photographs):

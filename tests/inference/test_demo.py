@@ -167,6 +167,8 @@ def test_a_model_with_queries_instead_of_logits(photograph, tmp_path):
     torch.nn.init.normal_(model.class_predictor.weight, std=0.3)
     model.save_pretrained(tmp_path)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(tmp_path)
+    Image.new("RGB", (300, 1)).save(tmp_path / "thin.png")
+    assert "300 × 1 pixels cannot be segmented" in demo_app.show(shown_models([tmp_path]), tmp_path / "thin.png")
     page = demo_app.show(shown_models([tmp_path]), photograph)
     expected, result = expected_legend(tmp_path, photograph)
     assert legends(page) == [expected]
