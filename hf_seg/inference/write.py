@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import struct
 import sys
 import unicodedata
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,9 +33,9 @@ LINES = "predictions.jsonl"
 # Endings of a photograph's files. An overlay with a side above LARGEST_JPEG is a PNG.
 MASK, OVERLAY, LARGE_OVERLAY = ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
 LARGEST_JPEG = 65_535  # pixels; longest side of a JPEG
-NOTE = b"hf_seg "  # a file ends with this and a SHA-256 in hexadecimal
-NOTE_SIZE = len(NOTE) + 64
 LONGEST_NAME = 255  # bytes, where the file system does not report it
+NOTE = b"hf_seg "  # a file's comment starts with this, before a SHA-256
+NOTE_PLACES = {b"\x89PNG": (33, 12 + len("Comment") + 1), b"\xff\xd8\xff\xe0": (20, 4)}  # offset, bytes around NOTE
 
 
 def predict_to_folder(
@@ -128,34 +130,43 @@ def _write(prediction: Prediction, palette: np.ndarray, mask_place: Path, overla
 
 
 def _save(image: Image.Image, place: Path, **options) -> None:
-    """Write an image file, and after its data, where no program reads it, the note that [`written_here`] looks for."""
+    """Write an image file with the comment by which [`written_here`] recognises it."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG" if place.suffix == ".png" else "JPEG", **options)
     with write_whole(place) as partial:
-        partial.write_bytes(encoded.getvalue() + _note(encoded.getvalue()))
+        partial.write_bytes(_noted(encoded.getvalue()))
 
 
-def _note(data: bytes) -> bytes:
-    return NOTE + hashlib.sha256(data).hexdigest().encode()
+def _noted(encoded: bytes) -> bytes:
+    """Add a comment to an encoded PNG or JPEG of Pillow: the SHA-256 of all its other bytes."""
+    note = NOTE + hashlib.sha256(encoded).hexdigest().encode()
+    at, _ = NOTE_PLACES[encoded[:4]]
+    if encoded.startswith(b"\x89PNG"):
+        chunk = b"tEXtComment\0" + note
+        comment = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    else:
+        comment = b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note
+    return encoded[:at] + comment + encoded[at:]
 
 
 def written_here(path: Path) -> bool:
     """Whether a mask or an overlay is byte for byte as hf_seg has written it, and was not edited since."""
     try:
         found = path.read_bytes()
-    except OSError:
+        at, around = NOTE_PLACES[found[:4]]
+        return _noted(found[:at] + found[at + around + len(NOTE) + 64 :]) == found
+    except (OSError, KeyError):
         return False
-    return found[-NOTE_SIZE:] == _note(found[:-NOTE_SIZE])
 
 
 def _has_note(path: Path) -> bool:
-    """Whether a file ends like one of [`_save`]. This reads no more of it, as there may be many large photographs."""
+    """Whether a file begins like one of [`_save`]. This reads no more of it, as there may be many large photographs."""
     try:
         with open(path, "rb") as file:
-            file.seek(-NOTE_SIZE, os.SEEK_END)
-            return file.read().startswith(NOTE)
-    except OSError:  # also for a shorter file
+            head = file.read(64)
+    except OSError:
         return False
+    return head[:4] in NOTE_PLACES and NOTE in head[NOTE_PLACES[head[:4]][0] :]
 
 
 def _outside(paths: Sequence[str | Path], out: Path) -> list[Path]:
