@@ -10,8 +10,7 @@ import numpy as np
 
 from hf_seg.compare import LEVEL, RESAMPLES, Arm, Comparison, look_up, verdict
 from hf_seg.compare.plots import plot_confusions, plot_cost, plot_learning, plot_roc_side_by_side, plot_same_images
-from hf_seg.problem import Refusal
-from hf_seg.runs.page import PAGES, describe_input, generator, is_page_of, write_page
+from hf_seg.runs.page import PAGES, check_folder_of, describe_input, generator, write_page
 
 PAGE = "comparison.html"
 PICTURES = CONFUSIONS, LEARNING, COST, ROC, SAME_IMAGES = [
@@ -65,10 +64,8 @@ def _show(arm: Arm, *keys: str, form: str = ".4f", unit: float = 1) -> str:
 
 
 def check_out(folder: Path) -> None:
-    """Refuse a file, or a folder that is not empty and does not hold a report of `hf-seg compare`."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(folder / PAGE, "compare"):
-        what = "exists and holds files other than a report of `hf-seg compare`"
-        raise Refusal(folder, what, "name another folder with --out", code="compare")
+    """Refuse a folder that is not empty and does not hold a report, or cannot be written to."""
+    check_folder_of(folder / PAGE, "compare")
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
@@ -79,7 +76,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
         Refusal: as [`check_out`].
     """
     check_out(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    # first, so that the folder of a report that was interrupted is recognised
+    write_page(f"{generator('compare')}\n<p>The report is incomplete. Run the command again.</p>\n", folder / PAGE)
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     arms = comparison.arms

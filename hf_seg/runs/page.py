@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from hf_seg.files import write_text
+from hf_seg.files import check_writable, write_text
+from hf_seg.problem import Refusal
 from hf_seg.text import Markdown, address, code, link, markdown, markdown_table, printable
 
 
@@ -46,6 +47,15 @@ def generator(command: str) -> Markdown:
 def is_page_of(path: Path, command: str) -> bool:
     """Whether a file is an HTML page that this command has written."""
     return path.is_file() and generator(command) in path.read_text(encoding="utf-8", errors="replace")
+
+
+def check_folder_of(page: Path, command: str) -> None:
+    """Refuse the folder of `page` when it is not empty and does not hold this command's page, or is not writable."""
+    folder = page.parent
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not is_page_of(page, command):
+        what = f"exists and holds files other than a report of `hf-seg {command}`"
+        raise Refusal(folder, what, "name another folder with --out", code=command)
+    check_writable(folder)
 
 
 # Templates are beside the modules that use them. For Markdown, `finalize` escapes values: autoescape is for HTML only.

@@ -335,6 +335,10 @@ def test_a_report_replaces_no_file_of_others(write_run, tmp_path, capsys):
         said = f"error: {place}: exists and holds files other than a report of `hf-seg compare`; name another folder"
         assert said in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["learning.png"]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for below in (out / "learning.png", tmp_path / "loop"):
+        assert cli.main(["compare", *map(str, folders), "--out", str(below / "report")]) == 2
+        assert f"error: {below}: is not a folder, so nothing can be written to" in capsys.readouterr().err
 
     report = tmp_path / "report"
     assert cli.main(["compare", *map(str, folders), "--out", str(report)]) == 0
@@ -343,6 +347,19 @@ def test_a_report_replaces_no_file_of_others(write_run, tmp_path, capsys):
         (folder / ROC).unlink()
     assert cli.main(["compare", *map(str, folders), "--out", str(report)]) == 0
     assert not (report / "roc.png").exists() and (report / "learning.png").exists()
+
+
+def test_the_folder_of_an_interrupted_report_can_be_used_again(write_run, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    found, out = compare([write_run("a", matrices(0)), write_run("b", matrices(1))]), tmp_path / "report"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("hf_seg.compare.report.plot_learning", stop)
+        write_report(found, out)
+    assert "incomplete" in (out / "comparison.html").read_text() and (out / "confusions.png").exists()
+    write_report(found, out)
+    assert "incomplete" not in (out / "comparison.html").read_text()
 
 
 DAMAGED = {
