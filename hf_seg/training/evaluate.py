@@ -178,10 +178,10 @@ def section_of(folder: Path, name: str, values: Mapping[str, Any]) -> ModelRecip
     return SECTIONS[name](**values)
 
 
-def check_root(folder: Path, data: Mapping[str, Any], remedy: str) -> None:
-    """Refuse a run whose data folder does not exist; `data` is the data section of its record."""
+def check_root(place: Path, data: Mapping[str, Any], remedy: str) -> None:
+    """Refuse a run or a recipe whose data folder does not exist; `data` is the data section of its record."""
     if data["root"] is not None and not Path(data["root"]).expanduser().is_dir():
-        raise Refusal(folder, f"its data was in {data['root']}, which does not exist", remedy, code="record")
+        raise Refusal(place, f"its data was in {data['root']}, which does not exist", remedy, code="record")
 
 
 def find_data(data: str | Path) -> DataRecipe:
@@ -196,7 +196,9 @@ def find_data(data: str | Path) -> DataRecipe:
                 raise Refusal(place, what, "name a recipe whose data section says which one", code="evaluate")
             return found[0]
         place = files[0]
-    return load_recipes([place if place.exists() else data], DATA_ONLY.split())[-1].data
+    section = load_recipes([place if place.exists() else data], DATA_ONLY.split())[-1].data
+    check_root(place, vars(section), "correct data.root there, or name another recipe")
+    return section
 
 
 def parse_label_map(given: Sequence[str]) -> dict[str, str]:

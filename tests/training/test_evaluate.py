@@ -248,6 +248,13 @@ def test_data_of_a_folder(finished, tmp_path):
     assert (find_data(tmp_path).name, find_data(tmp_path).root) == ("folder", str(tmp_path))
 
 
+def test_a_data_folder_that_was_moved_with_its_recipe(tmp_path):
+    recipe = {"model": {"arch": "fcn"}, "data": {"name": "folder", "root": "/gone"}, "training": {}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(Refusal, match=f"^{tmp_path}/recipe.json: its data was in /gone, .*; correct data.root there"):
+        find_data(tmp_path)
+
+
 def test_files_that_are_no_model(tmp_path, evaluate):
     status, _, error = evaluate(tmp_path / "a.xml", "quickstart-fcn", tmp_path / "out")
     assert status == 2 and f"{tmp_path / 'a.xml'}: there is no such file" in error
