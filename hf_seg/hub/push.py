@@ -74,21 +74,22 @@ def model_files(folder: Path) -> list[str]:
     return ["config.json", PROCESSOR, *WEIGHTS, *MODEL_CODE, *sorted(shards)]
 
 
-def stage_run(run_dir: Path, target: Path, repo_id: str) -> None:
+def stage_run(run_dir: Path, target: Path, where: Destination) -> None:
     """Write all published files of a finished run to `target`: model, image processor, code, recipe, results, plots
     and card. Sample images are left out unless the data set's terms allow to publish them."""
     results = load_results(run_dir)
-    _stage_model(run_dir, target, run_dir, results, repo_id)
+    _stage_model(run_dir, target, run_dir, results, where)
     write_json(without_private_parts(results), target / RESULTS)
     may_show = results["data"]["publish_images"]
     stage(run_dir, target, [path for name, path in PLOTS.items() if may_show or name != "samples"])
 
 
-def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, Any], repo_id: str) -> None:
+def _stage_model(source: Path, target: Path, run_dir: Path, record: dict[str, Any], where: Destination) -> None:
     """Write what is published from the first checkpoint on: model, image processor, code, recipe and card."""
     stage(source, target, model_files(source))
     write_json(without_private_parts(load_run(run_dir)["recipe"]), target / RECIPE)
-    (target / CARD).write_text(str(build_card(record, repo_id=repo_id)), encoding="utf-8")
+    card = build_card(record, repo_id=where.repo_id, revision=where.revision)
+    (target / CARD).write_text(str(card), encoding="utf-8")
 
 
 def push_run(
@@ -124,7 +125,7 @@ def upload_run(run_dir: Path, where: Destination) -> str:
     """Stage and upload a finished run, note the result in `hub.json`, and return the URL of the commit."""
     note(run_dir, where)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".push-") as folder:
-        stage_run(run_dir, Path(folder), where.repo_id)
+        stage_run(run_dir, Path(folder), where)
         url = upload(Path(folder), where, f"{run_dir.resolve().name}: finished run")
     note(run_dir, where, url)
     return url
@@ -245,7 +246,7 @@ class _PushCheckpoints(TrainerCallback):
         scores = [entry for entry in state.log_history if "eval_mean_iou" in entry][-1:]
         validation = {key.removeprefix("eval_"): value for entry in scores for key, value in entry.items()}
         progress = {"train": {"epochs": state.epoch, "steps": state.global_step}, "validation": validation}
-        _stage_model(checkpoint, folder, self.run_dir, self.record | progress, self.where.repo_id)
+        _stage_model(checkpoint, folder, self.run_dir, self.record | progress, self.where)
         if self.strategy != "every_save":
             name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
             states = [path.name for path in checkpoint.iterdir() if RANDOM_STATE.fullmatch(path.name)]

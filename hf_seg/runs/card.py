@@ -89,13 +89,14 @@ WEIGHTS = {
 }
 
 
-def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCard:
+def build_card(record: dict[str, Any], *, repo_id: str | None = None, revision: str | None = None) -> ModelCard:
     """Build the card of a run.
 
     Args:
         record (`dict`): the content of a run's `results.json`. For a checkpoint during training: `status`
             `"training"`, and as much of `train`, `validation` and `environment` as is known by then.
         repo_id (`str`, *optional*): the repository on the Hub that the card is for; by default the run's folder.
+        revision (`str`, *optional*): its branch; None: main.
 
     Returns:
         `ModelCard`: metadata and text. Paths are cut to their last part and tokens left out, so that the card
@@ -114,6 +115,7 @@ def build_card(record: dict[str, Any], *, repo_id: str | None = None) -> ModelCa
         "metadata": Markdown(metadata.to_yaml()),
         "name": metadata.model_name,
         "source": repo_id or f"runs/{recipe['name']}",
+        "revision": revision if revision != "main" else None,
         "splits": {split: record[split] for split in ("test", "validation") if record.get(split)},
         "scaled": Markdown(SCALED[recipe["data"]["normalize"]]),
         "at": _at(recipe["data"]),

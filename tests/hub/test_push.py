@@ -257,6 +257,7 @@ def test_what_each_strategy_pushes(hub, write_recipe, waits):
         middle = ["Training in progress, epoch 1", "Training in progress, epoch 2"] if strategy != "end" else []
         assert repository.messages == ["initial commit", *middle, f"{recipe.stem}: finished run"]
         there = hub.files(f"alice/{recipe.stem}", "seed-0")
+        assert b'revision="seed-0"' in there["README.md"]
         assert there.keys() >= PUBLISHED
         assert {path.split("/")[0] for path in there if "checkpoint" in path} == folders
         for folder in folders:

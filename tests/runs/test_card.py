@@ -486,6 +486,18 @@ def test_the_lines_that_use_a_model_do(record, arch, tmp_path):
     assert ("is not supported" in done.stderr) == ('logs that the model "is not supported"' in text) == (arch == "fcn")
 
 
+@pytest.mark.parametrize("branch", ["seed-0", "main", None])
+def test_the_lines_for_a_branch_load_it(record, branch):
+    text = str(build_card(record(arch="fcn"), repo_id="org/name", revision=branch))
+    if branch == "seed-0":
+        assert 'model="org/name", revision="seed-0", trust_remote_code=True)' in text
+        lines = "hf download org/name --revision seed-0 --local-dir name\nhf-seg predict name photographs/ --out masks"
+    else:
+        assert 'model="org/name", trust_remote_code=True)' in text
+        lines = "hf-seg predict org/name photographs/ --out masks"
+    assert f"```sh\n{lines}\n```" in text
+
+
 def test_the_example_is_the_card_of_its_results():
     results = json.loads((EXAMPLE / "results.json").read_text())
     assert results["status"] == "finished" and results["recipe"]["data"]["name"] == "oxford_pet"
