@@ -40,7 +40,7 @@ from hf_seg.recipe import Recipe, load_recipes, over_seeds
 from hf_seg.recipe.keys import ModelRecipe, TrainingRecipe
 from hf_seg.runs.folder import Run, open_run
 from hf_seg.text import say
-from hf_seg.training.arguments import count_steps, per_device_batch_size, use_sync_batch_norm
+from hf_seg.training.arguments import count_steps, pairs_per_epoch, per_device_batch_size, use_sync_batch_norm
 from hf_seg.training.callbacks import Interrupted
 from hf_seg.training.memory import peak_memory, reset_peak_memory
 from hf_seg.training.setup import build_trainer, locate_encoder_run
@@ -138,7 +138,7 @@ def check(runs: list[Run]) -> dict[str, Destination]:
             if same not in tried:  # runs that differ in their seed only share a trial
                 tried[same] = try_out(recipe, data.spec, data.counts)
             run.without_gradient = tried[same]
-            run.steps = count_steps(recipe.training, data.counts["train"], PartialState().num_processes)
+            run.steps = count_steps(recipe.training, data.counts["train"])
     if found := gather_object(found):  # from all ranks, so that none waits for a rank that has stopped
         raise LaunchRefusal(found)
     return where
@@ -278,15 +278,14 @@ def _step(recipe: Recipe, data: SegData, model: PreTrainedModel, folder: Path) -
     weights = None if training.class_weights == "balanced" else training.class_weights
     alone = replace(_drawn(recipe), training=replace(training, sync_batch_norm=False, class_weights=weights))
     trainer = build_trainer(Run(alone, folder), data, model)
-    batches = trainer.get_train_dataloader()
-    trainer.get_eval_dataloader()
-    if not len(batches):
+    if not pairs_per_epoch(training, pairs):
         raise RecipeError(
             "training.dataloader_drop_last",
             f"{pairs} train pairs do not fill a batch of {training.global_train_batch_size}, so every epoch is empty",
             "set it to false, or reduce training.global_train_batch_size",
         )
-    *_, steps = trainer.set_initial_training_values(trainer.args, batches)
+    trainer.get_eval_dataloader()
+    *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     trainer.create_optimizer_and_scheduler(steps)
     if images > 1:
         return trainer.try_step(2)  # more images would take longer and show nothing else
@@ -316,7 +315,7 @@ def _explain_single_image(training: TrainingRecipe, pairs: int, ranks: int, erro
     remedy = f"set it to {', '.join(map(str, nearest))} or the like" if nearest else "add train pairs"
     if batch > parts:
         where = f"of {pairs} train pairs in batches of {batch // parts}, the last batch has one image"
-        remedy += ", or training.dataloader_drop_last to true" if pairs > batch // parts else ""
+        remedy += ", or training.dataloader_drop_last to true" if pairs > batch else ""
     else:
         where = "the model is trained on one image at a time"
     what = f"{where}, but the model needs at least two ({one_line(error).rstrip('.')})"

@@ -42,18 +42,24 @@ def per_device_batch_size(training: TrainingRecipe, num_processes: int) -> int:
     return batch // (num_processes * steps)
 
 
-def count_steps(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
-    """Return the number of steps of a whole training on that many pairs, as `Trainer` counts them."""
-    if (steps := training.arguments.get("max_steps", -1)) > 0:
-        return steps
-    return math.ceil(training.num_train_epochs * steps_per_epoch(training, pairs, num_processes))
+def count_steps(training: TrainingRecipe, pairs: int) -> int:
+    """Return the number of steps of a whole training on that many pairs."""
+    steps = training.arguments.get("max_steps", -1)
+    return steps if steps > 0 else training.num_train_epochs * steps_per_epoch(training, pairs)
 
 
-def steps_per_epoch(training: TrainingRecipe, pairs: int, num_processes: int) -> int:
-    """Return the number of steps of an epoch on that many pairs, as `Trainer` counts them."""
-    batches = pairs / (per_device_batch_size(training, num_processes) * num_processes)
-    batches = math.floor(batches) if training.arguments.get("dataloader_drop_last") else math.ceil(batches)
-    return max(1, math.ceil(batches / training.gradient_accumulation_steps))
+def steps_per_epoch(training: TrainingRecipe, pairs: int) -> int:
+    """Return the number of steps of an epoch on that many pairs; the last one may have fewer images."""
+    return math.ceil(pairs_per_epoch(training, pairs) / training.global_train_batch_size)
+
+
+def pairs_per_epoch(training: TrainingRecipe, pairs: int) -> int:
+    """Return how many of the pairs an epoch has: those of whole global batches with `dataloader_drop_last`, else all.
+
+    `Trainer` would drop what does not fill a part of a batch, and so other images for other accumulation steps.
+    """
+    drops = training.arguments.get("dataloader_drop_last")
+    return pairs - pairs % training.global_train_batch_size if drops else pairs
 
 
 def _divisors(batch: int, parts: int) -> list[int]:
@@ -147,9 +153,10 @@ def eval_batch_size(train_batch: int, num_classes: int, size: tuple[int, int]) -
 
 
 def checkpoints_kept(training: TrainingRecipe) -> int:
-    """How many checkpoints of a run are kept: `save_total_limit`, where null means all."""
+    """How many checkpoints of a run are kept at most: `save_total_limit`, where null means all; the newest and the best
+    are kept in any case."""
     limit = training.arguments.get("save_total_limit", 2)
-    return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else limit
+    return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else max(2, limit)
 
 
 def build_loss(training: TrainingRecipe, data: SegData, device: torch.device) -> SegLoss:

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast
 from accelerate.utils.memory import clear_device_cache
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -33,6 +33,7 @@ from hf_seg.training.arguments import (
     build_loss,
     build_training_arguments,
     overridden,
+    pairs_per_epoch,
     steps_per_epoch,
     use_channels_last,
     use_cuda_graphs,
@@ -138,8 +139,7 @@ class SegTrainer(Trainer):
         if training.lr_scheduler_type != "exponential":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps = steps_per_epoch(training, len(self.train_dataset), self.args.world_size)
-            factor = exponential(training, steps, warmup)
+            factor = exponential(training, steps_per_epoch(training, len(self.train_dataset)), warmup)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -245,10 +245,13 @@ class SegTrainer(Trainer):
             return self.get_test_dataloader(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
-        drops = self.args.dataloader_drop_last and is_training  # Trainer drops pairs of validation and test too
-        with overridden(self.args, "dataloader_drop_last", drops):
-            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+    def _get_train_sampler(self, train_dataset=None) -> RandomSampler:
+        pairs = pairs_per_epoch(self.run.recipe.training, len(self.train_dataset))
+        return RandomSampler(self.train_dataset, num_samples=pairs)
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        with overridden(self.args, "dataloader_drop_last", False):  # the sampler drops pairs, and only in training
+            loader = super()._get_dataloader(*args, **kwargs)
         own = getattr(loader, "base_dataloader", loader)  # accelerate's loaders contain torch's
         own.worker_init_fn = partial(start_worker, own.worker_init_fn)
         return loader
@@ -367,8 +370,7 @@ class SegTrainer(Trainer):
     def summary(self) -> dict[str, Any]:
         """Build the `train` section of `results.json` for a training that has ended."""
         history, weights, seconds = self.state.log_history, self.loss.class_weights, TrainingTime.of(self.state)
-        batches = self.state.global_step * self.run.recipe.training.global_train_batch_size
-        images = min(batches, self.state.epoch * len(self.train_dataset))  # the last batch of an epoch may be smaller
+        images = self.state.epoch * pairs_per_epoch(self.run.recipe.training, len(self.train_dataset))
         return {
             "epochs": self.state.epoch,
             "steps": self.state.global_step,

@@ -170,6 +170,7 @@ def test_fewer_images_are_evaluated_at_a_time_where_there_are_many_classes_and_p
 
 def test_all_checkpoints_are_kept_when_there_is_no_limit():
     assert checkpoints_kept(TrainingRecipe()) == 2
+    assert checkpoints_kept(TrainingRecipe(arguments={"save_total_limit": 1})) == 2  # the newest one and the best one
     assert checkpoints_kept(TrainingRecipe(arguments={"save_total_limit": 5})) == 5
     every = TrainingRecipe(num_train_epochs=5, eval_every_epochs=2, arguments={"save_total_limit": None})
     assert checkpoints_kept(every) == 3
@@ -216,25 +217,26 @@ def test_native_scores_take_as_many_pictures_at_a_time_as_an_evaluation(trainer,
 
 
 @pytest.mark.parametrize(
-    ("keys", "arguments"),
+    ("keys", "arguments", "expected"),
     [
-        ({}, {}),
-        ({"gradient_accumulation_steps": 4}, {}),
-        ({"gradient_accumulation_steps": 4}, {"dataloader_drop_last": True}),
-        ({"global_train_batch_size": 64}, {"dataloader_drop_last": False}),
-        ({}, {"max_steps": 3}),
+        ({}, {}, 9),
+        ({"gradient_accumulation_steps": 4}, {}, 9),
+        ({"gradient_accumulation_steps": 4}, {"dataloader_drop_last": True}, 6),  # as without accumulation
+        ({}, {"dataloader_drop_last": True}, 6),
+        ({"global_train_batch_size": 64}, {"dataloader_drop_last": False}, 3),
+        ({}, {"max_steps": 3}, 3),
     ],
 )
-def test_steps_are_counted_as_trainer_does(trainer, keys, arguments):
+def test_steps_are_counted_as_trainer_does(trainer, keys, arguments, expected):
     training = replace(TrainingRecipe(num_train_epochs=3, global_train_batch_size=12, arguments=arguments), **keys)
     args = trainer.args
     args.num_train_epochs, args.max_steps = training.num_train_epochs, arguments.get("max_steps", -1)
     args.per_device_train_batch_size = per_device_batch_size(training, 1)
     args.gradient_accumulation_steps = training.gradient_accumulation_steps
-    args.dataloader_drop_last = arguments.get("dataloader_drop_last", False)
+    trainer.run.recipe = replace(trainer.run.recipe, training=training)
     trainer._train_batch_size = args.train_batch_size
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    assert count_steps(training, 32, 1) == steps
+    assert count_steps(training, 32) == steps == expected
 
 
 def test_balanced_class_weights_are_counted_from_the_training_masks_and_recorded(write_recipe, tmp_path):
