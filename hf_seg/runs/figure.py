@@ -1,19 +1,21 @@
 """The common style of all figures: an empty figure that is saved in one step; lines, legends and masks."""
 
+import functools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from matplotlib import style
+from matplotlib import font_manager, style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hf_seg.files import write_whole
-from hf_seg.text import printable
+from hf_seg.text import printable, say
 
 DPI = 150
 WIDTH = 8.0  # inches; with DPI: 1200 pixels
@@ -22,6 +24,9 @@ INK, FAINT = "#222222", "#777777"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # A line takes a new dash pattern once the colours are used up: 35 lines can be told apart.
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1.5, 1, 1.5)))
+# matplotlib's own font, and the usual ones with Chinese, Japanese and Korean on Linux, Windows and macOS
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback")
+FONTS += ("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")
 MAX_LEGEND_CLASSES = 19
 # Ignored pixels are striped, because some palettes have a class in every plain grey and in black.
 IGNORED_STRIPES = ((48, 48, 48), (120, 120, 120))
@@ -57,7 +62,9 @@ def open_figure(path: str | os.PathLike, height: float, layout: str = "compresse
     It does not use pyplot: no display is needed, the caller's backend and rcParams do not change, and the figure is
     freed as soon as it is saved. The PNG is 1200 pixels wide; `height` is in inches.
     """
-    with style.context(["default", STYLE]):  # "default" first: a personal matplotlibrc must not change the result
+    with style.context(
+        ["default", STYLE, {"font.family": _families()}]
+    ):  # "default" first: a personal matplotlibrc must not change the result
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(figure)
@@ -66,9 +73,30 @@ def open_figure(path: str | os.PathLike, height: float, layout: str = "compresse
             figure.savefig(partial, format="png", dpi=DPI)
 
 
+def _families() -> tuple[str, ...]:
+    """Names of the installed fonts that text is drawn in; a character comes from the first one that has it."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in FONTS if name in installed)
+
+
+@functools.cache
+def _is_drawn(character: str, families: Sequence[str]) -> bool:
+    properties = (font_manager.FontProperties(family=[name]) for name in families)
+    fonts = (font_manager.get_font(font_manager.findfont(each)) for each in properties)
+    return any(font.get_char_index(ord(character)) for font in fonts) or _say_missing()
+
+
+@functools.cache
+def _say_missing() -> bool:
+    what = "plots show some characters of names as codes, because no font has them"
+    say(f"{what}; install one that has, such as Noto Sans CJK", sys.stderr)
+    return False
+
+
 def shorten(name: str, length: int = 24) -> str:
-    """Cut the middle out of a long name: two names differ mostly at their beginning or end."""
-    name = printable(name)  # fonts lack the characters that are not printable
+    """Cut the middle out of a long name: two names differ mostly at their beginning or end. Characters that no font
+    has are replaced by codes."""
+    name = "".join(c if _is_drawn(c, _families()) else ascii(c)[1:-1] for c in printable(name))
     return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from hf_seg.runs import plots
+from hf_seg.runs import figure, plots
 
 NAMES = ("cat", "ground", "edge")
 PALETTE = ((10, 200, 30), (200, 10, 220), (0, 0, 0))
@@ -83,6 +83,20 @@ def figures(monkeypatch):
 
     monkeypatch.setattr("hf_seg.runs.figure.Figure", build)
     return drawn
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_a_font_lacks(tmp_path, monkeypatch, capsys):
+    names = ("猫", "地面", "Straße")
+    figure._say_missing.cache_clear()
+    monkeypatch.setattr(figure, "FONTS", ("DejaVu Sans", "not installed"))
+    assert [*map(figure.shorten, names)] == ["\\u732b", "\\u5730\\u9762", "Straße"]
+    plots.plot_confusion(confusion(3), names, tmp_path / "codes.png")
+    assert capsys.readouterr().err.count("install one that has") == 1
+    monkeypatch.setattr(figure, "FONTS", ("DejaVu Sans", "Last Resort High-Efficiency"))
+    assert (*map(figure.shorten, names),) == names
+    plots.plot_confusion(confusion(3), names, tmp_path / "drawn.png")
+    assert not capsys.readouterr().err
 
 
 def pixels(path):
