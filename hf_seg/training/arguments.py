@@ -153,8 +153,7 @@ def eval_batch_size(train_batch: int, num_classes: int, size: tuple[int, int]) -
 
 
 def checkpoints_kept(training: TrainingRecipe) -> int:
-    """How many checkpoints of a run are kept at most: `save_total_limit`, where null means all; the newest and the best
-    are kept in any case."""
+    """How many checkpoints are kept at most: `save_total_limit`; with null all, with 1 the newest and the best."""
     limit = training.arguments.get("save_total_limit", 2)
     return math.ceil(training.num_train_epochs / training.eval_every_epochs) if limit is None else max(2, limit)
 

@@ -9,8 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 from accelerate import PartialState
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
@@ -18,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 from hf_seg.processes import say_once
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")  # not on macOS
 
 
 class Interrupted(Exception):
@@ -165,9 +169,31 @@ class StopWhenAsked(TrainerCallback):
             os.write(sys.stderr.fileno(), f"\n{name}: saving and stopping; a second signal stops at once\n".encode())
 
 
-def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
-    """Start a data loader's worker in a process group of its own. The signals of a terminal or a launcher go to whole
-    groups, and the main process needs its workers until it has saved; it can still end them itself."""
+def protect_workers(loader: DataLoader) -> None:
+    """Let only this process end the loader's workers by SIGINT or SIGTERM: it needs them until it has saved."""
+    loader.worker_init_fn = partial(_start_worker, os.getpid(), loader.worker_init_fn)
+    if KNOWS_SENDERS:
+        loader._get_iterator = partial(_blocked, loader._get_iterator)
+
+
+def _blocked(create: Callable[[], Any]) -> Any:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it, in all of their threads
+    try:
+        return create()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(main: int, prepare: Callable[[int], None] | None, worker: int) -> None:
+    # terminals and launchers send signals to whole process groups, Slurm and systemd to each process
     os.setpgid(0, 0)
+    if KNOWS_SENDERS:
+        threading.Thread(target=_end_when_told_by, args=[main], daemon=True).start()
     if prepare is not None:
         prepare(worker)
+
+
+def _end_when_told_by(main: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != main:
+        pass
+    os._exit(0)

@@ -40,7 +40,7 @@ from hf_seg.training.arguments import (
     use_sync_batch_norm,
 )
 from hf_seg.training.average import WeightAverage
-from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime, start_worker
+from hf_seg.training.callbacks import EvaluateEvery, StopWhenAsked, TrainingTime, protect_workers
 from hf_seg.training.checkpoints import SealCheckpoints, find_damage, last_checkpoint, load_weights, writing
 from hf_seg.training.graphs import GraphedModel
 from hf_seg.training.memory import Step, explained, peak_memory
@@ -252,8 +252,7 @@ class SegTrainer(Trainer):
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         with overridden(self.args, "dataloader_drop_last", False):  # the sampler drops pairs, and only in training
             loader = super()._get_dataloader(*args, **kwargs)
-        own = getattr(loader, "base_dataloader", loader)  # accelerate's loaders contain torch's
-        own.worker_init_fn = partial(start_worker, own.worker_init_fn)
+        protect_workers(getattr(loader, "base_dataloader", loader))  # accelerate's loaders contain torch's
         return loader
 
     def evaluate(self, *args, **kwargs):

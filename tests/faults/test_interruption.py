@@ -59,7 +59,7 @@ def test_a_signal_loses_nothing(write_recipe, launch, tmp_path, undisturbed, sig
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
-def test_loader_processes_outlive_a_signal_to_their_group_and_no_longer(write_recipe, launch, tmp_path, signal):
+def test_loader_processes_outlive_a_signal_and_no_longer(write_recipe, launch, tmp_path, signal):
     keys = {"data": {"cache": False}, "training": OPTIONS["training"] | {"dataloader_num_workers": 2}}
     stopped = launch(write_recipe("a", **keys), signal, "step", script=SIGNALLED, check=False)
     assert stopped.returncode == {"SIGTERM": 143, "SIGINT": 130}[signal], stopped.stderr

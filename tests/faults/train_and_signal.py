@@ -1,7 +1,9 @@
 """`hf_seg/train.py` that gets a signal in one of its steps, while it evaluates, or while it saves: `… SIGNAL WHEN`."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 
 from hf_seg import train
@@ -23,6 +25,8 @@ method, steps = METHODS[when]
 def interfere(self, *arguments, **keywords):
     if self.state.global_step >= steps and not interfere.done:
         interfere.done = True
+        if workers := [str(worker.pid) for worker in multiprocessing.active_children()]:
+            subprocess.run(["kill", "-s", name.removeprefix("SIG"), *workers], check=True)  # as Slurm and systemd do
         os.killpg(0, signal.Signals[name])  # as a terminal or a launcher does
     return original(self, *arguments, **keywords)
 
