@@ -47,7 +47,7 @@ class Tested:
 
     Args:
         per_image (`dict[tuple[str, ...], np.ndarray]`): integer confusion matrices `(images, C, C)` of the test
-            images, by `OF_INPUT` or `NATIVE`; runs of older versions have no `NATIVE`. Empty if the file was deleted.
+            images, by `OF_INPUT` and `NATIVE`. Empty if the file was deleted.
         samples (`dict[str, np.ndarray]`, *optional*): uint8 arrays of some test images: `pixel_values` of shape
             `(samples, 3, height, width)`, `labels` and `predictions` of shape `(samples, height, width)`, and the
             classes' `palette` of shape `(C, 3)`. None if the file was deleted.

@@ -45,8 +45,6 @@ SCALED = {
     "imagenet": "scaled to [0, 1], then normalised by ImageNet's mean and standard deviation",
     "inception": "scaled to [-1, 1]",
 }
-
-
 # by data.resize: how the card names the input size that scores were computed at
 AT = {"stretch": "at %s pixels", "letterbox": "within %s pixels", "crop": "through windows of %s pixels"}
 INPUT = {

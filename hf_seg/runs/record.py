@@ -33,8 +33,7 @@ RESULTS = "results.json"
 CARD = "README.md"
 ERRORS = "errors.html"  # written by `hf-seg errors`
 PLOTS = {name: f"plots/{name}.png" for name in ("curves", "confusion", "roc", "samples")}
-# confusion matrices of the test images, (images, C, C): `confusion` at the input's size, `native` at the image's own;
-# older runs lack `native`
+# confusion matrices of the test images, (images, C, C): `confusion` at the input's size, `native` at the image's own
 PER_IMAGE = "test_confusion.npz"
 ROC = "test_roc.npz"  # `fpr` and `tpr` of each class, (C, points)
 SAMPLES = "test_samples.npz"  # `pixel_values`, `labels` and `predictions` of some test images; the classes' `palette`
@@ -312,8 +311,6 @@ def load_arrays(path: Path, classes: int | None = None) -> dict[str, np.ndarray]
         raise Refusal(path, f"cannot be read ({error})", remedy, code="arrays") from error
     sizes = {"3": 3} | ({"c": classes} if classes else {})
     for name, (letters, kinds) in ARRAYS[path.name].items():
-        if name == "native" and name not in arrays:
-            continue
         array = arrays.get(name, np.array(None))
         known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
         if array.dtype.kind not in kinds or len(letters) != array.ndim or (*known,) != array.shape:

@@ -43,8 +43,6 @@ class Evaluation:
             `tuple`: predicted ids (uint8, the shape of `labels`) and each image's summed loss (float32 `(batch,)`); if
             thorough, also [`score_histograms`] and [`boundary_counts`].
         """
-        if isinstance(logits, tuple):
-            logits = logits[0]
         logits = upsample(logits, labels.shape[-2:])
         loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
         ids = logits.argmax(dim=1)
