@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +93,13 @@ class CachedPairs(PreparedPairs):
     def __reduce__(self):
         # pickling a memory-mapped array would send all of its data to each worker
         return (CachedPairs.open, (self.folder,)) if self.folder else super().__reduce__()
+
+
+def default_workers(on_gpu: bool | None = None) -> int:
+    """Return how many processes decode the pictures that no cache holds, unless a recipe says it. Training on a CPU
+    needs the cores itself. `on_gpu`: by default, whether this machine has a GPU."""
+    on_gpu = torch.accelerator.is_available() if on_gpu is None else on_gpu
+    return min(8, (os.cpu_count() or 1) // 2) if on_gpu else 0
 
 
 def black_pairs(count: int, size: Size) -> CachedPairs:

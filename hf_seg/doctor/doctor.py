@@ -154,6 +154,7 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
     """Find a lack of disk space or shared memory for the runs on a data set; with `deep`, also outdated caches."""
     from hf_seg.data.cache import SplitCache, find_obstacle, prepared_folder
     from hf_seg.data.check import in_memory
+    from hf_seg.data.prepared import default_workers
     from hf_seg.data.transforms import build_transforms
 
     if in_memory(listing.splits):
@@ -169,7 +170,8 @@ def _check_caches(same: Sections, listing: Listing, survey: Survey, deep: bool) 
             folder, transform = prepared_folder(data.cache), transforms[name]
             cache = SplitCache(name=name, dataset=split, spec=listing.spec, transform=transform, folder=folder)
             caches[folder, cache.place.name] = cache
-        workers = training.arguments.get("dataloader_num_workers", None if data.cache is False else 0)
+        wanted = default_workers() if data.cache is False else 0
+        workers = training.arguments.get("dataloader_num_workers", wanted)
         batch = 4 * training.global_train_batch_size * math.prod(transforms["train"].prepared_size)
         problems += check_shared_memory(workers, batch)
     wanted = {prepared_folder(data.cache) for data, _ in same if data.cache not in ("auto", False)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -90,13 +89,8 @@ def _has_nvidia_gpu() -> bool:
     return False
 
 
-def check_shared_memory(workers: int | None, batch_bytes: int) -> list[Problem]:
-    """Check that shared memory has room for the batches of the data loader's workers, two batches for each. `workers`:
-    None for the number that training chooses if each epoch decodes the pictures."""
-    if workers is None:  # as `build_training_arguments` does
-        import torch
-
-        workers = min(8, (os.cpu_count() or 1) // 2) if torch.accelerator.is_available() else 0
+def check_shared_memory(workers: int, batch_bytes: int) -> list[Problem]:
+    """Check that shared memory has room for the batches of the data loader's workers, two batches for each."""
     needed = 2 * workers * batch_bytes
     if not SHARED_MEMORY.is_dir() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
         return []

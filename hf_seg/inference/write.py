@@ -160,7 +160,7 @@ def written_here(path: Path) -> bool:
 
 
 def _has_note(path: Path) -> bool:
-    """Whether a file begins like one of [`_save`]. This reads no more of it, as there may be many large photographs."""
+    """Whether a file begins like one of [`_save`]. No more of it is read: there may be many large photographs."""
     try:
         with open(path, "rb") as file:
             head = file.read(64)

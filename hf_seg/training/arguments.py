@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from hf_seg.data import SegData
+from hf_seg.data.prepared import default_workers
 from hf_seg.problem import RecipeError, Refusal
 from hf_seg.recipe.keys import TrainingRecipe, loss_parts
 from hf_seg.runs.folder import Run
@@ -191,9 +191,8 @@ def build_training_arguments(run: Run, num_classes: int, decodes: bool = False) 
     """
     recipe, training, state = run.recipe, run.recipe.training, PartialState()
     train_batch, precision = per_device_batch_size(training, state.num_processes), precision_of(training, state.device)
-    # Reading a batch from the cache is faster than passing it on from a worker process. Decoding is slow enough for
-    # workers, but on a CPU they would take the cores from the training.
-    wanted = min(8, (os.cpu_count() or 1) // 2) if decodes and state.device.type != "cpu" else 0
+    # reading a batch from the cache is faster than passing it on from a worker process
+    wanted = default_workers(state.device.type != "cpu") if decodes else 0
     workers, crops = training.arguments.get("dataloader_num_workers", wanted), recipe.data.resize == "crop"
     arguments: dict[str, Any] = {
         "logging_strategy": "epoch",

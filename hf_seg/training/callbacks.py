@@ -186,7 +186,8 @@ def _blocked(create: Callable[[], Any]) -> Any:
 
 def _start_worker(main: int, prepare: Callable[[int], None] | None, worker: int) -> None:
     # terminals and launchers send signals to whole process groups, Slurm and systemd to each process
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
     if KNOWS_SENDERS:
         threading.Thread(target=_end_when_told_by, args=[main], daemon=True).start()
     if prepare is not None:

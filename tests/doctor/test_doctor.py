@@ -17,6 +17,7 @@ from own_folders import ORIENTATION, as_rgb, scene, write_folder, write_image
 from PIL import Image, ImageEnhance
 
 from hf_seg import cli, train
+from hf_seg.data.prepared import default_workers
 from hf_seg.doctor import doctor
 from hf_seg.problem import Refusal
 from hf_seg.recipe import load_recipes
@@ -593,6 +594,18 @@ def test_a_cache_that_cannot_be_kept(root, ask, write_recipe, is_refused, tmp_pa
     found = [finding for finding in report["findings"] if finding["code"] == fault]
     assert [finding["level"] for finding in found] == ["warning" if cache == "auto" else "error"]
     assert status == is_refused(recipe) == (cache != "auto")
+
+
+def test_the_default_workers_need_shared_memory(root, ask, write_recipe, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert (default_workers(on_gpu=True), default_workers(on_gpu=False)) == (4, 0)
+    monkeypatch.setattr("hf_seg.data.prepared.default_workers", lambda: 3)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=0, used=0, free=10))
+    for cache, expected in ((False, 1), ("auto", 0)):
+        data = {"name": "folder", "root": str(root), "cache": cache}
+        _, report = ask(write_recipe("own", data=data))
+        found = [finding["what"] for finding in report["findings"] if finding["code"] == "small-shared-memory"]
+        assert len(found) == expected and all("3 data loader workers" in what for what in found)
 
 
 def test_what_a_letterbox_does_to_pictures(root, ask, write_recipe):
