@@ -62,9 +62,8 @@ def open_figure(path: str | os.PathLike, height: float, layout: str = "compresse
     It does not use pyplot: no display is needed, the caller's backend and rcParams do not change, and the figure is
     freed as soon as it is saved. The PNG is 1200 pixels wide; `height` is in inches.
     """
-    with style.context(
-        ["default", STYLE, {"font.family": _families()}]
-    ):  # "default" first: a personal matplotlibrc must not change the result
+    # "default" first: a personal matplotlibrc must not change the result
+    with style.context(["default", STYLE, {"font.family": _families()}]):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(figure)
