@@ -168,7 +168,7 @@ def finish_run(folder: Path, record: dict[str, Any], samples: Sequence[Tensor], 
         `dict`: the content of `results.json`.
     """
     test = dict(record["test"])
-    roc, confusion, native = test.pop("roc"), test.pop("per_image"), test.pop("native_per_image")
+    roc, confusion, native = test.pop("roc"), test.pop("per_image"), test.pop("native_per_image", None)
     test["roc_auc"] = {name: curve["auc"] for name, curve in roc.items()}
     trained = record["train"] is not None
     results = record | {"status": "finished" if trained else EVALUATED, "test": test}
