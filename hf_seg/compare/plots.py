@@ -84,13 +84,14 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
 def plot_cost(arms: Sequence[Arm], path: Path) -> None:
     """Draw the compared mIoU over multiply-adds per image and, if all used the same hardware, over images per second.
 
-    Each arm is a point; bars are standard deviations over seeds. Arms of the same name, which differ in their input,
-    are joined by a line, and each point is labelled with its input.
+    Each arm is a point; bars are standard deviations over seeds. If inputs differ, each point is labelled with its
+    input, and arms of the same name are joined by a line.
     """
     costs = {"multiply-adds per image, × 10⁹": (1e9, "model", "multiply_adds")}
     if len({hardware for arm in arms for hardware in arm.hardware}) == 1 and not any(arm.evaluated for arm in arms):
         costs["images per second, validation included"] = (1, "train", "images_per_second")
     lines: dict[str, list[Arm]] = {}
+    same_input = arms[0].place == OF_INPUT
     for arm in arms:
         lines.setdefault(arm.runs[0].arm, []).append(arm)
     with open_figure_of_arms([*lines], path, height=3.4, look=point_look) as figure:
@@ -103,7 +104,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
                 deviations = [arm.deviation(*arm.place, "mean_iou") or 0 for arm in members]
                 look = point_look(index) | ({"linestyle": "-"} if len(members) > 1 else {})
                 axes.errorbar(*place, yerr=deviations if any(deviations) else None, capsize=3, **look)
-                for arm, *point in zip(members, *place, strict=True) if len(members) > 1 else ():
+                for arm, *point in zip(members, *place, strict=True) if not same_input else ():
                     said = describe_input(arm.runs[0].recipe["data"])
                     axes.annotate(said, point, (5, 4), textcoords="offset points", fontsize=6)
             if max(values.values()) > 4 * min(values.values()):
@@ -111,7 +112,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.set(xlabel=name)
             axes.margins(0.15)
-        at = "" if arms[0].place == OF_INPUT else " at the photographs' own size"
+        at = "" if same_input else " at the photographs' own size"
         panels[0].set(title="Accuracy against cost", ylabel=f"test mIoU{at}")
 
 

@@ -161,6 +161,8 @@ def written_here(path: Path) -> bool:
 
 def _has_note(path: Path) -> bool:
     """Whether a file begins like one of [`_save`]. No more of it is read: there may be many large photographs."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(64)

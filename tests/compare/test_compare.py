@@ -237,7 +237,7 @@ def test_inputs_of_different_sizes_are_compared_at_the_pictures_own_size(write_r
     assert axes.get_ylabel() == "test mIoU at the photographs' own size"
     line, point = (container.lines[0] for container in axes.containers)
     assert line.get_ydata() == pytest.approx(means) and len(point.get_xdata()) == 1
-    assert [text.get_text() for text in axes.texts] == ["64×64", "128×128"]
+    assert [text.get_text() for text in axes.texts] == ["64×64", "128×128", "64×64, letterbox"]
 
     write_report(found, tmp_path / "report")
     report = squeeze((tmp_path / "report" / "comparison.md").read_text())

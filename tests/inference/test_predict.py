@@ -514,6 +514,14 @@ def test_what_training_refuses_gets_no_mask(segmenter, tmp_path, name, write, re
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
 
 
+def test_a_pipe_in_a_folder_is_not_waited_for(segmenter, tmp_path):
+    (tmp_path / "in").mkdir()
+    photograph().save(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (problem,) = predict_to_folder(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert problem.place.endswith("pipe.png") and "neither a file nor a link to one" in problem.what
+
+
 def test_an_overlay_that_a_jpeg_cannot_hold_is_a_png(segmenter, tmp_path):
     Image.new("RGB", (65_536, 1)).save(tmp_path / "wide.png")
     assert predict_to_folder(segmenter, [tmp_path / "wide.png"], tmp_path / "out") == []
