@@ -1,4 +1,5 @@
 import json
+import os
 import logging
 import time
 import zlib
