@@ -1,6 +1,6 @@
 import json
-import os
 import logging
+import os
 import time
 import zlib
 from collections import Counter
