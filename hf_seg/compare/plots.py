@@ -104,7 +104,7 @@ def plot_cost(arms: Sequence[Arm], path: Path) -> None:
                 deviations = [arm.deviation(*arm.place, "mean_iou") or 0 for arm in members]
                 look = point_look(index) | ({"linestyle": "-"} if len(members) > 1 else {})
                 axes.errorbar(*place, yerr=deviations if any(deviations) else None, capsize=3, **look)
-                for arm, *point in zip(members, *place, strict=True) if not same_input else ():
+                for arm, *point in () if same_input else zip(members, *place, strict=True):
                     said = describe_input(arm.runs[0].recipe["data"])
                     axes.annotate(said, point, (5, 4), textcoords="offset points", fontsize=6)
             if max(values.values()) > 4 * min(values.values()):

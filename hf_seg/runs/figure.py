@@ -95,7 +95,8 @@ def _say_missing() -> bool:
 def shorten(name: str, length: int = 24) -> str:
     """Cut the middle out of a long name: two names differ mostly at their beginning or end. Characters that no font
     has are replaced by codes."""
-    name = "".join(c if _is_drawn(c, _families()) else ascii(c)[1:-1] for c in printable(name))
+    families = _families()
+    name = "".join(c if _is_drawn(c, families) else ascii(c)[1:-1] for c in printable(name))
     return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 
